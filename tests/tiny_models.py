@@ -1,0 +1,119 @@
+"""Tiny checkpoints with random weights, built on the spot: a test reads, cuts and runs them in moments.
+
+Every size differs from every other where it can, so that a mistaken axis shows as a wrong shape.  Norm gains, biases
+and the router's correction bias are random too: with transformers' own ones and zeros a wrong cut could pass unseen.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCAB_SIZE = 300
+
+LAYERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
+PATTERN = "MEM*-ME*"
+
+HYBRID_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "intermediate_size": 56,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 10,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "conv_kernel": 4,
+    "chunk_size": 8,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 40,
+    "routed_scaling_factor": 1.5,
+    "max_position_embeddings": 256,
+}
+
+LLAMA_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "intermediate_size": 56,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write_text(path: Path, *, sentences: int = 200, seed: int = 0) -> Path:
+    """A text of plain sentences from a small vocabulary: some 26 bytes a sentence."""
+    rng = np.random.default_rng(seed)
+    names, verbs = ["Anna", "Ben", "Clara", "The dog", "The king"], ["sees", "finds", "eats", "wants"]
+    things = ["a red apple", "the old road", "three birds", "bread and salt"]
+    lines = [f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)}." for _ in range(sentences)]
+    path.write_text(" ".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of VOCAB_SIZE tokens; `<pad>`, `<s>` and `</s>` are 0, 1 and 2."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = "the old king sees three birds and Anna wants a red apple, bread and salt; Ben and Clara find the road. "
+    bpe.train_from_iterator([words * 4], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def save_hybrid(folder: Path, *, pattern: str = PATTERN, seed: int = 0, **sizes: Any) -> Path:
+    """Write a NemotronH in fp32 with its tokenizer; `sizes` replace those of HYBRID_SIZES, by their config names."""
+    config = NemotronHConfig(**HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in pattern]} | sizes)
+    return _save(folder, NemotronHForCausalLM, config, seed)
+
+
+def save_llama(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: Any) -> Path:
+    """Write a Llama in fp32 with its tokenizer; `tied` shares the embedding with the output layer."""
+    config = LlamaConfig(**LLAMA_SIZES | {"tie_word_embeddings": tied} | sizes)
+    return _save(folder, LlamaForCausalLM, config, seed)
+
+
+def _save(folder: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> Path:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = architecture(config)
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape)
+            if parameter.ndim > 1:
+                parameter.copy_(0.2 * noise)
+            elif name.endswith("A_log"):
+                parameter.copy_(0.5 * noise.abs())
+            else:
+                parameter.add_(0.1 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape))
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
