@@ -1,0 +1,141 @@
+"""The command `minitron`: the table of its commands, and what becomes of an error.
+
+A command is a function `command` in cli/<name>.py with typer annotations (see cli/options.py); its docstring is its
+help.  Exit codes: 0 done, 1 an unforeseen failure, 2 something the user can mend, 130 interrupted.
+"""
+
+import errno
+import functools
+import inspect as signatures
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+
+import minitron
+from cli import compress, demo, distill, eval, inspect, plan, prune, score
+from minitron.errors import MinitronError
+
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "inspect": inspect.command,
+    "plan": plan.command,
+    "score": score.command,
+    "prune": prune.command,
+    "distill": distill.command,
+    "eval": eval.command,
+    "compress": compress.command,
+    "demo": demo.command,
+}
+
+# Set before torch and transformers are imported, where the user has not decided otherwise.
+_ENVIRONMENT: Final = {
+    # Waiting OpenMP threads that spin take the processor from every other process on the machine.
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+_EXIT_FAILURE: Final = 1
+_EXIT_USER: Final = 2
+_EXIT_INTERRUPTED: Final = 130
+
+
+class _Settings:
+    """What holds for the whole process."""
+
+    debug = False
+
+
+def _set_debug(value: bool) -> bool:
+    _Settings.debug = _Settings.debug or value
+    return value
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"minitron {minitron.__version__}")
+        raise typer.Exit
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
+]
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+]
+
+
+def _with_debug(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the option --debug, which every command has and none reads."""
+
+    @functools.wraps(function)
+    def command(*args: Any, debug: bool, **kwargs: Any) -> None:
+        function(*args, **kwargs)
+
+    # typer reads the options off the signature and the annotations.
+    signature = signatures.signature(function, eval_str=True)
+    debug = signatures.Parameter("debug", signatures.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
+    command.__annotations__ = {**get_type_hints(function, include_extras=True), "debug": DebugOption}
+    return command
+
+
+def _callback(version: VersionOption = False, debug: DebugOption = False) -> None:
+    """Make a hybrid Mamba-Transformer-MoE language model small enough for one GPU, and bring its accuracy back."""
+
+
+def build() -> typer.Typer:
+    """The typer application with every command of COMMANDS."""
+    app = typer.Typer(name="minitron", no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_callback)
+    for name, function in COMMANDS.items():
+        app.command(name)(_with_debug(function))
+    return app
+
+
+def main() -> None:
+    """What the command `minitron` runs: leaves the process with the exit code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output left early, as `head` does; Python would complain when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
+    try:
+        build()(arguments, prog_name="minitron")
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except MinitronError as error:
+        return _tell(str(error), _EXIT_USER)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 -- the last stop of every error: a user sees one line, not a traceback
+        if _is_disk_full(error):
+            place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            return _tell(f"the disk is full{place}; free some space or choose another output.", _EXIT_USER)
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        hint = "" if _Settings.debug else " (run again with --debug to see where)"
+        return _tell(f"unexpected {told}{hint}", _EXIT_FAILURE)
+    return 0
+
+
+def _tell(message: str, code: int) -> int:
+    if _Settings.debug:
+        traceback.print_exc()
+    print(f"minitron: error: {message}", file=sys.stderr)
+    return code
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # Libraries written in Rust, safetensors among them, wrap the system's error in one of their own.
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error)

@@ -1,0 +1,8 @@
+"""`minitron compress`."""
+
+from minitron.errors import MinitronError
+
+
+def command() -> None:
+    """Not built yet."""
+    raise MinitronError("`minitron compress` is not built yet.")

@@ -1,0 +1,213 @@
+"""All that reaches the terminal: results on stdout, progress and notes on stderr.  Nothing else in Minitron prints.
+
+    table(title, columns, rows)     a table on stdout; a cell is text, an int, a float or None
+    line(text)                      a line of the result on stdout
+    document(value)                 the --json printer: one JSON document on stdout
+    note(text)                      a remark on stderr
+    bar                             a minitron.progress.Progress: `with bar("Scoring", total, "tokens") as advance:`
+    run_document(...)               the document of a command that wrote something
+
+A command with --json calls `document` once and neither `table` nor `line`.  In a terminal a table that is too wide is
+split between columns, its first column repeated; in a pipe it keeps its full width, so that a line stays a line.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from minitron.progress import Advance
+
+Cell = str | int | float | None
+
+# Text goes out as it is: no markup, no emoji and no guessed colours in paths, layer maps or numbers.
+_RESULTS: Final = Console(markup=False, emoji=False, highlight=False)
+_MESSAGES: Final = Console(markup=False, emoji=False, highlight=False, stderr=True)
+
+# Seconds between two lines about one bar where no bar can be drawn.
+_PLAIN_INTERVAL: Final = 10.0
+_PADDING: Final = 2
+
+
+def cell(value: Cell) -> str:
+    """What stands in a table for `value`: 1,234,567 for an int, four significant digits for a float, - for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table on stdout; numbers and all columns but the first are set to the right."""
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [
+        max(cell_len(text) for text in [name, *(row[i] for row in texts)]) + _PADDING for i, name in enumerate(columns)
+    ]
+    room = _RESULTS.width if _RESULTS.is_terminal else sum(widths)
+    for part, shown in enumerate(_split(widths, room)):
+        drawn = Table(
+            title=Text(title) if part == 0 and title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
+        for i in shown:
+            left = i == 0 or _is_words([row[i] for row in rows])
+            drawn.add_column(Text(columns[i]), justify="left" if left else "right", overflow="fold")
+        for row in texts:
+            drawn.add_row(*(Text(row[i]) for i in shown))
+        _RESULTS.print(drawn, width=min(room, sum(widths[i] for i in shown)), crop=False)
+        line("")
+
+
+def _is_words(cells: Sequence[Cell]) -> bool:
+    """Whether a column holds words: some text in it has no digit."""
+    return any(isinstance(value, str) and value and not any(c.isdigit() for c in value) for value in cells)
+
+
+def _split(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Groups of column indices that fit into `room` characters each, column 0 in front of every group."""
+    groups: list[list[int]] = [[0]]
+    for i in range(1, len(widths)):
+        if len(groups[-1]) > 1 and sum(widths[j] for j in groups[-1]) + widths[i] > room:
+            groups.append([0])
+        groups[-1].append(i)
+    return groups
+
+
+def line(text: str) -> None:
+    """Print a line of the result on stdout."""
+    _RESULTS.print(Text(text), soft_wrap=not _RESULTS.is_terminal)
+
+
+def document(value: Any) -> None:
+    """Print one JSON document on stdout.  A path is written as text; NaN and infinity, which are no JSON, are refused."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} has no place in a JSON document")
+
+
+def run_document(
+    output: Path | None,
+    inputs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The document of a command that ran: what it wrote, from what, how, what came of it, and how long it took.
+
+    `seconds` is the wall time of the whole command."""
+    return {
+        "output": None if output is None else str(output),
+        "inputs": dict(inputs),
+        "settings": dict(settings),
+        "results": dict(results),
+        "seconds": round(seconds, 3),
+    }
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr, above any bar that is drawn."""
+    _MESSAGES.print(Text(text), soft_wrap=not _MESSAGES.is_terminal)
+
+
+class _RateColumn(ProgressColumn):
+    """`1,240 tokens/s`."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else _rate(speed, str(task.fields["unit"])))
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
+
+
+# One drawing of all open bars: a terminal has room for one live region only.
+_drawn: Progress | None = None
+
+
+@contextmanager
+def bar(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """A bar on stderr with percentage, rate, time left and a note; a line now and then where stderr is no terminal.
+
+    `total` is counted in `unit`s, a plural such as `tokens`.  Bars may be nested."""
+    opened = _live_bar if _MESSAGES.is_interactive else _plain_bar
+    with opened(description, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _live_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
+    global _drawn
+    outermost = _drawn is None
+    if _drawn is None:
+        _drawn = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=16),
+            TaskProgressColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=_MESSAGES,
+            # stdout may be a file or a pipe, and rich would send what is printed there to the bar's console.
+            redirect_stdout=False,
+        )
+        _drawn.start()
+    progress = _drawn
+    task = progress.add_task(description, total=total, unit=unit, note="")
+
+    def advance(amount: float, note: str = "") -> None:
+        progress.advance(task, amount)
+        if note:
+            progress.update(task, note=note)
+
+    try:
+        yield advance
+    finally:
+        progress.stop_task(task)
+        if outermost:
+            progress.stop()
+            _drawn = None
+
+
+@contextmanager
+def _plain_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
+    started = told = time.monotonic()
+    done, latest = 0.0, ""
+
+    def tell() -> None:
+        seconds = max(time.monotonic() - started, 1e-9)
+        parts = [f"{description}: {done:,.0f} of {total:,.0f} {unit}", _rate(done / seconds, unit)]
+        if 0 < done < total:
+            parts.append(f"{(total - done) * seconds / done:,.0f} s left")
+        note(", ".join(parts + ([latest] if latest else [])))
+
+    def advance(amount: float, note: str = "") -> None:
+        nonlocal done, latest, told
+        done += amount
+        latest = note or latest
+        if time.monotonic() - told >= _PLAIN_INTERVAL:
+            told = time.monotonic()
+            tell()
+
+    yield advance
+    tell()
