@@ -12,8 +12,8 @@ A command writes `def command(model: ModelArgument, context: ContextOption = 131
     output      JsonOption
     parsers     bytes_option, count_option: for `typer.Option(parser=...)` of a command's own options
 
-No command declares `--debug`: cli/app.py adds it to every command.  Paths are checked by the code that opens them, which
-raises a MinitronError, so that a wrong path reads the same from every command.
+No command declares `--debug`: cli/app.py adds it to every command.  Paths are checked by the code that opens them,
+which raises a MinitronError, so that a wrong path reads the same from every command.
 """
 
 from collections.abc import Callable, Iterable

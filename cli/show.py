@@ -32,6 +32,8 @@ Cell = str | int | float | None
 
 # Text goes out as it is: no markup, no emoji and no guessed colours in paths, layer maps or numbers.
 _RESULTS: Final = Console(markup=False, emoji=False, highlight=False)
+if not _RESULTS.is_terminal:
+    _RESULTS.width = 10_000  # rich would fold at 80 columns what goes into a pipe or a file
 _MESSAGES: Final = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 # Seconds between two lines about one bar where no bar can be drawn.
@@ -57,26 +59,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
         max(cell_len(text) for text in [name, *(row[i] for row in texts)]) + _PADDING for i, name in enumerate(columns)
     ]
     room = _RESULTS.width if _RESULTS.is_terminal else sum(widths)
-    for part, shown in enumerate(_split(widths, room)):
-        drawn = Table(
-            title=Text(title) if part == 0 and title else None,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-        )
+    if title:
+        line(title)
+    for shown in _split(widths, room):
+        drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i in shown:
             left = i == 0 or _is_words([row[i] for row in rows])
             drawn.add_column(Text(columns[i]), justify="left" if left else "right", overflow="fold")
         for row in texts:
             drawn.add_row(*(Text(row[i]) for i in shown))
-        _RESULTS.print(drawn, width=min(room, sum(widths[i] for i in shown)), crop=False)
+        _RESULTS.print(drawn, width=min(room, sum(widths[i] for i in shown)))
         line("")
 
 
 def _is_words(cells: Sequence[Cell]) -> bool:
-    """Whether a column holds words: some text in it has no digit."""
-    return any(isinstance(value, str) and value and not any(c.isdigit() for c in value) for value in cells)
+    """Whether a column holds words: some text in it begins with a letter."""
+    return any(isinstance(value, str) and value[:1].isalpha() for value in cells)
 
 
 def _split(widths: Sequence[int], room: int) -> list[list[int]]:
@@ -95,7 +93,9 @@ def line(text: str) -> None:
 
 
 def document(value: Any) -> None:
-    """Print one JSON document on stdout.  A path is written as text; NaN and infinity, which are no JSON, are refused."""
+    """Print one JSON document on stdout, a path in it as text.
+
+    Raises ValueError for NaN and infinity, which are no JSON: give None for what could not be measured."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
 
 
