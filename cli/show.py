@@ -38,7 +38,7 @@ _MESSAGES: Final = Console(markup=False, emoji=False, highlight=False, stderr=Tr
 
 # Seconds between two lines about one bar where no bar can be drawn.
 _PLAIN_INTERVAL: Final = 10.0
-_PADDING: Final = 2
+_PADDING: Final = 3
 
 
 def cell(value: Cell) -> str:
