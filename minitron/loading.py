@@ -1,0 +1,68 @@
+"""transformers models and tokenizers from a checkpoint folder, whole or not at all."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from minitron.errors import MinitronError
+
+DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None
+) -> PreTrainedModel:
+    """The model in `folder` in eval mode.
+
+    Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
+    would fill such a weight at random and go on."""
+    if not (folder / "config.json").is_file():
+        raise MinitronError(f"{folder} holds no config.json; give a Hugging Face checkpoint folder.")
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, local_files_only=True
+    )
+    # transformers builds no multi-token-prediction block, so a checkpoint's `mtp.*` tensors are left over.
+    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("mtp.")]
+    bad: dict[str, Any] = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(unexpected),
+        "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
+    }
+    for kind, keys in bad.items():
+        if keys:
+            raise MinitronError(
+                f"{folder}: {len(keys)} {kind} weights, the first {keys[0]}; "
+                "the checkpoint does not fit its config.json."
+            )
+    model.requires_grad_(False)
+    return model.to(device or default_device()).eval()
+
+
+def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of the architecture of `folder`'s config.json with fresh random weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; raises MinitronError where there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise MinitronError(f"{folder} holds no tokenizer; copy the tokenizer files of the original model into it.")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def require_same_tokenizer(student: Path, teacher: Path) -> None:
+    """Raise MinitronError unless both folders' tokenizers map the same text to the same ids."""
+    one, other = load_tokenizer(student), load_tokenizer(teacher)
+    if one.get_vocab() != other.get_vocab():
+        raise MinitronError(
+            f"{student} and {teacher} have different tokenizers ({len(one)} and {len(other)} tokens); "
+            "distillation and KL compare logits, so both must share one vocabulary."
+        )

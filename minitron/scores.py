@@ -1,0 +1,113 @@
+"""Scores: how much every index of every axis matters, as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from minitron.errors import MinitronError
+from minitron.files import refuse_existing
+from minitron.spec import ModelSpec
+
+Key = tuple[str, int | None]
+"""(axis, layer); the layer is None for an axis that all layers share."""
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a calibration run found out about a model.  Larger is more important, everywhere.
+
+    `importance` holds, by (axis, layer):
+        ("hidden", None)          [hidden]        residual stream channels, combined over all norms
+        ("ffn", layer)            [ffn]           MLP channels
+        ("shared_ffn", layer)     [shared_ffn]    shared-expert channels
+        ("query_head", layer)     [query_head]    attention heads
+        ("mamba_channel", layer)  [mamba_head, mamba_head_dim]   from which channels, then heads, are chosen
+        ("expert", layer)         [expert]        routed experts
+        ("expert_ffn", layer)     [expert, expert_ffn]   each expert's channels by its own tokens
+        ("layer", None)           [layers]        what leaving out the layer does to the logits
+    """
+
+    importance: Mapping[Key, NDArray[np.float64]]
+
+    energy: Mapping[str, NDArray[np.float64]]
+    """Norm gain's name (the family's first dialect) -> [channels] mean over tokens of x_c^2 / mean over the norm's
+    group of x^2: the share of its input that each channel carries, 1 on average.  From it follows by how much the gain
+    grows when the norm averages over fewer channels."""
+
+    model: str
+    """Fingerprint of the config scored (ModelSpec.fingerprint)."""
+
+    data: str
+    """SHA-256 of the calibration text."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How they were made: samples, sequence length, estimators, seconds."""
+
+    def __post_init__(self) -> None:
+        for name, values in [*((str(key), value) for key, value in self.importance.items()), *self.energy.items()]:
+            if not np.isfinite(values).all():
+                raise MinitronError(f"scores: {name} is not finite; the model or the calibration text is broken.")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a plan made from these scores names."""
+        return {"model": self.model, "data": self.data, "settings": dict(self.settings)}
+
+    def require(self, spec: ModelSpec) -> None:
+        """Raise MinitronError unless these are scores of this very model."""
+        if self.model != spec.fingerprint:
+            raise MinitronError(
+                "the scores were made from a model with another config.json; score this model again with minitron score."
+            )
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
+        refuse_existing(path, overwrite=overwrite)
+        tensors = {
+            f"importance/{axis}" + ("" if layer is None else f"/{layer}"): np.ascontiguousarray(values)
+            for (axis, layer), values in self.importance.items()
+        }
+        tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
+        metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(tensors, partial, metadata={"minitron": json.dumps(metadata)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def load_scores(path: Path) -> Scores:
+    """The scores in a file that `Scores.save` wrote; raises MinitronError for any other file."""
+    if not path.is_file():
+        raise MinitronError(f"{path} does not exist; make it with minitron score.")
+    try:
+        with safe_open(path, "np") as file:
+            header = json.loads((file.metadata() or {}).get("minitron", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise MinitronError(f"{path} is no readable safetensors file ({error}); score the model again.") from None
+    if header is None or header.get("version") != VERSION:
+        raise MinitronError(f"{path} holds no scores of this version of Minitron; make them with minitron score.")
+    importance: dict[Key, NDArray[np.float64]] = {}
+    energy: dict[str, NDArray[np.float64]] = {}
+    for name, values in tensors.items():
+        table, _, rest = name.partition("/")
+        if table == "energy":
+            energy[rest] = values
+        else:
+            axis, _, layer = rest.partition("/")
+            importance[axis, int(layer) if layer else None] = values
+    return Scores(importance, energy, header["model"], header["data"], header["settings"])

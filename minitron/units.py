@@ -1,0 +1,66 @@
+"""Sizes as people type and read them: 128k tokens, 1.3GiB, 22GB."""
+
+import re
+from fractions import Fraction
+from typing import Final
+
+from minitron.errors import MinitronError
+
+GiB: Final = 2**30
+MiB: Final = 2**20
+
+_BYTES: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+# Context lengths are powers of two: everyone who writes 128k means 131,072 tokens.
+_COUNTS: Final = {"": 1, "k": 2**10, "m": 2**20}
+
+# A comma or underscore parts thousands and nothing else: 1,3GiB is no size, rather than 13 GiB to someone's surprise.
+_NUMBER: Final = r"(\d{1,3}(?:[,_]\d{3})+|\d+(?:\.\d+)?|\.\d+)"
+
+
+def _parse(text: str, factors: dict[str, int], what: str, example: str) -> int:
+    match = re.fullmatch(_NUMBER + r"\s*([A-Za-z]*)", text.strip(), flags=re.ASCII)
+    if match is None or match[2].lower() not in factors:
+        raise MinitronError(f"{text!r} is not {what}; write it like {example}.")
+    return round(Fraction(re.sub("[_,]", "", match[1])) * factors[match[2].lower()])
+
+
+def parse_bytes(text: str) -> int:
+    """`1.3GiB` -> 1395864371 bytes; GB is 10^9, GiB is 2^30, a bare number is bytes.
+
+    Raises MinitronError where the text is no size."""
+    return _parse(text, _BYTES, "a memory size", "1.3GiB, 22GB or 800MiB")
+
+
+def parse_count(text: str) -> int:
+    """`128k` -> 131072 tokens: k is 2^10, m is 2^20.  Raises MinitronError where the text is no count."""
+    count = _parse(text, _COUNTS, "a number of tokens", "4096 or 128k")
+    if count < 1:
+        raise MinitronError(f"{text!r} is less than one; give a positive number such as 4096 or 128k.")
+    return count
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in the largest binary unit in which the number is at least 1, three decimals at most: `18.689 GiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= size:
+            return f"{count / size:,.3f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def format_parameters(count: float) -> str:
+    """`8.888 B` parameters, `135.0 M`, `6,144`."""
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if abs(count) >= size:
+            return f"{count / size:,.3f} {unit}"
+    return f"{count:,.0f}"
