@@ -1,28 +1,23 @@
 """Files and folders that are complete or absent: written to a temporary sibling, then renamed."""
 
+import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from minitron.errors import MinitronError
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step: a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,39 +31,83 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MinitronError(f"{path} does not exist; check the path.") from None
+    except IsADirectoryError:
+        raise MinitronError(f"{path} is a folder; give the file itself.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MinitronError(f"{path} is not valid JSON ({error}); write it again or check the path.") from None
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise MinitronError where `path` exists and may not be replaced: called before long work, not after it."""
+def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise MinitronError where `path` may not become an output: called before long work, not after it.
+
+    It may not where it exists and `overwrite` is not given, nor where replacing it would destroy one of `inputs`, the
+    working directory or the user's home."""
+    for source in inputs:
+        if source.exists() and source.resolve().is_relative_to(path.resolve()):
+            raise MinitronError(f"{path} is or holds the input {source}; choose another output.")
+    if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+        raise MinitronError(f"{path} is a folder that you work in; choose a new folder as the output.")
     if path.exists() and not overwrite:
         raise MinitronError(f"{path} exists already; choose another output or pass --overwrite.")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write; it replaces `path` when the block ends well and is removed when not.
+
+    Raises MinitronError where `path` is a folder."""
+    path = path.resolve()  # written through a symbolic link, not over it
+    if path.is_dir():
+        raise MinitronError(f"{path} is a folder; choose a file as the output.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    partial = _partial(path)
+    try:
+        yield partial
+        # The name must not reach the disk before the bytes do.
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` to write into; it becomes `path` when the block ends well and is removed when not.
 
-    Raises MinitronError where `path` exists and `overwrite` is not given."""
-    refuse_existing(path, overwrite=overwrite)
+    Raises MinitronError where `path` exists and `overwrite` is not given, or where it is a file."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    # First of all: it may bring a folder back.
     _remove_leftovers(path)
+    refuse_existing(path, overwrite=overwrite)
+    if path.is_file():
+        raise MinitronError(f"{path} is a file; choose a folder as the output.")
     partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
         if path.exists():
-            # Two renames, not delete and rename: a kill between them leaves one whole folder on disk either way.
-            old = partial.with_name(partial.name + ".old")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
+            _swap(partial, path)
         else:
             partial.rename(path)
     finally:
         if partial.exists():
             shutil.rmtree(partial)
+
+
+def _swap(partial: Path, path: Path) -> None:
+    # Two renames, not delete and rename: whatever happens between them, both folders are whole on the disk, and the
+    # next write puts the old one back.
+    old = partial.with_name(partial.name + ".old")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
 
 
 def _partial(path: Path) -> Path:
@@ -77,9 +116,16 @@ def _partial(path: Path) -> Path:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed run left beside `path`: siblings whose process is gone."""
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         number = leftover.name.rpartition("-")[2].removesuffix(".old")
+        if not number.isdigit():
+            continue
+        # Our own number is left over too: in a container every run may get the same one.
+        if int(number) != os.getpid() and psutil.pid_exists(int(number)):
+            continue
         if leftover.name.endswith(".old") and not path.exists():
             leftover.rename(path)
-        elif number.isdigit() and not Path(f"/proc/{number}").exists() and leftover.is_dir():
+        elif leftover.is_dir():
             shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

@@ -25,7 +25,7 @@ _BYTES: Final = {
 _COUNTS: Final = {"": 1, "k": 2**10, "m": 2**20}
 
 # A comma or underscore parts thousands and nothing else: 1,3GiB is no size, rather than 13 GiB to someone's surprise.
-_NUMBER: Final = r"(\d{1,3}(?:[,_]\d{3})+|\d+(?:\.\d+)?|\.\d+)"
+_NUMBER: Final = r"(\d{1,3}(?:[,_]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
 
 def _parse(text: str, factors: dict[str, int], what: str, example: str) -> int:
