@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
@@ -100,25 +101,31 @@ def main() -> None:
     """What the command `minitron` runs: leaves the process with the exit code."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if sys.stdout is None:  # closed by the caller; the next file to be opened would become stdout
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the process ends
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output left early, as `head` does; Python would complain when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        # `run` has told of it; Python flushes once more at the end, and would fail and complain once more.
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
+    _Settings.debug = False
     try:
-        build()(arguments, prog_name="minitron")
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
+        code = _call(arguments)
+        sys.stdout.flush()
+        return code
     except MinitronError as error:
         return _tell(str(error), _EXIT_USER)
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _EXIT_FAILURE  # whoever read our output left early, as `head` does: nothing to complain of
     except Exception as error:  # noqa: BLE001 -- the last stop of every error: a user sees one line, not a traceback
         if _is_disk_full(error):
             place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
@@ -126,6 +133,14 @@ def run(arguments: list[str]) -> int:
         told = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
         hint = "" if _Settings.debug else " (run again with --debug to see where)"
         return _tell(f"unexpected {told}{hint}", _EXIT_FAILURE)
+
+
+def _call(arguments: list[str]) -> int:
+    try:
+        build()(arguments, prog_name="minitron")
+    except SystemExit as left:
+        # typer leaves this way also when all went well.
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
     return 0
 
 
