@@ -92,12 +92,12 @@ def parse(text: str) -> Dim:
         return ValueError(f"bad rule {text!r}: {why}")
 
     def peek() -> str:
-        return words[place] if place < len(words) else ""
+        return str(words[place]) if place < len(words) else ""
 
     def take() -> str:
         nonlocal place
         place += 1
-        return words[place - 1]
+        return str(words[place - 1])
 
     def stack() -> Dim:
         parts = [product()]
@@ -222,13 +222,14 @@ def _project(tensor: Tensor, place: int, dim: Dim, sizes: Mapping[str, int], cut
                 tensor = _project(tensor, place + offset, factor, sizes, cuts)
             return tensor.flatten(place, place + len(factors) - 1)
         case Stack(parts):
-            pieces = tensor.split([numel(part, sizes) for part in parts], dim=place)
             import torch
 
-            return torch.cat(
-                [_project(piece, place, part, sizes, cuts) for piece, part in zip(pieces, parts, strict=True)],
-                dim=place,
-            )
+            projected, start = [], 0
+            for part in parts:
+                length = numel(part, sizes)
+                projected.append(_project(tensor.narrow(place, start, length), place, part, sizes, cuts))
+                start += length
+            return torch.cat(projected, dim=place)
     return tensor
 
 

@@ -68,7 +68,7 @@ class Scores:
         """Raise MinitronError unless these are scores of this very model."""
         if self.model != spec.fingerprint:
             raise MinitronError(
-                "the scores were made from a model with another config.json; score this model again with minitron score."
+                "the scores were made from a model with another config.json; score this one with minitron score."
             )
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
