@@ -10,7 +10,6 @@ The document of --json, sizes in bytes:
 tensors in the folder; of a config.json alone, those of `total` in the config's dtype.
 """
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from minitron.spec import ModelSpec
 
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MAP_WIDTH: Final = 60
 
 
 def command(model: ModelArgument, as_json: JsonOption = False) -> None:
@@ -55,7 +55,7 @@ def describe(model: Path, spec: "ModelSpec") -> tuple[dict[str, Any], str]:
         dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
         if dtype not in _DTYPE_BYTES:
             raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
-        weight_bytes, origin = parameters.total * _DTYPE_BYTES[dtype], f"if every parameter is kept in {dtype}"
+        weight_bytes, origin = parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}"
     description = {
         "model_type": spec.config["model_type"],
         "family": spec.family.name,
@@ -75,9 +75,10 @@ def describe(model: Path, spec: "ModelSpec") -> tuple[dict[str, Any], str]:
 def _print(spec: "ModelSpec", description: dict[str, Any], origin: str) -> None:
     layers, parameters = description["layers"], description["parameters"]
     kinds = ", ".join(f"{layers.count(letter)} {kind} ({letter})" for letter, kind in _kinds(spec).items())
-    show.line(f"{description['model_type']}, family {description['family']}: {len(layers)} layers, {kinds}")
-    for row in textwrap.wrap(layers, 64):
-        show.line(f"  {row}")
+    show.line(f"{description['model_type']} (family {description['family']})")
+    show.line(f"{len(layers)} layers: {kinds}")
+    for start in range(0, len(layers), _MAP_WIDTH):
+        show.line(f"  {layers[start : start + _MAP_WIDTH]}")
     show.line("")
     show.table("Sizes", ["axis", "in config.json", "size"], [[a, spec.key(a), s] for a, s in spec.sizes.items()])
     rows: list[list[show.Cell]] = [
@@ -89,7 +90,8 @@ def _print(spec: "ModelSpec", description: dict[str, Any], origin: str) -> None:
     if parameters["mtp"]:
         rows.append(["multi-token prediction, beside", parameters["mtp"], format_parameters(parameters["mtp"])])
     show.table("Parameters", ["component", "parameters", "share"], rows)
-    show.line(f"Weights: {format_bytes(description['weight_bytes'])} {origin} ({description['weight_bytes']:,} bytes)")
+    weight_bytes = description["weight_bytes"]
+    show.line(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")
 
 
 def _kinds(spec: "ModelSpec") -> dict[str, str]:

@@ -1,0 +1,47 @@
+"""Arrows go downwards only, and the distribution carries every package."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TOP = ("minitron", "importance", "distill", "cli")
+
+
+def test_the_contract_is_kept() -> None:
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "arrows only downwards KEPT" in done.stdout
+
+
+def test_the_contract_names_all_four_packages() -> None:
+    (contract,) = PROJECT["tool"]["importlinter"]["contracts"]
+    assert contract["layers"] == ["cli", "importance | distill", "minitron"]
+    assert set(PROJECT["tool"]["importlinter"]["root_packages"]) == set(TOP)
+
+
+def test_every_package_is_distributed() -> None:
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts) for name in TOP for file in (ROOT / name).rglob("__init__.py")
+    }
+    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_module_stands_in_a_package() -> None:
+    for name in TOP:
+        for file in (ROOT / name).rglob("*.py"):
+            assert (file.parent / "__init__.py").is_file(), f"{file.parent} has no __init__.py"
+
+
+def test_only_show_prints() -> None:
+    printing = [
+        str(file.relative_to(ROOT))
+        for name in TOP
+        for file in (ROOT / name).rglob("*.py")
+        if " print(" in file.read_text(encoding="utf-8")
+    ]
+    # app.py tells of errors, before and after everything else.
+    assert set(printing) <= {"cli/app.py", "cli/show.py"}
