@@ -3,9 +3,8 @@
 Shapes: B sequences a batch, T tokens a sequence, N tokens of a chunk, H hidden, V vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import exp, isfinite
+from math import exp
 from typing import Final
 
 import numpy as np
@@ -20,22 +19,25 @@ from minitron.progress import Advance
 CHUNK_LOGITS: Final = 2**24
 """Logits alive at a time, 64 MiB in fp32: [N, V] with N = CHUNK_LOGITS / V, whatever the text's length."""
 
+LARGEST_LOSS: Final = 700.0
+"""Nats; exp of more overflows a float."""
+
 
 @dataclass(frozen=True)
 class Quality:
     """What one pass over a text measured."""
 
     tokens: int
-    """Tokens predicted: every token of every sequence but the first."""
+    """Tokens read: the KL divergence and the agreement are means over all of them."""
 
     perplexity: float
-    """exp of the mean negative log likelihood of a token, in nats."""
+    """exp of the mean negative log likelihood, in nats, of every token but the first of each sequence."""
 
     kl_to_teacher: float | None
-    """KL(teacher || student) in nats, the mean over the predicted tokens; None without a teacher."""
+    """KL(teacher || student) of the next token's distribution in nats, mean over tokens; None without a teacher."""
 
     top1_agreement: float | None
-    """Part of the predicted tokens, from 0 to 1, for which student and teacher like the same token best."""
+    """Share of the tokens, from 0 to 1, after which student and teacher like the same next token best."""
 
 
 @dataclass
@@ -88,17 +90,7 @@ def measure_quality(
     sums = np.zeros(3)
     for start in range(0, len(blocks), batch_size):
         ids = torch.from_numpy(blocks[start : start + batch_size])
-        states = hidden_states(model, ids)[:, :-1].flatten(0, 1)
-        teacher_states = None if teacher is None else teacher.hidden_states(ids)[:, :-1].flatten(0, 1)
-        targets = ids[:, 1:].flatten().to(states.device)
-        for chunk in _chunks(len(targets), model.get_output_embeddings().weight.shape[0]):
-            sums += _chunk_sums(
-                model,
-                states[chunk],
-                targets[chunk],
-                None if teacher is None else teacher.model,
-                None if teacher_states is None else teacher_states[chunk],
-            )
+        sums += _batch_sums(model, teacher, ids)
         if not np.isfinite(sums).all():
             raise MinitronError(
                 f"{model.config.name_or_path or 'The model'} gives logits that are not finite on the evaluation text; "
@@ -106,14 +98,13 @@ def measure_quality(
             )
         if advance is not None:
             advance(ids.numel())
-    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
-    nll, kl, agreed = (float(value) / tokens for value in sums)
-    perplexity = exp(nll) if nll < 700 else float("inf")
-    if not isfinite(perplexity):
+    nll = float(sums[0]) / (blocks.size - len(blocks))
+    if nll > LARGEST_LOSS:
         raise MinitronError(
             f"The mean loss of {nll:.0f} nats has no finite perplexity; the model's weights are damaged."
         )
-    return Quality(tokens, perplexity, kl if teacher else None, agreed if teacher else None)
+    kl, agreed = (float(value) / blocks.size for value in sums[1:])
+    return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
 
 
 def require_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -126,26 +117,32 @@ def require_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) 
         )
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, CHUNK_LOGITS // vocabulary)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+def _batch_sums(model: PreTrainedModel, teacher: Teacher | None, ids: Tensor) -> NDArray[np.float64]:
+    """[3]: negative log likelihood, KL and agreements, summed over the ids [B, T]."""
+    states = hidden_states(model, ids).flatten(0, 1)
+    teacher_states = None if teacher is None else teacher.hidden_states(ids).flatten(0, 1)
+    # The token that follows each one; -1 after the last of a sequence, where it is not known.
+    following = torch.full_like(ids, -1)
+    following[:, :-1] = ids[:, 1:]
+    following = following.flatten().to(states.device)
+    head = model.get_output_embeddings()
+    sums = np.zeros(3)
+    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    for start in range(0, ids.numel(), size):
+        chunk = slice(start, start + size)
+        logits = head(states[chunk]).float()
+        log_q = logits.log_softmax(-1)
+        known = following[chunk] >= 0
+        picked = log_q.gather(-1, following[chunk].clamp(min=0)[:, None])[:, 0][known]
+        sums[0] -= float(picked.cpu().double().sum())
+        if teacher is not None and teacher_states is not None:
+            sums[1:] += _divergence(logits, log_q, teacher.model.get_output_embeddings()(teacher_states[chunk]).float())
+    return sums
 
 
-def _chunk_sums(
-    model: PreTrainedModel,
-    states: Tensor,
-    targets: Tensor,
-    teacher: PreTrainedModel | None,
-    teacher_states: Tensor | None,
-) -> NDArray[np.float64]:
-    """[3]: negative log likelihood, KL and agreements, summed over the chunk: states [N, H], targets [N]."""
-    logits = model.get_output_embeddings()(states).float()
-    log_q = logits.log_softmax(-1)
-    nll = -log_q.gather(-1, targets[:, None]).cpu().double().sum()
-    if teacher is None or teacher_states is None:
-        return np.array([float(nll), 0.0, 0.0])
-    teacher_logits = teacher.get_output_embeddings()(teacher_states).float().to(logits.device)
+def _divergence(logits: Tensor, log_q: Tensor, teacher_logits: Tensor) -> NDArray[np.float64]:
+    """[2]: KL and agreements summed over N tokens; all three tensors are [N, V] in fp32."""
     log_p = teacher_logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).cpu().double().sum()
     agreed = (logits.argmax(-1) == teacher_logits.argmax(-1)).sum()
-    return np.array([float(nll), float(kl), float(agreed)])
+    return np.array([float(kl), float(agreed)])
