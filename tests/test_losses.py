@@ -1,6 +1,5 @@
 """The chunked losses against the same formulas written out over whole logits in float64."""
 
-import math
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.divergence import DivergenceSum, divergence
 from distill.losses import chunked_loss, forward_kl, loss_named
 from minitron.errors import MinitronError
 
@@ -151,35 +149,3 @@ def test_a_gradient_is_taken_once() -> None:
 def test_an_unknown_loss_names_the_known_ones() -> None:
     with pytest.raises(MinitronError, match="forward_kl"):
         loss_named("backward_kl")
-
-
-def test_divergence_over_batches_equals_the_formulas_over_whole_logits() -> None:
-    batch, length, vocab = 4, 300, 50
-    generator = torch.Generator().manual_seed(1)
-    hidden, other = (
-        torch.randn(batch, length, H, generator=generator),
-        torch.randn(batch, length, HT, generator=generator),
-    )
-    head, other_head = torch.randn(vocab, H, generator=generator), torch.randn(VT, HT, generator=generator)
-    ids = torch.randint(vocab, (batch, length), generator=generator)
-    sums = DivergenceSum()
-    for part in (slice(0, 3), slice(3, 4)):
-        sums.add(hidden[part], head, other[part], other_head, ids[part])
-    found = divergence(sums.totals())
-
-    log_q = torch.log_softmax(hidden.double() @ head.double().T, -1)
-    log_p = torch.log_softmax((other.double() @ other_head.double().T)[..., :vocab], -1)
-    following = ids[:, 1:].unsqueeze(-1)
-    assert found.tokens == batch * length
-    assert math.isclose(found.kl, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), rel_tol=1e-5)
-    assert math.isclose(found.top1_agreement, float((log_p.argmax(-1) == log_q.argmax(-1)).double().mean()))
-    for ours, log in ((found.perplexity, log_q), (found.reference_perplexity, log_p)):
-        assert math.isclose(ours, math.exp(-float(log[:, :-1].gather(-1, following).mean())), rel_tol=1e-5)
-
-
-def test_a_model_diverges_nowhere_from_itself() -> None:
-    hidden, head = torch.randn(2, 20, H), torch.randn(V, H)
-    sums = DivergenceSum()
-    sums.add(hidden, head, hidden, head, torch.zeros(2, 20, dtype=torch.int64))
-    found = divergence(sums.totals())
-    assert found.kl == 0 and found.top1_agreement == 1 and found.perplexity == found.reference_perplexity
