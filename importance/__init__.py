@@ -1,9 +1,9 @@
 """Which parts of a model matter: forward passes over calibration text, streaming sums, one score an index.
 
-    sites        where in a model the activations of an axis pass, read off the family's rules
-    estimators   from the activations of a batch to a channel's score
-    experts      routed experts, each by its own tokens
-    observe      hooks that feed the sums while a model runs
-    depth        what leaving out a layer does to the logits
-    calibrate    all of it: a checkpoint and a text in, Scores out
+sites        where in a model the activations of an axis pass, read off the family's rules
+estimators   from the activations of a batch to a channel's score
+experts      routed experts, each by its own tokens
+observe      hooks that feed the sums while a model runs
+depth        what leaving out a layer does to the logits
+calibrate    all of it: a checkpoint and a text in, Scores out
 """

@@ -1,0 +1,141 @@
+"""Hooks that feed streaming sums while a model runs, and the scores that follow from the sums.
+
+A caller enters `observing`, runs the model however it likes and reads `importance` and `energy` from the totals.  A
+model may also be run layer by layer, each layer while its weights are in memory: the totals are the same.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from importance.estimators import ESTIMATORS, Array, Batch, Totals, dissimilarity, energy_shares
+from importance.experts import expert_channel_scores, expert_scores, observed_experts
+from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, layers_module, norm_sites
+from minitron.scores import Key
+from minitron.spec import ModelSpec
+
+ESTIMATOR: Final = "activation"
+"""How channels are judged: a name in ESTIMATORS."""
+
+See = Callable[[tuple[Any, ...], Any], None]
+"""Looks at a module's arguments and its output (None while the module has not run)."""
+
+
+@contextmanager
+def observing(model: PreTrainedModel, spec: ModelSpec, totals: Totals, *, influence: bool = False) -> Iterator[None]:
+    """Until the block ends every forward pass of `model` on sequences [B, T] adds to `totals`; its output is the same.
+
+    `influence` also compares what goes into a layer with what comes out.  Raises ValueError for a model in training
+    mode, where fused kernels bypass the modules that are observed."""
+    if model.training:
+        raise ValueError("a model is observed in eval mode only")
+    batch = Batch()
+
+    with ExitStack() as undo:
+
+        def watch(name: str, see: See, *, before: bool = False) -> None:
+            undo.callback(_listen(model.get_submodule(name), see, before=before).remove)
+
+        for layer in range(len(spec.layers)):
+            watch(f"{layers_module(spec)}.{layer}", _sees_batch(batch), before=True)
+            if influence:
+                watch(f"{layers_module(spec)}.{layer}", _sees_layer(totals, layer))
+        for site in channel_sites(spec):
+            watch(site.module, _sees_channels(totals, site, batch), before=site.side == "input")
+        for norm in norm_sites(spec):
+            watch(norm.module, _sees_norm(totals, norm))
+        for expert in expert_sites(spec):
+            undo.enter_context(observed_experts(expert, model.get_submodule(expert.module), totals, batch))
+        yield
+
+
+def importance(spec: ModelSpec, totals: Totals) -> dict[Key, Array]:
+    """The scores of every axis but `layer`, by the keys of minitron.scores.Scores."""
+    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals)}
+    for site in channel_sites(spec):
+        scores = ESTIMATORS[ESTIMATOR].finish(totals[site]).reshape(site.shape)
+        # A head counts as the L2 over its channels; those of Mamba stay apart, for channels are chosen before heads.
+        found[site.key] = np.linalg.norm(scores, axis=-1) if site.key[0] == "query_head" else scores
+    for expert in expert_sites(spec):
+        found["expert", expert.layer] = expert_scores(expert, totals)
+        found["expert_ffn", expert.layer] = expert_channel_scores(expert, totals)
+    return found
+
+
+def energy(spec: ModelSpec, totals: Totals) -> dict[str, Array]:
+    """Norm gain's name -> [channels]: mean over tokens of x_c^2 / mean over the norm's group of x^2."""
+    return {norm.gain: totals[norm, "energy"] / totals[norm, "tokens"] for norm in norm_sites(spec)}
+
+
+def block_influence(spec: ModelSpec, totals: Totals) -> Array:
+    """[layers]: mean over tokens of 1 - cosine(input, output)."""
+    return np.array([totals["influence", layer] / totals["tokens", layer] for layer in range(len(spec.layers))])
+
+
+def _hidden(spec: ModelSpec, totals: Totals) -> Array:
+    """[hidden]: the square root of the sum over norms of A squared.
+
+    The L2 over samples that A is goes on over norms: each is one more reading of the same channel, and a channel that
+    one block reads strongly is not averaged away by the many that do not."""
+    readings = [ESTIMATORS[ESTIMATOR].finish(totals[norm, "output"]) for norm in norm_sites(spec) if norm.makes_hidden]
+    combined: Array = np.sqrt(np.square(readings).sum(0))
+    return combined
+
+
+def _listen(module: torch.nn.Module, see: See, *, before: bool) -> RemovableHandle:
+    """A hook that calls `see` before or after the module runs."""
+
+    def pre_hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        with torch.no_grad():
+            see(args, None)
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        with torch.no_grad():
+            see(args, output)
+
+    return module.register_forward_pre_hook(pre_hook) if before else module.register_forward_hook(hook)
+
+
+def _sees_batch(batch: Batch) -> See:
+    def see(args: tuple[Any, ...], output: None) -> None:
+        batch.sequences = args[0].shape[0]
+
+    return see
+
+
+def _sees_channels(totals: Totals, site: ChannelSite, batch: Batch) -> See:
+    columns = slice(site.start, site.start + prod(site.shape))
+
+    def see(args: tuple[Any, ...], output: Tensor | None) -> None:
+        activations: Tensor = args[0] if output is None else output
+        # The modules around routed experts are given the tokens of all sequences in one row.
+        by_sequence = activations.reshape(batch.sequences, -1, activations.shape[-1])
+        totals.add(site, ESTIMATORS[ESTIMATOR].statistic(by_sequence[..., columns]))
+
+    return see
+
+
+def _sees_norm(totals: Totals, norm: NormSite) -> See:
+    def see(args: tuple[Any, ...], output: Tensor) -> None:
+        if norm.makes_hidden:
+            totals.add((norm, "output"), ESTIMATORS[ESTIMATOR].statistic(output))
+        gate = args[1] if len(args) > 1 else None
+        totals.add((norm, "energy"), energy_shares(args[0], gate, norm.groups))
+        totals.add((norm, "tokens"), torch.tensor(output.shape[:-1].numel()))
+
+    return see
+
+
+def _sees_layer(totals: Totals, layer: int) -> See:
+    def see(args: tuple[Any, ...], output: Tensor) -> None:
+        totals.add(("influence", layer), dissimilarity(args[0], output))
+        totals.add(("tokens", layer), torch.tensor(output.shape[:-1].numel()))
+
+    return see
