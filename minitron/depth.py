@@ -11,15 +11,17 @@ With scores the layers of the least importance go, one by one, above the same fl
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
 from minitron.memory import Workload, footprint
-from minitron.scores import Scores
 from minitron.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from minitron.scores import Scores
 
 Kept = tuple[int, ...]
 """Kept layers, ascending."""

@@ -21,10 +21,17 @@ from minitron.axes import numel
 from minitron.errors import MinitronError
 from minitron.gpus import Gpu
 from minitron.spec import ModelSpec
-from minitron.units import format_bytes
+from minitron.units import GiB, format_bytes
 
 DTYPE_BYTES: Final[dict[str, int]] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 """How many bytes one number takes.  The plain law keeps every parameter alike; scales are not counted."""
+
+UTILIZATION: Final = 0.95
+"""The share of a GPU that a budget takes where nobody says otherwise: the rest is the driver's and the allocator's."""
+
+WORKSPACE: Final = round(0.65 * GiB)
+"""Activations and buffers where nobody says otherwise: an estimate, in the middle of the 0.5 to 0.8 GiB that make the
+published choice of Nemotron Nano 2 come out.  Engines report 0.8 to 2.5 GiB at their default batch sizes."""
 
 STATE_DTYPES: Final = ("fp32", "bf16", "fp16")
 """What a recurrent state can be kept in: no engine has a narrower one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from minitron.depth import Kept, depth_of, depths, match_pattern
 from minitron.errors import MinitronError
 from minitron.lattice import Lattice, Points, default_widths, fewest_layers, joined, parse_widths
 from minitron.memory import Budget, Footprint, Workload, footprint
-from minitron.scores import Scores
 from minitron.shares import Shares
 from minitron.spec import ModelSpec
 from minitron.units import format_bytes
+
+if TYPE_CHECKING:
+    from minitron.scores import Scores
 
 SORTS: Final = {
     "score": "ranked by {score}",

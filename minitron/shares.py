@@ -10,15 +10,17 @@ of energy; a layer's is its score, which is a divergence already.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron.depth import Kept, layer_scores
 from minitron.lattice import Lattice, Points
-from minitron.scores import Scores
 from minitron.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from minitron.scores import Scores
 
 Curve = NDArray[np.float64]
 """[members + 1] the share of importance that the best n members of every group carry, n = 0 .. members."""
