@@ -95,9 +95,12 @@ def find_gpu(text: str) -> Gpu:
     meant = [name for plain, name in names.items() if wanted and wanted in plain]
     if len(meant) == 1:
         return GPUS[meant[0]]
-    near = meant or [names[plain] for plain in difflib.get_close_matches(wanted, names, n=1, cutoff=0.0)]
+    if not meant:
+        # H1000 means H100-80GB-SXM: what stands before the hyphen is what people type.
+        spelled = {**{_plain(name.partition("-")[0]): name for name in GPUS}, **names}
+        meant = [spelled[plain] for plain in difflib.get_close_matches(wanted, spelled, n=1, cutoff=0.0)]
     raise MinitronError(
-        f"no GPU is called {text!r}; did you mean {' or '.join(near)}, or a GPU's usable memory, such as 22.06GiB?"
+        f"no GPU is called {text!r}; did you mean {' or '.join(meant)}, or a GPU's usable memory, such as 22.06GiB?"
     )
 
 
