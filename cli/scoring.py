@@ -1,0 +1,78 @@
+"""The options by which a model is scored, for the commands that score on the way: `prune` and `compress`."""
+
+import dataclasses
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import ComputeDtype, count_option
+from cli.spread import spread_options
+from minitron.progress import Progress
+
+if TYPE_CHECKING:
+    from minitron.scores import Scores
+
+
+class LayerScores(StrEnum):
+    """How layers are judged."""
+
+    ITERATIVE = "iterative"
+    FAST = "fast"
+    NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What was typed."""
+
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Sequences of calibration text, at most.")] = 1024
+    sequence_length: Annotated[
+        int,
+        typer.Option(
+            "--sequence-length", parser=count_option, help="Tokens of one calibration sequence.", metavar="TOKENS"
+        ),
+    ] = 4096
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 1
+    layer_scores: Annotated[
+        LayerScores,
+        typer.Option(
+            "--layer-scores", help="Judge layers by removing one after the other, by block influence, or not at all."
+        ),
+    ] = LayerScores.ITERATIVE
+    layer_samples: Annotated[
+        int, typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed.")
+    ] = 16
+    scoring_dtype: Annotated[
+        ComputeDtype, typer.Option("--scoring-dtype", help="The numbers that the model computes in while it is scored.")
+    ] = ComputeDtype.BF16
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was typed, as JSON."""
+        return {name: str(value) if isinstance(value, StrEnum) else value for name, value in vars(self).items()}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of importance.calibrate.calibrate."""
+        return {
+            "samples": self.samples,
+            "sequence_length": self.sequence_length,
+            "batch_size": self.batch_size,
+            "layers": self.layer_scores.value,
+            "layer_samples": self.layer_samples,
+            "dtype": self.scoring_dtype.value,
+        }
+
+    def run(self, model: Path, data: Path, *, device: str | None, progress: Progress) -> "Scores":
+        """The scores of `model` on the text `data`."""
+        from importance.calibrate import calibrate
+
+        return calibrate(model, data, device=device, progress=progress, **self.arguments)
+
+
+def takes_scoring(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with its parameter `scoring` spread out into the options of Scoring, as typer reads them."""
+    return spread_options(function, "scoring", Scoring)
