@@ -17,7 +17,6 @@ import typer
 
 from cli.options import bytes_option, count_option, parse_assignments
 from cli.spread import spread_options
-from cli.spread import spread_options
 from minitron.errors import MinitronError
 
 if TYPE_CHECKING:
