@@ -25,8 +25,6 @@ from minitron.errors import MinitronError
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
-    import torch
-
     from minitron.evaluate import Evaluation
 
 AgainstOption = Annotated[
@@ -57,13 +55,11 @@ def command(
 ) -> None:
     """Measure checkpoints on a text: perplexity, divergence from a teacher, size, speed, memory, lm-eval tasks."""
     from minitron.evaluate import evaluate_folders
-    from minitron.loading import DTYPES, default_device
     from minitron.text import text_hash
 
     started = time.monotonic()
     if len(set(models)) < len(models):
         raise MinitronError("A model is named twice; name each one once.")
-    place = _parse_device(device) if device else default_device()
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     evaluations = evaluate_folders(
         models,
@@ -74,18 +70,18 @@ def command(
         sequence_length=sequence_length,
         samples=samples,
         batch_size=batch_size,
-        dtype=DTYPES[dtype],
-        device=place,
+        dtype=str(dtype),
+        device=device,
         speed=speed,
         progress=show.bar,
     )
     if not as_json:
         show.table("", ["", *labels(models)], rows(evaluations))
         show.line(f"Quality: {evaluations[0].quality.tokens:,} tokens of {text}, sequences of {sequence_length:,}.")
-        if speed:
+        if (timed := evaluations[0].speed) is not None:
             show.line(
-                f"Speed and memory: {dtype} on {place}, batch 1, {sequence_length:,}-token prompt, median of repeats, "
-                "each model in a process of its own."
+                f"Speed and memory: {dtype} on {timed.device}, batch 1, prompt of {sequence_length:,} tokens, medians "
+                "after a warm-up, each model in a process of its own."
             )
         return
     settings = {
@@ -95,7 +91,8 @@ def command(
         "samples": samples,
         "batch_size": batch_size,
         "dtype": str(dtype),
-        "device": str(place),
+        "device": device,
+        "timed_on": evaluations[0].speed.device if evaluations[0].speed else None,
     }
     inputs = {"models": models, "against": against, "text": {"path": text, "sha256": text_hash(text)}}
     results = {str(evaluation.model): evaluation.to_json() for evaluation in evaluations}
@@ -143,15 +140,3 @@ def _standard_error(metric: str) -> str:
     """acc -> acc_stderr; acc,strict -> acc_stderr,strict: as lm-eval names it."""
     name, comma, filter_name = metric.partition(",")
     return f"{name}_stderr{comma}{filter_name}"
-
-
-def _parse_device(text: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise MinitronError(f"--device {text!r} is no device; write cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MinitronError(f"--device {text}: there is no such GPU here; leave --device out or write cpu.")
-    return device

@@ -12,7 +12,7 @@ from minitron.benchmarks import Benchmarks, Results
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.loading import default_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.loading import DTYPES, default_device, load_model, load_tokenizer, require_same_tokenizer
 from minitron.progress import Progress, silent
 from minitron.prune import RECORD
 from minitron.quality import Quality, Teacher, measure_quality
@@ -71,8 +71,8 @@ def evaluate_folders(
     sequence_length: int = 1024,
     samples: int | None = None,
     batch_size: int = 1,
-    dtype: torch.dtype = torch.bfloat16,
-    device: torch.device | None = None,
+    dtype: str = "bf16",
+    device: str | None = None,
     speed: bool = True,
     progress: Progress = silent,
 ) -> list[Evaluation]:
@@ -81,9 +81,10 @@ def evaluate_folders(
     Quality is over at most `samples` sequences of `sequence_length` tokens, spread over the text; `speed` times the
     first of them.  Where it is asked for, a process of its own times every model before the first is loaded here, so
     a script that calls this needs the usual `if __name__ == "__main__":`.  `tasks` are names or YAML files of lm-eval,
-    of which `task_limit` items are asked.  Raises MinitronError where a folder holds no such model, the text is too
-    short, or a tokenizer is not the teacher's."""
-    device = device or default_device()
+    of which `task_limit` items are asked.  `dtype` is a key of loading.DTYPES; `device` is as torch spells it, the
+    first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model, the text is too
+    short, a tokenizer is not the teacher's, or there is no such device."""
+    number, place = DTYPES[dtype], _find_device(device)
     checkpoints = [Checkpoint(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
     benchmarks = Benchmarks(tasks, limit=task_limit) if tasks else None
@@ -97,13 +98,13 @@ def evaluate_folders(
     if speed:
         with progress("timing", len(models), "models") as advance:
             for i, folder in enumerate(models):
-                speeds[i] = measure_speed(folder, blocks[i][0], dtype=dtype, device=device)
+                speeds[i] = measure_speed(folder, blocks[i][0], dtype=number, device=place)
                 advance(1)
 
-    teacher = None if against is None else Teacher(load_model(against, dtype=dtype, device=device))
+    teacher = None if against is None else Teacher(load_model(against, dtype=number, device=place))
     evaluations = []
     for i, folder in enumerate(models):
-        model = _load_or_reuse(folder, against, teacher, dtype, device)
+        model = _load_or_reuse(folder, against, teacher, number, place)
         with progress(f"evaluating {folder.name}", blocks[i].size, "tokens") as advance:
             quality = measure_quality(model, blocks[i], teacher=teacher, batch_size=batch_size, advance=advance)
         evaluations.append(
@@ -120,6 +121,18 @@ def evaluate_folders(
         # Otherwise this model would still be held while the next one is loaded.
         del model
     return evaluations
+
+
+def _find_device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MinitronError(f"{name!r} is no device; write cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MinitronError(f"There is no GPU {name} here; give no device or cpu.")
+    return device
 
 
 def _load_or_reuse(

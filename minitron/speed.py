@@ -43,6 +43,9 @@ class Speed:
     On CUDA what torch had allocated (without the context); on a CPU the resident memory of the process less what it
     held before the model was loaded.  Reading the files is not counted on CUDA or Linux, elsewhere it is."""
 
+    device: str
+    """What it ran on: the GPU's name, or the CPU and the number of threads."""
+
 
 def measure_speed(
     folder: Path,
@@ -86,7 +89,12 @@ def _measure(
     ids = torch.from_numpy(prompt)[None].to(device)
     prefill, decode = _times(model, ids, decode_tokens, repeats)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM") - before
-    return Speed(ids.shape[1] / median(prefill), 1 / median(decode), peak)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} with {threads} thread{'' if threads == 1 else 's'}"
+    )
+    return Speed(ids.shape[1] / median(prefill), 1 / median(decode), peak, name)
 
 
 @torch.inference_mode()

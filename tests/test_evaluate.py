@@ -217,7 +217,7 @@ def test_command_shows_promised_beside_measured(
     ("extra", "message"),
     [
         (["--device", "gpu"], "no device"),
-        (["--device", "cuda:63"], "no such GPU"),
+        (["--device", "cuda:63"], "no GPU cuda:63"),
         (["--sequence-length", "100000"], "less than one sequence"),
         (["--against", "nowhere"], "nowhere holds no"),
         (["{model}"], "twice"),
