@@ -151,16 +151,16 @@ def _verdict(parent: "Candidate", available: int) -> str:
 def _print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
     """The list, with a column for every size that differs within it."""
     names = ["num_hidden_layers", *spec.keys]
-    varied = [name for name in names if len({candidate.sizes[name] for candidate in result.candidates}) > 1]
+    varied = [name for name in names if len({candidate.sizes.get(name) for candidate in result.candidates}) > 1]
     same = [
         f"{_short(spec, name)} {result.best.sizes[name]:,}"
-        for name in names
+        for name in result.best.sizes
         if name not in varied and result.best.sizes[name] != spec.named_sizes[name]
     ]
     rows: list[list[show.Cell]] = [
         [
             place,
-            *(candidate.sizes[name] for name in varied),
+            *(candidate.sizes.get(name) for name in varied),
             format_parameters(candidate.parameters),
             format_bytes(candidate.footprint.total),
         ]
@@ -178,9 +178,9 @@ def _print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
     best, parent = result.best, result.parent
     left, spare = format_parameters(best.parameters), format_bytes(result.budget.available - best.footprint.total)
     rows: list[list[show.Cell]] = [
-        [name, parent.sizes[name], best.sizes[name]]
+        [name, parent.sizes[name], best.sizes.get(name)]
         for name in ["num_hidden_layers", *spec.keys]
-        if best.sizes[name] != parent.sizes[name]
+        if best.sizes.get(name) != parent.sizes[name]
     ]
     whole, cut = parent.footprint.to_json(), best.footprint.to_json()
     rows += [[_TERMS[term], format_bytes(whole[term]), format_bytes(cut[term])] for term in whole if whole[term]]

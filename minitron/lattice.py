@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from minitron.depth import Kept
 from minitron.errors import MinitronError
+from minitron.families import Rule
 from minitron.spec import ModelSpec
 
 Whole = NDArray[np.int64]
@@ -140,6 +141,11 @@ def _router_groups(spec: ModelSpec, axis: str) -> int:
     return int(spec.config.get("n_group") or 1) if axis == "expert" else 1
 
 
+def _axes(rule: Rule) -> frozenset[str]:
+    """The axes in a tensor's shape and in its name."""
+    return rule.axes | frozenset(rule.pattern.axes)
+
+
 def _group_count(spec: ModelSpec, axis: str) -> int:
     """A number of which the axis must keep a multiple while its group axis stays whole."""
     group = spec.family.grouped.get(axis)
@@ -217,6 +223,19 @@ class Lattice:
             for kind in dict.fromkeys(self.spec.layers)
         }
 
+    @cached_property
+    def has(self) -> dict[str, NDArray[np.bool_]]:
+        """config key -> [depths] whether a layer that has its axes, or the model outside layers, stays."""
+        always = np.ones(len(self.depths), dtype=bool)
+        users = {
+            axis: [kind for kind, rules in self.spec.rules.items() if any(axis in _axes(rule) for rule in rules)]
+            for axis in self.spec.sizes
+        }
+        return {
+            key: np.any([self.kinds[kind] > 0 if kind in self.kinds else always for kind in users[axes[0]]], axis=0)
+            for key, axes in self.spec.keys.items()
+        }
+
     def chunks(self, length: int = 2**18) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
         """All points in blocks of at most `length`, larger sizes first, each with a mask of those that keep the
         constraints.  The arrays of a block are as small as they can be and broadcast against each other."""
@@ -232,7 +251,12 @@ class Lattice:
             for (key, table), choice in zip(self._tables.items(), others, strict=True):
                 # Only a size given as a multiple differs from one hidden size to the next.
                 along = hidden if (table != table[0]).any() else np.zeros_like(hidden[:, :1])
-                sizes |= dict.fromkeys(self.spec.keys[key], table[along, choice])
+                size = table[along, choice]
+                if not self.has[key].all():
+                    # Without a layer that has the axis its sizes are all the same model: the first stands for it.
+                    only = np.where(choice == 0, self.spec.named_sizes[key], 0)
+                    size = np.where(self.has[key][depth], size, only)
+                sizes |= dict.fromkeys(self.spec.keys[key], size)
             points = Points(depth, sizes, tuple(part.stop - part.start for part in block))
             yield points, np.broadcast_to(self._allowed(points), points.shape)
 

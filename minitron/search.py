@@ -36,7 +36,7 @@ class Candidate:
     """One architecture and what it costs."""
 
     sizes: Mapping[str, int]
-    """config key -> size, num_hidden_layers among them; all of the model's, also those that stay."""
+    """config key -> size, num_hidden_layers among them; also those that stay, but none that no layer has any more."""
 
     kept: Kept
     """Kept layers of the parent."""
@@ -260,7 +260,8 @@ def _candidates(
         bytes_ = footprint(spec, workload, budget.workspace, sizes, counts)
         found.append(
             Candidate(
-                sizes={"num_hidden_layers": len(kept)} | {key: sizes[axes[0]] for key, axes in spec.keys.items()},
+                sizes={"num_hidden_layers": len(kept)}
+                | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][points.depth[place]]},
                 kept=kept,
                 letters="".join(spec.letters[layer] for layer in kept),
                 parameters=spec.parameters(sizes, counts).total,

@@ -56,11 +56,11 @@ class Shares:
 
     def effective_parameters(self, points: Points) -> Any:
         """Effective parameters of every point, the multi-token-prediction block left out."""
-        sizes = {axis: self._effective(axis, points) for axis in points.sizes}
+        sizes = {axis: self.effective(axis, points) for axis in points.sizes}
         counts = {kind: share[points.depth] for kind, share in self.kinds.items()}
         return self.spec.parameters(sizes, counts).total
 
-    def _effective(self, axis: str, points: Points) -> NDArray[np.float64]:
+    def effective(self, axis: str, points: Points) -> NDArray[np.float64]:
         """The size of an axis times the kept share of its importance."""
         size = self.spec.sizes[axis]
         if axis in _NESTED and self.channels is not None:
@@ -72,7 +72,7 @@ class Shares:
             return np.asarray(size * self.curves[axis][points.sizes[axis]])
         groups: Any = points.sizes.get(group, self.spec.sizes[group])
         # A group that goes takes its members along.
-        kept = self._effective(group, points) / self.spec.sizes[group] if group in points.sizes else 1.0
+        kept = self.effective(group, points) / self.spec.sizes[group] if group in points.sizes else 1.0
         return np.asarray(size * self.curves[axis][points.sizes[axis] // groups] * kept)
 
     def _mamba(self, axis: str, points: Points) -> NDArray[np.float64]:
