@@ -1,8 +1,192 @@
-"""`minitron score`."""
+"""`minitron score`: how much every part of a model matters, found by reading text.
 
-from minitron.errors import MinitronError
+`results` of --json:
+
+    {"samples", "sequence_length", "tokens",
+     "axes": {axis: {"places", "size", "best_quarter", "best_half", "unused"}},
+     "layers": [{"layer", "kind", "score"}, ...] or null}
+
+An axis is scored in `places`: layers, or experts of a layer.  `best_quarter` is the share of the squared scores that
+the best quarter of the indices carry, mean over places; `unused` counts the indices whose score is zero.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import show
+from cli.options import (
+    BatchSizeOption,
+    ComputeDtype,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    OutputOption,
+    OverwriteOption,
+    SamplesOption,
+    SequenceLengthOption,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from minitron.scores import Scores
+    from minitron.spec import ModelSpec
 
 
-def command() -> None:
-    """Not built yet."""
-    raise MinitronError("`minitron score` is not built yet.")
+class LayerMethod(StrEnum):
+    """How layers are judged."""
+
+    ITERATIVE = "iterative"
+    FAST = "fast"
+    NONE = "none"
+
+
+LayersOption = Annotated[
+    LayerMethod,
+    typer.Option("--layers", help="Judge layers by removing one after the other, by block influence, or not at all."),
+]
+LayerSamplesOption = Annotated[
+    int, typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed one after the other.")
+]
+MaxDroppedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-dropped",
+        min=1,
+        help="Layers to remove one after the other; half of them unless given.",
+        show_default=False,
+    ),
+]
+
+
+def command(
+    model: ModelArgument,
+    data: DataOption,
+    output: OutputOption,
+    samples: SamplesOption = 1024,
+    sequence_length: SequenceLengthOption = 4096,
+    batch_size: BatchSizeOption = 1,
+    layers: LayersOption = LayerMethod.ITERATIVE,
+    layer_samples: LayerSamplesOption = 16,
+    max_dropped: MaxDroppedOption = None,
+    dtype: DtypeOption = ComputeDtype.BF16,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out how much every part of a model matters: forward passes over calibration text, no gradients."""
+    from importance.calibrate import calibrate
+    from minitron.files import refuse_existing
+    from minitron.spec import read_spec
+
+    started = time.monotonic()
+    refuse_existing(output, overwrite=overwrite)
+    spec = read_spec(model)
+    scores = calibrate(
+        model,
+        data,
+        samples=samples,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        layers=layers.value,
+        layer_samples=layer_samples,
+        max_dropped=max_dropped,
+        dtype=dtype.value,
+        device=device,
+        progress=show.bar,
+    )
+    scores.save(output, overwrite=overwrite)
+    found = results(spec, scores)
+    if found["samples"] < samples:
+        show.note(
+            f"{data} holds {found['samples']:,} sequences of {sequence_length:,} tokens, not the {samples:,} asked for."
+        )
+    if as_json:
+        inputs = {"model": model, "data": {"path": data, "sha256": scores.data}}
+        show.document(show.run_document(output, inputs, scores.settings, found, time.monotonic() - started))
+        return
+    _print(found, _layers_title(scores.settings))
+    show.line(f"Written: {output}")
+
+
+def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
+    """What --json says of the scores."""
+    layers = scores.importance.get(("layer", None))
+    axes: dict[str, list[NDArray[np.float64]]] = {}
+    for (axis, _), values in scores.importance.items():
+        if axis != "layer":
+            # Channels of different experts do not compete; those of a layer's Mamba heads do.
+            axes.setdefault(axis, []).extend(values if axis == "expert_ffn" else [values.ravel()])
+    return {
+        "samples": scores.settings["samples"],
+        "sequence_length": scores.settings["sequence_length"],
+        "tokens": scores.settings["samples"] * scores.settings["sequence_length"],
+        "axes": {axis: _concentration(places) for axis, places in axes.items()},
+        "layers": layers
+        if layers is None
+        else [{"layer": layer, "kind": kind, "score": float(layers[layer])} for layer, kind in enumerate(spec.letters)],
+    }
+
+
+def _concentration(places: list[NDArray[np.float64]]) -> dict[str, Any]:
+    """How unevenly the squared scores of an axis are spread, in the mean over its places."""
+    size = len(places[0])
+    squares = [sorted((values**2).tolist(), reverse=True) for values in places]
+
+    def share(part: int) -> float | None:
+        """What the best 1 / part of the indices carry; None where no score is positive."""
+        shares = [sum(values[: -(-size // part)]) / sum(values) for values in squares if sum(values) > 0]
+        return sum(shares) / len(shares) if shares else None
+
+    return {
+        "places": len(places),
+        "size": size,
+        "best_quarter": share(4),
+        "best_half": share(2),
+        "unused": sum(values.count(0.0) for values in squares),
+    }
+
+
+def _layers_title(settings: Mapping[str, Any]) -> str:
+    if settings["layers"] != LayerMethod.ITERATIVE:
+        return "Layers: mean of 1 - cosine of what goes in and what comes out"
+    dropped = settings["max_dropped"]
+    return (
+        f"Layers: KL in nats without the layer and all that go before it; those after the {dropped} that were dropped, "
+        f"without the layer and the first {dropped - 1}"
+    )
+
+
+def _print(found: dict[str, Any], layers_title: str) -> None:
+    show.line(f"Read {found['tokens']:,} tokens: {found['samples']:,} sequences of {found['sequence_length']:,}.")
+    show.line("")
+    show.table(
+        "Share of an axis's squared scores that its best indices carry, mean over places (layers, or their experts)",
+        ["axis", "places", "size", "best quarter", "best half", "unused"],
+        [
+            [axis, row["places"], row["size"], _percent(row["best_quarter"]), _percent(row["best_half"]), row["unused"]]
+            for axis, row in found["axes"].items()
+        ],
+    )
+    if found["layers"] is None:
+        return
+    order = sorted(found["layers"], key=lambda row: float(row["score"]))
+    ranks = {row["layer"]: rank for rank, row in enumerate(order, 1)}
+    show.table(
+        layers_title,
+        ["layer", "kind", "score", "goes"],
+        [[str(row["layer"]), row["kind"], row["score"], ranks[row["layer"]]] for row in found["layers"]],
+    )
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"

@@ -52,7 +52,7 @@ def calibrate(
     started = time.monotonic()
     spec = read_spec(model_folder)
     blocks = token_blocks(load_tokenizer(model_folder), data, sequence_length=sequence_length, samples=samples)
-    model = load_model(model_folder, dtype=DTYPES[dtype], device=None if device is None else torch.device(device))
+    model = load_model(model_folder, dtype=DTYPES[dtype], device=_device(device))
     scores = score_model(
         model,
         spec,
@@ -133,6 +133,18 @@ def _observe(
             model.base_model(input_ids=ids.to(model.device), use_cache=False)
             advance(ids.numel())
     return totals
+
+
+def _device(text: str | None) -> torch.device | None:
+    if text is None:
+        return None
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise MinitronError(f"{text!r} is no device; write cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MinitronError(f"there is no device {text} here; leave it out or write cpu.")
+    return device
 
 
 def spread(count: int, wanted: int) -> NDArray[np.int64]:

@@ -75,7 +75,8 @@ def removal_scores(
     is larger.  So removing the n layers of the lowest scores is what n rounds remove.
 
     Cost: a round with n layers left runs n(n + 1) / 2 layers per token, for what stands before the left-out layer is
-    computed once.  Raises MinitronError where a logit is not finite."""
+    computed once; the embeddings and last states of `blocks` stay in memory, 2 [S, T, H].  Raises MinitronError where
+    a logit is not finite."""
     limit = len(spec.layers) // 2 if max_dropped is None else max_dropped
     rounds = max(1, min(limit, len(spec.layers) - 1))
     remaining = list(range(len(spec.layers)))

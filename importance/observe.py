@@ -76,7 +76,9 @@ def energy(spec: ModelSpec, totals: Totals) -> dict[str, Array]:
 
 def block_influence(spec: ModelSpec, totals: Totals) -> Array:
     """[layers]: mean over tokens of 1 - cosine(input, output)."""
-    return np.array([totals["influence", layer] / totals["tokens", layer] for layer in range(len(spec.layers))])
+    means = [totals["influence", layer] / totals["tokens", layer] for layer in range(len(spec.layers))]
+    # A cosine may be rounded to a hair above one.
+    return np.maximum(np.array(means, dtype=np.float64), 0.0)
 
 
 def _hidden(spec: ModelSpec, totals: Totals) -> Array:
