@@ -1,5 +1,6 @@
 """Cutting checkpoints: what stays is exact, what goes is not missed, what is written loads."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -416,6 +417,23 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_written(
         spec = read_spec(parent)
         prune(parent, make_plan(spec, {}, tuple(range(8))), tmp_path / "small")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_leaves_nothing_behind(tiny_hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read_spec(tiny_hybrid)
+    written = []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("safetensors.torch.save_file", save)
+    with pytest.raises(OSError, match="No space left"):
+        prune(tiny_hybrid, make_plan(spec, {}, tuple(range(8))), tmp_path / "small", shard_bytes=30_000)
+    assert written
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_models_plan_and_scores_are_refused(
