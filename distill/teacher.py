@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from distill.fp8 import store_in_fp8, stored_bytes
-from distill.transformer_engine import use_transformer_engine
+from distill.transformer_engine import require_engine, use_transformer_engine
 from minitron import quality
 from minitron.errors import MinitronError
 from minitron.loading import load_model
@@ -60,13 +60,15 @@ class Teacher:
     """The model; its output layer is in bf16 whatever the precision."""
 
     drift: Drift | None
-    """Measured where the precision is not bf16."""
+    """Where it was measured: the precision is not bf16, and text was given."""
 
 
-def require_precision(name: str) -> None:
-    """Raise MinitronError unless PRECISIONS knows the name."""
+def require_precision(name: str, device: torch.device) -> None:
+    """Raise MinitronError unless PRECISIONS knows the name and `device` can do it."""
     if name not in PRECISIONS:
         raise MinitronError(f"there is no teacher precision {name!r}; choose one of {', '.join(PRECISIONS)}.")
+    if name == "fp8-te":
+        require_engine(device)
 
 
 def load_teacher(
@@ -74,17 +76,19 @@ def load_teacher(
     *,
     precision: str,
     device: torch.device,
-    blocks: NDArray[np.int64],
+    blocks: NDArray[np.int64] | None,
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> Teacher:
-    """The teacher in `folder`; its drift, where it is not kept in bf16, is measured on the held-out `blocks` [S, T].
+    """The teacher in `folder`; its drift, where it is not kept in bf16, is measured on the held-out `blocks` [S, T], if
+    any are given.
 
     What bf16 said of the blocks is kept as hidden states, S * T * H * 2 bytes on the CPU, so that there is one model in
     memory at a time and never the logits of all tokens.  Raises MinitronError where the precision cannot be had."""
-    require_precision(precision)
+    require_precision(precision, device)
     model = load_model(folder, dtype=torch.bfloat16, device=device)
-    if precision == "bf16":
+    if precision == "bf16" or blocks is None:
+        PRECISIONS[precision](model)
         return Teacher(model, None)
     before = stored_bytes(model)
     with progress("measuring the teacher's drift", 2 * blocks.size, "tokens") as advance:

@@ -31,6 +31,17 @@ def transformer_engine(device: torch.device) -> ModuleType | None:
     return module if available else None
 
 
+def require_engine(device: torch.device) -> ModuleType:
+    """`transformer_engine`'s module; raises MinitronError where there is none."""
+    engine = transformer_engine(device)
+    if engine is None:
+        raise MinitronError(
+            "--teacher-precision fp8-te needs Transformer Engine and a GPU with FP8, and one of them is missing here; "
+            "use --teacher-precision fp8, which runs everywhere."
+        )
+    return engine
+
+
 class EngineLinear(nn.Module):
     """A linear layer whose weight and input are FP8."""
 
@@ -62,12 +73,7 @@ def use_transformer_engine(model: PreTrainedModel) -> list[str]:
     """Replace in place the linears of `fp8_weights` whose sizes Transformer Engine takes; returns their names.
 
     Experts, whose weights are fused, keep bf16.  Raises MinitronError where there is no Transformer Engine to use."""
-    engine = transformer_engine(model.device)
-    if engine is None:
-        raise MinitronError(
-            "--teacher-precision fp8-te needs Transformer Engine and a GPU with FP8, and one of them is missing here; "
-            "use --teacher-precision fp8, which runs everywhere."
-        )
+    engine = require_engine(model.device)
     replaced = []
     for name, module, _ in list(fp8_weights(model)):
         if isinstance(module, nn.Linear) and not (module.in_features | module.out_features) % _MULTIPLE:

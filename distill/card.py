@@ -1,0 +1,50 @@
+"""The model card of a distilled checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron.units import format_bytes
+
+if TYPE_CHECKING:
+    from distill.train import DistillResult
+
+
+def model_card(student: Path, teacher: Path, source: Mapping[str, Any], result: "DistillResult") -> str:
+    """The README.md: from what, how, on what, and what came of it; `source` is distill.data.Text's."""
+    recipe = result.recipe
+    before, after = result.curve[0], result.curve[-1]
+    lines = [
+        "---",
+        "tags: [minitron, distilled]",
+        "---",
+        f"# {student.resolve().name}, distilled",
+        "",
+        f"`{student.resolve().name}`, trained by Minitron on the logits of `{teacher.resolve().name}` "
+        f"({result.teacher_precision}): {result.steps:,} steps of {recipe.batch_tokens:,} tokens, "
+        f"{result.tokens:,} tokens in all.",
+        "",
+        "| held-out text | before | after | teacher |",
+        "|---|---|---|---|",
+        f"| KL(teacher \\|\\| student), nats | {before['kl']:.4f} | {after['kl']:.4f} | 0 |",
+        f"| same likeliest next token | {before['top1_agreement']:.2%} | {after['top1_agreement']:.2%} | 100% |",
+        f"| perplexity | {before['perplexity']:.3f} | {after['perplexity']:.3f} | {result.perplexity_teacher:.3f} |",
+        "",
+    ]
+    if (drift := result.drift) is not None:
+        lines += [
+            f"The teacher in {result.teacher_precision} takes {format_bytes(drift.stored_bytes)} instead of "
+            f"{format_bytes(drift.bf16_bytes)} and drifts from itself in bf16 by a KL of {drift.kl:.3g} nats, with the "
+            f"same likeliest next token {drift.top1_agreement:.2%} of the time ({drift.tokens:,} held-out tokens).",
+            "",
+        ]
+    lines += ["## Data", ""]
+    lines += [f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`" for use, file in source.items()]
+    lines += ["", "## Curve", "", "| step | tokens | KL | perplexity |", "|---|---|---|---|"]
+    lines += [
+        f"| {point['step']:,} | {point['tokens']:,} | {point['kl']:.4f} | {point['perplexity']:.3f} |"
+        for point in result.curve
+    ]
+    lines += ["", "## Recipe", ""]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in recipe.to_json().items() if value is not None]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,174 @@
+"""How a student is trained: every number that a run depends on, besides the models and the text."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from distill.losses import loss_named
+from minitron.errors import MinitronError
+from minitron.loading import DTYPES
+
+LEAST_LEARNING_RATE_SHARE: Final = 0.1
+"""Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
+
+_PASS_TOKENS: Final = 2048
+"""Tokens in one forward pass: enough to keep the matmuls of a small model busy, few enough for the caches."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one distillation; the defaults are those of the Minitron papers where they give one."""
+
+    tokens: int | None = None
+    """Tokens to train on, rounded down to whole steps; give this or `steps`."""
+
+    steps: int | None = None
+    """Optimiser steps."""
+
+    sequence_length: int = 512
+    """Tokens of one sequence."""
+
+    batch_tokens: int = 4096
+    """Tokens of one optimiser step, over all processes; a multiple of `sequence_length`."""
+
+    micro_batch: int | None = None
+    """Sequences in one forward pass; None chooses about 2,048 tokens."""
+
+    learning_rate: float = 1e-4
+    """The highest, reached after the warm-up."""
+
+    minimum_learning_rate: float | None = None
+    """The last one, at the end of the cosine; None is a tenth of the highest."""
+
+    warmup_steps: int | None = None
+    """Steps of linear rise; None is 100 or a tenth of the run, whichever is less."""
+
+    weight_decay: float = 0.1
+    """AdamW's, for matrices; vectors (norms, biases, A_log, D) are not decayed."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay of the mean and of the mean square of gradients."""
+
+    gradient_clip: float = 1.0
+    """The largest norm of the whole gradient."""
+
+    precision: str = "bf16"
+    """bf16: fp32 weights, matmuls under bf16 autocast; fp32: everything."""
+
+    seed: int = 0
+    """Of the order in which sequences are read."""
+
+    validate_every: int | None = None
+    """Steps between validations; None is a tenth of the run.  There is one before the first and one after the last."""
+
+    validation_sequences: int = 32
+    """Held-out sequences; without a validation file the end of the text, at most a tenth of it."""
+
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None is a tenth of the run, at most 500."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest stay on the disk."""
+
+    loss: str = "forward_kl"
+    """A name of distill.losses.LOSSES."""
+
+    temperature: float = 1.0
+    """Divides the logits of both models."""
+
+    def __post_init__(self) -> None:
+        """Raise MinitronError for a setting that is out of range or contradicts another."""
+        if (self.tokens is None) == (self.steps is None):
+            raise MinitronError("a recipe needs either tokens or steps, and not both; give one of them.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise MinitronError(f"{_words(name)} is {value}; give a positive number.")
+        if self.batch_tokens % self.sequence_length:
+            raise MinitronError(
+                f"batch tokens ({self.batch_tokens}) is no multiple of the sequence length ({self.sequence_length}); "
+                f"give for example {max(1, self.batch_tokens // self.sequence_length) * self.sequence_length}."
+            )
+        if self.sequence_length < 2:
+            raise MinitronError("a sequence of one token predicts nothing; give a sequence length of 2 or more.")
+        if self.tokens is not None and self.tokens < self.batch_tokens:
+            raise MinitronError(
+                f"{self.tokens} tokens are less than one step of {self.batch_tokens}; "
+                "give more tokens or smaller batch tokens."
+            )
+        if self.seed < 0 or self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise MinitronError("seed and weight decay must not be negative, and betas lie in [0, 1); mend the recipe.")
+        if self.last_learning_rate > self.learning_rate:
+            raise MinitronError(
+                f"the minimum learning rate ({self.last_learning_rate}) is above the highest ({self.learning_rate}); "
+                "swap them or leave the minimum out."
+            )
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.total_steps:
+            raise MinitronError(
+                f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps}; give fewer."
+            )
+        if self.precision not in DTYPES:
+            raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
+        loss_named(self.loss)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps if self.steps is not None else (self.tokens or 0) // self.batch_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.total_steps * self.batch_tokens
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimiser step, over all processes."""
+        return self.batch_tokens // self.sequence_length
+
+    @property
+    def sequences_per_pass(self) -> int:
+        """Sequences in one forward pass."""
+        return min(self.micro_batch or max(1, _PASS_TOKENS // self.sequence_length), self.sequences_per_step)
+
+    @property
+    def last_learning_rate(self) -> float:
+        """The learning rate at the end."""
+        if self.minimum_learning_rate is not None:
+            return self.minimum_learning_rate
+        return LEAST_LEARNING_RATE_SHARE * self.learning_rate
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations."""
+        return self.validate_every or max(1, math.ceil(self.total_steps / 10))
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.checkpoint_every or max(1, min(500, math.ceil(self.total_steps / 10)))
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step 0 .. total_steps - 1: a linear warm-up, then half a cosine down to the last one."""
+        warmup = min(100, self.total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        # The first step after the warm-up has the highest rate, the last step of the run the lowest.
+        progress = (step - warmup) / max(1, self.total_steps - 1 - warmup)
+        span = self.learning_rate - self.last_learning_rate
+        return self.last_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, as JSON gives them back."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+
+_POSITIVE: Final = tuple(
+    field.name
+    for field in fields(Recipe)
+    if field.name not in {"betas", "precision", "loss", "seed", "weight_decay", "warmup_steps"}
+)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,274 @@
+"""Distillation as a whole: two checkpoints, a text and a recipe in, a trained checkpoint out."""
+
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from distill.card import model_card
+from distill.data import Text, read_text
+from distill.output import write_student
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.teacher import Drift, Teacher, load_teacher, require_precision
+from distill.trainer import Trainer
+from distill.work import Work
+from minitron.checkpoint import Checkpoint
+from minitron.errors import MinitronError
+from minitron.files import read_json, refuse_existing
+from minitron.loading import default_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.progress import Progress, silent
+from minitron.quality import measure_quality, require_same_vocabulary
+from minitron.text import text_hash
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run did and what came of it; KL is KL(teacher || student) in nats, on the held-out sequences."""
+
+    output: Path
+    """The folder written."""
+
+    recipe: Recipe
+    """How it was trained."""
+
+    teacher_precision: str
+    """How the teacher was kept."""
+
+    steps: int
+    """Optimiser steps."""
+
+    tokens: int
+    """Tokens trained on."""
+
+    seconds: float
+    """Time spent in steps, validations and checkpoints left out; of all runs where it was interrupted."""
+
+    tokens_per_s: float
+    """Tokens trained on a second of them."""
+
+    kl_before: float
+    """Before the first step."""
+
+    kl_after: float
+    """After the last."""
+
+    perplexity_before: float
+    perplexity_after: float
+    perplexity_teacher: float
+    """The teacher's, as it was kept."""
+
+    drift: Drift | None
+    """How far the teacher was from itself in bf16; None where it was in bf16."""
+
+    curve: list[dict[str, float]]
+    """Every validation: step, tokens, kl, perplexity, top1_agreement."""
+
+    losses: list[float]
+    """The training loss of every step."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The results of the command: all fields but the inputs and the losses of single steps."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("output", "recipe", "losses")}
+        return fields | {"drift": None if self.drift is None else asdict(self.drift)}
+
+
+def distill(
+    student: Path,
+    teacher: Path,
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    validation: Path | None = None,
+    teacher_precision: str = "bf16",
+    device: torch.device | None = None,
+    overwrite: bool = False,
+    work: Path | None = None,
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> DistillResult:
+    """Train the checkpoint `student` on the logits of `teacher` over the text `data`, and write it to `output`.
+
+    Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
+    however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
+    bit for bit on the same machine.  The folder is removed when the output is complete.
+
+    Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
+    where a step's loss is not finite; KeyboardInterrupt on SIGINT or SIGTERM, after the step in hand is saved."""
+    device, processes = device or default_device(), processes or Processes()
+    work_folder = Work(work or output.with_name(f"{output.name}.work"))
+    _check_inputs(student, teacher, data, output, validation=validation, overwrite=overwrite)
+    require_precision(teacher_precision, device)
+    processes.require_share(recipe.sequences_per_step)
+    text = read_text(
+        load_tokenizer(student),
+        data,
+        sequence_length=recipe.sequence_length,
+        validation=validation,
+        validation_sequences=recipe.validation_sequences,
+    )
+    if processes.is_first:
+        work_folder.open(_run(student, teacher, text, recipe, teacher_precision), overwrite=overwrite)
+    processes.wait()
+
+    start = work_folder.read_start()
+    kept = load_teacher(
+        teacher,
+        precision=teacher_precision,
+        device=device,
+        # Drift is measured once a run.
+        blocks=text.validation if start is None else None,
+        batch_size=recipe.sequences_per_pass,
+        progress=progress,
+    )
+    model = load_model(student, dtype=torch.float32, device=device)
+    trainer = Trainer(model, kept.model, text, recipe, work_folder, processes)
+    start = _begin(trainer, kept, start)
+    _train(trainer, progress)
+    result = _result(trainer, start, output, teacher_precision)
+    if processes.is_first:
+        card = model_card(student, teacher, text.source, result)
+        write_student(model, student, output, card=card, overwrite=overwrite)
+        work_folder.close()
+    processes.wait()
+    return result
+
+
+def _check_inputs(
+    student: Path, teacher: Path, data: Path, output: Path, *, validation: Path | None, overwrite: bool
+) -> None:
+    inputs = [path for path in (student, teacher, data, validation) if path is not None]
+    refuse_existing(output, overwrite=overwrite, inputs=inputs)
+    if student.resolve() == teacher.resolve():
+        raise MinitronError(f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher.")
+    sizes = []
+    for folder in (student, teacher):
+        Checkpoint(folder)
+        sizes.append(read_json(folder / "config.json").get("vocab_size"))
+    require_same_tokenizer(student, teacher)
+    if sizes[0] != sizes[1]:
+        raise MinitronError(
+            f"{student} has a vocabulary of {sizes[0]} tokens and {teacher} one of {sizes[1]}; "
+            "distillation compares logits, so both must share one vocabulary."
+        )
+
+
+def _run(student: Path, teacher: Path, text: Text, recipe: Recipe, teacher_precision: str) -> dict[str, Any]:
+    """What a run depends on.  The teacher may be very large: its weights are named by their headers."""
+    return {
+        "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
+        "teacher": {"config": text_hash(teacher / "config.json"), "weights": Checkpoint(teacher).fingerprint},
+        "text": text.source,
+        "recipe": recipe.to_json(),
+        "teacher_precision": teacher_precision,
+    }
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted({header.file for header in Checkpoint(folder).headers.values()})
+    return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()
+
+
+def _begin(trainer: Trainer, teacher: Teacher, start: dict[str, Any] | None) -> dict[str, Any]:
+    """Put the trainer where the run stood; returns what was measured before the first step."""
+    require_same_vocabulary(trainer.student, teacher.model)
+    torch.manual_seed(trainer.recipe.seed)
+    work, first = trainer.work, trainer.processes.is_first
+    if start is None:
+        start = _measure_start(trainer, teacher)
+        # The others must have seen that there is no such file yet.
+        trainer.processes.wait()
+        if first:
+            work.write_start(start)
+    trainer.curve = [start["before"]]
+    if (checkpoint := work.newest()) is not None:
+        trainer.restore(checkpoint)
+    trainer.processes.wait()
+    if first:
+        work.cut_metrics(trainer.step)
+    return start
+
+
+def _measure_start(trainer: Trainer, teacher: Teacher) -> dict[str, Any]:
+    """Teacher's perplexity, its drift and the untrained student, on the held-out sequences."""
+    if teacher.drift is not None:
+        perplexity = teacher.drift.perplexity
+    else:
+        found = measure_quality(teacher.model, trainer.text.validation, batch_size=trainer.recipe.sequences_per_pass)
+        perplexity = found.perplexity
+    drift = None if teacher.drift is None else asdict(teacher.drift)
+    return {"perplexity_teacher": perplexity, "drift": drift, "before": trainer.validate()}
+
+
+def _train(trainer: Trainer, progress: Progress) -> None:
+    """Step until the recipe is done; validate, save and stop in between as it says."""
+    recipe, work, first = trainer.recipe, trainer.work, trainer.processes.is_first
+    with (
+        progress("distilling", recipe.total_tokens - trainer.tokens, "tokens") as advance,
+        _signals() as received,
+    ):
+        while trainer.step < recipe.total_steps:
+            metrics = trainer.train_step()
+            done = trainer.step == recipe.total_steps
+            if first:
+                work.append_metrics(**metrics, seconds=trainer.seconds)
+            if done or trainer.step % recipe.validation_interval == 0:
+                point = trainer.validate()
+                if first:
+                    work.append_metrics(step=trainer.step, validation=point)
+            stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
+            if first and (stop or done or trainer.step % recipe.checkpoint_interval == 0):
+                trainer.save()
+            advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}")
+            if stop and not done:
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that came while the block ran; the second of a kind has its usual effect at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may say what a signal does.
+        yield received
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _result(trainer: Trainer, start: dict[str, Any], output: Path, teacher_precision: str) -> DistillResult:
+    before, after = trainer.curve[0], trainer.curve[-1]
+    return DistillResult(
+        output=output,
+        recipe=trainer.recipe,
+        teacher_precision=teacher_precision,
+        steps=trainer.step,
+        tokens=trainer.tokens,
+        seconds=trainer.seconds,
+        tokens_per_s=trainer.tokens / trainer.seconds,
+        kl_before=before["kl"],
+        kl_after=after["kl"],
+        perplexity_before=before["perplexity"],
+        perplexity_after=after["perplexity"],
+        perplexity_teacher=start["perplexity_teacher"],
+        drift=None if start["drift"] is None else Drift(**start["drift"]),
+        curve=trainer.curve,
+        losses=trainer.losses,
+    )

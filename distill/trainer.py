@@ -1,0 +1,175 @@
+"""The loop: a student's steps towards its teacher, and all that must be kept to go on with them after a kill.
+
+Shape letters: B sequences, T tokens, H hidden.
+"""
+
+import math
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill.data import Text
+from distill.losses import chunked_loss, loss_named
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.work import Work, load_checkpoint
+from minitron import quality
+from minitron.errors import MinitronError
+from minitron.quality import hidden_states
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Trainer:
+    """A student, its optimiser and where the run stands."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        text: Text,
+        recipe: Recipe,
+        work: Work,
+        processes: Processes,
+    ) -> None:
+        """`student` has fp32 weights and is trained in place; `teacher` is only read."""
+        self.student, self.teacher, self.text, self.recipe = student, teacher, text, recipe
+        self.work, self.processes = work, processes
+        # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
+        # training mode, which reads weights past their modules.
+        student.eval().requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(student, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas, fused=True
+        )
+        # Its teacher's answers to the held-out text are needed at every validation and never change.
+        self._reference = quality.Teacher(teacher)
+        self.step = 0
+        self.position = 0
+        """Sequences read so far, over all processes."""
+        self.seconds = 0.0
+        """Time spent in steps."""
+        self.losses: list[float] = []
+        """The loss of every step so far."""
+        self.curve: list[dict[str, float]] = []
+        """The validations so far."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.recipe.batch_tokens
+
+    def train_step(self) -> dict[str, float]:
+        """Read one batch and make one step of the optimiser; returns its metrics.
+
+        Raises MinitronError, with weights and optimiser as they were, where loss or gradient is not finite."""
+        started = time.perf_counter()
+        recipe, processes = self.recipe, self.processes
+        batch = torch.from_numpy(self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed))
+        mine = batch[processes.share(recipe.sequences_per_step)]
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [self._forward_backward(ids) for ids in torch.split(mine, recipe.sequences_per_pass)]
+        loss = float(processes.sum(torch.stack(parts).sum()))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        processes.sum_gradients(parameters)
+        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise MinitronError(
+                f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}; begin anew (--overwrite) "
+                f"with a lower --learning-rate or --precision fp32; the last good checkpoint is {self.work.newest()}."
+            )
+        rate = recipe.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        self.position += recipe.sequences_per_step
+        self.losses.append(loss)
+        self.seconds += time.perf_counter() - started
+        return {"step": self.step, "tokens": self.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def _forward_backward(self, ids: Tensor) -> Tensor:
+        """Add the gradient of the sequences [B, T] to the student's; returns their part of the batch's loss."""
+        recipe, student_head, teacher_head = (
+            self.recipe,
+            *(model.get_output_embeddings().weight for model in (self.student, self.teacher)),
+        )
+        with torch.no_grad():
+            teacher_states = hidden_states(self.teacher, ids).flatten(0, 1)
+        with self.autocast():
+            loss = chunked_loss(
+                loss_named(recipe.loss),
+                hidden_states(self.student, ids).flatten(0, 1),
+                student_head,
+                teacher_states,
+                teacher_head,
+                temperature=recipe.temperature,
+                divisor=recipe.batch_tokens,
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
+        return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def validate(self) -> dict[str, float]:
+        """The student against the teacher on the held-out sequences; the result joins the curve."""
+        with self.autocast():
+            found = quality.measure_quality(
+                self.student, self.text.validation, teacher=self._reference, batch_size=self.recipe.sequences_per_pass
+            )
+        assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
+        point = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "kl": found.kl_to_teacher,
+            "perplexity": found.perplexity,
+            "top1_agreement": found.top1_agreement,
+        }
+        self.curve.append(point)
+        return point
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+        optimizer = {"rng.cpu": torch.get_rng_state()}
+        for name, parameter in self.student.named_parameters():
+            for moment, value in self.optimizer.state[parameter].items():
+                optimizer[f"{moment}.{name}"] = value
+        state = {
+            "step": self.step,
+            "position": self.position,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "curve": self.curve,
+        }
+        weights = {name: parameter.detach() for name, parameter in self.student.named_parameters()}
+        return self.work.save(self.step, weights, optimizer, state, keep=self.recipe.keep_checkpoints)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Path) -> None:
+        """Become what `save` wrote."""
+        weights, optimizer, state = load_checkpoint(checkpoint)
+        torch.set_rng_state(optimizer["rng.cpu"])
+        for name, parameter in self.student.named_parameters():
+            parameter.copy_(weights[name])
+            self.optimizer.state[parameter] = {
+                moment: optimizer[f"{moment}.{name}"].to(parameter.device)
+                for moment in _MOMENTS
+                if f"{moment}.{name}" in optimizer
+            }
+        self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
+        self.losses, self.curve = state["losses"], state["curve"]
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed; norms' gains, biases and the vectors of Mamba layers are not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]

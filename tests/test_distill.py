@@ -1,0 +1,417 @@
+"""Distillation from end to end on tiny models: what is learned, what is written, and what survives a kill."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from distill.data import Text, read_text
+from distill.output import write_student
+from distill.recipe import Recipe
+from distill.train import DistillResult, distill
+from distill.trainer import Trainer
+from distill.work import Work
+from minitron.checkpoint import Checkpoint
+from minitron.errors import MinitronError
+from minitron.loading import load_model, load_tokenizer
+from minitron.progress import Advance
+
+RECIPE = Recipe(
+    steps=8, sequence_length=16, batch_tokens=96, micro_batch=4, learning_rate=0.01, warmup_steps=2, precision="fp32",
+    validate_every=4, validation_sequences=6, checkpoint_every=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller hybrid than the teacher, with every kind of layer."""
+    return tiny_models.save_hybrid(
+        tmp_path_factory.mktemp("student") / "model", pattern="ME*-", seed=1, hidden_size=24, n_routed_experts=4
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> DistillResult:
+    """The run of RECIPE from the first step to the last."""
+    return distill(student, tiny_hybrid, short_text, tmp_path_factory.mktemp("run") / "out", RECIPE)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return dict(Checkpoint(folder).tensors())
+
+
+def require_equal(one: DistillResult, other: DistillResult) -> None:
+    """Losses, curve and weights are the same bit for bit."""
+    assert one.losses == other.losses and one.curve == other.curve
+    ours, theirs = weights(one.output), weights(other.output)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_student_comes_nearer_to_its_teacher(undisturbed: DistillResult) -> None:
+    longer = undisturbed.curve
+    assert [point["step"] for point in longer] == [0, 4, 8]
+    assert undisturbed.kl_after < 0.7 * undisturbed.kl_before
+    assert undisturbed.steps == len(undisturbed.losses) == 8 and undisturbed.tokens == 8 * 96
+    assert json.loads(json.dumps(undisturbed.to_json()))["kl_after"] == undisturbed.kl_after
+
+
+def test_validation_equals_whole_logits(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path
+) -> None:
+    text = read_text(load_tokenizer(student), short_text, sequence_length=16, validation_sequences=6)
+    ids = torch.from_numpy(text.validation)
+    teacher = load_model(tiny_hybrid, dtype=torch.bfloat16)
+    for folder, kl, perplexity in (
+        (student, undisturbed.kl_before, undisturbed.perplexity_before),
+        (undisturbed.output, undisturbed.kl_after, undisturbed.perplexity_after),
+    ):
+        with torch.no_grad():
+            log_p = torch.log_softmax(teacher(ids).logits.double(), -1)
+            log_q = torch.log_softmax(load_model(folder, dtype=torch.float32)(ids).logits.double(), -1)
+        assert math.isclose(kl, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), rel_tol=1e-4)
+        nll = -log_q[:, :-1].gather(-1, ids[:, 1:, None]).mean()
+        assert math.isclose(perplexity, math.exp(float(nll)), rel_tol=1e-4)
+
+
+def test_the_first_steps_are_those_of_a_plain_loop(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path
+) -> None:
+    """Whole logits, one batch without micro-batches, torch's AdamW: the same losses to fp32 rounding."""
+    text = read_text(load_tokenizer(student), short_text, sequence_length=16, validation_sequences=6)
+    teacher = load_model(tiny_hybrid, dtype=torch.bfloat16)
+    model = load_model(student, dtype=torch.float32).requires_grad_(True)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
+    losses = []
+    for step in range(4):
+        ids = torch.from_numpy(text.batch(6 * step, 6, seed=0))
+        with torch.no_grad():
+            log_p = torch.log_softmax(teacher(ids).logits.float(), -1)
+        loss = (log_p.exp() * (log_p - torch.log_softmax(model(ids).logits, -1))).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = [0.01 / 3, 0.02 / 3, 0.01, 0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi / 5))][step]
+        optimizer.step()
+        losses.append(loss.item())
+    assert undisturbed.losses[:4] == pytest.approx(losses, rel=1e-4)
+
+
+def test_every_kind_of_weight_is_trained_and_the_correction_bias_is_kept(
+    undisturbed: DistillResult, student: Path
+) -> None:
+    before, after = weights(student), weights(undisturbed.output)
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {name for name in before if name.endswith("e_score_correction_bias")} != set()
+
+
+def test_the_output_is_the_students_folder_with_other_numbers(undisturbed: DistillResult, student: Path) -> None:
+    ours, theirs = Checkpoint(undisturbed.output).headers, Checkpoint(student).headers
+    assert {name: (header.dtype, header.shape) for name, header in ours.items()} == {
+        name: (header.dtype, header.shape) for name, header in theirs.items()
+    }
+    for file in student.iterdir():
+        if file.suffix != ".safetensors":
+            assert (undisturbed.output / file.name).read_bytes() == file.read_bytes()
+    card = (undisturbed.output / "README.md").read_text()
+    assert f"{undisturbed.kl_after:.4f}" in card and "SHA-256" in card and "learning rate: 0.01" in card
+    _, info = AutoModelForCausalLM.from_pretrained(undisturbed.output, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert [path.name for path in undisturbed.output.parent.iterdir()] == ["out"]
+
+
+class Killed(BaseException):
+    """What no handler catches, as kill -9."""
+
+
+def stop_after(step: int, how: Any) -> Any:
+    """A progress that calls `how` when the bar of the training has advanced `step` times."""
+
+    @contextmanager
+    def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
+        calls = 0
+
+        def advance(amount: float, note: str = "") -> None:
+            nonlocal calls
+            calls += 1
+            if calls == step and description == "distilling":
+                how()
+
+        yield advance
+
+    return progress
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [2, 4, 7])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    step: int, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(Killed):
+        distill(student, tiny_hybrid, short_text, output, RECIPE, progress=stop_after(step, kill))
+    assert not output.exists()
+    assert Work(tmp_path / "out.work").newest() == (
+        tmp_path / "out.work/checkpoints/step-00000004" if step >= 4 else None
+    )
+    require_equal(distill(student, tiny_hybrid, short_text, output, RECIPE), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_in_hand_and_stops(
+    number: int, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    output, handlers = tmp_path / "out", [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    send = stop_after(2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, tiny_hybrid, short_text, output, RECIPE, progress=send)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    work = tmp_path / "out.work"
+    # The signal comes when step 2 is done; step 3 sees it.
+    assert Work(work).newest() == work / "checkpoints/step-00000003"
+    with (work / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tok')
+    finished = distill(student, tiny_hybrid, short_text, output, RECIPE, progress=stop_after(5, lambda: keep(work)))
+    require_equal(finished, undisturbed)
+    lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines if "loss" in line] == undisturbed.losses
+    assert [line["validation"] for line in lines if "validation" in line] == undisturbed.curve[1:]
+
+
+def keep(work: Path) -> None:
+    shutil.copy(work / "metrics.jsonl", work.parent / "kept.jsonl")
+
+
+def test_a_torn_checkpoint_is_never_picked_and_old_ones_go(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, checkpoint_every=1)
+    with pytest.raises(Killed):
+        distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe, progress=stop_after(5, kill))
+    saved = tmp_path / "out.work/checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000004", "step-00000005"]
+    with (saved / "step-00000005/optimizer.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    (saved / "step-00000006").mkdir()
+    assert Work(tmp_path / "out.work").newest() == saved / "step-00000004"
+    require_equal(distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe), undisturbed)
+
+
+def test_another_run_does_not_go_on_from_anothers_checkpoints(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE, progress=stop_after(5, kill))
+    other = replace(RECIPE, seed=1)
+    with pytest.raises(MinitronError, match=r"another recipe\.seed"):
+        distill(student, tiny_hybrid, short_text, tmp_path / "out", other)
+    assert distill(student, tiny_hybrid, short_text, tmp_path / "out", other, overwrite=True).steps == 8
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer._forward_backward
+
+    def broken(self: Trainer, ids: Tensor) -> Tensor:
+        loss = plain(self, ids)
+        return loss * math.nan if self.step == 5 else loss
+
+    monkeypatch.setattr(Trainer, "_forward_backward", broken)
+    with pytest.raises(MinitronError, match=r"step 6 is nan.*step-00000004"):
+        distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE)
+    assert not (tmp_path / "out").exists()
+    saved = load_file(tmp_path / "out.work/checkpoints/step-00000004/weights.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_llama_tied"])
+def test_a_llama_in_bf16_learns_from_an_fp8_teacher(
+    model: str, request: pytest.FixtureRequest, short_text: Path, tmp_path: Path
+) -> None:
+    student = tiny_models.save_llama(tmp_path / "student", tied=model.endswith("tied"), seed=1, num_hidden_layers=2)
+    recipe = replace(RECIPE, precision="bf16", steps=None, tokens=400)
+    result = distill(
+        student, request.getfixturevalue(model), short_text, tmp_path / "out", recipe, teacher_precision="fp8"
+    )
+    assert result.steps == 4 and result.kl_after < result.kl_before
+    assert result.drift is not None and result.drift.stored_bytes < result.drift.bf16_bytes
+    assert result.perplexity_teacher == result.drift.perplexity
+    assert f"{result.drift.kl:.3g}" in (result.output / "README.md").read_text()
+    assert weights(result.output).keys() == weights(student).keys()
+
+
+def test_what_transformers_does_not_build_is_copied(tiny_hybrid: Path, tmp_path: Path) -> None:
+    """A bf16 checkpoint in two shards, with an MTP block, a tied output layer spelt out, and files of its own."""
+    student = tmp_path / "student"
+    shutil.copytree(tiny_hybrid, student)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(student / "model.safetensors").items()}
+    tensors["mtp.layers.0.norm.weight"] = torch.arange(32.0)
+    tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"].clone()
+    (student / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, student / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    (student / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((student / "config.json").read_text()) | {"tie_word_embeddings": True, "hybrid_extra": "MEM*"}
+    (student / "config.json").write_text(json.dumps(config))
+
+    model = load_model(student, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.embeddings.weight.add_(1)
+    write_student(model, student, tmp_path / "out", card="card")
+    written = weights(tmp_path / "out")
+    tied = model.model.embeddings.weight is model.lm_head.weight
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        changed = name == "backbone.embeddings.weight" or (tied and name == "lm_head.weight")
+        expected = (tensor.float() + 1).bfloat16() if changed else tensor
+        assert torch.equal(written[name], expected) and written[name].dtype == tensor.dtype
+    assert json.loads((tmp_path / "out/config.json").read_text()) == config
+
+
+def test_batches_depend_on_position_and_seed_alone() -> None:
+    text = Text(np.arange(10)[:, None], np.zeros((1, 1), dtype=np.int64), {})
+    whole = text.batch(0, 30, seed=3)[:, 0]
+    assert all(sorted(whole[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
+    assert not np.array_equal(whole[:10], whole[10:20])
+    pieces = [text.batch(start, 7, seed=3)[:, 0] for start in range(0, 28, 7)]
+    assert np.array_equal(np.concatenate(pieces), whole[:28])
+    assert not np.array_equal(text.batch(0, 10, seed=4)[:, 0], whole[:10])
+
+
+def test_no_held_out_sequence_is_trained_on(student: Path, short_text: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(student)
+    text = read_text(tokenizer, short_text, sequence_length=16, validation_sequences=100)
+    total = len(text.training) + len(text.validation)
+    assert len(text.validation) == total // 10
+    joined = np.concatenate([text.training, text.validation])
+    ids = tokenizer(short_text.read_text(), add_special_tokens=False)["input_ids"]
+    assert joined.flatten().tolist() == ids[: total * 16]
+    other = tiny_models.write_text(tmp_path / "other.txt", seed=5)
+    apart = read_text(tokenizer, short_text, sequence_length=16, validation=other, validation_sequences=7)
+    assert len(apart.training) == total and len(apart.validation) == 7
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=st.integers(1, 400), warmup=st.none() | st.integers(0, 100))
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, warmup: int | None) -> None:
+    recipe = Recipe(steps=steps, learning_rate=3e-4, warmup_steps=None if warmup is None else min(warmup, steps))
+    rates = [recipe.learning_rate_at(step) for step in range(steps)]
+    assert all(0 < rate <= 3e-4 for rate in rates)
+    peak = min(100, steps // 10) if recipe.warmup_steps is None else recipe.warmup_steps
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    if peak < steps:
+        assert rates[peak] == pytest.approx(3e-4)
+    if peak < steps - 1:
+        assert rates[-1] == pytest.approx(3e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "either tokens or steps"),
+        ({"tokens": 5000, "steps": 5}, "not both"),
+        ({"steps": 0}, "steps is 0"),
+        ({"tokens": 100}, "less than one step"),
+        ({"steps": 5, "batch_tokens": 1000}, "no multiple"),
+        ({"steps": 5, "sequence_length": 1, "batch_tokens": 4}, "2 or more"),
+        ({"steps": 5, "learning_rate": math.nan}, "learning rate is nan"),
+        ({"steps": 5, "learning_rate": 1e-4, "minimum_learning_rate": 1e-3}, "above the highest"),
+        ({"steps": 5, "warmup_steps": 6}, "do not fit"),
+        ({"steps": 5, "precision": "fp16"}, "bf16, fp32"),
+        ({"steps": 5, "loss": "cosine"}, "forward_kl"),
+        ({"steps": 5, "temperature": 0.0}, "temperature is 0"),
+        ({"steps": 5, "betas": (0.9, 1.0)}, "betas"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(MinitronError, match=words):
+        Recipe(**fields)
+
+
+def other_vocabulary(folder: Path) -> Path:
+    return tiny_models.save_llama(folder, vocab_size=320)
+
+
+def other_tokenizer(folder: Path) -> Path:
+    path = tiny_models.save_llama(folder)
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text.replace('"</s>"', '"</t>"'))
+    return path
+
+
+def truncated(folder: Path) -> Path:
+    path = tiny_models.save_llama(folder)
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(5000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(other_vocabulary, "vocabulary of 300.*320"), (other_tokenizer, "different tokenizers"), (truncated, "truncated")],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    make: Any, words: str, student: Path, short_text: Path, tmp_path: Path
+) -> None:
+    teacher = make(tmp_path / "teacher")
+    with pytest.raises(MinitronError, match=words):
+        distill(student, teacher, short_text, tmp_path / "out", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_other_inputs_that_do_not_fit_are_refused(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    output, short = tmp_path / "out", tmp_path / "short.txt"
+    short.write_text("three birds")
+
+    def refused(words: str, **changes: Any) -> None:
+        arguments = {"student": student, "teacher": tiny_hybrid, "data": short_text, "output": output, "recipe": RECIPE}
+        with pytest.raises(MinitronError, match=words):
+            distill(**arguments | changes)
+
+    refused("both student and teacher", teacher=student)
+    refused("less than one sequence", data=short)
+    refused("less than one sequence", validation=short)
+    refused("too few to hold one out", recipe=replace(RECIPE, sequence_length=2000, batch_tokens=2000))
+    refused("is the training text", validation=short_text)
+    refused("does not exist", data=tmp_path / "absent.txt")
+    refused("choose one of bf16, fp8", teacher_precision="int3")
+    refused("is or holds the input", output=student, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    output.mkdir()
+    refused("exists already")
+    output.rmdir()
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work/diary.txt").write_text("dear diary")
+    refused("no distillation's working folder")
+    assert not output.exists()
