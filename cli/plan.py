@@ -166,9 +166,8 @@ def _print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
         ]
         for place, candidate in enumerate(result.candidates, 1)
     ]
-    show.line(f"{result.searched:,} architectures counted, {result.feasible:,} fit; {result.ranking}.")
-    if same:
-        show.line(f"All of these have {', '.join(same)}.")
+    show.line(f"{result.searched:,} architectures counted, {result.feasible:,} fit.")
+    show.line(f"The best of them, {result.ranking}{':' if not same else ', all with ' + ', '.join(same) + ':'}")
     show.line("")
     show.table("", ["", *(_short(spec, name) for name in varied), "parameters", "memory"], rows)
 
@@ -187,10 +186,11 @@ def _print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
     show.table(
         f"Chosen: number {result.chosen + 1}, {left} parameters, {spare} to spare", ["", "model", "chosen"], rows
     )
-    if gone := sorted(set(parent.kept) - set(best.kept)):
-        show.line(f"Layers left out, counted from 0: {', '.join(map(str, gone))}")
-    for start in range(0, len(best.letters), _MAP_WIDTH):
-        show.line(f"  {best.letters[start : start + _MAP_WIDTH]}")
+    if len(best.kept) < len(parent.kept):
+        marks = "".join(letter if layer in best.kept else "." for layer, letter in enumerate(parent.letters))
+        for start in range(0, len(marks), _MAP_WIDTH):
+            show.line(f"model   {parent.letters[start : start + _MAP_WIDTH]}")
+            show.line(f"chosen  {marks[start : start + _MAP_WIDTH]}")
 
 
 def _short(spec: "ModelSpec", name: str) -> str:

@@ -129,13 +129,11 @@ def _require_reachable(spec: ModelSpec, pattern: str) -> None:
 
 
 def layer_scores(spec: ModelSpec, scores: Scores | None) -> NDArray[np.float64] | None:
-    """[layers] what each layer is worth; None where no scores say."""
-    found = None if scores is None else scores.importance.get(("layer", None))
-    if found is not None and found.shape != (len(spec.layers),):
-        raise MinitronError(
-            f"the scores know {found.shape[0]} layers and the model has {len(spec.layers)}; score it again."
-        )
-    return found
+    """[layers] what each layer is worth, None where no scores say; raises MinitronError for another model's scores."""
+    if scores is None:
+        return None
+    scores.require(spec)
+    return scores.importance.get(("layer", None))
 
 
 class _Dropper:

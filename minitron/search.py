@@ -190,7 +190,7 @@ def search(
         raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
     if smallest is not None and not feasible:
         raise MinitronError(_miss(_candidates(lattice, workload, budget, None, smallest[1])[0], budget, searched))
-    score = "kept parameters; no scores given" if scores is None else "effective parameters, by the scores given"
+    score = "kept parameters (no scores given)" if scores is None else "effective parameters (by the scores given)"
     parent = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     return SearchResult(
         budget=budget,
