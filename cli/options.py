@@ -1,16 +1,16 @@
 """The options that commands share, as annotated types: one name, one help text and one way to read a value everywhere.
 
-A command writes `def command(model: ModelArgument, context: ContextOption = 131072, as_json: JsonOption = False)`.
+A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_json: JsonOption = False)`.
 
     arguments   ModelArgument, ModelsArgument, StudentArgument
     files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption, TeacherOption
-    the GPU     GpuOption, ContextOption, BatchOption, UtilizationOption, ReserveOption, WorkspaceOption,
-                WeightsOption, KvOption, SsmStateOption (values of StorageDtype)
     running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption (values of ComputeDtype),
                 DeviceOption, TeacherPrecisionOption (values of Precision)
-    by hand     SetOption (raw texts; `parse_assignments` reads them), LatticeOption
+    by hand     SetOption (raw texts; `parse_assignments` reads them)
     output      JsonOption
     parsers     bytes_option, count_option: for `typer.Option(parser=...)` of a command's own options
+
+The options of a plan (the GPU, the workload, the lattice) come together: see cli/planning.py.
 
 No command declares `--debug`: cli/app.py adds it to every command.  Paths are checked by the code that opens them,
 which raises a MinitronError, so that a wrong path reads the same from every command.
@@ -25,18 +25,6 @@ import typer
 
 from minitron.errors import MinitronError
 from minitron.units import parse_bytes, parse_count
-
-
-class StorageDtype(StrEnum):
-    """How a number is kept in the memory of a GPU."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP8 = "fp8"
-    INT8 = "int8"
-    NVFP4 = "nvfp4"
-    INT4 = "int4"
 
 
 class ComputeDtype(StrEnum):
@@ -100,31 +88,6 @@ ScoresOption = Annotated[Path | None, _path("--scores", "Scores that `minitron s
 PlanOption = Annotated[Path | None, _path("--plan", "A plan that `minitron plan` wrote.", "FILE")]
 TeacherOption = Annotated[Path, _path("--teacher", "The checkpoint folder to learn from.", "FOLDER")]
 
-GpuOption = Annotated[
-    str | None,
-    typer.Option("--gpu", help="A GPU's name, such as A10G, or its usable memory, such as 22.06GiB.", metavar="GPU"),
-]
-ContextOption = Annotated[
-    int, typer.Option("--context", parser=count_option, help="Tokens of one sequence: 4096, 128k.", metavar="TOKENS")
-]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at the same time.")]
-UtilizationOption = Annotated[
-    float, typer.Option("--utilization", min=0.01, max=1.0, help="The share of the GPU's memory that may be used.")
-]
-ReserveOption = Annotated[
-    int,
-    typer.Option("--reserve", parser=bytes_option, help="Memory kept free for something else: 1.3GiB.", metavar="SIZE"),
-]
-WorkspaceOption = Annotated[
-    int,
-    typer.Option(
-        "--workspace", parser=bytes_option, help="Memory for activations and buffers: 650MiB.", metavar="SIZE"
-    ),
-]
-WeightsOption = Annotated[StorageDtype, typer.Option("--weights", help="How weights are kept.")]
-KvOption = Annotated[StorageDtype, typer.Option("--kv", help="How keys and values of attention are kept.")]
-SsmStateOption = Annotated[StorageDtype, typer.Option("--ssm-state", help="How the state of Mamba layers is kept.")]
-
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Sequences of text to read.")]
 SequenceLengthOption = Annotated[
     int, typer.Option("--sequence-length", parser=count_option, help="Tokens of one sequence.", metavar="TOKENS")
@@ -143,13 +106,5 @@ TeacherPrecisionOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Cut to a size given by hand: hidden_size=448. Repeatable.", metavar="NAME=SIZE"),
-]
-LatticeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lattice",
-        help="The sizes to try: hidden_size=4480,4800 or intermediate_size=3x,3.5x (times hidden_size). Repeatable.",
-        metavar="NAME=SIZES",
-    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
