@@ -102,7 +102,9 @@ def print_search(model: Path, spec: "ModelSpec", result: "SearchResult", plannin
     show.line(f"{model} on {where} {format_bytes(budget.usable)}; {workload.context:,} tokens x {sequences}")
     reserved = f" - {format_bytes(budget.reserve)} reserved" if budget.reserve else ""
     available = format_bytes(budget.available)
-    show.line(f"Budget: {format_bytes(budget.usable)} x {budget.utilization:g}{reserved} = {available}")
+    used = f" x {budget.utilization:g}" if budget.utilization < 1 else ""
+    reckoned = f"{format_bytes(budget.usable)}{used}{reserved} = " if used or reserved else ""
+    show.line(f"Budget: {reckoned}{available}")
     if budget.gpu is not None and budget.gpu.unified:
         show.line("This device's memory is shared with the CPU: the system and its page cache take their part of it.")
     show.line("")
@@ -110,7 +112,7 @@ def print_search(model: Path, spec: "ModelSpec", result: "SearchResult", plannin
     show.table(
         f"The model: {len(parent.letters)} layers, {format_parameters(parent.parameters)} parameters",
         ["memory", "size", "how it is counted"],
-        _terms(spec, parent, workload, "estimated" if planning.workspace is None else "given"),
+        _terms(spec, parent, workload, _origin_of_workspace(planning)),
     )
     show.line(_verdict(parent, budget.available))
     show.line("")
@@ -129,7 +131,7 @@ def _terms(spec: "ModelSpec", candidate: "Candidate", workload: "Workload", work
         "kv_cache": f"{attention} attention layers, {workload.kv}",
         "conv_state": f"{mamba} Mamba layers, {workload.conv_state}",
         "ssm_state": f"{mamba} Mamba layers, {workload.ssm_state}",
-        "workspace": f"activations and buffers, {workspace}",
+        "workspace": workspace,
         "total": "",
     }
     terms = candidate.footprint.to_json()
@@ -138,6 +140,14 @@ def _terms(spec: "ModelSpec", candidate: "Candidate", workload: "Workload", work
         for name in terms
         if terms[name] or name in ("weights", "kv_cache", "workspace", "total")
     ]
+
+
+def _origin_of_workspace(planning: Planning) -> str:
+    if planning.workspace is not None:
+        return "activations and buffers, given"
+    if planning.gpu is not None:
+        return "activations and buffers, estimated"
+    return "not counted unless --workspace says so"
 
 
 def _verdict(parent: "Candidate", available: int) -> str:
