@@ -37,6 +37,9 @@ _ENVIRONMENT: Final = {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # stderr belongs to our own bars and remarks; of transformers, errors are enough.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 _EXIT_FAILURE: Final = 1

@@ -146,6 +146,20 @@ def test_control_c_leaves_with_130() -> None:
     assert signal.SIGINT + 128 == 130
 
 
+def test_libraries_are_quiet_unless_told_otherwise() -> None:
+    code = """
+        import os
+        from cli import app
+        def command() -> None:
+            print(os.environ["OMP_WAIT_POLICY"], os.environ["TRANSFORMERS_VERBOSITY"])
+        app.COMMANDS["demo"] = command
+        app.main()
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = python(code, "demo", env=environment | {"TRANSFORMERS_VERBOSITY": "debug"})
+    assert done.stdout == "passive debug\n"
+
+
 @pytest.mark.parametrize("arguments", [["prun"], ["inspect"], ["inspect", str(CONFIG), "--jsno"], ["--nothing"]])
 def test_a_wrong_command_line_leaves_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(arguments) == 2

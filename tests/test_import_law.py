@@ -30,6 +30,22 @@ def test_every_package_is_distributed() -> None:
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_every_file_in_a_package_is_distributed() -> None:
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for name in PROJECT["tool"]["setuptools"]["packages"]:
+        folder = ROOT.joinpath(*name.split("."))
+        carried = {file for pattern in data.get(name, []) for file in folder.glob(pattern)}
+        present = {file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+        inner = {file for file in present if any((parent / "__init__.py").is_file() for parent in below(file, folder))}
+        left = {file for file in present - inner - carried if file.suffix != ".py"}
+        assert not left, f"no pattern of package-data carries {left}"
+
+
+def below(file: Path, folder: Path) -> list[Path]:
+    """The folders between `file` and `folder`, which is left out."""
+    return [parent for parent in file.parents if parent != folder and parent.is_relative_to(folder)]
+
+
 def test_every_module_stands_in_a_package() -> None:
     for name in TOP:
         for file in (ROOT / name).rglob("*.py"):
