@@ -3,6 +3,8 @@
 An artefact is complete or absent, so a step is done when its artefact exists: a run that was killed anywhere goes on
 with the first step that is not.  run.json says what the run was asked for; another request does not go on from it."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import time
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.progress import Progress
-from minitron.scores import Scores
-from minitron.search import SearchResult
-from minitron.spec import ModelSpec, read_spec
+from minitron.spec import read_spec
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
+    from minitron.scores import Scores
+    from minitron.search import SearchResult
+    from minitron.spec import ModelSpec
 
 RUN: Final = "run.json"
 SCORES: Final = "scores.safetensors"
@@ -55,7 +58,7 @@ class Chain:
     heldout: Path | None
     """Text that the others do not hold, for the evaluation; None holds back the end of the training text."""
 
-    recipe: "Recipe"
+    recipe: Recipe
     """How to distil."""
 
     teacher_precision: str = "bf16"
@@ -178,8 +181,6 @@ def _prune(chain: Chain, progress: Progress) -> dict[str, Any]:
 
 
 def _distill(chain: Chain, progress: Progress) -> dict[str, Any]:
-    import torch
-
     from distill.train import distill
 
     result = distill(
@@ -189,7 +190,7 @@ def _distill(chain: Chain, progress: Progress) -> dict[str, Any]:
         chain.folder / DISTILLED,
         chain.recipe,
         teacher_precision=chain.teacher_precision,
-        device=None if chain.device is None else torch.device(chain.device),
+        device=chain.device,
         progress=progress,
     )
     return dict(result.to_json())

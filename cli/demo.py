@@ -24,7 +24,7 @@ SCORING: Final = {
     "sequence_length": SEQUENCE_LENGTH,
     "batch_size": 4,
     "layers": "iterative",
-    "layer_samples": 4,
+    "layer_samples": 2,
 }
 EVALUATION: Final = {"sequence_length": SEQUENCE_LENGTH, "samples": 48, "batch_size": 4}
 
