@@ -76,8 +76,8 @@ def energy_shares(states: Tensor, gate: Tensor | None, groups: int) -> Tensor:
         inputs = torch.nn.functional.silu(gate.to(wide(gate))).mul_(states)
     # In place, for these are the largest tensors that observing makes.
     squares = inputs.square_().reshape(-1, groups, states.shape[-1] // groups)
-    means = squares.mean(-1, keepdim=True).clamp_min_(torch.finfo(squares.dtype).tiny)
-    return squares.div_(means).sum(0).flatten()
+    means = squares.mean(-1).clamp_min_(torch.finfo(squares.dtype).tiny)
+    return torch.einsum("tg,tgc->gc", means.reciprocal_(), squares).flatten()
 
 
 def dissimilarity(before: Tensor, after: Tensor) -> Tensor:
