@@ -144,7 +144,8 @@ def _hold_out(chain: Chain) -> Chain:
         whole = "\n\n".join(documents(chain.training))
         # The next paragraph, line or word after the mark, whichever kind the text has.
         mark = int(len(whole) * (1 - _HELD_OUT))
-        cut = next((at for end in ("\n\n", "\n", " ") if (at := whole.find(end, mark)) >= 0), mark)
+        last = (mark + len(whole)) // 2
+        cut = next((at for end in ("\n\n", "\n", " ") if (at := whole.find(end, mark, last)) >= 0), mark)
         with new_folder(folder) as partial:
             write_text(partial / "training.txt", whole[:cut])
             write_text(partial / "heldout.txt", whole[cut:])

@@ -1,8 +1,192 @@
-"""`minitron distill`."""
+"""`minitron distill`: train a smaller model on the logits of the one it was cut from.
 
-from minitron.errors import MinitronError
+`results` of --json:
+
+    {"teacher_precision", "steps", "tokens", "seconds", "tokens_per_s",
+     "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
+     "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
+     "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...]}
+
+All of them are measured on held-out text.  `seconds` and `tokens_per_s` are those of the steps; the document's own
+`seconds` are those of the whole command.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import show
+from cli.options import (
+    ComputeDtype,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    OutputOption,
+    OverwriteOption,
+    Precision,
+    SeedOption,
+    SequenceLengthOption,
+    StudentArgument,
+    TeacherOption,
+    TeacherPrecisionOption,
+    count_option,
+)
+from minitron.units import format_bytes
+
+if TYPE_CHECKING:
+    from distill.train import DistillResult
+
+DEFAULT_TOKENS = 2**20
 
 
-def command() -> None:
-    """Not built yet."""
-    raise MinitronError("`minitron distill` is not built yet.")
+def _tokens(flag: str, help: str, **settings: Any) -> Any:
+    return typer.Option(flag, parser=count_option, help=help, metavar="TOKENS", **settings)
+
+
+def _number(flag: str, help: str) -> Any:
+    return typer.Option(flag, help=help, show_default=False)
+
+
+ValidationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--validation",
+        help="Held-out text; the end of --data is held out where none is given.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+TokensOption = Annotated[
+    int | None, _tokens("--tokens", "Tokens to train on: 1M unless --steps is given.", show_default=False)
+]
+StepsOption = Annotated[int | None, _number("--steps", "Optimiser steps, instead of --tokens.")]
+BatchTokensOption = Annotated[int, _tokens("--batch-tokens", "Tokens of one optimiser step.")]
+MicroBatchOption = Annotated[
+    int | None, _number("--micro-batch", "Sequences in one forward pass; about 2,048 tokens unless given.")
+]
+LearningRateOption = Annotated[float, typer.Option("--learning-rate", help="The highest, after the warm-up.")]
+MinimumOption = Annotated[
+    float | None, _number("--minimum-learning-rate", "The last one; a tenth of the highest unless given.")
+]
+WarmupOption = Annotated[
+    int | None, _number("--warmup-steps", "Steps of linear rise; 100, at most a tenth of the run, unless given.")
+]
+WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Of matrices; vectors are not decayed.")]
+ClipOption = Annotated[float, typer.Option("--gradient-clip", help="The largest norm of a gradient.")]
+PrecisionOption = Annotated[
+    ComputeDtype, typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")]
+ValidateOption = Annotated[
+    int | None, _number("--validate-every", "Steps between validations; a tenth of the run unless given.")
+]
+HeldOutOption = Annotated[int, typer.Option("--validation-sequences", help="Held-out sequences, at most.")]
+CheckpointOption = Annotated[
+    int | None,
+    _number("--checkpoint-every", "Steps between checkpoints; a tenth of the run, at most 500, unless given."),
+]
+KeepOption = Annotated[int, typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", help="Where checkpoints are kept; OUTPUT.work unless given.", metavar="FOLDER", show_default=False
+    ),
+]
+
+
+def command(
+    student: StudentArgument,
+    teacher: TeacherOption,
+    data: DataOption,
+    output: OutputOption,
+    validation: ValidationOption = None,
+    tokens: TokensOption = None,
+    steps: StepsOption = None,
+    sequence_length: SequenceLengthOption = 512,
+    batch_tokens: BatchTokensOption = 4096,
+    micro_batch: MicroBatchOption = None,
+    learning_rate: LearningRateOption = 1e-4,
+    minimum_learning_rate: MinimumOption = None,
+    warmup_steps: WarmupOption = None,
+    weight_decay: WeightDecayOption = 0.1,
+    gradient_clip: ClipOption = 1.0,
+    temperature: TemperatureOption = 1.0,
+    precision: PrecisionOption = ComputeDtype.BF16,
+    teacher_precision: TeacherPrecisionOption = Precision.BF16,
+    validate_every: ValidateOption = None,
+    validation_sequences: HeldOutOption = 32,
+    checkpoint_every: CheckpointOption = None,
+    keep_checkpoints: KeepOption = 2,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    work: WorkOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
+    from distill.recipe import Recipe
+    from distill.train import distill
+    from minitron.text import text_hash
+
+    started = time.monotonic()
+    recipe = Recipe(
+        tokens=DEFAULT_TOKENS if tokens is None and steps is None else tokens,
+        steps=steps,
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        minimum_learning_rate=minimum_learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        gradient_clip=gradient_clip,
+        temperature=temperature,
+        precision=precision.value,
+        validate_every=validate_every,
+        validation_sequences=validation_sequences,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        seed=seed,
+    )
+    result = distill(
+        student,
+        teacher,
+        data,
+        output,
+        recipe,
+        validation=validation,
+        teacher_precision=teacher_precision.value,
+        device=device,
+        overwrite=overwrite,
+        work=work,
+        progress=show.bar,
+        note=show.note,
+    )
+    if as_json:
+        texts = {"data": data} | ({} if validation is None else {"validation": validation})
+        inputs = {"student": student, "teacher": teacher} | {
+            name: {"path": path, "sha256": text_hash(path)} for name, path in texts.items()
+        }
+        settings = recipe.to_json() | {"teacher_precision": teacher_precision.value, "device": device}
+        show.document(show.run_document(output, inputs, settings, result.to_json(), time.monotonic() - started))
+        return
+    print_result(result)
+    show.line(f"Written: {output}")
+
+
+def print_result(result: DistillResult) -> None:
+    """The curve, and what there was to gain."""
+    rows: list[list[show.Cell]] = [
+        [point["step"], point["tokens"], point["kl"], point["perplexity"], f"{point['top1_agreement']:.1%}"]
+        for point in result.curve
+    ]
+    columns = ["step", "tokens", "KL to teacher", "perplexity", "top-1 agreement"]
+    show.table("On held-out text; KL in nats", columns, rows)
+    teacher = f"The teacher ({result.teacher_precision}) has a perplexity of {result.perplexity_teacher:.4g}"
+    if result.drift is not None:
+        teacher += f" and takes {format_bytes(result.drift.stored_bytes)}"
+    show.line(f"{teacher}. {result.tokens:,} tokens in {result.seconds:,.0f} s, {result.tokens_per_s:,.0f} tokens/s.")

@@ -3,7 +3,7 @@
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from distill.work import Work
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing
-from minitron.loading import default_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.loading import find_device, load_model, load_tokenizer, require_same_tokenizer
 from minitron.progress import Progress, silent
 from minitron.quality import measure_quality, require_same_vocabulary
 from minitron.text import text_hash
+from minitron.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ class DistillResult:
         return fields | {"drift": None if self.drift is None else asdict(self.drift)}
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal came, and the step in hand was finished and saved."""
+
+
+def _no_note(text: str) -> None:
+    return
+
+
 def distill(
     student: Path,
     teacher: Path,
@@ -89,24 +98,26 @@ def distill(
     *,
     validation: Path | None = None,
     teacher_precision: str = "bf16",
-    device: torch.device | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     work: Path | None = None,
     processes: Processes | None = None,
     progress: Progress = silent,
+    note: Callable[[str], None] = _no_note,
 ) -> DistillResult:
     """Train the checkpoint `student` on the logits of `teacher` over the text `data`, and write it to `output`.
 
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
-    bit for bit on the same machine.  The folder is removed when the output is complete.
+    bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
+    it, the first GPU or else the CPU unless given; `note` is told before training what there is to gain.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
-    where a step's loss is not finite; KeyboardInterrupt on SIGINT or SIGTERM, after the step in hand is saved."""
-    device, processes = device or default_device(), processes or Processes()
+    where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
+    place, processes = find_device(device), processes or Processes()
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
     _check_inputs(student, teacher, data, output, validation=validation, overwrite=overwrite)
-    require_precision(teacher_precision, device)
+    require_precision(teacher_precision, place)
     processes.require_share(recipe.sequences_per_step)
     text = read_text(
         load_tokenizer(student),
@@ -123,16 +134,22 @@ def distill(
     kept = load_teacher(
         teacher,
         precision=teacher_precision,
-        device=device,
+        device=place,
         # Drift is measured once a run.
         blocks=text.validation if start is None else None,
         batch_size=recipe.sequences_per_pass,
         progress=progress,
     )
-    model = load_model(student, dtype=torch.float32, device=device)
+    model = load_model(student, dtype=torch.float32, device=place)
     trainer = Trainer(model, kept.model, text, recipe, work_folder, processes)
     start = _begin(trainer, kept, start)
-    _train(trainer, progress)
+    if processes.is_first:
+        _tell(trainer, start, teacher_precision, note)
+    try:
+        _train(trainer, progress)
+    except Stopped:
+        note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run the same again to go on.")
+        raise
     result = _result(trainer, start, output, teacher_precision)
     if processes.is_first:
         card = model_card(student, teacher, text.source, result)
@@ -208,6 +225,24 @@ def _measure_start(trainer: Trainer, teacher: Teacher) -> dict[str, Any]:
     return {"perplexity_teacher": perplexity, "drift": drift, "before": trainer.validate()}
 
 
+def _tell(trainer: Trainer, start: dict[str, Any], teacher_precision: str, note: Callable[[str], None]) -> None:
+    """Say before training what there is to gain, and from where the run goes on."""
+    if start["drift"] is not None:
+        drift = Drift(**start["drift"])
+        note(
+            f"Teacher in {teacher_precision}: {format_bytes(drift.stored_bytes)} instead of "
+            f"{format_bytes(drift.bf16_bytes)}; drift from bf16: KL {drift.kl:.3g} nats, top-1 agreement "
+            f"{drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens."
+        )
+    before = start["before"]
+    note(
+        f"Student before training: KL {before['kl']:.4f} nats, perplexity {before['perplexity']:.4g}; "
+        f"the teacher's perplexity is {start['perplexity_teacher']:.4g}."
+    )
+    if trainer.step:
+        note(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
+
+
 def _train(trainer: Trainer, progress: Progress) -> None:
     """Step until the recipe is done; validate, save and stop in between as it says."""
     recipe, work, first = trainer.recipe, trainer.work, trainer.processes.is_first
@@ -229,7 +264,7 @@ def _train(trainer: Trainer, progress: Progress) -> None:
                 trainer.save()
             advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}")
             if stop and not done:
-                raise KeyboardInterrupt
+                raise Stopped
 
 
 @contextmanager

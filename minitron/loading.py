@@ -16,6 +16,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, as torch spells it; the default one for None.
+
+    Raises MinitronError where there is no such device."""
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MinitronError(f"{name!r} is no device; write cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MinitronError(f"there is no GPU {name} here; give no device or cpu.")
+    return device
+
+
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None
 ) -> PreTrainedModel:

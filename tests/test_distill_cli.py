@@ -1,0 +1,112 @@
+"""`minitron distill` as it is typed."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from cli.app import run
+from distill import work
+
+SETTINGS = ["--sequence-length", "16", "--batch-tokens", "64", "--validation-sequences", "4", "--learning-rate", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_llama(tmp_path_factory.mktemp("student") / "model", seed=1, num_hidden_layers=2)
+
+
+@pytest.fixture
+def arguments(student: Path, tiny_llama: Path, short_text: Path, tmp_path: Path) -> list[str]:
+    """All but the length of the run; the output is tmp_path / "out"."""
+    paths = [str(student), "--teacher", str(tiny_llama), "--data", str(short_text), "-o", str(tmp_path / "out")]
+    return ["distill", *paths, *SETTINGS]
+
+
+def test_json_is_one_document_that_says_it_all(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--tokens", "320", "--teacher-precision", "fp8", "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert set(document) == {"output", "inputs", "settings", "results", "seconds"}
+    assert document["output"] == str(tmp_path / "out") and (tmp_path / "out/model.safetensors").is_file()
+    results = document["results"]
+    assert results["steps"] == 5 and results["tokens"] == 320
+    assert results["kl_after"] < results["kl_before"] == results["curve"][0]["kl"]
+    drift = results["drift"]
+    assert f"KL {drift['kl']:.3g}" in captured.err and f"{drift['top1_agreement']:.2%}" in captured.err
+
+
+def test_a_person_reads_the_curve(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments, "--steps", "2", "--validate-every", "1"]) == 0
+    captured = capsys.readouterr()
+    rows = [line.split() for line in captured.out.splitlines()]
+    assert [row[:2] for row in rows if row and row[0].isdigit()] == [["0", "0"], ["1", "64"], ["2", "128"]]
+    assert "drift" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tokens", "320", "--steps", "5"], "not both"),
+        (["--steps", "5", "--device", "tpu9"], "is no device"),
+        (["--steps", "5", "--batch-tokens", "100"], "no multiple"),
+        (["--steps", "5", "--teacher-precision", "fp8-te", "--device", "cpu"], "Transformer Engine"),
+    ],
+)
+def test_contradictions_leave_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    assert run([*arguments, *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--steps", "4", "--checkpoint-every", "1"]
+    saved = 0
+
+    def save_file(tensors: Any, path: Path) -> None:
+        nonlocal saved
+        saved += 1
+        if saved > 3:  # the third step's optimiser
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        plain(tensors, path)
+
+    plain = work.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "save_file", save_file)
+        assert run([*arguments, *flags]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == ["step-00000001"]
+    assert run([*arguments, *flags]) == 0
+    assert "Going on after step 1 of 4" in capsys.readouterr().err
+
+
+def test_sigterm_saves_and_ends_the_process_with_130(arguments: list[str], tmp_path: Path) -> None:
+    flags = ["--steps", "100000", "--validate-every", "100000", "--checkpoint-every", "100000"]
+    command = [sys.executable, "-m", "cli", *arguments, *flags]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics = tmp_path / "out.work/metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    last = len(metrics.read_text().splitlines())
+    assert f"Stopped and saved after step {last} of 100000" in said
+    assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == [f"step-{last:08d}"]
+    assert not (tmp_path / "out").exists()
