@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from minitron.errors import MinitronError
 
 
@@ -116,6 +114,8 @@ def _partial(path: Path) -> Path:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed run left beside `path`: siblings whose process is gone."""
+    import psutil
+
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         number = leftover.name.rpartition("-")[2].removesuffix(".old")
         if not number.isdigit():
