@@ -36,7 +36,7 @@ def command(
     keep: Annotated[
         float, typer.Option("--keep", min=0.3, max=1.0, help="The share of the memory that may be used afterwards.")
     ] = 0.65,
-    tokens: Annotated[int, typer.Option("--tokens", min=BATCH_TOKENS, help="Tokens to distil on.")] = 200_000,
+    tokens: Annotated[int, typer.Option("--tokens", min=BATCH_TOKENS, help="Tokens to distil on.")] = 150_000,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +51,12 @@ def command(
     whole = footprint(spec, workload_of(spec, CONTEXT)).total
     planning = Planning(budget=int(whole * keep), context=CONTEXT)
     recipe = Recipe(
-        tokens=tokens, sequence_length=SEQUENCE_LENGTH, batch_tokens=BATCH_TOKENS, learning_rate=LEARNING_RATE
+        tokens=tokens,
+        sequence_length=SEQUENCE_LENGTH,
+        batch_tokens=BATCH_TOKENS,
+        learning_rate=LEARNING_RATE,
+        validate_every=max(1, tokens // BATCH_TOKENS // 4),
+        validation_sequences=16,
     )
     show.note(
         f"The built-in model needs {format_bytes(whole)} for {CONTEXT:,} tokens; "
