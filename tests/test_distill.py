@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from distill.data import Text, read_text
 from distill.output import write_student
+from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.train import DistillResult, Stopped, distill
 from distill.trainer import Trainer
@@ -248,6 +249,28 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "out").exists()
     saved = load_file(tmp_path / "out.work/checkpoints/step-00000004/weights.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+def run_process(rank: int, folder: Path, *paths: Path) -> None:
+    """One of two processes of a run."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
+    distill(*paths, folder / "out", RECIPE, processes=Processes(rank, 2))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_as_one(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(run_process, (tmp_path, student, tiny_hybrid, short_text), nprocs=2)
+    ours, theirs = weights(tmp_path / "out"), weights(undisturbed.output)
+    for name, tensor in theirs.items():
+        # AdamW divides by the root of the mean square: where that is tiny, the order of a sum shows.
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3)
+    (line,) = (line for line in (tmp_path / "out/README.md").read_text().splitlines() if line.startswith("| KL"))
+    assert float(line.split("|")[-3]) == pytest.approx(undisturbed.kl_after, abs=1e-3)
+    assert {path.name for path in tmp_path.iterdir()} - {"group"} == {"out"}
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_llama_tied"])
