@@ -25,7 +25,7 @@ CHUNK_LOGITS: Final = 2**22
 
 
 @dataclass(frozen=True)
-class Stack:
+class Decoder:
     """The parts of a model that a walk through its layers needs."""
 
     layers: Sequence[nn.Module]
@@ -81,12 +81,12 @@ def removal_scores(
     rounds = max(1, min(limit, len(spec.layers) - 1))
     remaining = list(range(len(spec.layers)))
     order: list[tuple[int, float]] = []
-    stack = _stack(model, spec)
-    batches = [_prepare(model, stack, torch.from_numpy(part)) for part in _parts(blocks, batch_size)]
+    decoder = _decoder(model, spec)
+    batches = [_prepare(model, decoder, torch.from_numpy(part)) for part in _parts(blocks, batch_size)]
     evaluations = sum(len(spec.layers) - dropped for dropped in range(rounds))
     with progress("Scoring layers", float(evaluations * blocks.size), "tokens") as advance:
         for _ in range(rounds):
-            losses = _without_each(stack, batches, remaining, advance)
+            losses = _without_each(decoder, batches, remaining, advance)
             least = min(remaining, key=lambda layer: losses[layer])
             remaining.remove(least)
             order.append((least, losses[least]))
@@ -106,18 +106,18 @@ def _increasing(order: Sequence[tuple[int, float]]) -> Array:
     return scores
 
 
-def _stack(model: PreTrainedModel, spec: ModelSpec) -> Stack:
+def _decoder(model: PreTrainedModel, spec: ModelSpec) -> Decoder:
     layers = model.get_submodule(layers_module(spec))
     assert isinstance(layers, nn.ModuleList)
     head = model.get_output_embeddings()
-    return Stack(list(layers), model.get_submodule(final_norm_module(spec)), head, head.weight.shape[0])
+    return Decoder(list(layers), model.get_submodule(final_norm_module(spec)), head, head.weight.shape[0])
 
 
 def _parts(blocks: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     return (blocks[start : start + size] for start in range(0, len(blocks), size))
 
 
-def _prepare(model: PreTrainedModel, stack: Stack, ids: Tensor) -> CalibrationBatch:
+def _prepare(model: PreTrainedModel, decoder: Decoder, ids: Tensor) -> CalibrationBatch:
     """Run the whole model once, noting what it passes to its layers."""
     entries: list[Tensor] = []
     arguments: list[Mapping[str, Any]] = []
@@ -128,14 +128,14 @@ def _prepare(model: PreTrainedModel, stack: Stack, ids: Tensor) -> CalibrationBa
         arguments.append(kwargs)
 
     with ExitStack() as undo:
-        for layer in stack.layers:
+        for layer in decoder.layers:
             undo.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         reference = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
     return CalibrationBatch(entries[0], arguments, reference)
 
 
 def _without_each(
-    stack: Stack, batches: Sequence[CalibrationBatch], remaining: Sequence[int], advance: Advance
+    decoder: Decoder, batches: Sequence[CalibrationBatch], remaining: Sequence[int], advance: Advance
 ) -> dict[int, float]:
     """layer -> mean over tokens of KL(whole model || model of the remaining layers but that one)."""
     sums = dict.fromkeys(remaining, 0.0)
@@ -144,9 +144,9 @@ def _without_each(
         for place, layer in enumerate(remaining):
             without = states
             for later in remaining[place + 1 :]:
-                without = stack.layers[later](without, **batch.arguments[later])
-            sums[layer] += _divergence(stack, batch.reference, stack.norm(without))
-            states = stack.layers[layer](states, **batch.arguments[layer])
+                without = decoder.layers[later](without, **batch.arguments[later])
+            sums[layer] += _divergence(decoder, batch.reference, decoder.norm(without))
+            states = decoder.layers[layer](states, **batch.arguments[layer])
             advance(states.shape[0] * states.shape[1])
     tokens = sum(batch.entry.shape[0] * batch.entry.shape[1] for batch in batches)
     if not np.isfinite(list(sums.values())).all():
@@ -158,15 +158,15 @@ def _without_each(
     return {layer: max(total / tokens, 0.0) for layer, total in sums.items()}
 
 
-def _divergence(stack: Stack, reference: Tensor, states: Tensor) -> float:
+def _divergence(decoder: Decoder, reference: Tensor, states: Tensor) -> float:
     """Sum over tokens of KL(softmax(head(reference)) || softmax(head(states))) in nats; both [B, T, H].
 
     Softmax in fp32, a chunk of tokens at a time: the logits [tokens, V] never exist as a whole."""
-    size = max(1, CHUNK_LOGITS // stack.vocabulary)
+    size = max(1, CHUNK_LOGITS // decoder.vocabulary)
     total = torch.zeros((), dtype=torch.float64, device=states.device)
     chunks = (torch.split(tensor.flatten(0, 1), size) for tensor in (reference, states))
     for one, other in zip(*chunks, strict=True):
-        log_p = stack.head(one).float().log_softmax(-1)
-        log_q = stack.head(other).float().log_softmax(-1)
+        log_p = decoder.head(one).float().log_softmax(-1)
+        log_q = decoder.head(other).float().log_softmax(-1)
         total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
     return float(total)

@@ -24,7 +24,7 @@ class Totals:
 
     def add(self, name: Hashable, amount: Tensor) -> None:
         """Add a batch's part to the sum `name`, which begins at zero."""
-        amount = amount.detach().double()
+        amount = amount.double()
         self.sums[name] = self.sums[name] + amount if name in self.sums else amount
 
     def __getitem__(self, name: Hashable) -> Array:

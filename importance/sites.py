@@ -135,8 +135,7 @@ def _state_space_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | 
     if not isinstance(first, Stack) or last != Axis("hidden"):
         return None
     # z and x are spelled alike; x is the second.
-    gate, x = [place for place, part in enumerate(first.parts) if part == X]
-    assert gate < x
+    _, x = [place for place, part in enumerate(first.parts) if part == X]
     shape = (spec.sizes["mamba_head"], spec.sizes["mamba_head_dim"])
     return ChannelSite(("mamba_channel", layer), _module(rule, layer), "output", shape, _size(spec, first.parts[:x]))
 
