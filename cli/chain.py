@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from minitron.search import SearchResult
     from minitron.spec import ModelSpec
 
+Note = Callable[[str], None]
+"""Says a sentence to whoever watches."""
+
 RUN: Final = "run.json"
 SCORES: Final = "scores.safetensors"
 PLAN: Final = "plan.json"
@@ -81,7 +84,7 @@ class Chain:
             )
 
 
-def run_chain(chain: Chain, *, progress: Progress, note: Callable[[str], None], overwrite: bool) -> dict[str, Any]:
+def run_chain(chain: Chain, *, progress: Progress, note: Note, overwrite: bool) -> dict[str, Any]:
     """Carry out the steps that are not done; the results of all, as JSON.
 
     Raises MinitronError where the folder holds another run, unless it may be overwritten."""
@@ -99,7 +102,7 @@ def run_chain(chain: Chain, *, progress: Progress, note: Callable[[str], None], 
             continue
         note(f"[{number}/{len(STEPS)}] {name}")
         started = time.monotonic()
-        results = function(chain, progress)
+        results = function(chain, progress, note)
         record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": results}
         write_json(chain.folder / RUN, record)
     return {"steps": record["steps"], "models": read_json(chain.folder / EVALUATION)["models"]}
@@ -154,7 +157,7 @@ def _hold_out(chain: Chain) -> Chain:
     return replace(chain, training=training, calibration=calibration, heldout=folder / "heldout.txt")
 
 
-def _score(chain: Chain, progress: Progress) -> dict[str, Any]:
+def _score(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from importance.calibrate import calibrate
 
     scores = calibrate(chain.model, chain.calibration, device=chain.device, progress=progress, **chain.scoring)
@@ -162,7 +165,7 @@ def _score(chain: Chain, progress: Progress) -> dict[str, Any]:
     return dict(scores.settings)
 
 
-def _plan(chain: Chain, progress: Progress) -> dict[str, Any]:
+def _plan(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.plan import make_plan
     from minitron.scores import load_scores
 
@@ -173,7 +176,7 @@ def _plan(chain: Chain, progress: Progress) -> dict[str, Any]:
     return {"chosen": best.to_json(), "searched": result.searched, "feasible": result.feasible}
 
 
-def _prune(chain: Chain, progress: Progress) -> dict[str, Any]:
+def _prune(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.plan import load_plan
     from minitron.prune import prune
 
@@ -181,7 +184,7 @@ def _prune(chain: Chain, progress: Progress) -> dict[str, Any]:
     return prune(chain.model, plan, chain.folder / PRUNED, progress=progress).to_json()
 
 
-def _distill(chain: Chain, progress: Progress) -> dict[str, Any]:
+def _distill(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from distill.train import distill
 
     result = distill(
@@ -193,11 +196,12 @@ def _distill(chain: Chain, progress: Progress) -> dict[str, Any]:
         teacher_precision=chain.teacher_precision,
         device=chain.device,
         progress=progress,
+        note=note,
     )
     return dict(result.to_json())
 
 
-def _evaluate(chain: Chain, progress: Progress) -> dict[str, Any]:
+def _evaluate(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.evaluate import evaluate_folders
 
     assert chain.heldout is not None
@@ -215,7 +219,7 @@ def _evaluate(chain: Chain, progress: Progress) -> dict[str, Any]:
     return {}
 
 
-STEPS: Final[dict[str, tuple[str, Callable[[Chain, Progress], dict[str, Any]]]]] = {
+STEPS: Final[dict[str, tuple[str, Callable[[Chain, Progress, Note], dict[str, Any]]]]] = {
     "score": (SCORES, _score),
     "plan": (PLAN, _plan),
     "prune": (PRUNED, _prune),

@@ -23,6 +23,7 @@ from cli.options import (
     OutputOption,
     OverwriteOption,
     Precision,
+    SpeedOption,
     TeacherPrecisionOption,
     count_option,
 )
@@ -104,6 +105,7 @@ def command(
     text: HeldOutOption = None,
     calibration: CalibrationOption = None,
     teacher_precision: TeacherPrecisionOption = Precision.BF16,
+    speed: SpeedOption = True,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -122,7 +124,7 @@ def command(
         teacher_precision=teacher_precision.value,
         device=device,
         scoring=scoring.arguments,
-        evaluating={"sequence_length": training.distill_sequence_length},
+        evaluating={"sequence_length": training.distill_sequence_length, "speed": speed},
         settings={
             "planning": planning.settings,
             "scoring": scoring.settings,

@@ -19,6 +19,7 @@ from cli.options import (
     ModelsArgument,
     SamplesOption,
     SequenceLengthOption,
+    SpeedOption,
     TextOption,
 )
 from minitron.errors import MinitronError
@@ -36,7 +37,6 @@ TasksOption = Annotated[
     typer.Option("--tasks", help="lm-eval tasks, comma-separated: names or YAML files.", metavar="TASKS"),
 ]
 TaskLimitOption = Annotated[int | None, typer.Option("--task-limit", min=1, help="Ask only so many items of a task.")]
-SpeedOption = Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens per second and peak memory.")]
 
 
 def command(

@@ -5,7 +5,7 @@ A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_jso
     arguments   ModelArgument, ModelsArgument, StudentArgument
     files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption, TeacherOption
     running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption (values of ComputeDtype),
-                DeviceOption, TeacherPrecisionOption (values of Precision)
+                DeviceOption, TeacherPrecisionOption (values of Precision), SpeedOption
     by hand     SetOption (raw texts; `parse_assignments` reads them)
     output      JsonOption
     parsers     bytes_option, count_option: for `typer.Option(parser=...)` of a command's own options
@@ -112,4 +112,5 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Cut to a size given by hand: hidden_size=448. Repeatable.", metavar="NAME=SIZE"),
 ]
+SpeedOption = Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens per second and peak memory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

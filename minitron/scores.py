@@ -35,6 +35,8 @@ class Scores:
         ("mamba_channel", layer)  [mamba_head, mamba_head_dim]   from which channels, then heads, are chosen
         ("expert", layer)         [expert]        routed experts
         ("expert_ffn", layer)     [expert, expert_ffn]   each expert's channels by its own tokens
+        ("latent_in", layer)      [latent_in]     latent channels that experts read
+        ("latent_out", layer)     [latent_out]    latent channels that experts write
         ("layer", None)           [layers]        what leaving out the layer does to the logits
     """
 
