@@ -15,7 +15,7 @@ from importance.depth import removal_scores
 from importance.estimators import Totals
 from importance.observe import ESTIMATOR, block_influence, energy, importance, observing
 from minitron.errors import MinitronError
-from minitron.loading import DTYPES, load_model, load_tokenizer
+from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
 from minitron.scores import Scores
 from minitron.spec import ModelSpec, read_spec
@@ -52,7 +52,7 @@ def calibrate(
     started = time.monotonic()
     spec = read_spec(model_folder)
     blocks = token_blocks(load_tokenizer(model_folder), data, sequence_length=sequence_length, samples=samples)
-    model = load_model(model_folder, dtype=DTYPES[dtype], device=_device(device))
+    model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
     scores = score_model(
         model,
         spec,
@@ -133,18 +133,6 @@ def _observe(
             model.base_model(input_ids=ids.to(model.device), use_cache=False)
             advance(ids.numel())
     return totals
-
-
-def _device(text: str | None) -> torch.device | None:
-    if text is None:
-        return None
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise MinitronError(f"{text!r} is no device; write cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MinitronError(f"there is no device {text} here; leave it out or write cpu.")
-    return device
 
 
 def spread(count: int, wanted: int) -> NDArray[np.int64]:

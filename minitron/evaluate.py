@@ -12,7 +12,7 @@ from minitron.benchmarks import Benchmarks, Results
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.loading import DTYPES, default_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.loading import DTYPES, find_device, load_model, load_tokenizer, require_same_tokenizer
 from minitron.progress import Progress, silent
 from minitron.prune import RECORD
 from minitron.quality import Quality, Teacher, measure_quality
@@ -84,7 +84,7 @@ def evaluate_folders(
     of which `task_limit` items are asked.  `dtype` is a key of loading.DTYPES; `device` is as torch spells it, the
     first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model, the text is too
     short, a tokenizer is not the teacher's, or there is no such device."""
-    number, place = DTYPES[dtype], _find_device(device)
+    number, place = DTYPES[dtype], find_device(device)
     checkpoints = [Checkpoint(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
     benchmarks = Benchmarks(tasks, limit=task_limit) if tasks else None
@@ -121,18 +121,6 @@ def evaluate_folders(
         # Otherwise this model would still be held while the next one is loaded.
         del model
     return evaluations
-
-
-def _find_device(name: str | None) -> torch.device:
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise MinitronError(f"{name!r} is no device; write cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MinitronError(f"There is no GPU {name} here; give no device or cpu.")
-    return device
 
 
 def _load_or_reuse(
