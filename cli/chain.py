@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.progress import Progress
-from minitron.spec import read_spec
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -113,6 +112,8 @@ def _open_run(chain: Chain, *, overwrite: bool) -> dict[str, Any]:
     from minitron.text import text_hash
 
     texts = {name: text_hash(path) for name in ("calibration", "training", "heldout") if (path := getattr(chain, name))}
+    from minitron.spec import read_spec
+
     asked = json.loads(json.dumps({"model": read_spec(chain.model).fingerprint, **texts, **chain.settings}))
     path = chain.folder / RUN
     if chain.folder.exists() and overwrite:
@@ -168,6 +169,7 @@ def _score(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
 def _plan(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.plan import make_plan
     from minitron.scores import load_scores
+    from minitron.spec import read_spec
 
     spec, scores = read_spec(chain.model), load_scores(chain.folder / SCORES)
     result = chain.search(spec, scores)
