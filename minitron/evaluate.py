@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from minitron.benchmarks import Benchmarks, Results
@@ -96,11 +98,7 @@ def evaluate_folders(
 
     speeds: list[Speed | None] = [None] * len(models)
     if speed:
-        with progress("timing", len(models), "models") as advance:
-            for i, folder in enumerate(models):
-                speeds[i] = measure_speed(folder, blocks[i][0], dtype=number, device=place)
-                advance(1)
-
+        speeds = _time(models, [item[0] for item in blocks], number, place, progress)
     teacher = None if against is None else Teacher(load_model(against, dtype=number, device=place))
     evaluations = []
     for i, folder in enumerate(models):
@@ -121,6 +119,21 @@ def evaluate_folders(
         # Otherwise this model would still be held while the next one is loaded.
         del model
     return evaluations
+
+
+def _time(
+    models: Sequence[Path],
+    prompts: Sequence[NDArray[np.int64]],
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> list[Speed | None]:
+    speeds: list[Speed | None] = []
+    with progress("timing", len(models), "models") as advance:
+        for folder, prompt in zip(models, prompts, strict=True):
+            speeds.append(measure_speed(folder, prompt, dtype=dtype, device=device))
+            advance(1)
+    return speeds
 
 
 def _load_or_reuse(
