@@ -11,9 +11,9 @@ All of them are measured on held-out text.  `seconds` and `tokens_per_s` are tho
 `seconds` are those of the whole command.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +35,11 @@ from cli.options import (
     TeacherPrecisionOption,
     count_option,
 )
+from cli.spread import spread_options
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
+    from distill.recipe import Recipe
     from distill.train import DistillResult
 
 DEFAULT_TOKENS = 2**20
@@ -51,6 +53,63 @@ def _number(flag: str, help: str) -> Any:
     return typer.Option(flag, help=help, show_default=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The recipe as typed; the names are those of distill.recipe.Recipe."""
+
+    tokens: Annotated[
+        int | None, _tokens("--tokens", "Tokens to train on: 1M unless --steps is given.", show_default=False)
+    ] = None
+    steps: Annotated[int | None, _number("--steps", "Optimiser steps, instead of --tokens.")] = None
+    sequence_length: SequenceLengthOption = 512
+    batch_tokens: Annotated[int, _tokens("--batch-tokens", "Tokens of one optimiser step.")] = 4096
+    micro_batch: Annotated[
+        int | None, _number("--micro-batch", "Sequences in one forward pass; about 2,048 tokens unless given.")
+    ] = None
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest, after the warm-up.")] = 1e-4
+    minimum_learning_rate: Annotated[
+        float | None, _number("--minimum-learning-rate", "The last one; a tenth of the highest unless given.")
+    ] = None
+    warmup_steps: Annotated[
+        int | None, _number("--warmup-steps", "Steps of linear rise; 100, at most a tenth of the run, unless given.")
+    ] = None
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of matrices; vectors are not decayed.")] = 0.1
+    gradient_clip: Annotated[float, typer.Option("--gradient-clip", help="The largest norm of a gradient.")] = 1.0
+    temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")] = 1.0
+    precision: Annotated[
+        ComputeDtype, typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")
+    ] = ComputeDtype.BF16
+    validate_every: Annotated[
+        int | None, _number("--validate-every", "Steps between validations; a fifth of the run unless given.")
+    ] = None
+    validation_sequences: Annotated[
+        int, typer.Option("--validation-sequences", help="Held-out sequences, at most.")
+    ] = 16
+    checkpoint_every: Annotated[
+        int | None,
+        _number("--checkpoint-every", "Steps between checkpoints; a tenth of the run, at most 500, unless given."),
+    ] = None
+    keep_checkpoints: Annotated[
+        int, typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")
+    ] = 2
+    seed: SeedOption = 0
+
+    @property
+    def recipe(self) -> "Recipe":
+        """The same for distill; raises MinitronError for settings that contradict each other."""
+        from distill.recipe import Recipe
+
+        typed = dict(vars(self)) | {"precision": self.precision.value}
+        if self.tokens is None and self.steps is None:
+            typed["tokens"] = DEFAULT_TOKENS
+        return Recipe(**typed)
+
+
+def takes_training(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with its parameter `training` spread out into the options of Training, as typer reads them."""
+    return spread_options(function, "training", Training)
+
+
 ValidationOption = Annotated[
     Path | None,
     typer.Option(
@@ -60,36 +119,6 @@ ValidationOption = Annotated[
         show_default=False,
     ),
 ]
-TokensOption = Annotated[
-    int | None, _tokens("--tokens", "Tokens to train on: 1M unless --steps is given.", show_default=False)
-]
-StepsOption = Annotated[int | None, _number("--steps", "Optimiser steps, instead of --tokens.")]
-BatchTokensOption = Annotated[int, _tokens("--batch-tokens", "Tokens of one optimiser step.")]
-MicroBatchOption = Annotated[
-    int | None, _number("--micro-batch", "Sequences in one forward pass; about 2,048 tokens unless given.")
-]
-LearningRateOption = Annotated[float, typer.Option("--learning-rate", help="The highest, after the warm-up.")]
-MinimumOption = Annotated[
-    float | None, _number("--minimum-learning-rate", "The last one; a tenth of the highest unless given.")
-]
-WarmupOption = Annotated[
-    int | None, _number("--warmup-steps", "Steps of linear rise; 100, at most a tenth of the run, unless given.")
-]
-WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Of matrices; vectors are not decayed.")]
-ClipOption = Annotated[float, typer.Option("--gradient-clip", help="The largest norm of a gradient.")]
-PrecisionOption = Annotated[
-    ComputeDtype, typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")
-]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")]
-ValidateOption = Annotated[
-    int | None, _number("--validate-every", "Steps between validations; a tenth of the run unless given.")
-]
-HeldOutOption = Annotated[int, typer.Option("--validation-sequences", help="Held-out sequences, at most.")]
-CheckpointOption = Annotated[
-    int | None,
-    _number("--checkpoint-every", "Steps between checkpoints; a tenth of the run, at most 500, unless given."),
-]
-KeepOption = Annotated[int, typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")]
 WorkOption = Annotated[
     Path | None,
     typer.Option(
@@ -98,60 +127,26 @@ WorkOption = Annotated[
 ]
 
 
+@takes_training
 def command(
     student: StudentArgument,
     teacher: TeacherOption,
     data: DataOption,
     output: OutputOption,
+    training: Training,
     validation: ValidationOption = None,
-    tokens: TokensOption = None,
-    steps: StepsOption = None,
-    sequence_length: SequenceLengthOption = 512,
-    batch_tokens: BatchTokensOption = 4096,
-    micro_batch: MicroBatchOption = None,
-    learning_rate: LearningRateOption = 1e-4,
-    minimum_learning_rate: MinimumOption = None,
-    warmup_steps: WarmupOption = None,
-    weight_decay: WeightDecayOption = 0.1,
-    gradient_clip: ClipOption = 1.0,
-    temperature: TemperatureOption = 1.0,
-    precision: PrecisionOption = ComputeDtype.BF16,
     teacher_precision: TeacherPrecisionOption = Precision.BF16,
-    validate_every: ValidateOption = None,
-    validation_sequences: HeldOutOption = 32,
-    checkpoint_every: CheckpointOption = None,
-    keep_checkpoints: KeepOption = 2,
-    seed: SeedOption = 0,
     device: DeviceOption = None,
     work: WorkOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
-    from distill.recipe import Recipe
     from distill.train import distill
     from minitron.text import text_hash
 
     started = time.monotonic()
-    recipe = Recipe(
-        tokens=DEFAULT_TOKENS if tokens is None and steps is None else tokens,
-        steps=steps,
-        sequence_length=sequence_length,
-        batch_tokens=batch_tokens,
-        micro_batch=micro_batch,
-        learning_rate=learning_rate,
-        minimum_learning_rate=minimum_learning_rate,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        gradient_clip=gradient_clip,
-        temperature=temperature,
-        precision=precision.value,
-        validate_every=validate_every,
-        validation_sequences=validation_sequences,
-        checkpoint_every=checkpoint_every,
-        keep_checkpoints=keep_checkpoints,
-        seed=seed,
-    )
+    recipe = training.recipe
     result = distill(
         student,
         teacher,
@@ -178,7 +173,7 @@ def command(
     show.line(f"Written: {output}")
 
 
-def print_result(result: DistillResult) -> None:
+def print_result(result: "DistillResult") -> None:
     """The curve, and what there was to gain."""
     rows: list[list[show.Cell]] = [
         [point["step"], point["tokens"], point["kl"], point["perplexity"], f"{point['top1_agreement']:.1%}"]

@@ -59,9 +59,9 @@ class Recipe:
     """Of the order in which sequences are read."""
 
     validate_every: int | None = None
-    """Steps between validations; None is a tenth of the run.  There is one before the first and one after the last."""
+    """Steps between validations; None is a fifth of the run.  There is one before the first and one after the last."""
 
-    validation_sequences: int = 32
+    validation_sequences: int = 16
     """Held-out sequences; without a validation file the end of the text, at most a tenth of it."""
 
     checkpoint_every: int | None = None
@@ -141,7 +141,7 @@ class Recipe:
     @property
     def validation_interval(self) -> int:
         """Steps between validations."""
-        return self.validate_every or max(1, math.ceil(self.total_steps / 10))
+        return self.validate_every or max(1, math.ceil(self.total_steps / 5))
 
     @property
     def checkpoint_interval(self) -> int:

@@ -110,7 +110,7 @@ def distill(
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
-    it, the first GPU or else the CPU unless given; `note` is told before training what there is to gain.
+    it, the first GPU or else the CPU unless given; `note` is told what was measured before training.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
@@ -119,13 +119,7 @@ def distill(
     _check_inputs(student, teacher, data, output, validation=validation, overwrite=overwrite)
     require_precision(teacher_precision, place)
     processes.require_share(recipe.sequences_per_step)
-    text = read_text(
-        load_tokenizer(student),
-        data,
-        sequence_length=recipe.sequence_length,
-        validation=validation,
-        validation_sequences=recipe.validation_sequences,
-    )
+    text = _read(student, data, validation, recipe)
     if processes.is_first:
         work_folder.open(_run(student, teacher, text, recipe, teacher_precision), overwrite=overwrite)
     processes.wait()
@@ -143,13 +137,8 @@ def distill(
     model = load_model(student, dtype=torch.float32, device=place)
     trainer = Trainer(model, kept.model, text, recipe, work_folder, processes)
     start = _begin(trainer, kept, start)
-    if processes.is_first:
-        _tell(trainer, start, teacher_precision, note)
-    try:
-        _train(trainer, progress)
-    except Stopped:
-        note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run the same again to go on.")
-        raise
+    note(_told_before(trainer, start, teacher_precision))
+    _train(trainer, progress, note)
     result = _result(trainer, start, output, teacher_precision)
     if processes.is_first:
         card = model_card(student, teacher, text.source, result)
@@ -176,6 +165,16 @@ def _check_inputs(
             f"{student} has a vocabulary of {sizes[0]} tokens and {teacher} one of {sizes[1]}; "
             "distillation compares logits, so both must share one vocabulary."
         )
+
+
+def _read(student: Path, data: Path, validation: Path | None, recipe: Recipe) -> Text:
+    return read_text(
+        load_tokenizer(student),
+        data,
+        sequence_length=recipe.sequence_length,
+        validation=validation,
+        validation_sequences=recipe.validation_sequences,
+    )
 
 
 def _run(student: Path, teacher: Path, text: Text, recipe: Recipe, teacher_precision: str) -> dict[str, Any]:
@@ -225,26 +224,28 @@ def _measure_start(trainer: Trainer, teacher: Teacher) -> dict[str, Any]:
     return {"perplexity_teacher": perplexity, "drift": drift, "before": trainer.validate()}
 
 
-def _tell(trainer: Trainer, start: dict[str, Any], teacher_precision: str, note: Callable[[str], None]) -> None:
-    """Say before training what there is to gain, and from where the run goes on."""
+def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str) -> str:
+    """What there is to gain, and from where the run goes on: one sentence a line."""
+    lines = []
     if start["drift"] is not None:
         drift = Drift(**start["drift"])
-        note(
+        lines.append(
             f"Teacher in {teacher_precision}: {format_bytes(drift.stored_bytes)} instead of "
             f"{format_bytes(drift.bf16_bytes)}; drift from bf16: KL {drift.kl:.3g} nats, top-1 agreement "
             f"{drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens."
         )
     before = start["before"]
-    note(
+    lines.append(
         f"Student before training: KL {before['kl']:.4f} nats, perplexity {before['perplexity']:.4g}; "
         f"the teacher's perplexity is {start['perplexity_teacher']:.4g}."
     )
     if trainer.step:
-        note(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
+        lines.append(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
+    return "\n".join(lines)
 
 
-def _train(trainer: Trainer, progress: Progress) -> None:
-    """Step until the recipe is done; validate, save and stop in between as it says."""
+def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) -> None:
+    """Step until the recipe is done; validate, save and stop in between as it says.  Raises Stopped."""
     recipe, work, first = trainer.recipe, trainer.work, trainer.processes.is_first
     with (
         progress("distilling", recipe.total_tokens - trainer.tokens, "tokens") as advance,
@@ -264,6 +265,7 @@ def _train(trainer: Trainer, progress: Progress) -> None:
                 trainer.save()
             advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}")
             if stop and not done:
+                note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to go on.")
                 raise Stopped
 
 
