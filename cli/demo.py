@@ -19,14 +19,18 @@ LEARNING_RATE: Final = 1e-3
 """Ten times what suits a model of billions: one of millions, whose matrices are small, takes larger steps."""
 
 SEQUENCE_LENGTH: Final = 512
+DTYPE: Final = "fp32"
+"""Processors without bf16 matrix units multiply fp32 faster."""
+
 SCORING: Final = {
     "samples": 64,
     "sequence_length": SEQUENCE_LENGTH,
     "batch_size": 4,
     "layers": "iterative",
     "layer_samples": 2,
+    "dtype": DTYPE,
 }
-EVALUATION: Final = {"sequence_length": SEQUENCE_LENGTH, "samples": 48, "batch_size": 4}
+EVALUATION: Final = {"sequence_length": SEQUENCE_LENGTH, "samples": 48, "batch_size": 4, "dtype": DTYPE}
 
 
 def command(
@@ -55,6 +59,7 @@ def command(
         sequence_length=SEQUENCE_LENGTH,
         batch_tokens=BATCH_TOKENS,
         learning_rate=LEARNING_RATE,
+        precision=DTYPE,
         validate_every=max(1, tokens // BATCH_TOKENS // 4),
         validation_sequences=16,
     )

@@ -78,7 +78,8 @@ def default_sizes(spec: ModelSpec, axis: str) -> tuple[int, ...]:
     multiple = step.multiple
     while multiple > step.smallest and size // multiple < _MOST_STEPS:
         multiple //= 2
-    multiple = lcm(multiple, _group_count(spec, axis))
+    unit = spec.family.multiples.get(axis)
+    multiple = lcm(multiple, _group_count(spec, axis), spec.sizes[unit] if unit else 1)
     least = max(size * (1 - step.most), spec.experts_per_token if axis == "expert" else 1)
     return size, *(n for n in range(size // multiple * multiple, 0, -multiple) if least <= n < size)
 
@@ -272,6 +273,9 @@ class Lattice:
                 inside = self.spec.sizes[axis] // self.spec.sizes[group]
                 groups = np.maximum(whole[group], 1)
                 allowed = allowed & (whole[axis] % groups == 0) & (whole[axis] // groups <= inside)
+        for axis, unit in self.spec.family.multiples.items():
+            if axis in points.sizes or unit in points.sizes:
+                allowed = allowed & (whole[axis] % np.maximum(whole[unit], 1) == 0)
         return allowed
 
 

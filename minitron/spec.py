@@ -69,6 +69,12 @@ class ModelSpec:
                     f"config.json: {self.key(axis)} = {self.sizes[axis]} does not divide into "
                     f"{self.key(group)} = {self.sizes[group]} equal groups."
                 )
+        for axis, unit in self.family.multiples.items():
+            if self.sizes[axis] % self.sizes[unit]:
+                raise MinitronError(
+                    f"config.json: {self.key(axis)} = {self.sizes[axis]} is no multiple of {self.key(unit)} = "
+                    f"{self.sizes[unit]}, and transformers loads no {self.family.name} model without; choose one."
+                )
         if "expert" in self.axes and self.experts_per_token > self.sizes["expert"]:
             raise MinitronError(
                 f"config.json: {self.family.experts_per_token} = {self.experts_per_token} is more than the "

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.families.layouts import keep_layers, read_layout
+from minitron.lattice import default_sizes
 from minitron.spec import read_spec, spec_of
 
 HYBRID = HYBRID_SIZES | {"model_type": "nemotron_h", "hybrid_override_pattern": "MEM*-ME*", "use_conv_bias": True}
@@ -98,6 +99,18 @@ def test_every_dialect_of_the_layout_is_read_and_kept(name: str) -> None:
 def test_a_broken_config_is_refused_in_one_sentence(change: dict[str, Any], why: str) -> None:
     with pytest.raises(MinitronError, match=why):
         spec_of(HYBRID | change)
+
+
+def test_a_llama_is_only_cut_to_what_transformers_loads() -> None:
+    spec = spec_of(LLAMA)
+    with pytest.raises(MinitronError, match="hidden_size = 30 is no multiple of num_attention_heads = 4"):
+        spec.resized({"hidden_size": 30})
+    with pytest.raises(Exception, match="not a multiple"):
+        AutoConfig.for_model("llama", **LLAMA_SIZES | {"hidden_size": 30})
+    smollm2 = spec_of(LLAMA | {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})
+    sizes = default_sizes(smollm2, "hidden")
+    assert len(sizes) > 3
+    assert all(size % 9 == 0 for size in sizes)
 
 
 def test_a_dense_config_has_no_experts_whatever_its_defaults_say() -> None:

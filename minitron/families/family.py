@@ -125,6 +125,9 @@ class Family:
     experts_per_token: str = ""
     """The config key that says how many experts a token uses."""
 
+    multiples: Mapping[str, str] = field(default_factory=dict)
+    """axis -> the axis of whose size its own must be a multiple, or transformers refuses the config."""
+
     fixed: frozenset[str] = field(default_factory=frozenset)
     """Axes that no plan may cut: rotary head widths, the vocabulary, convolution taps."""
 

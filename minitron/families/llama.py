@@ -62,6 +62,8 @@ LLAMA = Family(
     cache={"decoder": Cache(kv_per_token="2*(kv_head*head_dim)")},
     layout=_layout,
     edit_layout=_edit_layout,
+    # LlamaConfig insists on it even where head_dim is given and nothing needs it.
+    multiples={"hidden": "query_head"},
     # Rotary embeddings pair the channels of a head by position: no choice of channels keeps the pairs' frequencies.
     fixed=frozenset({"vocab", "head_dim"}),
 )
