@@ -75,11 +75,12 @@ def default_sizes(spec: ModelSpec, axis: str) -> tuple[int, ...]:
     size, step = spec.sizes[axis], STEPS.get(axis)
     if step is None or step.most == 0 or axis in spec.family.fixed:
         return (size,)
-    multiple = step.multiple
-    while multiple > step.smallest and size // multiple < _MOST_STEPS:
-        multiple //= 2
     unit = spec.family.multiples.get(axis)
-    multiple = lcm(multiple, _group_count(spec, axis), spec.sizes[unit] if unit else 1)
+    whole = lcm(_group_count(spec, axis), spec.sizes[unit] if unit else 1)
+    multiple = step.multiple
+    while multiple > step.smallest and size // lcm(multiple, whole) < _MOST_STEPS:
+        multiple //= 2
+    multiple = lcm(multiple, whole)
     least = max(size * (1 - step.most), spec.experts_per_token if axis == "expert" else 1)
     return size, *(n for n in range(size // multiple * multiple, 0, -multiple) if least <= n < size)
 
