@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
-from minitron.files import new_folder, read_json, write_json, write_text
+from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
 from minitron.progress import Progress
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _open_run(chain: Chain, *, overwrite: bool) -> dict[str, Any]:
             raise MinitronError(
                 f"{chain.folder} is no run folder of minitron, so it is not overwritten; choose another."
             )
+        inputs = [chain.model, chain.calibration, chain.training, *([chain.heldout] if chain.heldout else [])]
+        refuse_existing(chain.folder, overwrite=True, inputs=inputs)
         shutil.rmtree(chain.folder)
     if path.is_file():
         record: dict[str, Any] = read_json(path)

@@ -70,7 +70,7 @@ def command(
     _require_one_way(planning, plan, by_hand)
     if scores is not None and data is not None:
         raise MinitronError("--scores and --data are both given; with scores no calibration text is read, so drop one.")
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite, inputs=[path for path in (model, plan, scores, data) if path])
     spec = read_spec(model)
     chosen = _plan(model, spec, planning, scoring, plan, by_hand, scores, data, device)
     result = prune(model, chosen, output, overwrite=overwrite, progress=show.bar)

@@ -122,7 +122,7 @@ def prune(
 
     Reads one tensor and holds one output shard at a time.  Raises MinitronError, with nothing written, where the
     checkpoint is not understood whole, the plan is another model's, or what was written is not what was promised."""
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite, inputs=[model])
     spec = read_spec(model)
     if spec.config.get("quantization_config"):
         raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")

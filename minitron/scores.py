@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from minitron.errors import MinitronError
-from minitron.files import refuse_existing
+from minitron.files import new_file, refuse_existing
 from minitron.spec import ModelSpec
 
 Key = tuple[str, int | None]
@@ -82,13 +82,8 @@ class Scores:
         }
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
+        with new_file(path) as partial:
             save_file(tensors, partial, metadata={"minitron": json.dumps(metadata)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def load_scores(path: Path) -> Scores:

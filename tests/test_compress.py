@@ -90,6 +90,16 @@ def test_a_folder_of_something_else_is_not_touched(
     assert (tmp_path / "run" / "precious").read_text() == "mine"
 
 
+def test_a_run_that_holds_its_own_input_is_not_overwritten(arguments: list[str], tmp_path: Path) -> None:
+    inside = tmp_path / "run" / "data.txt"
+    inside.parent.mkdir()
+    inside.write_text("Anna sees the old road. " * 200)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    arguments[arguments.index("--data") + 1] = str(inside)
+    assert run([*arguments, "--overwrite"]) == 2
+    assert inside.exists()
+
+
 def test_judging_text_is_not_trained_on(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
     assert run([*arguments, "--text", str(short_text)]) == 2
     assert not (tmp_path / "run").exists()

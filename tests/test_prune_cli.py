@@ -121,6 +121,16 @@ def test_an_output_that_exists_stays_unless_it_may_be_overwritten(
     assert not (out / "precious").exists()
 
 
+def test_the_model_itself_is_never_overwritten(
+    tiny_hybrid: Path, scores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tiny_hybrid / "model.safetensors").read_bytes()
+    arguments = ["prune", str(tiny_hybrid), "--set", "hidden_size=24", "--scores", str(scores), "--overwrite"]
+    for output in (tiny_hybrid, tiny_hybrid.parent):
+        assert run([*arguments, "-o", str(output)]) == 2
+    assert (tiny_hybrid / "model.safetensors").read_bytes() == before
+
+
 def test_scores_of_another_model_are_refused(
     tiny_hybrid_latent: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
