@@ -1,4 +1,4 @@
-"""The memory that a model takes while it serves: weights, KV cache, Mamba states, workspace.
+"""The memory that a model takes while it serves: weights, KV cache, Mamba states, and what the engine adds.
 
 The plain law is the sum of what the model holds and what its sequences keep, nothing rounded to an engine's blocks:
 
@@ -8,7 +8,8 @@ The plain law is the sum of what the model holds and what its sequences keep, no
     SSM state   Mamba layers x sequences x heads x head width x state size
     workspace   activations and buffers: a stated number, no part of the law
 
-All numbers are bytes.  A sliding window is not counted: every attention layer keeps the whole context.
+vLLM's law (minitron.vllm) adds what its blocks round up, and its buffers.  All numbers are bytes, on one GPU where a
+model is split among several.  A sliding window is not counted: every attention layer keeps the whole context.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import numpy as np
+
+from minitron import vllm
 from minitron.axes import numel
 from minitron.errors import MinitronError
 from minitron.gpus import Gpu
+from minitron.parallel import per_gpu
+from minitron.precision import FORMATS, Tally, precision_of, tally_of, weight_bytes
 from minitron.spec import ModelSpec
 from minitron.units import GiB, format_bytes
+from minitron.workload import CUDA_GRAPHS, ENGINE_CONTEXT, KV_BITS, NUMBER_BITS, STATE_DTYPES, Workload, workload_of
 
-DTYPE_BYTES: Final[dict[str, int]] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
-"""How many bytes one number takes.  The plain law keeps every parameter alike; scales are not counted."""
+__all__ = ["STATE_DTYPES", "UTILIZATION", "WORKSPACE", "Budget", "Footprint", "Workload", "footprint", "workload_of"]
 
 UTILIZATION: Final = 0.95
 """The share of a GPU that a budget takes where nobody says otherwise: the rest is the driver's and the allocator's."""
@@ -32,76 +38,6 @@ UTILIZATION: Final = 0.95
 WORKSPACE: Final = round(0.65 * GiB)
 """Activations and buffers where nobody says otherwise: an estimate, in the middle of the 0.5 to 0.8 GiB that make the
 published choice of Nemotron Nano 2 come out.  Engines report 0.8 to 2.5 GiB at their default batch sizes."""
-
-STATE_DTYPES: Final = ("fp32", "bf16", "fp16")
-"""What a recurrent state can be kept in: no engine has a narrower one."""
-
-# As configs write them.
-_CONFIG_DTYPES: Final = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What the model is to serve, and how its numbers are kept."""
-
-    context: int
-    """Tokens of one sequence, prompt and answer together."""
-
-    batch: int = 1
-    """Sequences at the same time."""
-
-    weights: str = "bf16"
-    """A name in DTYPE_BYTES, as are the others."""
-
-    kv: str = "bf16"
-    """Keys and values of attention."""
-
-    ssm_state: str = "fp32"
-    """The recurrent state of Mamba layers.  Engines keep it in fp32 where the config does not say otherwise: it is
-    written again at every token, and rounding adds up."""
-
-    conv_state: str = "bf16"
-    """The last inputs of the convolution in Mamba layers."""
-
-    def __post_init__(self) -> None:
-        if self.context < 1 or self.batch < 1:
-            raise MinitronError(
-                f"a workload of {self.context} tokens x {self.batch} sequences is empty; give at least one of each."
-            )
-        for what, known in (
-            ("weights", tuple(DTYPE_BYTES)),
-            ("kv", tuple(DTYPE_BYTES)),
-            ("ssm_state", STATE_DTYPES),
-            ("conv_state", STATE_DTYPES),
-        ):
-            if getattr(self, what) not in known:
-                raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return dict(vars(self))
-
-
-def workload_of(
-    spec: ModelSpec,
-    context: int,
-    batch: int = 1,
-    *,
-    weights: str | None = None,
-    kv: str | None = None,
-    ssm_state: str | None = None,
-    conv_state: str | None = None,
-) -> Workload:
-    """A workload in which the model's config decides what is left open.
-
-    Weights take the dtype that the config names, else bf16; keys, values and convolution states the dtype in which
-    activations are computed, which is that of the weights unless those are quantised; the SSM state
-    `mamba_ssm_cache_dtype`, else fp32."""
-    config = spec.config
-    weights = weights or _CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
-    computed = weights if weights in STATE_DTYPES else "bf16"
-    stated = _CONFIG_DTYPES.get(str(config.get("mamba_ssm_cache_dtype")), "fp32")
-    return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed)
 
 
 @dataclass(frozen=True)
@@ -117,8 +53,9 @@ class Budget:
     reserve: int = 0
     """What something else needs, such as a vision encoder."""
 
-    workspace: int = 0
-    """What activations and buffers take: a line of the footprint, so not subtracted here."""
+    workspace: int | None = 0
+    """What activations and buffers take: a line of the footprint, so not subtracted here; None for the engine's own
+    estimate."""
 
     gpu: Gpu | None = None
     """The device, where it is known."""
@@ -126,7 +63,7 @@ class Budget:
     def __post_init__(self) -> None:
         if not 0 < self.utilization <= 1:
             raise MinitronError(f"a utilization of {self.utilization} is no share of memory; give one from 0 to 1.")
-        if self.reserve < 0 or self.workspace < 0:
+        if self.reserve < 0 or (self.workspace or 0) < 0:
             raise MinitronError("the reserve and the workspace cannot be negative; give 0 or more.")
         if self.available <= 0:
             raise MinitronError(
@@ -149,11 +86,30 @@ class Budget:
 class Footprint:
     """Where the bytes go.  Whole numbers, or arrays with one number a candidate."""
 
-    weights: Any
-    kv_cache: Any
-    conv_state: Any
-    ssm_state: Any
-    workspace: Any
+    weights: Any = 0
+    mtp_weights: Any = 0
+    """The multi-token-prediction block, where it drafts tokens."""
+
+    lora: Any = 0
+    vision_encoder: Any = 0
+    kv_cache: Any = 0
+    conv_state: Any = 0
+    ssm_state: Any = 0
+    prefix_states: Any = 0
+    """States of cached prefixes, one a sequence."""
+
+    block_rounding: Any = 0
+    """What the pool's blocks hold beyond the four lines above."""
+
+    null_block: Any = 0
+    graph_blocks: Any = 0
+    """Blocks that only CUDA graphs ask for."""
+
+    workspace: Any = 0
+    """Activations and buffers."""
+
+    cuda_graphs: Any = 0
+    engine_context: Any = 0
 
     @property
     def lines(self) -> dict[str, Any]:
@@ -166,36 +122,133 @@ class Footprint:
         return sum(self.lines.values())
 
     def to_json(self) -> dict[str, int]:
-        """The lines and their total."""
-        return {name: int(value) for name, value in (self.lines | {"total": self.total}).items()}
+        """The lines and their total; of those that are zero only what every footprint has."""
+        found = {name: int(value) for name, value in (self.lines | {"total": self.total}).items()}
+        return {name: value for name, value in found.items() if value or name in _ALWAYS}
 
 
-def footprint(
-    spec: ModelSpec,
-    workload: Workload,
-    workspace: int = 0,
-    sizes: Mapping[str, Any] | None = None,
-    counts: Mapping[str, Any] | None = None,
-) -> Footprint:
-    """The bytes that a model takes, exact for the plain law.
+_ALWAYS: Final = ("weights", "kv_cache", "conv_state", "ssm_state", "workspace", "total")
 
-    `sizes` (axis -> size) and `counts` (layer kind -> layers) stand in for the model's own: as numpy arrays of int64
-    they count many candidates at once.  The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width
-    x state size numbers, beside the last conv_kernel - 1 inputs of x, B and C."""
-    sizes = dict(spec.sizes) | dict(sizes or {})
-    counts = dict(spec.kind_counts()) | dict(counts or {})
+
+@dataclass(frozen=True)
+class Kept:
+    """What layers keep between tokens, in bytes on one GPU.  Whole numbers, or arrays."""
+
+    token: Any
+    """Keys and values of a token in one attention layer."""
+
+    conv: Any
+    """The last inputs of the convolution in one Mamba layer."""
+
+    ssm: Any
+    """The recurrent state of one Mamba layer."""
+
+    attention: Any
+    """Attention layers."""
+
+    mamba: Any
+    """Mamba layers."""
+
+
+def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Kept:
+    """What layers keep, where `local` are the sizes on one GPU.
+
+    The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width x state size numbers, beside the last
+    conv_kernel - 1 inputs of x, B and C, one more for every drafted token."""
     numbers: dict[str, Any] = {"kv_per_token": 0, "conv_channels": 0, "ssm_state": 0}
     for kind, cache in spec.family.cache.items():
         for part in numbers:
             dim = cache.dim(part)
             if dim is not None and kind in spec.layers:
-                numbers[part] = numbers[part] + counts[kind] * numel(dim, sizes)
-    columns = sizes["conv_kernel"] - 1 if "conv_kernel" in sizes else 0
-    batch = workload.batch
-    return Footprint(
-        weights=spec.parameters(sizes, counts).total * DTYPE_BYTES[workload.weights],
-        kv_cache=numbers["kv_per_token"] * (workload.context * batch * DTYPE_BYTES[workload.kv]),
-        conv_state=numbers["conv_channels"] * columns * (batch * DTYPE_BYTES[workload.conv_state]),
-        ssm_state=numbers["ssm_state"] * (batch * DTYPE_BYTES[workload.ssm_state]),
-        workspace=workspace,
+                numbers[part] = numbers[part] + numel(dim, local)
+    columns = local["conv_kernel"] - 1 + workload.speculative_tokens if "conv_kernel" in local else 0
+    halves = round(2 * KV_BITS[workload.kv])
+    return Kept(
+        token=-(-numbers["kv_per_token"] * halves // 16),
+        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
+        ssm=numbers["ssm_state"] * (NUMBER_BITS[workload.ssm_state] // 8),
+        attention=vllm.attention_layers(spec, counts, workload.speculative_tokens > 0),
+        mamba=vllm.mamba_layers(spec, counts),
     )
+
+
+def footprint(
+    spec: ModelSpec,
+    workload: Workload,
+    workspace: int | None = 0,
+    sizes: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
+) -> Footprint:
+    """The bytes that a model takes: exact for weights, caches and states, a stated estimate for the rest.
+
+    `sizes` (axis -> size) and `counts` (layer kind -> layers) stand in for the model's own: as numpy arrays of int64
+    they count many candidates at once.  A mixture of formats depends on which layers stay, so it needs their `tally`
+    (minitron.precision) instead of `counts`.  `workspace`: bytes, or None for the engine's estimate."""
+    sizes = dict(spec.sizes) | dict(sizes or {})
+    counts = dict(spec.kind_counts()) | dict(tally.kinds if tally else counts or {})
+    local = per_gpu(sizes, workload.tensor_parallel)
+    weights, mtp = _weights(spec, workload, local, counts, tally)
+    keep = kept(spec, workload, local, counts)
+    lines = _kept_lines(workload, keep) if workload.engine.name == "plain" else _pool_lines(workload, keep)
+    if workspace is None:
+        estimate = vllm.activations(spec, workload, sizes, local) if workload.engine.name == "vllm" else WORKSPACE
+    found = {
+        "weights": weights,
+        "mtp_weights": mtp if workload.speculative_tokens else 0,
+        "lora": _lora(spec, workload, local, counts),
+        "vision_encoder": workload.vision_encoder,
+        "workspace": estimate if workspace is None else workspace,
+        **lines,
+    }
+    if workload.engine.name == "vllm":
+        found["engine_context"] = ENGINE_CONTEXT
+        found["cuda_graphs"] = CUDA_GRAPHS if workload.engine.cuda_graphs else 0
+    return Footprint(**{name: int(value) if np.ndim(value) == 0 else value for name, value in found.items()})
+
+
+def _weights(
+    spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any], tally: Tally | None
+) -> tuple[Any, Any]:
+    precision = precision_of(spec, workload.weights, workload.keep)
+    if precision.uniform is not None:
+        found = spec.parameters(local, counts)
+        return found.total * precision.uniform.bits // 8, found.mtp * precision.uniform.bits // 8
+    if tally is None:
+        tally = tally_of(spec, precision)
+        if any(counts[kind] is not count and counts[kind] != count for kind, count in tally.kinds.items()):
+            raise ValueError("a mixture of formats depends on which layers stay: give their tally")
+    return weight_bytes(spec, tally, local)
+
+
+def _kept_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
+    sequences = workload.batch * (1 + workload.speculative_tokens)
+    return {
+        "kv_cache": keep.attention * keep.token * (workload.context * workload.batch),
+        "conv_state": keep.mamba * keep.conv * sequences,
+        "ssm_state": keep.mamba * keep.ssm * sequences,
+    }
+
+
+def _pool_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
+    pool = vllm.pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba)
+    lines = _kept_lines(workload, keep)
+    if workload.engine.prefix_caching:
+        lines["prefix_states"] = workload.batch * keep.mamba * (keep.conv + keep.ssm)
+    lines["block_rounding"] = (pool.needed - 1) * pool.block - sum(lines.values())
+    lines["null_block"] = pool.block
+    lines["graph_blocks"] = (pool.blocks - pool.needed) * pool.block
+    return lines
+
+
+def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Any:
+    """Adapters in bf16: rank x (inputs + outputs) of every projection (Hu et al. 2021), routed experts left out."""
+    if not workload.lora_rank:
+        return 0
+    found: Any = 0
+    for kind, rules in spec.rules.items():
+        if kind in spec.layers:
+            for rule in rules:
+                if rule.name.endswith("_proj.weight") and "expert" not in rule.pattern.axes:
+                    found = found + counts[kind] * sum(numel(dim, local) for dim in rule.dims)
+    return found * (workload.lora_rank * workload.loras * FORMATS["bf16"].bits // 8)

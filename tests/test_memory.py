@@ -187,7 +187,7 @@ def test_a_llama_has_no_state() -> None:
     ("make", "told"),
     [
         (lambda: Workload(0), "a workload of 0 tokens x 1 sequences is empty"),
-        (lambda: Workload(1, kv="nvfp4"), "kv cannot be kept in nvfp4; choose fp32, bf16"),
+        (lambda: Workload(1, kv="int4"), "kv cannot be kept in int4; choose fp32, bf16"),
         (lambda: Workload(1, ssm_state="fp8"), "ssm_state cannot be kept in fp8"),
         (lambda: Budget(GiB, utilization=1.2), "a utilization of 1.2 is no share"),
         (lambda: Budget(GiB, reserve=-1), "cannot be negative"),
