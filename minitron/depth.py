@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
 from minitron.memory import Workload, footprint
+from minitron.precision import precision_of, tally
 from minitron.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -136,6 +137,14 @@ def layer_scores(spec: ModelSpec, scores: Scores | None) -> NDArray[np.float64] 
     return scores.importance.get(("layer", None))
 
 
+def freed_bytes(spec: ModelSpec, workload: Workload, layer: int) -> int:
+    """What a model takes less without one of its layers."""
+    precision = precision_of(spec, workload.weights, workload.keep)
+    rest = [other for other in range(len(spec.layers)) if other != layer]
+    with_it, without = (tally(spec, precision, [kept]).first for kept in (range(len(spec.layers)), rest))
+    return int(footprint(spec, workload, tally=with_it).total - footprint(spec, workload, tally=without).total)
+
+
 class _Dropper:
     """Drops block after block, or layer after layer where scores are given."""
 
@@ -145,11 +154,7 @@ class _Dropper:
         self.spec, self.floor = spec, attention_floor
         self.kept: Kept = tuple(range(len(spec.layers)))
         self.worth = worth
-        whole = footprint(spec, workload).total
-        self.freed = {
-            kind: whole - footprint(spec, workload, counts={kind: spec.layers.count(kind) - 1}).total
-            for kind in set(spec.layers)
-        }
+        self.freed = {kind: freed_bytes(spec, workload, spec.layers.index(kind)) for kind in set(spec.layers)}
 
     def drop_one(self, most: int, *, whole_blocks: bool) -> bool:
         """Drop the next block, of at most `most` layers; False where none may go.

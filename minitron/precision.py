@@ -240,6 +240,15 @@ class Tally:
             self.attention_bytes,
         )
 
+    @property
+    def first(self) -> Tally:
+        """The tally of the first depth, in plain numbers."""
+        return Tally(
+            {kind: int(count[0]) for kind, count in self.kinds.items()},
+            tuple(Part(part.kind, part.rule, part.form, int(part.count[0])) for part in self.parts),
+            self.attention_bytes,
+        )
+
 
 def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]) -> Tally:
     """The tally of every depth, given as the layers of `spec` that stay: arrays of the shape [depths]."""
@@ -260,12 +269,7 @@ def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]
 
 def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
     """The tally of the whole model, in plain numbers."""
-    found = tally(spec, precision, [range(len(spec.layers))])
-    return Tally(
-        {kind: int(count[0]) for kind, count in found.kinds.items()},
-        tuple(Part(part.kind, part.rule, part.form, int(part.count[0])) for part in found.parts),
-        found.attention_bytes,
-    )
+    return tally(spec, precision, [range(len(spec.layers))]).first
 
 
 def _tally_one(

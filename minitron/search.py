@@ -17,6 +17,8 @@ from minitron.depth import Kept, depth_of, depths, match_pattern
 from minitron.errors import MinitronError
 from minitron.lattice import Lattice, Points, default_widths, fewest_layers, joined, parse_widths
 from minitron.memory import Budget, Footprint, Workload, footprint
+from minitron.parallel import splits
+from minitron.precision import Tally, precision_of, tally
 from minitron.shares import Shares
 from minitron.spec import ModelSpec
 from minitron.units import format_bytes
@@ -172,11 +174,13 @@ def search(
         raise MinitronError(f"a list of the best {top} is empty; ask for at least 1.")
     spec = lattice.spec
     shares = None if scores is None else Shares(lattice, scores)
+    kept = tally(spec, precision_of(spec, workload.weights, workload.keep), lattice.depths)
     best = _Best(top)
     smallest: tuple[int, Points] | None = None
     searched = feasible = 0
     for points, allowed in lattice.chunks():
-        totals = points.spread(_totals(lattice, workload, budget, points))
+        allowed = allowed & splits({**spec.sizes, **points.sizes}, workload.tensor_parallel)
+        totals = points.spread(_totals(lattice, workload, budget, points, kept))
         fits = allowed & (totals <= budget.available)
         searched += int(np.count_nonzero(allowed))
         feasible += int(np.count_nonzero(fits))
@@ -235,9 +239,9 @@ def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
     return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
 
 
-def _totals(lattice: Lattice, workload: Workload, budget: Budget, points: Points) -> Any:
-    """Bytes of every point."""
-    return footprint(lattice.spec, workload, budget.workspace, points.sizes, _counts(lattice, points)).total
+def _totals(lattice: Lattice, workload: Workload, budget: Budget, points: Points, kept: Tally) -> Any:
+    """Bytes of every point; `kept` is the tally of the lattice's depths."""
+    return footprint(lattice.spec, workload, budget.workspace, points.sizes, tally=kept.at(points.depth)).total
 
 
 def _worth(lattice: Lattice, shares: Shares | None, points: Points) -> Any:
@@ -257,7 +261,8 @@ def _candidates(
         sizes = spec.sizes | {axis: int(size[place]) for axis, size in points.sizes.items()}
         kept = lattice.depths[int(points.depth[place])]
         counts = {kind: int(count[points.depth[place]]) for kind, count in lattice.kinds.items()}
-        bytes_ = footprint(spec, workload, budget.workspace, sizes, counts)
+        tallied = tally(spec, precision_of(spec, workload.weights, workload.keep), [kept]).first
+        bytes_ = footprint(spec, workload, budget.workspace, sizes, tally=tallied)
         found.append(
             Candidate(
                 sizes={"num_hidden_layers": len(kept)}

@@ -126,7 +126,7 @@ def test_dtypes_and_batch_count(plan: Any) -> None:
         document = plan(NANO_12B, "--gpu", "H200", "--context", "128k", *arguments, "--json")
         return dict(document["parent"]["footprint"])
 
-    plain, narrow = footprint(), footprint("--weights", "fp8", "--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
+    plain, narrow = footprint("--weights", "fp32"), footprint("--weights", "bf16", "--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
     assert narrow["weights"] * 2 == plain["weights"]
     assert narrow["kv_cache"] == plain["kv_cache"] * 2
     assert narrow["ssm_state"] == plain["ssm_state"] * 2
