@@ -2,6 +2,8 @@
 
     table(title, columns, rows)     a table on stdout; a cell is text, an int, a float or None
     line(text)                      a line of the result on stdout
+    paragraph(text)                 the same, broken into lines of 78 columns at most
+    memory_bar(parts, budget)       a bar of memory against a budget
     document(value)                 the --json printer: one JSON document on stdout
     note(text)                      a remark on stderr
     bar                             a minitron.progress.Progress: `with bar("Scoring", total, "tokens") as advance:`
@@ -13,6 +15,7 @@ split between columns, its first column repeated; in a pipe it keeps its full wi
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from minitron.progress import Advance
+from minitron.units import format_bytes
 
 Cell = str | int | float | None
 
@@ -90,6 +94,34 @@ def _split(widths: Sequence[int], room: int) -> list[list[int]]:
 def line(text: str) -> None:
     """Print a line of the result on stdout."""
     _RESULTS.print(Text(text), soft_wrap=not _RESULTS.is_terminal)
+
+
+_SHADES: Final = "█▓▒░"
+_BAR_WIDTH: Final = 60
+
+
+def memory_bar(parts: Sequence[tuple[str, int]], budget: int) -> None:
+    """Print at most four parts as one bar of shades against a budget, with what each shade means below it.
+
+    A `|` stands where the budget ends; what is free of it is dotted."""
+    whole = max(sum(size for _, size in parts), budget, 1)
+    edges = [round(sum(size for _, size in parts[:i]) / whole * _BAR_WIDTH) for i in range(len(parts) + 1)]
+    shades = zip(_SHADES, edges, edges[1:], strict=False)
+    drawn = "".join(shade * (end - start) for shade, start, end in shades).ljust(_BAR_WIDTH, "·")
+    mark = round(budget / whole * _BAR_WIDTH)
+    line(f"{drawn[:mark]}|{drawn[mark:]}")
+    told = [f"{shade} {name} {format_bytes(size)}" for shade, (name, size) in zip(_SHADES, parts, strict=False) if size]
+    line("  ".join(told))
+    line(f"| budget {format_bytes(budget)}")
+
+
+_READABLE: Final = 78
+
+
+def paragraph(text: str) -> None:
+    """Print a sentence or more on stdout, broken into lines that an old terminal shows whole."""
+    for each in textwrap.wrap(text, _READABLE, subsequent_indent="  "):
+        line(each)
 
 
 def document(value: Any) -> None:

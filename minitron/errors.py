@@ -3,3 +3,7 @@
 
 class MinitronError(Exception):
     """One sentence: what is wrong, where, and what to do.  The command line prints it and exits with 2."""
+
+
+class NothingFits(MinitronError):
+    """No architecture that was looked at stays within the budget."""

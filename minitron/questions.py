@@ -122,7 +122,7 @@ def solve(question: str, spec: ModelSpec, workload: Workload, budget: Budget, li
     if question == "gpu":
         gpu = smallest_gpu(spec, workload, limit)
         budget = budget if gpu is None else limit(gpu)
-        value: int | str | None = gpu and gpu.name
+        value: int | str | None = None if gpu is None else gpu.name
     else:
         value = {"context": largest_context, "batch": largest_batch, "weights": mildest_weights}[question](
             spec, workload, budget

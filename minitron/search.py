@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.depth import Kept, depth_of, depths, match_pattern
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, NothingFits
 from minitron.lattice import Lattice, Points, default_widths, fewest_layers, joined, parse_widths
 from minitron.memory import Budget, Footprint, Workload, footprint
 from minitron.parallel import splits
@@ -193,7 +193,7 @@ def search(
     if not searched:
         raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
     if smallest is not None and not feasible:
-        raise MinitronError(_miss(_candidates(lattice, workload, budget, None, smallest[1])[0], budget, searched))
+        raise NothingFits(_miss(_candidates(lattice, workload, budget, None, smallest[1])[0], budget, searched))
     score = "kept parameters (no scores given)" if scores is None else "effective parameters (by the scores given)"
     parent = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     return SearchResult(

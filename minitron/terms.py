@@ -14,7 +14,7 @@ from minitron.parallel import per_gpu
 from minitron.precision import FORMATS, precision_of
 from minitron.spec import ModelSpec
 from minitron.units import format_bytes
-from minitron.workload import KV_BITS, NUMBER_BITS, SAMPLER_COPIES, Workload
+from minitron.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
 """Where a number comes from: from the config alone, from a publication or an engine's source, from logs of other runs,
@@ -231,13 +231,17 @@ def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
             "estimated",
             ("the middle of what makes Nemotron Nano 2's published choice come out, 0.5 to 0.8 GiB"),
         )
-    seqs, vocab, step = load.max_num_seqs, case.spec.sizes["vocab"], load.engine.max_num_batched_tokens
-    return (
-        "the largest of: sampler's warm-up, a step through the widest layer, the least in logs",
-        f"sampler: {SAMPLER_COPIES} x {_n(seqs)} x {_n(vocab)} x 4 B; step: {_n(step)} tokens",
-        "estimated",
-        "logs show 0.8 to 2.5 GiB",
-    )
+    found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
+    filled, what = f"{_n(found)} B", "the least that logs show"
+    if found == vllm.sampler(case.spec, load):
+        vocab = case.spec.sizes["vocab"]
+        filled, what = f"{SAMPLER_COPIES} x {_n(load.max_num_seqs)} x {_n(vocab)} x 4 B", "the sampler's warm-up"
+    elif found > LEAST_ACTIVATIONS:
+        width = vllm.widest(case.spec, case.sizes)
+        filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes['hidden'])} + {_n(width)}) x 2 B"
+        what = f"a step of {_n(tokens)} tokens through the widest layer"
+    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the least that logs show"
+    return formula, filled, "estimated", f"{what}; logs show peaks of 0.8 to 2.5 GiB"
 
 
 def _fixed(formula: str, origin: str, note: str, name: str) -> Callable[[_Case], tuple[str, str, str, str]]:

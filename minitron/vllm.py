@@ -88,22 +88,34 @@ def pool(workload: Workload, kv_bytes: Any, state_bytes: Any, attention: Any, ma
     )
 
 
-def activations(spec: ModelSpec, workload: Workload, whole: Mapping[str, Any], local: Mapping[str, Any]) -> Any:
-    """Bytes of activations at their peak, an estimate: the largest of the sampler's warm-up, a step of
-    max_num_batched_tokens through the widest layer, and the least that logs show.
-
-    `whole`: sizes of the model; `local`: what one GPU holds of them."""
-    sampler = round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes["vocab"])
-    widest: Any = 0
+def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
+    """Outputs of the widest projection of any layer on one GPU, of routed experts those that a token uses."""
+    found: Any = 0
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
             for rule in rules:
                 if len(rule.dims) == 2 and rule.name.endswith("_proj.weight"):
                     routed = spec.experts_per_token if "expert" in rule.pattern.axes else 1
-                    widest = np.maximum(widest, routed * numel(rule.dims[0], local))
-    # Input, output and their product are alive at once, and so is the residual stream, in the dtype of activations.
-    step = workload.engine.max_num_batched_tokens * 2 * 3 * (whole["hidden"] + widest)
-    return np.maximum(np.maximum(sampler, step), LEAST_ACTIVATIONS)
+                    found = np.maximum(found, routed * numel(rule.dims[0], local))
+    return found
+
+
+COPIES: Final = 3
+"""Input, output and their product are alive at once."""
+
+
+def activations(spec: ModelSpec, workload: Workload, whole: Mapping[str, Any], local: Mapping[str, Any]) -> Any:
+    """Bytes of activations at their peak, an estimate: the largest of the sampler's warm-up, a step of
+    max_num_batched_tokens through the widest layer in bf16 with the residual stream, and the least that logs show.
+
+    `whole`: sizes of the model; `local`: what one GPU holds of them."""
+    step = COPIES * 2 * workload.engine.max_num_batched_tokens * (whole["hidden"] + widest(spec, local))
+    return np.maximum(np.maximum(sampler(spec, workload), step), LEAST_ACTIVATIONS)
+
+
+def sampler(spec: ModelSpec, workload: Workload) -> int:
+    """Bytes of the sampler's warm-up."""
+    return round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes["vocab"])
 
 
 def attention_layers(spec: ModelSpec, counts: Mapping[str, Any], speculative: bool) -> Any:

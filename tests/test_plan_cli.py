@@ -126,7 +126,8 @@ def test_dtypes_and_batch_count(plan: Any) -> None:
         document = plan(NANO_12B, "--gpu", "H200", "--context", "128k", *arguments, "--json")
         return dict(document["parent"]["footprint"])
 
-    plain, narrow = footprint("--weights", "fp32"), footprint("--weights", "bf16", "--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
+    plain = footprint("--weights", "fp32", "--kv", "bf16", "--conv-state", "bf16")
+    narrow = footprint("--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
     assert narrow["weights"] * 2 == plain["weights"]
     assert narrow["kv_cache"] == plain["kv_cache"] * 2
     assert narrow["ssm_state"] == plain["ssm_state"] * 2
@@ -150,7 +151,8 @@ def test_scores_rank_and_choose_the_indices(plan: Any, tiny_hybrid: Path, tmp_pa
     assert list(written.layers) == best["kept_layers"]
     assert written.target(spec).named_sizes == best["sizes"]
     assert written.parameters == best["parameters"]
-    assert written.report == by_score
+    assert written.report.items() <= by_score.items()
+    assert written.report["candidates"] == by_score["candidates"]
 
 
 def test_a_plan_without_scores_says_how_many_and_not_which(plan: Any, tmp_path: Path) -> None:
@@ -189,8 +191,6 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
         (["--gpu", "A10G", "--reserve", "30GiB"], "nothing is left of 22.060 GiB x 0.95 after a reserve of 30.000 GiB"),
         (["--gpu", "A10G", "--kv", "int3"], "kv cannot be kept in int3"),
         (["--gpu", "A10G", "--ssm-state", "fp8"], "ssm_state cannot be kept in fp8"),
-        (["--gpu", "T4", "--context", "128k", "--layers", "60"], "too much, of which weights takes the most"),
-        (["--gpu", "L40S", "--context", "1m", "--batch", "8"], "too much, of which kv cache takes the most"),
         (["--gpu", "A10G", "--scores", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -208,3 +208,34 @@ def test_scores_of_another_model_are_refused(plan: Any, tiny_hybrid: Path, tmp_p
     random_scores(read_spec(tiny_hybrid)).save(tmp_path / "scores.safetensors")
     error = plan(NANO_12B, "--gpu", "A10G", "--scores", str(tmp_path / "scores.safetensors"), code=2)
     assert "another config.json" in error
+
+
+def test_where_nothing_fits_the_remedies_are_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["plan", str(NANO_12B), "--gpu", "L40S", "--context", "1m", "--batch", "8"]) == 2
+    told = capsys.readouterr()
+    assert "What would make it fit, beside pruning" in told.out
+    assert "--context 95528" in told.out
+    assert "too much, of which kv cache takes the most" in told.err
+    assert app.run(["plan", str(NANO_12B), "--gpu", "T4", "--context", "128k", "--layers", "60", "--json"]) == 2
+    told = capsys.readouterr()
+    assert not told.out
+    assert "too much, of which weights takes the most" in told.err
+
+
+def test_solving_the_other_way_round(plan: Any) -> None:
+    nine = MODELS / "Nemotron-Nano-9B-v2.json"
+    longest = plan(nine, "--gpu", "A10G", "--engine", "vllm", "--solve", "context", "--json")
+    again = ["--gpu", "A10G", "--engine", "vllm", "--json", "--context"]
+    assert plan(nine, *again, str(longest["value"]))["parent"]["fits"]
+    assert not plan(nine, *again, str(longest["value"] + 1))["parent"]["fits"]
+    assert sum(term["bytes"] for term in longest["terms"]) == longest["total_bytes"]
+    assert "Smallest GPU: RTX 5090" in plan(NANO_12B, "--context", "128k", "--solve", "gpu")
+    assert "leave --gpu and --budget out" in plan(nine, "--gpu", "A10G", "--solve", "gpu", code=2)
+
+
+def test_vllm_prints_its_command(plan: Any) -> None:
+    told = plan(MODELS / "Nemotron-Nano-9B-v2.json", *LONG, "--engine", "vllm", "--no-prefix-caching")
+    assert "vllm serve" in told
+    assert "--max-model-len 131072" in told
+    assert "107 blocks a sequence" not in told  # notes of exact terms stay in the report
+    assert "107 x 21,495,808 B" in told

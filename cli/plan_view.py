@@ -1,0 +1,158 @@
+"""What `minitron plan` prints for a person: the budget, the model against it, what fits, and the choice."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from cli import show
+from minitron.units import format_bytes, format_parameters
+
+if TYPE_CHECKING:
+    from minitron.memory import Budget, Footprint, Workload
+    from minitron.questions import Answer, Remedy
+    from minitron.search import Candidate, SearchResult
+    from minitron.spec import ModelSpec
+    from minitron.terms import Term
+
+_MAP_WIDTH: Final = 60
+_STATES: Final = ("conv_state", "ssm_state", "prefix_states")
+
+
+def print_budget(model: object, budget: "Budget", workload: "Workload") -> None:
+    """What there is, and for what."""
+    where = "a budget of" if budget.gpu is None else f"{budget.gpu.name},"
+    if workload.tensor_parallel > 1:
+        where = f"each of {workload.tensor_parallel} x {where}"
+    sequences = "1 sequence" if workload.batch == 1 else f"{workload.batch:,} sequences"
+    show.line(f"{model} on {where} {format_bytes(budget.usable)}; {workload.context:,} tokens x {sequences}")
+    reserved = f" - {format_bytes(budget.reserve)} reserved" if budget.reserve else ""
+    used = f" x {budget.utilization:g}" if budget.utilization < 1 else ""
+    reckoned = f"{format_bytes(budget.usable)}{used}{reserved} = " if used or reserved else ""
+    show.line(f"Budget: {reckoned}{format_bytes(budget.available)}")
+
+
+def print_cautions(cautions: Sequence[str]) -> None:
+    """A line each."""
+    for caution in cautions:
+        show.paragraph(f"Note: {caution}")
+
+
+def print_model(title: str, terms: "Sequence[Term]", available: int) -> None:
+    """The bar and the terms of a footprint, and whether it fits."""
+    show.line("")
+    show.memory_bar(_parts({term.name: term.bytes for term in terms}), available)
+    show.line("")
+    rows: list[list[show.Cell]] = [[term.title, format_bytes(term.bytes), term.origin, term.filled] for term in terms]
+    total = sum(term.bytes for term in terms)
+    show.table(title, ["memory", "size", "origin", "how"], [*rows, ["total", format_bytes(total), None, None]])
+    for term in terms:
+        if term.origin in ("published", "estimated"):
+            show.paragraph(f"{term.title} ({term.origin}): {term.note}")
+    show.line(_verdict(terms, available))
+
+
+def _parts(lines: dict[str, int]) -> list[tuple[str, int]]:
+    weights = sum(lines.get(name, 0) for name in ("weights", "mtp_weights", "lora"))
+    cache, state = lines.get("kv_cache", 0), sum(lines.get(name, 0) for name in _STATES)
+    rest = sum(lines.values()) - weights - cache - state
+    return [("weights", weights), ("KV", cache), ("state", state), ("rest", rest)]
+
+
+def _verdict(terms: "Sequence[Term]", available: int) -> str:
+    over = sum(term.bytes for term in terms) - available
+    if over <= 0:
+        return f"It fits, {format_bytes(-over)} to spare."
+    weights = next(term.bytes for term in terms if term.name == "weights")
+    alone = " Its weights alone exceed the budget." if weights > available else ""
+    return f"It does not fit: {format_bytes(over)} too much.{alone}"
+
+
+def print_remedies(remedies: "Sequence[Remedy]") -> None:
+    """What would make it fit."""
+    if not remedies:
+        return
+    rows: list[list[show.Cell]] = [
+        [remedy.change, remedy.flags, format_bytes(remedy.total), format_bytes(remedy.available - remedy.total)]
+        for remedy in remedies
+    ]
+    show.line("")
+    show.table("What would make it fit, beside pruning", ["change", "options", "memory", "to spare"], rows)
+
+
+def print_answer(answer: "Answer") -> None:
+    """The answer to an inverse question."""
+    value = f"{answer.value:,}" if isinstance(answer.value, int) else answer.value
+    names = {
+        "context": f"Longest context: {value} tokens",
+        "batch": f"Largest batch: {value} sequences",
+        "gpu": f"Smallest GPU: {value}",
+        "weights": f"Mildest weights: {value}",
+    }
+    spare = format_bytes(answer.budget.available - answer.total)
+    show.line(f"{names[answer.question]} ({format_bytes(answer.total)}, {spare} to spare).")
+    if answer.note:
+        show.paragraph(f"Note: {answer.note}")
+
+
+def print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
+    """The list, with a column for every size that differs within it."""
+    names = ["num_hidden_layers", *spec.keys]
+    varied = [name for name in names if len({candidate.sizes.get(name) for candidate in result.candidates}) > 1]
+    same = [
+        f"{_short(spec, name)} {result.best.sizes[name]:,}"
+        for name in result.best.sizes
+        if name not in varied and result.best.sizes[name] != spec.named_sizes[name]
+    ]
+    rows: list[list[show.Cell]] = [
+        [
+            place,
+            *(candidate.sizes.get(name) for name in varied),
+            format_parameters(candidate.parameters),
+            format_bytes(candidate.footprint.total),
+        ]
+        for place, candidate in enumerate(result.candidates, 1)
+    ]
+    show.line(f"{result.searched:,} architectures counted, {result.feasible:,} fit.")
+    show.paragraph(f"The best of them, {result.ranking}{':' if not same else ', all with ' + ', '.join(same) + ':'}")
+    show.line("")
+    show.table("", ["", *(_short(spec, name) for name in varied), "parameters", "memory"], rows)
+
+
+def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
+    """The chosen architecture beside the model: what changes, and every term of its memory."""
+    best, parent = result.best, result.parent
+    left, spare = format_parameters(best.parameters), format_bytes(result.budget.available - best.footprint.total)
+    rows: list[list[show.Cell]] = [
+        [name, parent.sizes[name], best.sizes.get(name)]
+        for name in ["num_hidden_layers", *spec.keys]
+        if best.sizes.get(name) != parent.sizes[name]
+    ]
+    rows += _lines(parent.footprint, best.footprint)
+    show.table(
+        f"Chosen: number {result.chosen + 1}, {left} parameters, {spare} to spare", ["", "model", "chosen"], rows
+    )
+    _print_map(parent, best)
+
+
+def _lines(whole: "Footprint", cut: "Footprint") -> list[list[show.Cell]]:
+    from minitron.terms import TITLES
+
+    first, second = whole.to_json(), cut.to_json()
+    return [
+        [title, format_bytes(first.get(name, 0)), format_bytes(second.get(name, 0))]
+        for name, title in TITLES.items()
+        if first.get(name, 0) or second.get(name, 0)
+    ]
+
+
+def _print_map(parent: "Candidate", best: "Candidate") -> None:
+    if len(best.kept) == len(parent.kept):
+        return
+    marks = "".join(letter if layer in best.kept else "." for layer, letter in enumerate(parent.letters))
+    for start in range(0, len(marks), _MAP_WIDTH):
+        show.line(f"model   {parent.letters[start : start + _MAP_WIDTH]}")
+        show.line(f"chosen  {marks[start : start + _MAP_WIDTH]}")
+
+
+def _short(spec: "ModelSpec", name: str) -> str:
+    """A size's name as an axis: config keys are too long to head a column."""
+    return "layers" if name == "num_hidden_layers" else spec.keys[name][0]
