@@ -17,12 +17,13 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 import minitron
-from cli import compress, demo, distill, eval, inspect, plan, prune, score
+from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score
 from minitron.errors import MinitronError
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "inspect": inspect.command,
     "plan": plan.command,
+    "compare": compare.command,
     "score": score.command,
     "prune": prune.command,
     "distill": distill.command,

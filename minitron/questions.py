@@ -21,8 +21,8 @@ from minitron.workload import Workload
 MILDEST: Final = ("bf16", "fp8", "int8", "nvfp4", "int4")
 """Formats of weights from the mildest to the harshest."""
 
-_MOST: Final = 2**40
-"""Beyond this no answer is looked for: nothing that grows fills the memory."""
+UNLIMITED: Final = 2**40
+"""The answer where nothing that grows fills the memory: beyond this none is looked for."""
 
 NATIVE: Final = {"fp8": (8, 9), "nvfp4": (10, 0), "bf16": (8, 0)}
 """format -> the compute capability from which tensor cores know it."""
@@ -43,14 +43,14 @@ def fits(spec: ModelSpec, workload: Workload, budget: Budget) -> bool:
 
 def largest(good: Callable[[int], bool]) -> int:
     """The largest whole number for which `good` holds, where it holds up to some number and no further; 0 where it
-    does not hold for 1, and _MOST where it always holds."""
+    does not hold for 1, and UNLIMITED where it always holds."""
     if not good(1):
         return 0
     high = 2
-    while high < _MOST and good(high):
+    while high < UNLIMITED and good(high):
         high *= 2
-    if high >= _MOST:
-        return _MOST
+    if high >= UNLIMITED:
+        return UNLIMITED
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

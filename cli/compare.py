@@ -1,0 +1,108 @@
+"""`minitron compare`: several models, or one model on several GPUs, in one table.
+
+The document of --json: {"workload", "rows": [{"model", "gpu", "parameters", "weights_bytes", "cache_bytes",
+"total_bytes", "available_bytes", "fits", "longest_context_tokens", "largest_batch_sequences", "cautions"}, ...]}; a
+context or batch that nothing limits is null.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import show
+from cli.options import JsonOption
+from cli.serving import Serving, option
+from cli.spread import spread_options
+from minitron.errors import MinitronError
+from minitron.units import format_bytes, format_parameters
+
+if TYPE_CHECKING:
+    from minitron.gpus import Gpu
+    from minitron.spec import ModelSpec
+
+GpusOption = Annotated[
+    list[str], option("--gpu", "A GPU's name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
+]
+PlannedModelsArgument = Annotated[
+    list[Path],
+    typer.Argument(help="Checkpoint folders or config.json files.", metavar="MODEL...", show_default=False),
+]
+
+
+def compare(models: PlannedModelsArgument, gpus: GpusOption, serving: Serving, as_json: JsonOption = False) -> None:
+    """Put models, or GPUs, side by side: what each takes, whether it fits, how far it reaches. Reads no weights."""
+    from minitron.gpus import find_gpu
+    from minitron.spec import read_spec
+
+    devices = [find_gpu(name) for name in gpus]
+    specs = [read_spec(path) for path in models]
+    names = _names(models)
+    rows = [row(name, spec, gpu, serving) for name, spec in zip(names, specs, strict=True) for gpu in devices]
+    if as_json:
+        show.document({"settings": serving.settings, "rows": rows})
+        return
+    _print(rows, serving)
+
+
+command = spread_options(compare, "serving", Serving)
+
+
+def _names(models: list[Path]) -> list[str]:
+    """What the models are called: their last folder or file, or the whole path where two share that."""
+    short = [path.parent.name if path.name == "config.json" else path.stem or str(path) for path in models]
+    return short if len(set(short)) == len(short) else [str(path) for path in models]
+
+
+def row(name: str, spec: "ModelSpec", gpu: "Gpu", serving: Serving) -> dict[str, Any]:
+    """One model on one GPU, sizes in bytes."""
+    from minitron.memory import footprint
+    from minitron.questions import UNLIMITED, cautions, largest_batch, largest_context
+
+    budget, workload = serving.budget_of(gpu), serving.workload_on(spec, gpu)
+    found = footprint(spec, workload, budget.workspace)
+    reach = (largest_context(spec, workload, budget), largest_batch(spec, workload, budget))
+    context, batch = (None if most == UNLIMITED else most for most in reach)
+    states = found.conv_state + found.ssm_state + found.prefix_states
+    return {
+        "model": name,
+        "gpu": gpu.name,
+        "parameters": spec.parameters().total,
+        "weights_bytes": found.weights,
+        "cache_bytes": found.kv_cache + states + found.block_rounding + found.null_block + found.graph_blocks,
+        "total_bytes": found.total,
+        "available_bytes": budget.available,
+        "fits": found.total <= budget.available,
+        "longest_context_tokens": context,
+        "largest_batch_sequences": batch,
+        "cautions": list(cautions(spec, workload, gpu)),
+    }
+
+
+def _print(rows: list[dict[str, Any]], serving: Serving) -> None:
+    if not rows:
+        raise MinitronError("there is nothing to compare; give at least one model and one --gpu.")
+    cells: list[list[show.Cell]] = [
+        [
+            each["model"],
+            each["gpu"],
+            format_parameters(each["parameters"]),
+            format_bytes(each["weights_bytes"]),
+            format_bytes(each["cache_bytes"]),
+            format_bytes(each["total_bytes"]),
+            format_bytes(each["available_bytes"] - each["total_bytes"]),
+            _reach(each["longest_context_tokens"]),
+            _reach(each["largest_batch_sequences"]),
+        ]
+        for each in rows
+    ]
+    context = "its config's context" if serving.context is None else f"{serving.context:,} tokens"
+    title = f"{context[0].upper()}{context[1:]} x {serving.batch:,}; engine {serving.engine.value}"
+    columns = ["model", "GPU", "parameters", "weights", "caches", "total", "to spare", "longest", "batch"]
+    show.table(title, columns, cells)
+    for caution in dict.fromkeys(caution for each in rows for caution in each["cautions"]):
+        show.paragraph(f"Note: {caution}")
+
+
+def _reach(most: int | None) -> str:
+    return "unlimited" if most is None else f"{most:,}"
