@@ -130,8 +130,13 @@ def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Bu
         limit = planning.budget_of if budget.gpu is not None else None
         plan_view.print_remedies(remedies(spec, workload, budget, limit))
     elif workload.engine.name == "vllm":
-        show.line(f"Serve it: {serve_line(str(model), workload, budget.utilization)}")
+        show.line(f"Serve it: {serve_line(_name(model), workload, budget.utilization)}")
     show.line("")
+
+
+def _name(model: Path) -> str:
+    """What an engine is told to serve: the folder, or the name of a model of which only the config is here."""
+    return str(model) if model.is_dir() else model.stem
 
 
 def _about(model: Path, spec: "ModelSpec", planning: Planning) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def _about(model: Path, spec: "ModelSpec", planning: Planning) -> dict[str, Any]
         "terms": [term.to_json() for term in terms(spec, workload, budget)],
         "remedies": [] if good else [each.to_json() for each in remedies(spec, workload, budget, limit)],
         "cautions": list(cautions(spec, workload, budget.gpu)),
-        "serve": serve_line(str(model), workload, budget.utilization) if workload.engine.name == "vllm" else None,
+        "serve": serve_line(_name(model), workload, budget.utilization) if workload.engine.name == "vllm" else None,
     }
 
 
