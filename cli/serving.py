@@ -126,14 +126,14 @@ class Serving:
     def budget_of(self, gpu: "Gpu") -> "Budget":
         """The bytes that a GPU gives."""
         from minitron import vllm
-        from minitron.memory import UTILIZATION, WORKSPACE, Budget
+        from minitron.memory import UTILIZATION, Budget
 
         plain = self.engine is EngineName.PLAIN
         return Budget(
             usable=gpu.usable,
             utilization=self._share(UTILIZATION if plain else vllm.UTILIZATION),
             reserve=self.reserve or 0,
-            workspace=self.workspace if self.workspace is not None else WORKSPACE if plain else None,
+            workspace=self.workspace,
             gpu=gpu,
         )
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from minitron import vllm
-from minitron.memory import WORKSPACE, Budget, Footprint, Kept, footprint, kept
+from minitron.memory import Budget, Footprint, Kept, footprint, kept
 from minitron.parallel import per_gpu
 from minitron.precision import FORMATS, precision_of
 from minitron.spec import ModelSpec
-from minitron.units import format_bytes
 from minitron.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
@@ -220,17 +219,11 @@ def _tell_graph_blocks(case: _Case) -> tuple[str, str, str, str]:
 def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
     budget, load = case.budget, case.workload
     if budget is None or budget.workspace is not None:
-        given = budget is not None and budget.workspace not in (0, WORKSPACE)
-        if not case.found.workspace:
-            return "activations and buffers", "0 B", "given", "not counted unless --workspace says so"
-        if given:
-            return "activations and buffers", f"{_n(case.found.workspace)} B", "given", "--workspace"
-        return (
-            "activations and buffers",
-            format_bytes(WORKSPACE),
-            "estimated",
-            ("the middle of what makes Nemotron Nano 2's published choice come out, 0.5 to 0.8 GiB"),
-        )
+        note = "--workspace" if case.found.workspace else "not counted unless --workspace says so"
+        return "activations and buffers", f"{_n(case.found.workspace)} B", "given", note
+    if load.engine.name == "plain":
+        note = "the middle of what makes Nemotron Nano 2's published choice come out, 0.5 to 0.8 GiB"
+        return "activations and buffers", f"{_n(case.found.workspace)} B", "estimated", note
     found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
     filled, what = f"{_n(found)} B", "the least that logs show"
     if found == vllm.sampler(case.spec, load):
