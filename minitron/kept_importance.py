@@ -1,0 +1,56 @@
+"""Kept importance: how much of what the scores found, each layer keeps of each axis that is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.axes import Indices
+from minitron.scores import Key, Scores
+from minitron.selection import Keep, choose
+from minitron.spec import ModelSpec
+
+
+def kept_importance(
+    spec: ModelSpec, scores: Scores, sizes: Mapping[str, int], layers: tuple[int, ...]
+) -> dict[Key, float]:
+    """(axis, layer) -> the share of importance, 0 to 1, that the best indices carry when `sizes` (config key -> size)
+    and `layers` stay; for axes that shrink and that the scores cover.
+
+    An index's importance is the square of its score, so that shares are shares of energy (minitron.shares)."""
+    scores.require(spec)
+    unknown: set[Key] = set()
+
+    def nothing(axis: str, layer: int | None) -> NDArray[np.float64]:
+        unknown.add((axis, layer))
+        return np.zeros(spec.sizes[axis])
+
+    changed = {key: size for key, size in sizes.items() if key in spec.keys and size != spec.named_sizes[key]}
+    keep = choose(spec, scores, changed, layers, nothing)
+    return {
+        key: _share(_energy(spec, scores, keep, key), kept)
+        for key, kept in keep.items()
+        if key not in unknown and (key[1] is None or key[1] < len(spec.layers))
+    }
+
+
+def _energy(spec: ModelSpec, scores: Scores, keep: Keep, key: Key) -> NDArray[np.float64]:
+    """[size], or [expert, size]: the importance of every index."""
+    axis, layer = key
+    if key in scores.importance:
+        return np.square(scores.importance[key])
+    if axis == "kv_head":
+        heads = np.square(scores.importance["query_head", layer])
+        return np.asarray(heads.reshape(spec.sizes["kv_head"], -1).sum(1))
+    channels = np.square(scores.importance["mamba_channel", layer])
+    if axis == "mamba_head_dim":
+        return np.asarray(channels.sum(0))
+    # Heads are chosen by what they hold in the channels that stay.
+    return np.asarray(channels[:, keep.get(("mamba_head_dim", layer), slice(None))].sum(1))
+
+
+def _share(energy: NDArray[np.float64], kept: Indices) -> float:
+    whole = energy.sum()
+    return float(np.take_along_axis(energy, kept, -1).sum() / whole) if whole > 0 else kept.shape[-1] / energy.shape[-1]
