@@ -7,10 +7,16 @@ that no hole is torn.  Attention layers keep a floor.  So 62 -> 56 layers of Nem
 attention and 25 MLP layers, the very counts of the published 9B.
 
 With scores the layers of the least importance go, one by one, above the same floor.
+
+A person may set how many layers of each kind stay at least and at most, and which kinds may go at all (LayerLimits).
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -29,6 +35,50 @@ Kept = tuple[int, ...]
 
 # 4 of the 6 attention layers of Nemotron-Nano-12B-v2 stayed: recall over a long context hangs on the few there are.
 _ATTENTION_FLOOR: Final = (2, 3)
+
+
+@dataclass(frozen=True)
+class LayerLimits:
+    """Which layers may go.  Kinds are named in full (`mamba`) or by their letter (`M`)."""
+
+    may_go: Collection[str] | None = None
+    """Kinds of which layers may go; None for all."""
+
+    at_least: Mapping[str, int] = field(default_factory=dict)
+    """kind -> the fewest layers of it that stay."""
+
+    at_most: Mapping[str, int] = field(default_factory=dict)
+    """kind -> the most layers of it that stay."""
+
+    def bounds(self, spec: ModelSpec) -> dict[str, tuple[int, int]]:
+        """kind -> the fewest and the most layers of it that stay; raises MinitronError for what cannot be."""
+        may_go = None if self.may_go is None else {_kind(spec, name) for name in self.may_go}
+        least = {_kind(spec, name): count for name, count in self.at_least.items()}
+        most = {_kind(spec, name): count for name, count in self.at_most.items()}
+        found = {}
+        for kind, total in Counter(spec.layers).items():
+            whole = may_go is not None and kind not in may_go
+            low, high = least.get(kind, total if whole else 0), most.get(kind, total)
+            if not 0 <= low <= total or high < 0:
+                wrong = low if not 0 <= low <= total else high
+                raise MinitronError(f"{wrong} {kind} layers cannot be kept; the model has {total} of them.")
+            if low > high or (whole and high < total):
+                raise MinitronError(
+                    f"at most {high} of the model's {total} {kind} layers are to stay, and at least "
+                    f"{total if whole else low} must; change one of the two."
+                )
+            found[kind] = (total if whole else low, min(high, total))
+        return found
+
+
+def _kind(spec: ModelSpec, name: str) -> str:
+    """The kind of layer that a person names."""
+    kinds = {letter: kind for letter, kind in spec.family.letters.items() if kind in spec.layers}
+    kind = kinds.get(name, name)
+    if kind not in kinds.values():
+        known = ", ".join(f"{kind} ({letter})" for letter, kind in kinds.items())
+        raise MinitronError(f"{name} is no kind of layer of this model; its kinds are {known}.")
+    return kind
 
 
 def is_attention(spec: ModelSpec, layer: int) -> bool:
@@ -57,12 +107,13 @@ def depths(
     *,
     scores: Scores | None = None,
     keep_attention: int | None = None,
+    limits: LayerLimits | None = None,
 ) -> tuple[Kept, ...]:
-    """Every depth worth a try, all layers first and none of fewer than `fewest`: block by block without scores, layer
-    by layer with them."""
-    dropper = _Dropper(spec, workload, layer_scores(spec, scores), attention_floor(spec, keep_attention))
+    """Every depth worth a try, the most layers first and none of fewer than `fewest`: block by block without scores,
+    layer by layer with them.  Where limits ask for fewer layers of a kind, the first depth is without those."""
+    dropper = _dropper(spec, workload, scores, keep_attention, limits).enforced(fewest)
     found = [dropper.kept]
-    while dropper.drop_one(len(dropper.kept) - fewest, whole_blocks=True):
+    while dropper.drop_one(fewest, whole_blocks=True):
         found.append(dropper.kept)
     return tuple(found)
 
@@ -74,20 +125,47 @@ def depth_of(
     *,
     scores: Scores | None = None,
     keep_attention: int | None = None,
+    limits: LayerLimits | None = None,
 ) -> Kept:
     """Which layers stay when exactly `layers` do.
 
     Raises MinitronError where the model has fewer, or the attention layers to keep leave no such choice."""
     if not 1 <= layers <= len(spec.layers):
         raise MinitronError(f"{layers} layers cannot be kept of {len(spec.layers)}; choose 1 to {len(spec.layers)}.")
-    floor = attention_floor(spec, keep_attention)
-    dropper = _Dropper(spec, workload, layer_scores(spec, scores), floor)
+    dropper = _dropper(spec, workload, scores, keep_attention, limits)
+    if (left := len(dropper.kept) - dropper.excess(dropper.counts())) < layers:
+        raise MinitronError(f"{layers} layers are more than the {left} that the limits leave; keep fewer.")
     while len(dropper.kept) > layers:
-        if not dropper.drop_one(len(dropper.kept) - layers, whole_blocks=False):
+        if not dropper.drop_one(layers, whole_blocks=False):
+            if any(least for least, _ in dropper.bounds.values()):
+                raise MinitronError(f"{layers} layers are fewer than the limits allow; keep fewer layers of some kind.")
             raise MinitronError(
-                f"{layers} layers are fewer than the {floor} attention layers to keep; lower --keep-attention."
+                f"{layers} layers are fewer than the {dropper.floor} attention layers to keep; lower --keep-attention."
             )
     return dropper.kept
+
+
+def mixes(
+    spec: ModelSpec,
+    workload: Workload,
+    fewest: int,
+    *,
+    scores: Scores | None = None,
+    keep_attention: int | None = None,
+    limits: LayerLimits | None = None,
+) -> tuple[Kept, ...]:
+    """For every number of each kind of layer that the limits allow, which layers stay; none of fewer than `fewest`
+    layers, the most first."""
+    dropper = _dropper(spec, workload, scores, keep_attention, limits)
+    ranges = [range(most, least - 1, -1) for least, most in dropper.bounds.values()]
+    attention = [is_attention(spec, spec.layers.index(kind)) for kind in dropper.bounds]
+    found = []
+    for counts in product(*ranges):
+        attends = sum(count for count, one in zip(counts, attention, strict=True) if one)
+        if sum(counts) >= max(fewest, 1) and attends >= dropper.floor:
+            exact = {kind: (count, count) for kind, count in zip(dropper.bounds, counts, strict=True)}
+            found.append(replace(dropper, bounds=exact).enforced(sum(counts)).kept)
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 def match_pattern(spec: ModelSpec, pattern: str, scores: Scores | None = None) -> Kept:
@@ -145,43 +223,101 @@ def freed_bytes(spec: ModelSpec, workload: Workload, layer: int) -> int:
     return int(footprint(spec, workload, tally=with_it).total - footprint(spec, workload, tally=without).total)
 
 
+def _dropper(
+    spec: ModelSpec,
+    workload: Workload,
+    scores: Scores | None,
+    keep_attention: int | None,
+    limits: LayerLimits | None,
+) -> _Dropper:
+    limits = limits or LayerLimits()
+    bounds = limits.bounds(spec)
+    floor = attention_floor(spec, keep_attention)
+    attention = [kind for kind in bounds if is_attention(spec, spec.layers.index(kind))]
+    if any(_kind(spec, name) in attention for name in limits.at_least):
+        if keep_attention is not None:
+            raise MinitronError("the attention layers to keep are given twice; give --keep-attention or the limit.")
+        floor = 0
+    ceiling = sum(bounds[kind][1] for kind in attention)
+    if keep_attention is not None and keep_attention > ceiling:
+        raise MinitronError(
+            f"at most {ceiling} attention layers are to stay, and at least {keep_attention}; change one of the two."
+        )
+    worth = layer_scores(spec, scores)
+    freed = {kind: freed_bytes(spec, workload, spec.layers.index(kind)) for kind in bounds} if worth is None else {}
+    return _Dropper(spec, bounds, min(floor, ceiling), worth, freed, tuple(range(len(spec.layers))))
+
+
+@dataclass
 class _Dropper:
     """Drops block after block, or layer after layer where scores are given."""
 
-    def __init__(
-        self, spec: ModelSpec, workload: Workload, worth: NDArray[np.float64] | None, attention_floor: int
-    ) -> None:
-        self.spec, self.floor = spec, attention_floor
-        self.kept: Kept = tuple(range(len(spec.layers)))
-        self.worth = worth
-        self.freed = {kind: freed_bytes(spec, workload, spec.layers.index(kind)) for kind in set(spec.layers)}
+    spec: ModelSpec
 
-    def drop_one(self, most: int, *, whole_blocks: bool) -> bool:
-        """Drop the next block, of at most `most` layers; False where none may go.
+    bounds: Mapping[str, tuple[int, int]]
+    """kind -> the fewest and the most layers of it that stay."""
+
+    floor: int
+    """The fewest attention layers that stay."""
+
+    worth: NDArray[np.float64] | None
+    """[layers] by the scores."""
+
+    freed: Mapping[str, int]
+    """kind -> bytes that a layer of it frees; empty where scores decide."""
+
+    kept: Kept
+
+    def counts(self) -> Counter[str]:
+        """kind -> layers of it that are kept."""
+        return Counter(self.spec.layers[layer] for layer in self.kept)
+
+    def excess(self, counts: Mapping[str, int]) -> int:
+        """How many of so many layers of each kind must go because of the bounds."""
+        return sum(max(count - self.bounds[kind][1], 0) for kind, count in counts.items())
+
+    def enforced(self, fewest: int) -> _Dropper:
+        """Itself, after dropping what is above the bounds; no more than that where `fewest` layers would not stay."""
+        while excess := self.excess(counts := self.counts()):
+            above = [kind for kind, count in counts.items() if count > self.bounds[kind][1]]
+            if not self.drop_one(min(fewest, len(self.kept) - excess), whole_blocks=False, among=above):
+                raise MinitronError("the limits on layers leave no layer at all; let some kind stay.")
+        return self
+
+    def drop_one(self, fewest: int, *, whole_blocks: bool, among: Collection[str] = ()) -> bool:
+        """Drop the next block that has one of the kinds `among` and after which `fewest` layers can still stay; False
+        where none may go.
 
         Unless `whole_blocks` is asked for, a single layer of a block goes where no block is small enough."""
         singles: list[Kept] = [(layer,) for layer in self.kept]
         tries: list[list[Kept]] = [self._blocks(), singles] if self.worth is None else [singles]
+        counts = self.counts()
+        holes = [-1, len(self.spec.layers), *(set(range(len(self.spec.layers))) - set(self.kept))]
         for blocks in tries[:1] if whole_blocks else tries:
-            fitting: list[Kept] = [block for block in blocks if self._may_go(block, most)]
+            fitting = [block for block in blocks if self._may_go(block, counts, fewest, among)]
             if fitting:
-                gone = min(fitting, key=self._rank)
+                gone = min(fitting, key=lambda block: self._rank(block, holes))
                 self.kept = tuple(layer for layer in self.kept if layer not in gone)
                 return True
         return False
 
-    def _may_go(self, block: Kept, most: int) -> bool:
-        left = set(self.kept) - set(block)
-        attention = sum(is_attention(self.spec, layer) for layer in left)
-        touched = any(is_attention(self.spec, layer) for layer in block)
-        return len(block) <= most and bool(left) and (not touched or attention >= self.floor)
+    def _may_go(self, block: Kept, counts: Counter[str], fewest: int, among: Collection[str]) -> bool:
+        gone = Counter(self.spec.layers[layer] for layer in block)
+        if len(block) == len(self.kept) or (among and not any(kind in among for kind in gone)):
+            return False
+        left = counts - gone
+        if left.total() - self.excess(left) < fewest:
+            return False
+        touched = sum(is_attention(self.spec, layer) for layer in block)
+        if touched and sum(is_attention(self.spec, layer) for layer in self.kept) - touched < self.floor:
+            return False
+        return all(left[kind] >= self.bounds[kind][0] for kind in gone)
 
-    def _rank(self, block: Kept) -> tuple[float, float, int]:
+    def _rank(self, block: Kept, holes: Collection[int]) -> tuple[float, float, int]:
         """Smaller goes sooner."""
         if self.worth is not None:
             return float(self.worth[block[0]]), 0.0, -block[0]
         freed = sum(self.freed[self.spec.layers[layer]] for layer in block)
-        holes = [-1, len(self.spec.layers), *(set(range(len(self.spec.layers))) - set(self.kept))]
         room = min(min(abs(layer - hole) for hole in holes) for layer in block)
         return -float(freed), -float(room), -block[0]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, lcm, prod
-from typing import Any, Final
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,142 +15,38 @@ from minitron.depth import Kept
 from minitron.errors import MinitronError
 from minitron.families import Rule
 from minitron.spec import ModelSpec
+from minitron.steps import (
+    STEPS,
+    Choice,
+    LatticeOptions,
+    Times,
+    default_sizes,
+    default_widths,
+    fewest_layers,
+    parse_widths,
+    router_groups,
+)
+
+__all__ = [
+    "STEPS",
+    "Choice",
+    "Lattice",
+    "LatticeOptions",
+    "Points",
+    "Times",
+    "default_sizes",
+    "default_widths",
+    "fewest_layers",
+    "joined",
+    "parse_widths",
+]
 
 Whole = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Step:
-    """How an axis is searched by default."""
-
-    multiple: int
-    """Sizes are multiples of this; halved for models so small that fewer than 16 such steps would be left."""
-
-    smallest: int
-    """What the multiple is not halved below."""
-
-    most: float
-    """The largest share of the axis to prune; 0 leaves it alone unless it is named by hand."""
-
-    reason: str
-    """Why these numbers."""
-
-
-STEPS: Final[dict[str, Step]] = {
-    "layer": Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
-    "hidden": Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles, and all layers lose at once"),
-    "ffn": Step(256, 8, 0.5, "full tensor-core tiles, also when split over 2 GPUs; the widest and most redundant axis"),
-    "mamba_head": Step(8, 1, 0.25, "whole warps of the scan; too few heads x width hurt most in published cuts"),
-    "expert": Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts overlap in what they know"),
-    "expert_ffn": Step(64, 8, 0.5, "full tiles of the grouped matmul"),
-    "shared_ffn": Step(128, 8, 0.5, "full tensor-core tiles"),
-    "query_head": Step(1, 1, 0.0, "attention is a small part of these models and recall hangs on it"),
-    "kv_head": Step(1, 1, 0.0, "recall over a long context hangs on it"),
-    "qk_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
-    "v_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
-    "mamba_head_dim": Step(16, 8, 0.0, "at or below 0.8 of the width published candidates fell behind most"),
-    "ssm_state": Step(16, 8, 0.0, "calibration does not score it"),
-    "latent_in": Step(64, 8, 0.0, "calibration does not score it"),
-    "latent_out": Step(64, 8, 0.0, "calibration does not score it"),
-}
-"""axis -> how it is searched where nobody says otherwise."""
-
-_MOST_STEPS: Final = 16
-"""A multiple is halved until the size holds at least so many of it."""
-
-
-@dataclass(frozen=True, order=True)
-class Times:
-    """A size given as a multiple of hidden_size: `3.5x`."""
-
-    factor: float
-
-
-Choice = int | Times
-
-
-def default_sizes(spec: ModelSpec, axis: str) -> tuple[int, ...]:
-    """The sizes of an axis that STEPS allows, the model's own first, then descending."""
-    size, step = spec.sizes[axis], STEPS.get(axis)
-    if step is None or step.most == 0 or axis in spec.family.fixed:
-        return (size,)
-    unit = spec.family.multiples.get(axis)
-    whole = lcm(_group_count(spec, axis), spec.sizes[unit] if unit else 1)
-    multiple = step.multiple
-    while multiple > step.smallest and size // lcm(multiple, whole) < _MOST_STEPS:
-        multiple //= 2
-    multiple = lcm(multiple, whole)
-    least = max(size * (1 - step.most), spec.experts_per_token if axis == "expert" else 1)
-    return size, *(n for n in range(size // multiple * multiple, 0, -multiple) if least <= n < size)
-
-
-def fewest_layers(spec: ModelSpec) -> int:
-    """The least depth that STEPS allows."""
-    return max(1, ceil(len(spec.layers) * (1 - STEPS["layer"].most)))
-
-
-def default_widths(spec: ModelSpec) -> dict[str, tuple[Choice, ...]]:
-    """config key -> sizes to try, for every width that STEPS lets shrink."""
-    found = {spec.key(axis): default_sizes(spec, axis) for axis in spec.sizes}
-    return {key: sizes for key, sizes in found.items() if len(sizes) > 1}
-
-
-def parse_widths(spec: ModelSpec, texts: Mapping[str, str]) -> dict[str, tuple[Choice, ...]]:
-    """`{"hidden_size": "4480,4800", "intermediate_size": "3x,3.5x"}` as sizes to try, descending without repetition.
-
-    Raises MinitronError for a key that is no size of this model or may not be cut, and for what is no size."""
-    return {key: _parse_choices(spec, key, text) for key, text in texts.items()}
-
-
-def _parse_choices(spec: ModelSpec, key: str, text: str) -> tuple[Choice, ...]:
-    if key not in spec.keys:
-        raise MinitronError(f"{key} is no width of this model; its widths are {', '.join(sorted(spec.keys))}.")
-    if any(axis in spec.family.fixed for axis in spec.keys[key]):
-        raise MinitronError(f"{key} cannot be cut in a {spec.family.name} model; leave it out of the lattice.")
-    choices: set[Choice] = set()
-    for word in text.split(","):
-        times = re.fullmatch(r"(\d+(?:\.\d+)?)x", word.strip())
-        if times and key != "hidden_size":
-            choices.add(Times(float(times[1])))
-        elif word.strip().isdigit():
-            choices.add(_checked(spec, key, int(word)))
-        else:
-            raise MinitronError(
-                f"{key}: {word.strip()!r} is no size; write whole numbers such as 4480, or 3.5x for 3.5 times "
-                "hidden_size."
-            )
-    return tuple(sorted(choices, key=lambda choice: (isinstance(choice, Times), choice), reverse=True))
-
-
-def _checked(spec: ModelSpec, key: str, size: int) -> int:
-    """`size`, which a person gave; raises MinitronError where no cut leads to it."""
-    parent = spec.named_sizes[key]
-    if not 1 <= size <= parent:
-        raise MinitronError(f"{key} = {size} cannot be reached by pruning from {parent}; choose 1 to {parent}.")
-    for axis in spec.keys[key]:
-        if axis == "expert" and size < spec.experts_per_token:
-            raise MinitronError(
-                f"{key} = {size} is fewer than the {spec.experts_per_token} experts that a token is sent to; keep more."
-            )
-        if size % _router_groups(spec, axis):
-            raise MinitronError(f"{key} = {size} is no multiple of the router's {_router_groups(spec, axis)} groups.")
-    return size
-
-
-def _router_groups(spec: ModelSpec, axis: str) -> int:
-    """In how many groups a router picks experts: each must stay of one size."""
-    return int(spec.config.get("n_group") or 1) if axis == "expert" else 1
 
 
 def _axes(rule: Rule) -> frozenset[str]:
     """The axes in a tensor's shape and in its name."""
     return rule.axes | frozenset(rule.pattern.axes)
-
-
-def _group_count(spec: ModelSpec, axis: str) -> int:
-    """A number of which the axis must keep a multiple while its group axis stays whole."""
-    group = spec.family.grouped.get(axis)
-    return spec.sizes[group] if group else _router_groups(spec, axis)
 
 
 @dataclass(frozen=True)
@@ -164,7 +59,8 @@ class Lattice:
     """Kept layers of every depth to try."""
 
     widths: Mapping[str, tuple[Choice, ...]]
-    """config key -> the sizes to try; a key that is not here stays at the model's size."""
+    """config key -> the sizes to try; a key that is not here stays at the model's size, but for axes whose groups are
+    cut: they follow, so that each group that stays is whole."""
 
     def __post_init__(self) -> None:
         if not self.depths or len(set(self.depths)) < len(self.depths):
@@ -183,6 +79,23 @@ class Lattice:
     def points(self) -> int:
         """How many points the lattice has, those that break a constraint among them."""
         return len(self.depths) * prod(len(choices) for choices in self.widths.values())
+
+    @cached_property
+    def followers(self) -> dict[str, str]:
+        """axis that nobody names -> the axis of its groups, whose sizes are searched: query heads of KV heads."""
+        grouped = self.spec.family.grouped.items()
+        return {
+            axis: group
+            for axis, group in grouped
+            if axis in self.spec.sizes
+            and self.spec.key(group) in self.widths
+            and self.spec.key(axis) not in self.widths
+        }
+
+    @cached_property
+    def varied(self) -> frozenset[str]:
+        """The axes that have more than the model's own size."""
+        return frozenset(axis for key in self.widths for axis in self.spec.keys[key]) | frozenset(self.followers)
 
     @cached_property
     def _hidden(self) -> Whole:
@@ -215,6 +128,8 @@ class Lattice:
             return tuple(sorted(set(self._hidden.tolist())))
         if key in self._tables:
             return tuple(sorted(set(self._tables[key].ravel().tolist()) - {0}))
+        if group := self.followers.get(axis):
+            return tuple(self.spec.sizes[axis] // self.spec.sizes[group] * size for size in self.values(group))
         return (self.spec.sizes[axis],)
 
     @cached_property
@@ -259,6 +174,8 @@ class Lattice:
                     only = np.where(choice == 0, self.spec.named_sizes[key], 0)
                     size = np.where(self.has[key][depth], size, only)
                 sizes |= dict.fromkeys(self.spec.keys[key], size)
+            for axis, group in self.followers.items():
+                sizes[axis] = sizes[group] * (self.spec.sizes[axis] // self.spec.sizes[group])
             points = Points(depth, sizes, tuple(part.stop - part.start for part in block))
             yield points, np.broadcast_to(self._allowed(points), points.shape)
 
@@ -268,7 +185,7 @@ class Lattice:
         whole: dict[str, Any] = {**self.spec.sizes, **points.sizes}
         for axis, size in points.sizes.items():
             least = self.spec.experts_per_token if axis == "expert" else 1
-            allowed = allowed & (size >= least) & (size % _router_groups(self.spec, axis) == 0)
+            allowed = allowed & (size >= least) & (size % router_groups(self.spec, axis) == 0)
         for axis, group in self.spec.family.grouped.items():
             if axis in points.sizes or group in points.sizes:
                 inside = self.spec.sizes[axis] // self.spec.sizes[group]

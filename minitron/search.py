@@ -7,20 +7,23 @@ counted in chunks, so that memory stays bounded however large the lattice is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.depth import Kept, depth_of, depths, match_pattern
+from minitron.dead_zones import Zone, dead_zones
+from minitron.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
 from minitron.errors import MinitronError, NothingFits
-from minitron.lattice import Lattice, Points, default_widths, fewest_layers, joined, parse_widths
+from minitron.front import Best, Front
+from minitron.lattice import Lattice, LatticeOptions, Points, default_widths, fewest_layers, parse_widths
 from minitron.memory import Budget, Footprint, Workload, footprint
 from minitron.parallel import splits
-from minitron.precision import Tally, precision_of, tally
+from minitron.precision import Precision, Tally, precision_of, tally
 from minitron.shares import Shares
 from minitron.spec import ModelSpec
+from minitron.steps import DEPTH, config_key
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +58,9 @@ class Candidate:
     score: float
     """Effective parameters where scores were given, else parameters."""
 
+    warnings: tuple[Zone, ...] = ()
+    """Where published runs of the like went wrong."""
+
     def to_json(self) -> dict[str, Any]:
         """The candidate as a JSON object, bytes as whole numbers."""
         return {
@@ -65,6 +71,7 @@ class Candidate:
             "footprint": self.footprint.to_json(),
             "fits": self.fits,
             "score": self.score,
+            "warnings": [zone.to_json() for zone in self.warnings],
         }
 
 
@@ -93,10 +100,19 @@ class SearchResult:
     chosen: int = 0
     """Index of the candidate to build."""
 
+    front: tuple[Candidate, ...] = ()
+    """The architectures that no other beats in (memory, score), the smallest first, whether they fit or not, up to the
+    memory of the model itself; thinned to some dozens (minitron.front)."""
+
     @property
     def best(self) -> Candidate:
         """The chosen candidate."""
         return self.candidates[self.chosen]
+
+    @property
+    def warnings(self) -> tuple[Zone, ...]:
+        """What published runs say against the chosen candidate."""
+        return self.best.warnings
 
     def to_json(self) -> dict[str, Any]:
         """The document of `minitron plan`; sizes in bytes."""
@@ -111,6 +127,7 @@ class SearchResult:
             "searched": self.searched,
             "feasible": self.feasible,
             "ranking": self.ranking,
+            "front": [candidate.to_json() for candidate in self.front],
         }
 
 
@@ -123,28 +140,60 @@ def build_lattice(
     pattern: str | None = None,
     keep_attention: int | None = None,
     scores: Scores | None = None,
+    options: LatticeOptions | None = None,
 ) -> Lattice:
     """The lattice that a person asks for.
 
-    `lattice` is config key -> sizes as typed (`4480,4800` or `3x,3.5x`); once it names one key, what it does not name
-    stays at the model's size.  `layers` or `pattern` set the depth.  What none of them says follows from the table
-    minitron.lattice.STEPS.  Raises MinitronError for what contradicts itself or cannot be reached."""
+    `lattice` is config key -> sizes as typed (`4480,4800` or `3x,3.5x`); once it names one key, what neither it nor the
+    options name stays at the model's size.  `layers` or `pattern` set the depth.  What none of them says follows from
+    the table minitron.steps.STEPS.  Raises MinitronError for what contradicts itself or cannot be reached."""
+    options = options or LatticeOptions()
     by_hand = dict(lattice or {})
-    counts = by_hand.pop("num_hidden_layers", None)
+    counts = by_hand.pop(DEPTH, None)
     if sum(given is not None for given in (layers, pattern, counts)) > 1:
         raise MinitronError("the depth is given twice; choose one of --layers, --pattern and num_hidden_layers.")
     if pattern is not None and keep_attention is not None:
         raise MinitronError("--pattern says which attention layers stay, so --keep-attention has no say; give one.")
-    widths = parse_widths(spec, by_hand) if lattice else default_widths(spec)
-    wanted = [layers] if layers is not None else _layer_counts(counts) if counts else []
+    _require_no_contradiction(spec, options, by_hand, pattern, [layers, pattern, counts])
+    widths = default_widths(spec, options)
+    if lattice:
+        wanted = options.keys(spec)
+        widths = parse_widths(spec, by_hand) | {key: sizes for key, sizes in widths.items() if key in wanted}
+    numbers = [layers] if layers is not None else _layer_counts(counts) if counts else []
+    limits: dict[str, Any] = {"scores": scores, "keep_attention": keep_attention, "limits": options.layers}
     if pattern is not None:
         kept: tuple[Kept, ...] = (match_pattern(spec, pattern, scores),)
-    elif wanted:
-        kept = tuple(depth_of(spec, workload, count, scores=scores, keep_attention=keep_attention) for count in wanted)
+    elif numbers:
+        kept = tuple(depth_of(spec, workload, number, **limits) for number in numbers)
     else:
-        fewest = len(spec.layers) if lattice else fewest_layers(spec)
-        kept = depths(spec, workload, fewest, scores=scores, keep_attention=keep_attention)
-    return Lattice(spec, kept, widths)
+        still = (
+            lattice and DEPTH not in options.keys(spec) and options.layers == LayerLimits() and not options.every_mix
+        )
+        fewest = len(spec.layers) if still else fewest_layers(spec, options)
+        kept = (mixes if options.every_mix else depths)(spec, workload, fewest, **limits)
+    return Lattice(spec, _in_steps(spec, kept, options), widths)
+
+
+def _require_no_contradiction(
+    spec: ModelSpec, options: LatticeOptions, by_hand: Mapping[str, str], pattern: str | None, depth: list[Any]
+) -> None:
+    """Raise MinitronError where the options and the rest say different things about one axis."""
+    wanted, left = options.keys(spec), {config_key(spec, name, cut=False) for name in options.leave}
+    for key in by_hand:
+        if key in wanted | left:
+            raise MinitronError(f"{key} has its sizes from the lattice, so no other option has a say; give one.")
+    if DEPTH in wanted | left and any(given is not None for given in depth):
+        raise MinitronError("the depth is given, so no option about num_hidden_layers has a say; give one.")
+    if pattern is not None and (options.layers != LayerLimits() or options.every_mix):
+        raise MinitronError("--pattern says which layers stay, so limits on them have no say; give one.")
+    if options.every_mix and any(given is not None for given in depth):
+        raise MinitronError("the depth is given, so there is one mix of layers only; leave one of the two out.")
+
+
+def _in_steps(spec: ModelSpec, kept: tuple[Kept, ...], options: LatticeOptions) -> tuple[Kept, ...]:
+    """The depths that are a multiple of what was asked for, the first always."""
+    multiple = options.step(spec, "layer").multiple
+    return tuple(one for place, one in enumerate(kept) if place == 0 or len(one) % multiple == 0)
 
 
 def _layer_counts(text: str) -> list[int]:
@@ -172,15 +221,20 @@ def search(
         raise MinitronError(f"candidates cannot be sorted by {sort!r}; choose {' or '.join(SORTS)}.")
     if top < 1:
         raise MinitronError(f"a list of the best {top} is empty; ask for at least 1.")
+    lattice = _one_a_layout(lattice, scores)
     spec = lattice.spec
     shares = None if scores is None else Shares(lattice, scores)
-    kept = tally(spec, precision_of(spec, workload.weights, workload.keep), lattice.depths)
-    best = _Best(top)
+    count = _Counter(workload, budget, precision_of(spec, workload.weights, workload.keep))
+    whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
+    parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
+    kept = tally(spec, count.precision, lattice.depths)
+    best, front = Best(top), Front(parent.footprint.total, budget.available)
     smallest: tuple[int, Points] | None = None
     searched = feasible = 0
     for points, allowed in lattice.chunks():
         allowed = allowed & splits({**spec.sizes, **points.sizes}, workload.tensor_parallel)
-        totals = points.spread(_totals(lattice, workload, budget, points, kept))
+        totals = points.spread(count.footprint(spec, points, kept).total)
+        worth = points.spread(_worth(lattice, shares, points))
         fits = allowed & (totals <= budget.available)
         searched += int(np.count_nonzero(allowed))
         feasible += int(np.count_nonzero(fits))
@@ -188,60 +242,40 @@ def search(
             least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
             if smallest is None or totals.flat[least] < smallest[0]:
                 smallest = int(totals.flat[least]), points.select(np.array([least]))
-        if fits.any():
-            best.add(points, fits, totals if sort == "memory" else points.spread(_worth(lattice, shares, points)))
+        best.add(points, fits, totals if sort == "memory" else worth)
+        front.add(points, allowed, totals, worth)
     if not searched:
         raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
     if smallest is not None and not feasible:
-        raise NothingFits(_miss(_candidates(lattice, workload, budget, None, smallest[1])[0], budget, searched))
+        raise NothingFits(_miss(count.candidates(lattice, None, smallest[1])[0], budget, searched))
     score = "kept parameters (no scores given)" if scores is None else "effective parameters (by the scores given)"
-    parent = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     return SearchResult(
         budget=budget,
         workload=workload,
-        parent=_candidates(parent, workload, budget, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0],
-        candidates=_candidates(lattice, workload, budget, shares, best.points),
+        parent=parent,
+        candidates=count.candidates(lattice, shares, best.points),
         searched=searched,
         feasible=feasible,
         ranking=SORTS[sort].format(score=score),
+        front=count.candidates(lattice, shares, front.points()),
     )
 
 
-class _Best:
-    """The best points seen so far, best first; of equal ones the first seen."""
-
-    def __init__(self, top: int) -> None:
-        self.top = top
-        self.worth = np.zeros(0)
-        self.parts: list[Points] = []
-
-    @property
-    def points(self) -> Points:
-        """What has been kept."""
-        return self.parts[0]
-
-    def add(self, points: Points, fits: NDArray[np.bool_], worth: NDArray[Any]) -> None:
-        """Let the better ones among the points that fit in."""
-        if len(self.worth) == self.top:
-            fits = fits & (worth > self.worth[-1])
-        places = np.flatnonzero(fits)
-        worth = worth.reshape(-1)[places].astype(np.float64)
-        if len(worth) > self.top:
-            likely = worth >= np.partition(worth, -self.top)[-self.top]
-            places, worth = places[likely], worth[likely]
-        pool = joined([*self.parts, points.select(places)])
-        merged = np.concatenate([self.worth, worth])
-        order = np.argsort(-merged, kind="stable")[: self.top]
-        self.worth, self.parts = merged[order], [pool.select(order)]
+def _one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
+    """The lattice with one depth for each sequence of layers: which of several equal layers went makes no other
+    architecture.  The one that keeps the most by the scores stays, without scores the first."""
+    worth = layer_scores(lattice.spec, scores)
+    found: dict[str, Kept] = {}
+    for kept in lattice.depths:
+        letters = "".join(lattice.spec.letters[layer] for layer in kept)
+        rival = found.setdefault(letters, kept)
+        if worth is not None and worth[list(kept)].sum() > worth[list(rival)].sum():
+            found[letters] = kept
+    return replace(lattice, depths=tuple(found.values())) if len(found) < len(lattice.depths) else lattice
 
 
 def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
     return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
-
-
-def _totals(lattice: Lattice, workload: Workload, budget: Budget, points: Points, kept: Tally) -> Any:
-    """Bytes of every point; `kept` is the tally of the lattice's depths."""
-    return footprint(lattice.spec, workload, budget.workspace, points.sizes, tally=kept.at(points.depth)).total
 
 
 def _worth(lattice: Lattice, shares: Shares | None, points: Points) -> Any:
@@ -251,31 +285,43 @@ def _worth(lattice: Lattice, shares: Shares | None, points: Points) -> Any:
     return lattice.spec.parameters(points.sizes, _counts(lattice, points)).total
 
 
-def _candidates(
-    lattice: Lattice, workload: Workload, budget: Budget, shares: Shares | None, points: Points
-) -> tuple[Candidate, ...]:
-    """The points in full, counted again one by one in whole Python numbers."""
-    spec = lattice.spec
-    found = []
-    for place, score in enumerate(points.spread(_worth(lattice, shares, points)).ravel().tolist()):
-        sizes = spec.sizes | {axis: int(size[place]) for axis, size in points.sizes.items()}
-        kept = lattice.depths[int(points.depth[place])]
-        counts = {kind: int(count[points.depth[place]]) for kind, count in lattice.kinds.items()}
-        tallied = tally(spec, precision_of(spec, workload.weights, workload.keep), [kept]).first
-        bytes_ = footprint(spec, workload, budget.workspace, sizes, tally=tallied)
-        found.append(
-            Candidate(
-                sizes={"num_hidden_layers": len(kept)}
-                | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][points.depth[place]]},
+@dataclass(frozen=True)
+class _Counter:
+    """How points are counted."""
+
+    workload: Workload
+    budget: Budget
+    precision: Precision
+
+    def footprint(self, spec: ModelSpec, points: Points, kept: Tally) -> Footprint:
+        """Bytes of every point; `kept` is the tally of the lattice's depths."""
+        tallied = kept.at(points.depth)
+        return footprint(spec, self.workload, self.budget.workspace, points.sizes, tally=tallied)
+
+    def candidates(self, lattice: Lattice, shares: Shares | None, points: Points) -> tuple[Candidate, ...]:
+        """Flat points in full."""
+        spec = lattice.spec
+        counted = self.footprint(spec, points, tally(spec, self.precision, lattice.depths))
+        lines = {name: points.spread(bytes_).tolist() for name, bytes_ in counted.lines.items()}
+        parameters = points.spread(_worth(lattice, None, points)).tolist()
+        scores = parameters if shares is None else points.spread(_worth(lattice, shares, points)).tolist()
+        found = []
+        for place, (depth, score) in enumerate(zip(points.depth.tolist(), scores, strict=True)):
+            sizes = spec.sizes | {axis: int(size[place]) for axis, size in points.sizes.items()}
+            kept = lattice.depths[depth]
+            bytes_ = Footprint(**{name: line[place] for name, line in lines.items()})
+            candidate = Candidate(
+                sizes={DEPTH: len(kept)}
+                | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][depth]},
                 kept=kept,
                 letters="".join(spec.letters[layer] for layer in kept),
-                parameters=spec.parameters(sizes, counts).total,
+                parameters=parameters[place],
                 footprint=bytes_,
-                fits=bytes_.total <= budget.available,
+                fits=bytes_.total <= self.budget.available,
                 score=score,
             )
-        )
-    return tuple(found)
+            found.append(replace(candidate, warnings=dead_zones(spec, candidate)))
+        return tuple(found)
 
 
 def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:

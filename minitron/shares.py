@@ -38,7 +38,7 @@ class Shares:
         """Raises MinitronError where the scores are another model's."""
         scores.require(lattice.spec)
         self.spec = lattice.spec
-        varied = {axis for key in lattice.widths for axis in self.spec.keys[key]}
+        varied = lattice.varied
         self.curves = {
             axis: curve
             for axis in varied - set(_NESTED)

@@ -3,24 +3,25 @@
 import itertools
 import json
 import tracemalloc
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from planning_models import AMPLE, LONG, NANO_2, WORKLOAD, a10g, nano_12b, published, tiny
+from planning_models import AMPLE, LONG, NANO_2, WORKLOAD, a10g, nano_12b, published, random_scores, tiny
 
 from minitron.depth import depths
 from minitron.errors import MinitronError
 from minitron.gpus import find_gpu
 from minitron.lattice import Lattice, parse_widths
 from minitron.memory import WORKSPACE, Budget, Workload, footprint, workload_of
-from minitron.search import SearchResult, build_lattice, search
+from minitron.search import Candidate, build_lattice, search
 from minitron.units import GiB
 
 
-def brute_force(lattice: Lattice, workload: Workload, budget: Budget) -> tuple[set[Any], set[Any]]:
-    """(all architectures, those that fit), by building the config of each and counting it."""
+def brute_force(lattice: Lattice, workload: Workload, budget: Budget) -> dict[Any, tuple[int, int]]:
+    """architecture -> (bytes, parameters) in the order of the lattice, by building the config of each and counting."""
     spec = lattice.spec
-    searched, fitting = set(), set()
+    found: dict[Any, tuple[int, int]] = {}
     for kept in lattice.depths:
         for chosen in itertools.product(*lattice.widths.values()):
             given = dict(zip(lattice.widths, chosen, strict=True))
@@ -40,55 +41,86 @@ def brute_force(lattice: Lattice, workload: Workload, budget: Budget) -> tuple[s
             except MinitronError:
                 continue
             name = (kept, tuple(sorted((key, n) for key, n in sizes.items() if key in model.keys)))
-            searched.add(name)
-            if footprint(model, workload, budget.workspace).total <= budget.available:
-                fitting.add(name)
-    return searched, fitting
+            found.setdefault(name, (footprint(model, workload, budget.workspace).total, model.parameters().total))
+    return found
 
 
-def names(result: SearchResult, lattice: Lattice) -> list[Any]:
+def names(candidates: Iterable[Candidate], lattice: Lattice) -> list[Any]:
     return [
-        (c.kept, tuple(sorted((key, c.sizes[key]) for key in lattice.widths if key in c.sizes)))
-        for c in result.candidates
+        (c.kept, tuple(sorted((key, c.sizes[key]) for key in lattice.widths if key in c.sizes))) for c in candidates
     ]
 
 
-def test_the_search_finds_what_a_loop_finds() -> None:
+# hidden_size stands first, as it does in a lattice's order.
+AXES = {
+    "hidden_size": "32,28,24",
+    "intermediate_size": "1x,1.5x,2x,36,56",
+    "mamba_num_heads": "4,6,8",
+    "num_attention_heads": "1,2,3,4",
+    "num_key_value_heads": "1,2",
+    "n_routed_experts": "2,5",
+    "head_dim": "8,12",
+}
+
+
+@pytest.mark.parametrize("sort", ["score", "memory"])
+def test_the_search_finds_what_a_loop_finds_in_the_same_order(sort: str) -> None:
     spec = tiny()
-    lattice = Lattice(
-        spec,
-        depths(spec, WORKLOAD, 4, keep_attention=0),
-        parse_widths(
-            spec,
-            {
-                "hidden_size": "32,28,24",
-                "intermediate_size": "1x,1.5x,2x,36,56",
-                "mamba_num_heads": "4,6,8",
-                "num_attention_heads": "1,2,3,4",
-                "num_key_value_heads": "1,2",
-                "n_routed_experts": "2,5",
-                "head_dim": "8,12",
-            },
-        ),
-    )
+    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
     whole = footprint(spec, WORKLOAD).total
     budget = Budget(round(whole * 0.6), workspace=1000)
-    searched, fitting = brute_force(lattice, WORKLOAD, budget)
-    assert 0 < len(fitting) < len(searched) < lattice.points
-    result = search(lattice, WORKLOAD, budget, top=lattice.points)
-    assert (result.searched, result.feasible) == (len(searched), len(fitting))
-    found = names(result, lattice)
-    assert len(set(found)) == len(found)
-    assert set(found) == fitting
-    for candidate in result.candidates[:: len(found) // 20]:
+    every = brute_force(lattice, WORKLOAD, budget)
+    fitting = [name for name, (total, _) in every.items() if total <= budget.available]
+    assert 0 < len(fitting) < len(every) < lattice.points
+    result = search(lattice, WORKLOAD, budget, sort=sort, top=lattice.points)
+    assert (result.searched, result.feasible) == (len(every), len(fitting))
+    # sorted() keeps the order of equal ones, which is the lattice's.
+    assert names(result.candidates, lattice) == sorted(fitting, key=lambda name: -every[name][sort == "score"])
+    for candidate in result.candidates[:: len(fitting) // 20]:
         model = spec.resized(candidate.sizes, candidate.kept)
         assert model.named_sizes == candidate.sizes
         assert model.letters == candidate.letters
         assert model.parameters().total == candidate.parameters == candidate.score
         assert footprint(model, WORKLOAD, 1000) == candidate.footprint
         assert candidate.fits
-    kept_parameters = [candidate.parameters for candidate in result.candidates]
-    assert kept_parameters == sorted(kept_parameters, reverse=True)
+
+
+def test_no_architecture_is_listed_twice() -> None:
+    """Which of several equal layers goes makes no other architecture."""
+    spec = tiny("MMM*--")
+    one, other, third = (0, 1, 3, 4, 5), (1, 2, 3, 4, 5), (0, 1, 2, 3, 5)
+    lattice = Lattice(spec, (one, other, third), parse_widths(spec, {"hidden_size": "24,28"}))
+    result = search(lattice, WORKLOAD, AMPLE, top=100)
+    assert result.searched == len(result.candidates) == 4
+    assert {candidate.kept for candidate in result.candidates} == {one, third}
+    for listed in (result.candidates, result.front):
+        assert len({(tuple(c.sizes.items()), c.letters) for c in listed}) == len(listed)
+    scores = random_scores(spec)
+    scores.importance["layer", None][:] = [1, 2, 3, 4, 5, 6]
+    result = search(lattice, WORKLOAD, AMPLE, scores=scores, top=100)
+    assert {candidate.kept for candidate in result.candidates} == {other, third}
+
+
+def test_the_front_is_what_no_other_architecture_beats() -> None:
+    spec = tiny()
+    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
+    budget = Budget(round(footprint(spec, WORKLOAD).total * 0.6), workspace=1000)
+    every = brute_force(lattice, WORKLOAD, budget)
+    result = search(lattice, WORKLOAD, budget)
+    unbeaten = {
+        name
+        for name, (total, worth) in every.items()
+        if total <= result.parent.footprint.total
+        and not any(t <= total and w >= worth and (t, w) != (total, worth) for t, w in every.values())
+    }
+    assert 20 < len(result.front) <= 60 < len(unbeaten)
+    assert set(names(result.front, lattice)) <= unbeaten
+    memory = [candidate.footprint.total for candidate in result.front]
+    assert memory == sorted(memory)
+    fitting = [candidate for candidate in result.front if candidate.fits]
+    assert 0 < len(fitting) < len(result.front)
+    assert fitting[-1].score == result.best.score
+    assert result.front[-1].score == max(every[name][1] for name in unbeaten)
 
 
 def test_the_best_are_the_first_of_all() -> None:
@@ -171,7 +203,7 @@ def test_the_document_holds_what_others_rely_on() -> None:
     budget = a10g(WORKSPACE)
     document = json.loads(json.dumps(search(build_lattice(spec, workload), workload, budget).to_json()))
     assert list(document) == [
-        *("gpu", "workload", "budget", "parent", "candidates", "chosen", "searched", "feasible", "ranking"),
+        *("gpu", "workload", "budget", "parent", "candidates", "chosen", "searched", "feasible", "ranking", "front"),
     ]
     assert document["gpu"] == "A10G"
     assert document["workload"]["context"] == LONG
@@ -179,8 +211,9 @@ def test_the_document_holds_what_others_rely_on() -> None:
         document["parent"]["footprint"][term]
         for term in ("weights", "kv_cache", "conv_state", "ssm_state", "workspace")
     )
-    for candidate in [document["parent"], *document["candidates"]]:
-        assert {"sizes", "layers", "parameters", "footprint", "fits", "score"} <= set(candidate)
+    for candidate in [document["parent"], *document["candidates"], *document["front"]]:
+        assert {"sizes", "layers", "parameters", "footprint", "fits", "score", "warnings"} <= set(candidate)
+        assert all(set(warning) == {"name", "sentence", "source"} for warning in candidate["warnings"])
         assert all(isinstance(value, int) for value in candidate["footprint"].values())
         assert candidate["sizes"]["num_hidden_layers"] == len(candidate["layers"]) == len(candidate["kept_layers"])
         assert candidate["fits"] == (candidate["footprint"]["total"] <= document["budget"]["available"])
