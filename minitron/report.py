@@ -57,7 +57,7 @@ def build_report(
     `remedies` are what else would make it fit (minitron.questions).  `speed` obeys `$defs/speed` of the schema."""
     workload, budget = result.workload, result.budget
     labels = [PARENT, *(f"#{place}" for place in range(1, len(result.candidates) + 1))]
-    shown = _described(spec, [result.parent, *result.candidates, *getattr(result, "front", ())])
+    shown = _described(spec, [result.parent, *result.candidates, *result.front])
     candidates = [
         _candidate(label, candidate, shown, budget.available)
         for label, candidate in zip(labels, [result.parent, *result.candidates], strict=True)
@@ -92,7 +92,7 @@ def build_report(
         "remedies": [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
         "speed": None if speed is None else dict(speed),
-        "warnings": _warnings(spec, result),
+        "warnings": _warnings(spec, result, labels),
     }
     document["summary"] = summary(document)
     return document
@@ -218,7 +218,7 @@ def _front(spec: ModelSpec, result: SearchResult, shown: Sequence[str]) -> list[
             "total_bytes": int(candidate.footprint.total),
             "fits": candidate.fits,
         }
-        for candidate in getattr(result, "front", ())
+        for candidate in result.front
     ]
 
 
@@ -286,6 +286,11 @@ def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, 
     return rows
 
 
-def _warnings(spec: ModelSpec, result: SearchResult) -> list[dict[str, Any]]:
-    found = [{"text": text, "source": ""} for text in cautions(spec, result.workload, result.budget.gpu)]
-    return [*found, *({"text": warning.text, "source": warning.source} for warning in getattr(result, "warnings", ()))]
+def _warnings(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What is to be known of the device and the workload, then the dead zones with the candidates that lie in them."""
+    found = [{"text": text, "source": "", "labels": []} for text in cautions(spec, result.workload, result.budget.gpu)]
+    zones: dict[tuple[str, str], list[str]] = {}
+    for label, candidate in zip(labels[1:], result.candidates, strict=True):
+        for zone in candidate.warnings:
+            zones.setdefault((zone.sentence, zone.source), []).append(label)
+    return [*found, *({"text": text, "source": source, "labels": names} for (text, source), names in zones.items())]

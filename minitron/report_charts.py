@@ -1,7 +1,7 @@
 """The figures of the page, as Plotly's JSON.
 
 A figure is a plain {"data", "layout"}; colours are custom properties of report.css such as `var(--series-0)`, which
-report.js looks up when it draws.  Memory is in GiB on every axis.
+report.js looks up when it draws.  Memory has one unit on every axis.
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from html import escape
 from math import log10
 from typing import Any, Final
 
-from minitron.report_text import Document, architecture, chosen, is_parent, line_label, sequences
+from minitron.report_text import (
+    Document,
+    architecture,
+    chosen,
+    is_parent,
+    line_label,
+    memory_unit,
+    parameter_unit,
+    sequences,
+)
 from minitron.terms import TITLES
-from minitron.units import GiB, format_bytes, format_parameters
+from minitron.units import format_bytes, format_parameters
 
 Figure = dict[str, Any]
 
@@ -79,6 +88,7 @@ def bar_models(document: Document) -> list[Mapping[str, Any]]:
 def memory(document: Document) -> Figure:
     """Stacked memory of the model and the best candidates against the budget."""
     models = bar_models(document)
+    unit, size = memory_unit(document)
     names = list(dict.fromkeys(name for model in models for name, count in model["lines_bytes"].items() if count))
     rows = [f"{escape(called(document, m['label']))}<br><b>{format_bytes(m['total_bytes'])}</b>" for m in models]
     data: list[dict[str, Any]] = [
@@ -87,20 +97,22 @@ def memory(document: Document) -> Figure:
             "orientation": "h",
             "name": line_label(name),
             "y": rows,
-            "x": [model["lines_bytes"].get(name, 0) / GiB for model in models],
+            "x": [model["lines_bytes"].get(name, 0) / size for model in models],
             "customdata": [format_bytes(model["lines_bytes"].get(name, 0)) for model in models],
             "hovertemplate": f"{escape(line_label(name))} <b>%{{customdata}}</b><br>of %{{y}}<extra></extra>",
             "marker": {"color": line_colour(name), "line": {"color": "var(--card)", "width": 0.6}},
         }
         for name in names
     ]
-    available = document["budget"]["available_bytes"] / GiB
-    most = max(model["total_bytes"] for model in models) / GiB
+    available = document["budget"]["available_bytes"] / size
+    most = max(model["total_bytes"] for model in models) / size
     end = 1.04 * max(most, available)
-    layout = _layout(80 + 48 * len(models), _gib_axis(0, end), {"type": "category", "automargin": True})
+    layout = _layout(
+        80 + 48 * len(models), _memory_axis(unit) | {"range": [0, end]}, {"type": "category", "automargin": True}
+    )
     layout["yaxis"]["range"] = [len(models) - 0.5, -0.5]
     layout |= {"barmode": "stack", "bargap": 0.42, "hovermode": "closest"}
-    layout["yaxis"] |= {"showgrid": False, "ticksuffix": "  ", "tickfont": {"color": "var(--ink)", "size": 13}}
+    layout["yaxis"] |= {"showgrid": False, "ticklabelstandoff": 8, "tickfont": {"color": "var(--ink)", "size": 13}}
     layout["shapes"] = [
         _shape("rect", available, end, 0, 1, fillcolor="var(--over)", line={"width": 0}, layer="below"),
         _shape("line", available, available, 0, 1, line={"color": "var(--ink)", "width": 1.6, "dash": "dash"}),
@@ -115,6 +127,7 @@ def memory(document: Document) -> Figure:
 def pareto(document: Document) -> Figure:
     """Memory against what is kept: the front, the best list, the chosen one and the model."""
     best, parent = chosen(document), document["parent"]
+    (unit, size), (parameters, _) = memory_unit(document), parameter_unit(document)
     rest = [candidate for candidate in document["candidates"] if candidate is not best]
     data = []
     if document["front"]:
@@ -124,9 +137,9 @@ def pareto(document: Document) -> Figure:
     data.append(_points(document, [parent], "the model", "x", 10, "var(--series-parent)"))
     if best is not None:
         data.append(_points(document, [best], "chosen", "star", 16, "var(--series-0)"))
-    layout = _layout(360, _gib_axis(None, None), {"title": _title(_score_title(document)), "automargin": True})
-    layout["yaxis"] |= {"ticksuffix": " B", "nticks": 6}
-    available = document["budget"]["available_bytes"] / GiB
+    layout = _layout(360, _memory_axis(unit), {"title": _title(_score_title(document)), "automargin": True})
+    layout["yaxis"] |= {"ticksuffix": f" {parameters}", "nticks": 6}
+    available = document["budget"]["available_bytes"] / size
     layout["shapes"] = [_shape("line", available, available, 0, 1, line=_BUDGET_LINE)]
     layout["annotations"] = [_note(available, 1, "budget", yref="paper", yanchor="bottom")]
     layout["hovermode"] = "closest"
@@ -154,8 +167,8 @@ def _points(
         "type": "scatter",
         "mode": mode,
         "name": name,
-        "x": [point["total_bytes"] / GiB for point in points],
-        "y": [point["score_parameters"] / 1e9 for point in points],
+        "x": [point["total_bytes"] / memory_unit(document)[1] for point in points],
+        "y": [point["score_parameters"] / parameter_unit(document)[1] for point in points],
         "customdata": [
             [
                 escape(called(document, point["label"]) if "label" in point else name),
@@ -191,6 +204,7 @@ def curve(document: Document, which: str, quantity: str, largest: str) -> Figure
     points, series = document["curves"][which][quantity], document["curves"][which]["series"]
     labels, here = [one["label"] for one in series], document["workload"][quantity]
     unit = "tokens" if which == "context" else "sequences"
+    memory, size = memory_unit(document)
     data: list[dict[str, Any]] = []
     # The chosen one is drawn last, above the others.
     for one in sorted(series, key=lambda one: called(document, one["label"]).endswith("chosen")):
@@ -202,9 +216,9 @@ def curve(document: Document, which: str, quantity: str, largest: str) -> Figure
                 "mode": "lines",
                 "name": name,
                 "x": points,
-                "y": [total / GiB for total in one["total_bytes"]],
+                "y": [total / size for total in one["total_bytes"]],
                 "line": {"color": colour, "dash": dash, "width": 2.4},
-                "hovertemplate": f"<b>{name}</b><br>%{{x:,}} {unit}: %{{y:,.3f}} GiB<extra></extra>",
+                "hovertemplate": f"<b>{name}</b><br>%{{x:,}} {unit}: %{{y:,.3f}} {memory}<extra></extra>",
             }
         )
         if one[largest] and points[0] <= one[largest] <= points[-1]:
@@ -214,16 +228,18 @@ def curve(document: Document, which: str, quantity: str, largest: str) -> Figure
                     "type": "scatter",
                     "mode": "markers",
                     "x": [one[largest]],
-                    "y": [one["at_largest_bytes"] / GiB],
+                    "y": [one["at_largest_bytes"] / size],
                     "marker": _ring(colour, symbol),
-                    "hovertemplate": f"<b>{name}</b><br>{told}<br>%{{y:,.3f}} GiB<extra></extra>",
+                    "hovertemplate": f"<b>{name}</b><br>{told}<br>%{{y:,.3f}} {memory}<extra></extra>",
                 }
             )
     title = "context, tokens" if which == "context" else "sequences at the same time"
     xaxis = _token_axis(points, here) if which == "context" else {"range": [0, points[-1] * 1.03], "nticks": 8}
-    layout = _layout(330, xaxis | {"title": _title(title)}, _gib_axis(0, None) | {"automargin": True})
+    layout = _layout(
+        330, xaxis | {"title": _title(title)}, _memory_axis(memory) | {"rangemode": "tozero", "automargin": True}
+    )
     layout["hovermode"] = "closest"
-    available = document["budget"]["available_bytes"] / GiB
+    available = document["budget"]["available_bytes"] / size
     layout["shapes"] = [
         _shape("line", 0, 1, available, available, xref="paper", yref="y", line=_BUDGET_LINE),
         _shape("line", here, here, 0, 1, line={"color": "var(--muted)", "width": 1, "dash": "dot"}),
@@ -302,7 +318,7 @@ def kept(document: Document) -> Figure:
     xaxis = {"title": _title("layer"), "showgrid": False, "range": [-0.5, len(layers) - 0.5], "nticks": 12}
     layout = _layout(120 + 34 * len(rows), xaxis, {"autorange": "reversed", "automargin": True, "showgrid": False})
     layout["margin"]["t"] = 8
-    layout["yaxis"]["tickfont"] = {"color": "var(--ink)", "size": 12}
+    layout["yaxis"] |= {"tickfont": {"color": "var(--ink)", "size": 12}, "ticklabelstandoff": 6}
     return {"data": data, "layout": layout}
 
 
@@ -328,11 +344,8 @@ def _layout(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any]) -> dict[s
     }
 
 
-def _gib_axis(start: float | None, end: float | None) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": _title("memory, GiB"), "nticks": 8}
-    if start is not None and end is not None:
-        return axis | {"range": [start, end]}
-    return axis | ({} if start is None else {"rangemode": "tozero"})
+def _memory_axis(unit: str) -> dict[str, Any]:
+    return {"title": _title(f"memory, {unit}"), "nticks": 8}
 
 
 def _title(text: str) -> dict[str, Any]:

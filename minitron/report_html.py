@@ -24,6 +24,8 @@ from minitron.report_text import (
     sequences,
     serving,
     verdict,
+    warned,
+    warning_text,
 )
 from minitron.units import format_bytes, format_parameters
 
@@ -108,9 +110,8 @@ def _tiles(document: Document) -> str:
         tiles.append(("Parameters", parent["parameters"], f"{len(parent['letters'])} layers", ""))
     found = []
     for name, value, beside, kind in tiles:
-        number, unit = (format_parameters(value) if name.startswith("Parameters") else format_bytes(value)).rsplit(
-            " ", 1
-        )
+        told = format_parameters(value) if name.startswith("Parameters") else format_bytes(value)
+        number, _, unit = told.partition(" ")
         unit = {"B": "billion", "M": "million"}.get(unit, unit)
         found.append(
             f'<div class="tile"><dt>{escape(name)}</dt><dd><span class="figure {kind}">{escape(number)}</span> '
@@ -204,8 +205,10 @@ def _candidates(document: Document) -> str:
     rows: list[tuple[str, Sequence[Cell]]] = []
     for candidate in [parent, *found]:
         sizes = [candidate["sizes_count"].get(key) for key in keys]
+        name = called(document, candidate["label"]) if candidate is not parent else "the model"
+        mark = badge("!", "estimated", "see the warnings") if warned(document, candidate) else ""
         cells: list[Cell] = [
-            called(document, candidate["label"]) if candidate is not parent else "the model",
+            Markup(f"{escape(name)} {mark}"),
             *("-" if size is None else f"{size:,}" for size in sizes),
             format_parameters(candidate["parameters"]),
             *([format_parameters(candidate["score_parameters"])] if scored else []),
@@ -332,7 +335,7 @@ def _speed(document: Document) -> str:
 
 def _warnings(document: Document) -> str:
     items = "".join(
-        f"<li>{escape(warning['text'])}"
+        f"<li>{escape(warning_text(warning))}"
         + (f' <span class="source">({escape(warning["source"])})</span>' if warning["source"] else "")
         + "</li>"
         for warning in document["warnings"]

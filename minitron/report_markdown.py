@@ -18,6 +18,8 @@ from minitron.report_text import (
     line_label,
     sequences,
     serving,
+    warned,
+    warning_text,
 )
 from minitron.units import format_bytes, format_parameters
 
@@ -49,6 +51,7 @@ def _text(text: str) -> str:
 
 def _code(text: str) -> str:
     """Text as code: fenced by more backticks than it holds in a row."""
+    text = " ".join(text.splitlines())
     longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
     fence = "`" * (longest + 1)
     # A bar would end the cell even inside code.
@@ -94,7 +97,7 @@ def _candidates(document: Document) -> list[str]:
             format_bytes(candidate["spare_bytes"]),
         ]
 
-    labels = [candidate["label"] for candidate in found]
+    labels = [candidate["label"] + (" (!)" if warned(document, candidate) else "") for candidate in found]
     labels[document["chosen_index"]] = f"**{labels[document['chosen_index']]} chosen**"
     columns = ["", *(_text(model["size_labels"][key]) for key in keys), "parameters"]
     columns += [*(["effective"] if _ranked_otherwise(document) else []), "memory", "to spare"]
@@ -171,7 +174,7 @@ def _remedies(document: Document) -> list[str]:
 
 def _warnings(document: Document) -> list[str]:
     told = [
-        f"- {_text(warning['text'])}" + (f" ({_text(warning['source'])})" if warning["source"] else "")
+        f"- {_text(warning_text(warning))}" + (f" ({_text(warning['source'])})" if warning["source"] else "")
         for warning in document["warnings"]
     ]
     return ["### Warnings", "", *told] if told else []
@@ -198,5 +201,5 @@ def _command(document: Document) -> list[str]:
     made = f"Made by Minitron {_text(document['minitron'])}"
     if not document["command"]:
         return [made + "."]
-    # A fence longer than any in the command, so that nothing in it can end it.
-    return [made + ":", "", "~~~~sh", " ".join(document["command"].split("\n")), "~~~~"]
+    # On one line, so that nothing in it ends the code.
+    return [made + ":", "", "~~~~sh", " ".join(document["command"].splitlines()), "~~~~"]

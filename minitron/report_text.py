@@ -67,6 +67,19 @@ def line_label(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
+def memory_unit(document: Document) -> tuple[str, int]:
+    """The unit of all memory axes, and its bytes: the largest in which the budget or the model comes to one."""
+    most = max(document["budget"]["available_bytes"], document["parent"]["total_bytes"])
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    return next((unit for unit in units if most >= unit[1]), units[-1])
+
+
+def parameter_unit(document: Document) -> tuple[str, float]:
+    """The unit of all axes of parameters, and how many it is: billions, millions or thousands."""
+    units = (("B", 1e9), ("M", 1e6), ("k", 1e3))
+    return next((unit for unit in units if document["parent"]["parameters"] >= unit[1]), units[-1])
+
+
 def sequences(count: int) -> str:
     """`1 sequence`, `8 sequences`."""
     return "1 sequence" if count == 1 else f"{count:,} sequences"
@@ -197,3 +210,13 @@ def limit(series: Mapping[str, Any], unit: str) -> str:
     if largest is None:
         return "any"
     return f"{largest:,}" if largest else "none"
+
+
+def warned(document: Document, candidate: Mapping[str, Any]) -> bool:
+    """Whether a warning is about this very candidate."""
+    return any(candidate["label"] in warning["labels"] for warning in document["warnings"])
+
+
+def warning_text(warning: Mapping[str, Any]) -> str:
+    """A warning with the candidates that it is about in front."""
+    return f"{', '.join(warning['labels'])}: {warning['text']}" if warning["labels"] else str(warning["text"])
