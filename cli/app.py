@@ -18,6 +18,7 @@ import typer
 
 import minitron
 from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score
+from cli.invocation import remember
 from minitron.errors import MinitronError
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
@@ -120,6 +121,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
     _Settings.debug = False
+    remember(arguments)
     try:
         code = _call(arguments)
         sys.stdout.flush()

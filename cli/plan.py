@@ -1,18 +1,7 @@
 """`minitron plan`: does it fit, what would make it fit, which smaller architectures do, and what each costs.
 
-The document of --json, sizes in bytes:
-
-    {"gpu", "workload", "budget": {"usable", "utilization", "reserve", "workspace", "available"},
-     "parent": CANDIDATE, "candidates": [CANDIDATE, ...], "chosen", "searched", "feasible", "ranking",
-     "terms": [TERM, ...], "remedies": [REMEDY, ...], "cautions": [text, ...], "serve": text or null}
-
-    CANDIDATE = {"sizes": {config key: size}, "layers", "kept_layers", "parameters",
-                 "footprint": {"weights", "kv_cache", "conv_state", "ssm_state", "workspace", "total", ...}, "fits",
-                 "score"}
-
-`candidates` are the best that fit, best first, and `chosen` is an index into them.  `layers` has a letter a layer,
-`kept_layers` says which layers of the model they are.  `terms` say how every line of the model's footprint is counted.
-With --solve the document is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "note", "terms"}.
+The document of --json is that of report.json, whose keys and units minitron/report.schema.json describes.  With --solve
+it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "note", "terms"}.
 """
 
 from enum import StrEnum
@@ -22,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import plan_view, show
+from cli.invocation import command_line
 from cli.options import JsonOption, ModelArgument, OverwriteOption, ScoresOption
 from cli.planning import Planning, takes_planning
 from minitron.errors import MinitronError, NothingFits
@@ -29,6 +19,7 @@ from minitron.units import format_parameters
 
 if TYPE_CHECKING:
     from minitron.memory import Budget, Workload
+    from minitron.plan import Plan
     from minitron.scores import Scores
     from minitron.search import SearchResult
     from minitron.spec import ModelSpec
@@ -52,6 +43,12 @@ PlanOutputOption = Annotated[
         "in .json.",
     ),
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Write the page of the report into this file.", metavar="FILE")
+]
+MarkdownOption = Annotated[
+    Path | None, typer.Option("--markdown", help="Write the report as Markdown into this file.", metavar="FILE")
+]
 SolveOption = Annotated[
     Question | None,
     typer.Option(
@@ -70,6 +67,8 @@ def command(
     scores: ScoresOption = None,
     solve: SolveOption = None,
     output: PlanOutputOption = None,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,26 +77,33 @@ def command(
     from minitron.spec import read_spec
 
     spec = read_spec(model)
+    outputs = [path for path in (output, html, markdown) if path is not None]
     if solve is not None:
+        if outputs:
+            raise MinitronError("--solve answers one question and writes nothing; leave -o, --html and --markdown out.")
         _solve(model, spec, planning, solve, as_json=as_json)
         return
-    if output is not None:
-        refuse_existing(output, overwrite=overwrite)
+    for path in outputs:
+        refuse_existing(path, overwrite=overwrite)
     known = None
     if scores is not None:
         from minitron.scores import load_scores
 
         known = load_scores(scores)
     result = _search(model, spec, planning, known, as_json=as_json)
+    document = _document(model, spec, planning, result, known) if outputs or as_json else {}
     if output is not None:
-        _save(model, spec, result, known, output, overwrite=overwrite)
+        _write(model, spec, result, known, document, output, overwrite=overwrite)
+    _write_parts(document, html, markdown, overwrite=overwrite)
     if as_json:
-        show.document(result.to_json() | _about(model, spec, planning))
+        show.document(document)
         return
     plan_view.print_candidates(spec, result)
     plan_view.print_chosen(spec, result)
-    if output is not None:
-        show.line(f"Written: {output}")
+    plan_view.print_warnings(result)
+    _print_speed(planning, spec, result)
+    for path in outputs:
+        show.line(f"Written: {path}")
 
 
 def _search(
@@ -139,21 +145,81 @@ def _name(model: Path) -> str:
     return str(model) if model.is_dir() else model.stem
 
 
-def _about(model: Path, spec: "ModelSpec", planning: Planning) -> dict[str, Any]:
-    """What the document holds beside the search."""
-    from minitron.questions import cautions, fits, remedies
-    from minitron.terms import terms
-    from minitron.vllm import serve_line
+def _document(
+    model: Path, spec: "ModelSpec", planning: Planning, result: "SearchResult", scores: "Scores | None"
+) -> dict[str, Any]:
+    """The document of the report."""
+    from minitron.questions import remedies
+    from minitron.report import build_report
 
-    budget, workload = planning.budget_of_device(), planning.workload(spec)
+    budget, workload = result.budget, result.workload
     limit = planning.budget_of if budget.gpu is not None else None
-    good = fits(spec, workload, budget)
-    return {
-        "terms": [term.to_json() for term in terms(spec, workload, budget)],
-        "remedies": [] if good else [each.to_json() for each in remedies(spec, workload, budget, limit)],
-        "cautions": list(cautions(spec, workload, budget.gpu)),
-        "serve": serve_line(_name(model), workload, budget.utilization) if workload.engine.name == "vllm" else None,
-    }
+    return build_report(
+        spec,
+        str(model),
+        result,
+        remedies=() if result.parent.fits else remedies(spec, workload, budget, limit),
+        scores=scores,
+        speed=_speed(planning, spec, result),
+        command=command_line(),
+    )
+
+
+def _speed(planning: Planning, spec: "ModelSpec", result: "SearchResult") -> dict[str, Any] | None:
+    """The model's speed and that of the chosen candidate, where the GPU's numbers are known."""
+    from minitron.serving_speed import speed_document
+
+    models = {"model": spec}
+    if result.best.sizes != result.parent.sizes or result.best.kept != result.parent.kept:
+        models[f"#{result.chosen + 1}"] = spec.resized(result.best.sizes, result.best.kept)
+    workload = result.workload
+    if workload.context < 2:
+        return None
+    return speed_document(models, workload, result.budget, planning.prompt_of(workload.context))
+
+
+def _print_speed(planning: Planning, spec: "ModelSpec", result: "SearchResult") -> None:
+    speed = _speed(planning, spec, result)
+    if speed is not None:
+        plan_view.print_speed(speed)
+
+
+def _write(
+    model: Path,
+    spec: "ModelSpec",
+    result: "SearchResult",
+    scores: "Scores | None",
+    document: dict[str, Any],
+    output: Path,
+    *,
+    overwrite: bool,
+) -> None:
+    """The plan alone, or the plan and the report as a folder."""
+    plan = _plan(model, spec, result, scores)
+    if output.suffix == ".json":
+        plan.save(output, overwrite=overwrite)
+        return
+    from minitron.files import new_folder, write_json, write_text
+    from minitron.plan import FILE
+    from minitron.report import report_files
+
+    texts = report_files(document)
+    with new_folder(output, overwrite=overwrite) as partial:
+        write_json(partial / "report.json", document)
+        plan.save(partial / FILE)
+        for name, text in texts.items():
+            write_text(partial / name, text)
+
+
+def _write_parts(document: dict[str, Any], html: Path | None, markdown: Path | None, *, overwrite: bool) -> None:
+    from minitron.files import refuse_existing, write_text
+
+    for name, path in (("report.html", html), ("report.md", markdown)):
+        if path is not None:
+            from minitron.report import report_files
+
+            refuse_existing(path, overwrite=overwrite)
+            write_text(path, report_files(document)[name])
 
 
 def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Question, *, as_json: bool) -> None:
@@ -177,10 +243,8 @@ def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Questio
     plan_view.print_model("The model then", found, answer.budget.available)
 
 
-def _save(
-    model: Path, spec: "ModelSpec", result: "SearchResult", scores: "Scores | None", path: Path, *, overwrite: bool
-) -> None:
-    """Write the chosen plan, with the indices that stay where there are scores."""
+def _plan(model: Path, spec: "ModelSpec", result: "SearchResult", scores: "Scores | None") -> "Plan":
+    """The chosen plan, with the indices that stay where there are scores."""
     from minitron.plan import make_plan
 
     def by_magnitude(axis: str, layer: int | None) -> Any:
@@ -191,5 +255,4 @@ def _save(
         return weight_magnitude(Checkpoint(model), spec)(axis, layer)
 
     best, fallback = result.best, by_magnitude if model.is_dir() else None
-    plan = make_plan(spec, best.sizes, best.kept, scores, fallback=fallback, report=result.to_json())
-    plan.save(path, overwrite=overwrite)
+    return make_plan(spec, best.sizes, best.kept, scores, fallback=fallback, report=result.to_json())

@@ -1,7 +1,7 @@
 """What `minitron plan` prints for a person: the budget, the model against it, what fits, and the choice."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from cli import show
 from minitron.units import format_bytes, format_parameters
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from minitron.terms import Term
 
 _MAP_WIDTH: Final = 60
+_SHORT: Final = 38
 _STATES: Final = ("conv_state", "ssm_state", "prefix_states")
 
 
@@ -41,13 +42,23 @@ def print_model(title: str, terms: "Sequence[Term]", available: int) -> None:
     show.line("")
     show.memory_bar(_parts({term.name: term.bytes for term in terms}), available)
     show.line("")
-    rows: list[list[show.Cell]] = [[term.title, format_bytes(term.bytes), term.origin, term.filled] for term in terms]
+    rows: list[list[show.Cell]] = [
+        [term.title, format_bytes(term.bytes), term.origin, term.filled if _is_short(term) else "see below"]
+        for term in terms
+    ]
     total = sum(term.bytes for term in terms)
     show.table(title, ["memory", "size", "origin", "how"], [*rows, ["total", format_bytes(total), None, None]])
     for term in terms:
+        if not _is_short(term):
+            show.paragraph(f"{term.title}: {term.filled}")
         if term.origin in ("published", "estimated"):
             show.paragraph(f"{term.title} ({term.origin}): {term.note}")
     show.line(_verdict(terms, available))
+
+
+def _is_short(term: "Term") -> bool:
+    """Whether the numbers go into a table of 80 columns."""
+    return len(term.filled) <= _SHORT
 
 
 def _parts(lines: dict[str, int]) -> list[tuple[str, int]]:
@@ -151,6 +162,31 @@ def _print_map(parent: "Candidate", best: "Candidate") -> None:
     for start in range(0, len(marks), _MAP_WIDTH):
         show.line(f"model   {parent.letters[start : start + _MAP_WIDTH]}")
         show.line(f"chosen  {marks[start : start + _MAP_WIDTH]}")
+
+
+def print_speed(speed: Mapping[str, Any]) -> None:
+    """The roofline's estimates by concurrency."""
+    rows: list[list[show.Cell]] = [
+        [
+            each["label"],
+            each["batch_sequences"],
+            each["output_tokens_per_s"],
+            each["decode_tokens_per_s"],
+            each["prefill_tokens_per_s"],
+            each["first_token_s"],
+        ]
+        for each in speed["rows"]
+    ]
+    show.line("")
+    columns = ["", "sequences", "output tokens/s", "decode/s", "prefill/s", "first token s"]
+    show.table("Speed (an estimate)", columns, rows)
+    show.paragraph(speed["note"])
+
+
+def print_warnings(result: "SearchResult") -> None:
+    """What published runs say against the chosen candidate."""
+    for zone in result.warnings:
+        show.paragraph(f"Warning: {zone.sentence} ({zone.source})")
 
 
 def _short(spec: "ModelSpec", name: str) -> str:

@@ -11,7 +11,7 @@
 import dataclasses
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minitron.scores import Scores
     from minitron.search import SearchResult
     from minitron.spec import ModelSpec
+    from minitron.steps import LatticeOptions
 
 
 class Sort(StrEnum):
@@ -65,6 +66,28 @@ class Planning(Serving):
         int | None,
         option("--keep-attention", "Keep at least so many attention layers; two thirds by default.", "N", min=0),
     ] = None
+    multiple: Annotated[
+        list[str] | None,
+        option("--multiple", "Search an axis in steps of this: ffn=512. Repeatable.", "AXIS=N"),
+    ] = None
+    most: Annotated[
+        list[str] | None,
+        option("--most", "Prune at most this share of an axis: ffn=0.3, ssm_state=0.5. Repeatable.", "AXIS=SHARE"),
+    ] = None
+    leave: Annotated[list[str] | None, option("--leave", "Leave an axis as it is. Repeatable.", "AXIS")] = None
+    may_go: Annotated[
+        list[str] | None,
+        option("--may-go", "Drop layers of this kind only: M, mamba, mlp, moe. Repeatable.", "KIND"),
+    ] = None
+    at_least: Annotated[
+        list[str] | None, option("--at-least", "Keep at least so many layers of a kind: mlp=20.", "KIND=N")
+    ] = None
+    at_most: Annotated[
+        list[str] | None, option("--at-most", "Keep at most so many layers of a kind: mamba=24.", "KIND=N")
+    ] = None
+    every_mix: Annotated[
+        bool, typer.Option("--every-mix", help="Try every number of each kind of layer, not one mix for each depth.")
+    ] = False
     sort: Annotated[
         Sort, typer.Option("--sort", help="By importance kept (parameters without scores), or the largest that fits.")
     ] = Sort.SCORE
@@ -97,6 +120,23 @@ class Planning(Serving):
         """What the model is to serve; raises MinitronError where neither --context nor the config says how long."""
         return self.workload_on(spec, self.device)
 
+    def lattice_options(self) -> "LatticeOptions":
+        """What is to be searched other than by default."""
+        from minitron.depth import LayerLimits
+        from minitron.steps import LatticeOptions
+
+        return LatticeOptions(
+            multiples=_numbers("--multiple", self.multiple, int),
+            most=_numbers("--most", self.most, float),
+            leave=tuple(self.leave or ()),
+            layers=LayerLimits(
+                may_go=self.may_go,
+                at_least=_numbers("--at-least", self.at_least, int),
+                at_most=_numbers("--at-most", self.at_most, int),
+            ),
+            every_mix=self.every_mix,
+        )
+
     def search(self, spec: "ModelSpec", scores: "Scores | None" = None) -> "SearchResult":
         """The architectures that fit, best first; raises MinitronError where there are none."""
         from minitron.search import build_lattice, search
@@ -110,8 +150,20 @@ class Planning(Serving):
             pattern=self.pattern,
             keep_attention=self.keep_attention,
             scores=scores,
+            options=self.lattice_options(),
         )
         return search(lattice, workload, budget, scores=scores, sort=self.sort.value, top=self.top)
+
+
+def _numbers(flag: str, texts: list[str] | None, number: Callable[[str], Any]) -> dict[str, Any]:
+    """`["ffn=512"]` -> `{"ffn": 512}`; raises MinitronError where a value is no number."""
+    found = {}
+    for name, text in parse_assignments(flag, texts or ()).items():
+        try:
+            found[name] = number(text)
+        except ValueError:
+            raise MinitronError(f"{flag} {name}={text}: {text!r} is no number; write it like {flag} NAME=2.") from None
+    return found
 
 
 def takes_planning(function: Callable[..., None]) -> Callable[..., None]:

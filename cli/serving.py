@@ -140,6 +140,15 @@ class Serving:
     def _share(self, default: float) -> float:
         return default if self.utilization is None else self.utilization
 
+    def prompt_of(self, context: int) -> int:
+        """Tokens of the prompt: what was typed, else all of the context but 1,024 tokens or a quarter of it."""
+        prompt = self.prompt or context - min(1024, max(context // 4, 1))
+        if not 0 < prompt < context:
+            raise MinitronError(
+                f"--prompt {prompt:,} leaves nothing to write of {context:,} tokens; give a shorter one."
+            )
+        return prompt
+
     def engine_on(self, gpu: "Gpu | None") -> "Engine":
         """The engine's settings."""
         from minitron.workload import Engine

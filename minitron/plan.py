@@ -18,6 +18,9 @@ from minitron.spec import ModelSpec
 
 VERSION: Final = 1
 
+FILE: Final = "plan.json"
+"""A plan's name beside the report that led to it."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,7 +91,8 @@ class Plan:
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan in a file that `Plan.save` wrote; raises MinitronError for any other file."""
+    """The plan in a file that `Plan.save` wrote, or in the folder of a report; raises MinitronError for any other."""
+    path = path / FILE if path.is_dir() else path
     value = read_json(path)
     if not isinstance(value, dict) or value.get("version") != VERSION or "layers" not in value:
         raise MinitronError(f"{path} holds no plan of this version of Minitron; make one with minitron plan -o.")

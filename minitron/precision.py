@@ -136,19 +136,24 @@ _SUPER: Final = (
     Clause("fc1_latent_proj", "fp8", Fraction(4, 40)),
 )
 
-PUBLISHED: Final[dict[tuple[str, bool, str], Mixture]] = {
-    ("nemotron_h", False, "nvfp4"): Mixture(
+PUBLISHED: Final[dict[tuple[str, str, str], Mixture]] = {
+    ("nemotron_h", "dense", "fp8"): Mixture(
+        (Clause("^attention:", "bf16"), Clause(_MATRIX, "fp8")),
+        "published",
+        "the recipe of Nemotron-Nano-9B-v2-FP8: Mamba and MLP projections in FP8, attention in bf16",
+    ),
+    ("nemotron_h", "moe", "nvfp4"): Mixture(
         (*_NANO, Clause(_MATRIX, "nvfp4")), "published", _NANO_SOURCE.format("NVFP4")
     ),
-    ("nemotron_h", False, "fp8"): Mixture((*_NANO, Clause(_MATRIX, "fp8")), "published", _NANO_SOURCE.format("FP8")),
-    ("nemotron_h", True, "nvfp4"): Mixture(
+    ("nemotron_h", "moe", "fp8"): Mixture((*_NANO, Clause(_MATRIX, "fp8")), "published", _NANO_SOURCE.format("FP8")),
+    ("nemotron_h", "latent", "nvfp4"): Mixture(
         _SUPER,
         "published",
         "the recipe of Nemotron-3-Super-120B-A12B-NVFP4: routed experts in NVFP4, 139 other matrices in FP8 (how those "
         "spread over Mamba, attention and latent projections is inferred from the bytes)",
         attention_bytes=8,
     ),
-    ("nemotron_h", True, "fp8"): Mixture(
+    ("nemotron_h", "latent", "fp8"): Mixture(
         (*_ROUTER, Clause("^attention:", "bf16"), Clause("^moe_latent_proj:", "bf16"), Clause(_MATRIX, "fp8")),
         "published",
         "the recipe of Nemotron-3-Super-120B-A12B-FP8: experts and Mamba projections in FP8, attention and latent "
@@ -156,7 +161,7 @@ PUBLISHED: Final[dict[tuple[str, bool, str], Mixture]] = {
         attention_bytes=8,
     ),
 }
-"""(family, whether experts work in a latent space, format) -> the mixture that was published for such models."""
+"""(family, dense, moe or latent for experts in a latent space, format) -> the mixture published for such models."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class Precision:
 
 
 @cache
-def _precision(family: str, latent: bool, components: frozenset[str], weights: str, keep: tuple[Any, ...]) -> Precision:
+def _precision(family: str, sort: str, components: frozenset[str], weights: str, keep: tuple[Any, ...]) -> Precision:
     if weights not in FORMATS:
         raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(FORMATS)}.")
     kept = []
@@ -196,7 +201,7 @@ def _precision(family: str, latent: bool, components: frozenset[str], weights: s
         FORMATS[weights].origin,
         f"every projection in {weights} ({FORMATS[weights].note}), the rest in bf16",
     )
-    mixture = PUBLISHED.get((family, latent, weights), everything)
+    mixture = PUBLISHED.get((family, sort, weights), everything)
     return Precision(
         weights,
         "bf16",
@@ -210,7 +215,8 @@ def precision_of(spec: ModelSpec, weights: str, keep: Mapping[str, str] | None =
     fp8 and nvfp4 take the mixture that was published for such models where there is one, else every projection is
     quantised.  Raises MinitronError for a component that the model does not have and for unknown formats."""
     components = frozenset(rule.component for rules in spec.rules.values() for rule in rules)
-    return _precision(spec.family.name, "latent_in" in spec.axes, components, weights, tuple((keep or {}).items()))
+    sort = "latent" if "latent_in" in spec.axes else "moe" if "expert" in spec.axes else "dense"
+    return _precision(spec.family.name, sort, components, weights, tuple((keep or {}).items()))
 
 
 @dataclass(frozen=True)

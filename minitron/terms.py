@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 from minitron import vllm
+from minitron.axes import numel
 from minitron.memory import Budget, Footprint, Kept, footprint, kept
 from minitron.parallel import per_gpu
-from minitron.precision import FORMATS, precision_of
-from minitron.spec import ModelSpec
+from minitron.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
+from minitron.spec import MTP, ModelSpec
 from minitron.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
@@ -121,16 +123,26 @@ def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
     split = "" if workload.tensor_parallel == 1 else f", what one of {workload.tensor_parallel} GPUs holds"
     mtp = ", without the MTP block" if spec.mtp_layers else ""
     parameters = spec.parameters(case.sizes).total
+    note = precision.mixture.source + split + mtp
     if precision.uniform is not None:
         filled = f"{_n(parameters)} x {_bytes_each(precision.uniform.bits)}"
-        return "parameters x bytes of one", filled, "exact", precision.mixture.source + split + mtp
-    filled = f"{_n(parameters)} parameters, {int(case.found.weights) * 8 / parameters:.3f} bits each on average"
-    return (
-        "sum of all tensors in their formats, scales included",
-        filled,
-        precision.mixture.origin,
-        (precision.mixture.source + split + mtp),
-    )
+        return "parameters x bytes of one", filled, "exact", note
+    formula = "numbers of each format x bytes of one + scales"
+    return formula, _filled_mixture(case, precision), precision.mixture.origin, note
+
+
+def _filled_mixture(case: _Case, precision: Precision) -> str:
+    """`29,374,808,064 x 0.5 B (nvfp4) + ... + 1,883,724,400 B (scales)`."""
+    numbers: dict[str, int] = {}
+    found = tally_of(case.spec, precision)
+    for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
+        if kind != "mtp" and not kind.startswith(MTP):
+            each = prod(int(numel(dim, case.sizes)) for dim in part.rule.dims)
+            experts = int(case.sizes["expert"]) if "expert" in part.rule.pattern.axes else 1
+            numbers[part.form.name] = numbers.get(part.form.name, 0) + part.count * each * experts
+    told = [f"{_n(count)} x {_bytes_each(FORMATS[name].bits)} ({name})" for name, count in numbers.items()]
+    scales = int(case.found.weights) - sum(count * FORMATS[name].bits // 8 for name, count in numbers.items())
+    return " + ".join([*told, f"{_n(scales)} B (scales)"])
 
 
 def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:

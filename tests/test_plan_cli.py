@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from planning_models import MODELS, random_scores
 
 from cli import app
 from minitron.plan import load_plan
+from minitron.report import read_schema
 from minitron.spec import read_spec
 from minitron.units import GiB, MiB
 
@@ -39,15 +41,15 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_nvidias_choice_of_nano_2(plan: Any) -> None:
     document = plan(NANO_12B, *NANO_2, "--json")
-    assert document["gpu"] == "A10G"
-    assert document["searched"] == 27
+    assert document["gpu"]["name"] == "A10G"
+    assert document["searched_architectures"] == 27
     sizes = ("hidden_size", "intermediate_size", "mamba_num_heads")
-    chosen = [tuple(candidate["sizes"][name] for name in sizes) for candidate in document["candidates"]]
+    chosen = [tuple(candidate["sizes_count"][name] for name in sizes) for candidate in document["candidates"]]
     assert chosen[:3] == [(4800, 14400, 120), (4480, 17920, 112), (4480, 15680, 128)]
-    assert all(candidate["sizes"]["num_hidden_layers"] == 56 for candidate in document["candidates"])
-    assert round(document["budget"]["available"] / GiB, 3) == 19.657
+    assert all(candidate["sizes_count"]["num_hidden_layers"] == 56 for candidate in document["candidates"])
+    assert round(document["budget"]["available_bytes"] / GiB, 3) == 19.657
     assert document["parent"]["fits"] is False
-    assert round(document["parent"]["footprint"]["weights"] / GiB, 3) == 22.929
+    assert round(document["parent"]["lines_bytes"]["weights"] / GiB, 3) == 22.929
     told = plan(NANO_12B, *NANO_2)
     rows = [line.split() for line in told.splitlines() if line[:1].isdigit() and line.rstrip().endswith("GiB")]
     assert [row[:4] for row in rows[:3]] == [
@@ -62,7 +64,7 @@ def test_the_released_9b_is_one_of_them_by_its_pattern(plan: Any) -> None:
     arguments = [*NANO_2[: NANO_2.index("--layers")], "--pattern", letters]
     fixed = ["--lattice", "hidden_size=4480", "--lattice", "intermediate_size=15680", "--json"]
     document = plan(NANO_12B, *arguments, *fixed)
-    assert document["candidates"][0]["layers"] == letters
+    assert document["candidates"][0]["letters"] == letters
     assert document["candidates"][0]["parameters"] == 8_888_227_328
 
 
@@ -88,16 +90,17 @@ def test_it_reads_at_80_columns(plan: Any, name: str) -> None:
 def test_a_model_that_fits_needs_no_cut(plan: Any) -> None:
     document = plan(MODELS / "Nemotron-Nano-9B-v2.json", "--gpu", "A10G", "--context", "128k", "--json")
     assert document["parent"]["fits"]
-    best = document["candidates"][document["chosen"]]
-    assert best["sizes"] == document["parent"]["sizes"]
-    assert best["layers"] == document["parent"]["layers"]
+    best = document["candidates"][document["chosen_index"]]
+    assert best["sizes_count"] == document["parent"]["sizes_count"]
+    assert best["letters"] == document["parent"]["letters"]
     assert "It fits, 1.618 GiB to spare." in plan(MODELS / "Nemotron-Nano-9B-v2.json", *LONG)
 
 
 def test_a_gpu_that_is_not_in_the_table(plan: Any) -> None:
     here, there = (plan(NANO_12B, *LONG[2:], "--gpu", gpu, "--json") for gpu in ("a10g", "22.06GiB"))
-    assert (here.pop("gpu"), there.pop("gpu")) == ("A10G", "22.06GiB")
-    assert here == there
+    assert (here["gpu"]["name"], there["gpu"]["name"]) == ("A10G", "22.06GiB")
+    assert there["speed"] is None  # of a bare size nobody knows the bandwidth
+    assert all(here[key] == there[key] for key in ("budget", "parent", "candidates", "workload", "curves"))
 
 
 def test_a_budget_in_bytes_is_taken_as_it_is(plan: Any, tiny_hybrid: Path) -> None:
@@ -105,26 +108,25 @@ def test_a_budget_in_bytes_is_taken_as_it_is(plan: Any, tiny_hybrid: Path) -> No
     spec = read_spec(tiny_hybrid)
     assert whole["gpu"] is None
     assert whole["budget"] == {
-        "usable": 8 * MiB,
-        "utilization": 1.0,
-        "reserve": 0,
-        "workspace": 0,
-        "available": 8 * MiB,
+        "usable_bytes": 8 * MiB,
+        "utilization_share": 1.0,
+        "reserve_bytes": 0,
+        "available_bytes": 8 * MiB,
     }
     # The config says fp32, and how long its context is.
     assert whole["workload"]["weights"] == "fp32"
-    assert whole["workload"]["context"] == 256
-    assert whole["parent"]["footprint"]["weights"] == 4 * spec.parameters().total
-    budget = round(whole["parent"]["footprint"]["total"] * 0.65)
+    assert whole["workload"]["context_tokens"] == 256
+    assert whole["parent"]["lines_bytes"]["weights"] == 4 * spec.parameters().total
+    budget = round(whole["parent"]["total_bytes"] * 0.65)
     smaller = plan(tiny_hybrid, "--budget", str(budget), "--json")
     assert not smaller["parent"]["fits"]
-    assert smaller["candidates"][0]["footprint"]["total"] <= budget
+    assert smaller["candidates"][0]["total_bytes"] <= budget
 
 
 def test_dtypes_and_batch_count(plan: Any) -> None:
     def footprint(*arguments: str) -> dict[str, int]:
         document = plan(NANO_12B, "--gpu", "H200", "--context", "128k", *arguments, "--json")
-        return dict(document["parent"]["footprint"])
+        return dict(document["parent"]["lines_bytes"])
 
     plain = footprint("--weights", "fp32", "--kv", "bf16", "--conv-state", "bf16")
     narrow = footprint("--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
@@ -142,17 +144,17 @@ def test_scores_rank_and_choose_the_indices(plan: Any, tiny_hybrid: Path, tmp_pa
     arguments = ["--budget", budget, "--context", "64", "--scores", str(tmp_path / "scores.safetensors")]
     by_score = plan(tiny_hybrid, *arguments, "-o", str(tmp_path / "plan.json"), "--json")
     assert "effective parameters" in by_score["ranking"]
-    scores = [candidate["score"] for candidate in by_score["candidates"]]
+    scores = [candidate["score_parameters"] for candidate in by_score["candidates"]]
     assert scores == sorted(scores, reverse=True)
-    assert by_size["candidates"][0]["parameters"] == by_size["candidates"][0]["score"]
+    assert by_size["candidates"][0]["parameters"] == by_size["candidates"][0]["score_parameters"]
     written = load_plan(tmp_path / "plan.json")
     best = by_score["candidates"][0]
     assert written.has_indices
-    assert list(written.layers) == best["kept_layers"]
-    assert written.target(spec).named_sizes == best["sizes"]
+    assert list(written.layers) == best["kept_layer_indices"]
+    assert written.target(spec).named_sizes == best["sizes_count"]
     assert written.parameters == best["parameters"]
-    assert written.report.items() <= by_score.items()
-    assert written.report["candidates"] == by_score["candidates"]
+    assert written.report["candidates"][0]["sizes"] == best["sizes_count"]
+    assert written.report["chosen"] == by_score["chosen_index"]
 
 
 def test_a_plan_without_scores_says_how_many_and_not_which(plan: Any, tmp_path: Path) -> None:
@@ -239,3 +241,45 @@ def test_vllm_prints_its_command(plan: Any) -> None:
     assert "--max-model-len 131072" in told
     assert "107 blocks a sequence" not in told  # notes of exact terms stay in the report
     assert "107 x 21,495,808 B" in told
+
+
+def test_a_folder_holds_the_report_and_the_plan(plan: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    told = plan(NANO_12B, *NANO_2, "-o", str(folder))
+    assert f"Written: {folder}" in told
+    assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "report.html", "report.json", "report.md"]
+    document = json.loads((folder / "report.json").read_text())
+    jsonschema.validate(document, read_schema())
+    assert document["command"].startswith("minitron plan ")
+    assert document["speed"]["rows"]
+    assert load_plan(folder).sizes == load_plan(folder / "plan.json").sizes
+    assert "exists" in plan(NANO_12B, *NANO_2, "-o", str(folder), code=2)
+    printed = plan(NANO_12B, *NANO_2, "--json")
+    jsonschema.validate(printed, read_schema())
+    assert printed["candidates"] == document["candidates"]
+
+
+def test_parts_of_the_report_can_be_had_alone(plan: Any, tmp_path: Path) -> None:
+    page, text = tmp_path / "a.html", tmp_path / "b.md"
+    plan(NANO_12B, *NANO_2, "--html", str(page), "--markdown", str(text))
+    assert page.read_text().lower().startswith("<!doctype html>")
+    assert "19.475 GiB" in text.read_text()
+    assert "writes nothing" in plan(NANO_12B, *LONG, "--solve", "weights", "--html", str(page), code=2)
+
+
+def test_axes_and_layers_can_be_asked_for(plan: Any) -> None:
+    free = ["--most", "ssm_state=0.5", "--leave", "hidden", "--leave", "ffn", "--may-go", "mlp", "--multiple", "M=1"]
+    document = plan(NANO_12B, "--gpu", "L40S", "--context", "128k", *free[:-2], "--sort", "memory", "--json")
+    assert {candidate["sizes_count"]["hidden_size"] for candidate in document["candidates"]} == {5120}
+    assert len({candidate["sizes_count"]["ssm_state_size"] for candidate in document["front"]}) > 1
+    assert all(c["letters"].count("M") == 28 and c["letters"].count("*") == 6 for c in document["candidates"])
+    assert "is no axis of this model" in plan(NANO_12B, *LONG, *free[-2:], code=2)
+    assert "is no number" in plan(NANO_12B, *LONG, "--most", "ffn=lots", code=2)
+
+
+def test_dead_zones_are_warnings(plan: Any) -> None:
+    arguments = [*LONG, "--lattice", "mamba_head_dim=48", "--lattice", "intermediate_size=15616"]
+    document = plan(NANO_12B, *arguments, "--json")
+    assert document["warnings"]
+    assert all(warning["source"] for warning in document["warnings"])
+    assert "Warning: " in plan(NANO_12B, *arguments)

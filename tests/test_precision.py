@@ -11,6 +11,7 @@ from minitron.errors import MinitronError
 from minitron.memory import footprint, workload_of
 from minitron.precision import FORMATS, precision_of, tally, tally_of, weight_bytes
 from minitron.search import build_lattice
+from minitron.units import GiB
 
 CHECKPOINTS = json.loads((MODELS.parent / "quantized_checkpoints.json").read_text())
 NANO, SUPER = "Nemotron-3-Nano-30B-A3B", "Nemotron-3-Super-120B-A12B"
@@ -21,6 +22,13 @@ def test_published_mixtures_are_reproduced_to_the_byte(model: str, weights: str)
     spec = published(model)
     found = sum(weight_bytes(spec, tally_of(spec, precision_of(spec, weights)), spec.sizes))
     assert found == CHECKPOINTS[f"{model}-{weights.upper()}"]["bytes"]
+
+
+def test_the_dense_recipe_loads_what_was_published() -> None:
+    """9B-FP8 loads 9.6 GiB, the 9B in bf16 16.5557 GiB (vLLM)."""
+    spec = published("Nemotron-Nano-9B-v2")
+    whole, fp8 = (footprint(spec, workload_of(spec, 1, weights=name)).weights / GiB for name in ("bf16", "fp8"))
+    assert (round(whole, 3), round(fp8, 1)) == (16.556, 9.6)
 
 
 def test_super_counts_its_matrices_as_published() -> None:

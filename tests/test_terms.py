@@ -65,3 +65,13 @@ def test_weights_say_how_many_bits() -> None:
     term = terms(spec, workload_of(spec, 1))[0]
     assert isinstance(term, Term)
     assert term.filled == "8,030,261,248 x 2 B"
+
+
+@pytest.mark.parametrize("weights", ["nvfp4", "fp8", "int4"])
+@pytest.mark.parametrize("model", ["Nemotron-3-Nano-30B-A3B", "Nemotron-3-Super-120B-A12B"])
+def test_a_mixture_can_be_added_up_too(model: str, weights: str) -> None:
+    spec = published(model)
+    term = terms(spec, workload_of(spec, 1, weights=weights))[0]
+    named = re.sub(r"\([^)]*\)", "", term.filled)
+    assert sum(calculated(part) for part in named.split(" + ")) == term.bytes
+    assert weights in term.filled
