@@ -15,6 +15,7 @@ from minitron.errors import MinitronError
 from minitron.lattice import STEPS, Lattice, LatticeOptions, Times, default_sizes, default_widths, parse_widths
 from minitron.memory import workload_of
 from minitron.search import build_lattice
+from minitron.shares import Shares
 from minitron.spec import ModelSpec, read_spec
 
 
@@ -149,6 +150,20 @@ def test_kv_heads_go_in_whole_groups() -> None:
     points = points.select(np.flatnonzero(allowed))
     found = set(zip(points.sizes["kv_head"].tolist(), points.sizes["query_head"].tolist(), strict=True))
     assert found == {(kv, kv * inside) for kv in range(4, 9) for inside in range(1, 6) if kv * inside >= 20}
+
+
+def test_query_heads_that_follow_count_with_the_share_of_their_kv_heads() -> None:
+    spec = tiny("M*")
+    scores = random_scores(spec)
+    lattice = build_lattice(spec, WORKLOAD, layers=2, scores=scores, options=LatticeOptions(most={"kv_head": 0.5}))
+    points, _ = next(lattice.chunks())
+    shares = Shares(lattice, scores)
+    groups = (scores.importance["query_head", 1] ** 2).reshape(2, 2).sum(1)
+    kept = [1.0, groups.max() / groups.sum()]
+    for axis, size in (("kv_head", 2), ("query_head", 4)):
+        assert sorted(set(shares.effective(axis, points).ravel()), reverse=True) == pytest.approx(
+            [size * share for share in kept]
+        )
 
 
 def test_a_llamas_hidden_stays_a_multiple_of_its_heads_when_both_are_cut() -> None:
