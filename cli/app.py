@@ -93,12 +93,13 @@ def _callback(version: VersionOption = False, debug: DebugOption = False) -> Non
     """Make a hybrid Mamba-Transformer-MoE language model small enough for one GPU, and bring its accuracy back."""
 
 
-def build() -> typer.Typer:
-    """The typer application with every command of COMMANDS."""
+def build(only: str = "") -> typer.Typer:
+    """The typer application with every command of COMMANDS, or with one alone: options take a while to read."""
     app = typer.Typer(name="minitron", no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_callback)
     for name, function in COMMANDS.items():
-        app.command(name)(_with_debug(function))
+        if not only or name == only:
+            app.command(name)(_with_debug(function))
     return app
 
 
@@ -143,7 +144,7 @@ def run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     try:
-        build()(arguments, prog_name="minitron")
+        build(arguments[0] if arguments and arguments[0] in COMMANDS else "")(arguments, prog_name="minitron")
     except SystemExit as left:
         # typer leaves this way also when all went well.
         return left.code if isinstance(left.code, int) else int(left.code is not None)
