@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from minitron.spec import ModelSpec
 
 
+_PRUNED = "PRUNED"
+"""Stands in a command for the folder that `minitron prune` is still to write."""
+
+
 class Question(StrEnum):
     """What to solve for."""
 
@@ -75,6 +79,7 @@ def command(
     """Say whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
     from minitron.files import refuse_existing
     from minitron.spec import read_spec
+    from minitron.vllm import serve_line
 
     spec = read_spec(model)
     outputs = [path for path in (output, html, markdown) if path is not None]
@@ -101,6 +106,8 @@ def command(
     plan_view.print_candidates(spec, result)
     plan_view.print_chosen(spec, result)
     plan_view.print_warnings(result)
+    if result.workload.engine.name == "vllm" and not result.parent.fits:
+        show.line(f"Serve it: {serve_line(_PRUNED, result.workload, result.budget.utilization)}")
     _print_speed(planning, spec, result)
     for path in outputs:
         show.line(f"Written: {path}")
@@ -135,7 +142,8 @@ def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Bu
     if not fits(spec, workload, budget):
         limit = planning.budget_of if budget.gpu is not None else None
         plan_view.print_remedies(remedies(spec, workload, budget, limit))
-    elif workload.engine.name == "vllm":
+        return
+    if workload.engine.name == "vllm":
         show.line(f"Serve it: {serve_line(_name(model), workload, budget.utilization)}")
     show.line("")
 

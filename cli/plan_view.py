@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minitron.terms import Term
 
 _MAP_WIDTH: Final = 60
-_SHORT: Final = 38
+_SHORT: Final = 34
 _STATES: Final = ("conv_state", "ssm_state", "prefix_states")
 
 
@@ -177,7 +177,6 @@ def print_speed(speed: Mapping[str, Any]) -> None:
         ]
         for each in speed["rows"]
     ]
-    show.line("")
     columns = ["", "sequences", "output tokens/s", "decode/s", "prefill/s", "first token s"]
     show.table("Speed (an estimate)", columns, rows)
     show.paragraph(speed["note"])
@@ -185,6 +184,8 @@ def print_speed(speed: Mapping[str, Any]) -> None:
 
 def print_warnings(result: "SearchResult") -> None:
     """What published runs say against the chosen candidate."""
+    if result.warnings or len(result.best.kept) < len(result.parent.kept):
+        show.line("")
     for zone in result.warnings:
         show.paragraph(f"Warning: {zone.sentence} ({zone.source})")
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.gpus import GPUS, Gpu
 from minitron.memory import Budget, footprint
-from minitron.parallel import splits
 from minitron.precision import FORMATS, precision_of
 from minitron.spec import ModelSpec
 from minitron.units import format_bytes
@@ -185,9 +184,10 @@ def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit |
 
     The mildest first: numbers kept narrower, then less to serve, then a larger GPU (where `limit` says what its budget
     is).  Pruning is the search's part."""
-    narrower = [change for change in _narrower(spec, workload) if fits(spec, change[2], budget)]
+    narrower = [change for change in _narrower(spec, workload, budget.gpu) if fits(spec, change[2], budget)]
     if not narrower:
-        pairs = ((a, b) for a in _narrower(spec, workload) for b in _narrower(spec, workload) if a[0] < b[0])
+        changes = list(_narrower(spec, workload, budget.gpu))
+        pairs = ((a, b) for place, a in enumerate(changes) for b in changes[place + 1 :])
         narrower = [both for a, b in pairs if (both := _joined(workload, a, b)) and fits(spec, both[2], budget)][:2]
     found = [Remedy(text, flags, total_of(spec, load, budget), budget.available) for text, flags, load in narrower]
     found += _less(spec, workload, budget)
@@ -202,16 +202,23 @@ def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit |
 _Change = tuple[str, str, Workload]
 
 
-def _narrower(spec: ModelSpec, workload: Workload) -> Iterator[_Change]:
+def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[_Change]:
     """Numbers kept in fewer bits, one change at a time."""
     bits = {name: form.bits for name, form in FORMATS.items()}
     if spec.sizes.get("ssm_state") and workload.ssm_state == "fp32":
         yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
     if workload.kv in ("fp32", "bf16", "fp16"):
-        yield "keys and values in FP8", "--kv fp8", replace(workload, kv="fp8")
-    for name, told in (("fp8", "FP8"), ("nvfp4", "NVFP4")):
+        yield f"keys and values in FP8{_emulated('fp8', gpu)}", "--kv fp8", replace(workload, kv="fp8")
+    for name in ("fp8", "nvfp4"):
         if bits[name] < bits[workload.weights]:
-            yield f"weights in {told}", f"--weights {name}", replace(workload, weights=name)
+            told = f"weights in {name.upper()}{_emulated(name, gpu)}"
+            yield told, f"--weights {name}", replace(workload, weights=name)
+
+
+def _emulated(name: str, gpu: Gpu | None) -> str:
+    """A warning where the GPU's tensor cores do not know the format."""
+    known = gpu is None or gpu.capability is None or gpu.capability >= NATIVE[name]
+    return "" if known else " (not native)"
 
 
 def _joined(workload: Workload, one: _Change, other: _Change) -> _Change | None:
@@ -254,8 +261,3 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
     if isinstance(longest, int) and workload.context > longest:
         found.append(f"{workload.context:,} tokens are more than the {longest:,} that the config names as the longest.")
     return tuple(found)
-
-
-def can_split(spec: ModelSpec, gpus: int) -> bool:
-    """Whether the model can be split among so many GPUs."""
-    return bool(splits(spec.sizes, gpus))

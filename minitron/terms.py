@@ -131,28 +131,25 @@ def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
     return formula, _filled_mixture(case, precision), precision.mixture.origin, note
 
 
-def _filled_mixture(case: _Case, precision: Precision) -> str:
-    """`29,374,808,064 x 0.5 B (nvfp4) + ... + 1,883,724,400 B (scales)`."""
+def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> str:
+    """`30,491,811,840 x 0.5 B (nvfp4) + ... + 1,905,785,984 B (scales)`, of the model or of its MTP block."""
     numbers: dict[str, int] = {}
     found = tally_of(case.spec, precision)
     for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
-        if kind != "mtp" and not kind.startswith(MTP):
+        if (kind == "mtp" or kind.startswith(MTP)) == mtp:
             each = prod(int(numel(dim, case.sizes)) for dim in part.rule.dims)
             experts = int(case.sizes["expert"]) if "expert" in part.rule.pattern.axes else 1
             numbers[part.form.name] = numbers.get(part.form.name, 0) + part.count * each * experts
     told = [f"{_n(count)} x {_bytes_each(FORMATS[name].bits)} ({name})" for name, count in numbers.items()]
-    scales = int(case.found.weights) - sum(count * FORMATS[name].bits // 8 for name, count in numbers.items())
-    return " + ".join([*told, f"{_n(scales)} B (scales)"])
+    total = case.found.mtp_weights if mtp else case.found.weights
+    scales = int(total) - sum(count * FORMATS[name].bits // 8 for name, count in numbers.items())
+    return " + ".join([*told, *([f"{_n(scales)} B (scales)"] if scales else [])])
 
 
 def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
-    count = case.spec.parameters(case.sizes).mtp
-    return (
-        "parameters of the MTP block, which no published recipe quantises",
-        f"{_n(count)} parameters",
-        "exact",
-        ("loaded to draft tokens"),
-    )
+    precision = precision_of(case.spec, case.workload.weights, case.workload.keep)
+    formula = "numbers of each format x bytes of one; no published recipe quantises the MTP block"
+    return formula, _filled_mixture(case, precision, mtp=True), "exact", "loaded to draft tokens"
 
 
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:

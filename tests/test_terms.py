@@ -75,3 +75,12 @@ def test_a_mixture_can_be_added_up_too(model: str, weights: str) -> None:
     named = re.sub(r"\([^)]*\)", "", term.filled)
     assert sum(calculated(part) for part in named.split(" + ")) == term.bytes
     assert weights in term.filled
+
+
+def test_the_mtp_block_can_be_added_up() -> None:
+    spec = published("Nemotron-3-Super-120B-A12B")
+    for weights in ("bf16", "nvfp4", "fp8"):
+        found = terms(spec, workload_of(spec, 1, weights=weights, speculative_tokens=1))
+        term = next(term for term in found if term.name == "mtp_weights")
+        named = re.sub(r"\([^)]*\)", "", term.filled)
+        assert sum(calculated(part) for part in named.split(" + ")) == term.bytes
