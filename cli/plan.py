@@ -235,10 +235,10 @@ def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Questio
     from minitron.questions import solve
     from minitron.terms import terms
 
-    if question is Question.GPU and planning.gpu is None and planning.budget is None:
+    if question is Question.GPU and planning.device is None and planning.budget is None:
         budget = planning.budget_of(max(GPUS.values(), key=lambda gpu: gpu.usable))
     elif question is Question.GPU:
-        raise MinitronError("--solve gpu looks for the GPU itself; leave --gpu and --budget out.")
+        raise MinitronError("--solve gpu looks for the GPU itself; leave --gpu, --gpu-memory and --budget out.")
     else:
         budget = planning.budget_of_device()
     answer = solve(question.value, spec, planning.workload(spec), budget, planning.budget_of)

@@ -43,6 +43,15 @@ class Planning(Serving):
     gpu: Annotated[
         str | None, option("--gpu", "A GPU's name, such as A10G, or its usable memory, such as 22.06GiB.", "GPU")
     ] = None
+    gpu_memory: Annotated[
+        int | None,
+        option(
+            "--gpu-memory",
+            "The GPU's usable memory, where it is not in the table or the table is wrong: 22.06GiB.",
+            "SIZE",
+            parser=bytes_option,
+        ),
+    ] = None
     budget: Annotated[
         int | None,
         option(
@@ -101,18 +110,24 @@ class Planning(Serving):
     @property
     def device(self) -> "Gpu | None":
         """The GPU that was named, or one of which only the memory is known."""
-        from minitron.gpus import find_gpu
+        from minitron.gpus import Gpu, find_gpu
+        from minitron.units import GiB, format_bytes
 
-        return None if self.gpu is None else find_gpu(self.gpu)
+        if self.gpu_memory is None:
+            return None if self.gpu is None else find_gpu(self.gpu)
+        if self.gpu is None:
+            return Gpu(f"a GPU of {format_bytes(self.gpu_memory)}", self.gpu_memory / GiB)
+        return dataclasses.replace(find_gpu(self.gpu), usable_GiB=self.gpu_memory / GiB)
 
     def budget_of_device(self) -> "Budget":
-        """The bytes there are; raises MinitronError unless exactly one of --gpu and --budget is given."""
+        """The bytes there are; raises MinitronError unless there is either a GPU or a --budget."""
         from minitron.memory import Budget
 
-        if (self.gpu is None) == (self.budget is None):
-            what = "neither --gpu nor --budget is" if self.gpu is None else "--gpu and --budget are both"
+        gpu = self.device
+        if (gpu is None) == (self.budget is None):
+            what = "neither --gpu nor --budget is" if gpu is None else "--gpu and --budget are both"
             raise MinitronError(f"{what} given; say what there is with one of them: --gpu A10G, or --budget 8MiB.")
-        if (gpu := self.device) is not None:
+        if gpu is not None:
             return self.budget_of(gpu)
         return Budget(self.budget or 0, self._share(1.0), self.reserve or 0, self.workspace or 0)
 

@@ -97,7 +97,7 @@ def _require_one_way(planning: Planning, plan: Path | None, by_hand: dict[str, s
     ways = {
         "--plan": plan is not None,
         "--set": bool(by_hand),
-        "--gpu": planning.gpu is not None,
+        "--gpu": planning.device is not None,
         "--budget": planning.budget is not None,
     }
     given = [flag for flag, used in ways.items() if used]
@@ -135,7 +135,7 @@ def _plan(
         given.require(spec)
         if given.has_indices:
             return given
-    if planning.gpu is not None or planning.budget is not None:
+    if planning.device is not None or planning.budget is not None:
         planning.budget_of_device()
     wanted = _sizes(spec, by_hand)
     scores = _scores(model, spec, scoring, scores_path, data, device)

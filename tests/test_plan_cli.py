@@ -232,7 +232,7 @@ def test_solving_the_other_way_round(plan: Any) -> None:
     assert not plan(nine, *again, str(longest["value"] + 1))["parent"]["fits"]
     assert sum(term["bytes"] for term in longest["terms"]) == longest["total_bytes"]
     assert "Smallest GPU: RTX 5090" in plan(NANO_12B, "--context", "128k", "--solve", "gpu")
-    assert "leave --gpu and --budget out" in plan(nine, "--gpu", "A10G", "--solve", "gpu", code=2)
+    assert "leave --gpu, --gpu-memory and --budget out" in plan(nine, "--gpu", "A10G", "--solve", "gpu", code=2)
 
 
 def test_vllm_prints_its_command(plan: Any) -> None:
@@ -283,3 +283,13 @@ def test_dead_zones_are_warnings(plan: Any) -> None:
     assert document["warnings"]
     assert all(warning["source"] for warning in document["warnings"])
     assert "Warning: " in plan(NANO_12B, *arguments)
+
+
+def test_the_memory_of_a_gpu_can_be_given(plan: Any) -> None:
+    alone = plan(NANO_12B, "--gpu-memory", "22.06GiB", *LONG[2:], "--json")
+    named = plan(NANO_12B, *LONG, "--json")
+    assert alone["budget"] == named["budget"]
+    larger = plan(NANO_12B, *LONG, "--gpu-memory", "80GiB", "--json")
+    assert larger["budget"]["usable_bytes"] == 80 * GiB
+    assert larger["speed"] is not None
+    assert "--gpu and --budget are both" in plan(NANO_12B, "--gpu-memory", "8GiB", "--budget", "8GiB", code=2)
