@@ -25,7 +25,7 @@ from minitron.report_html import to_html
 from minitron.report_markdown import to_markdown
 from minitron.search import build_lattice, search
 from minitron.spec import ModelSpec
-from minitron.units import GiB
+from minitron.units import GiB, format_bytes
 from minitron.workload import Engine
 
 WORKSPACE = round(0.65 * GiB)
@@ -212,7 +212,8 @@ def test_markdown_says_the_numbers(nano_2: dict[str, Any]) -> None:
     assert "9 of 27 architectures fit; ranked by memory, the largest that fits first:" in told
     assert "model   M-M-M-M*-M-M-M-M*-M-M-M-M*" in told
     assert "chosen  M-M-M-M*-M-M-M-M..M-M-M-M*" in told
-    assert ["weights in FP8", "`--weights fp8`"] in [row[:2] for row in rows]
+    remedy = nano_2["remedies"][0]
+    assert [f"`{remedy['flags']}`", format_bytes(remedy["total_bytes"])] in [row[1:3] for row in rows]
     assert f"~~~~sh\n{COMMAND}\n~~~~" in told
     # Every table is one: as many cells in each of its rows.
     for table in re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE):
