@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from minitron.memory import Budget
-from minitron.questions import fits, largest_batch, largest_context, total_of
+from minitron.questions import UNLIMITED, largest_batch, largest_context, total_of
 from minitron.spec import ModelSpec
 from minitron.workload import Workload
 
@@ -97,8 +97,7 @@ def _curves(
     limits: dict[str, int | None] = {}
     for label, asked in questions.items():
         found = largest(asked.spec, asked.workload, asked.budget)
-        # What still fits at twice the answer never stops to: the search for it ended at its own limit.
-        limits[label] = None if found and fits(asked.spec, asked.at(2 * found), asked.budget) else found
+        limits[label] = None if found >= UNLIMITED else found
     points = tuple(sorted({*grid([limit for limit in limits.values() if limit] or [1])}))
     return Curves(
         points,

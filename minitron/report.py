@@ -54,7 +54,8 @@ def build_report(
     """The document.  `model` is a name or path; of a path its last part is shown.
 
     `terms` are those of the model as it is (minitron.terms); those of the chosen candidate are computed here.
-    `remedies` are what else would make it fit (minitron.questions).  `speed` obeys `$defs/speed` of the schema."""
+    `remedies` are what else would make it fit (minitron.questions), left out where it does.  `speed` obeys
+    `$defs/speed` of the schema."""
     workload, budget = result.workload, result.budget
     labels = [PARENT, *(f"#{place}" for place in range(1, len(result.candidates) + 1))]
     shown = _described(spec, [result.parent, *result.candidates, *result.front])
@@ -89,7 +90,7 @@ def build_report(
             "chosen": [] if chosen is None else _terms(terms_of(_left(spec, chosen), workload, budget)),
         },
         "curves": _all_curves(spec, result, labels),
-        "remedies": [remedy.to_json() for remedy in remedies],
+        "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
         "speed": None if speed is None else dict(speed),
         "warnings": _warnings(spec, result, labels),

@@ -98,8 +98,13 @@ def memory(document: Document) -> Figure:
             "name": line_label(name),
             "y": rows,
             "x": [model["lines_bytes"].get(name, 0) / size for model in models],
-            "customdata": [format_bytes(model["lines_bytes"].get(name, 0)) for model in models],
-            "hovertemplate": f"{escape(line_label(name))} <b>%{{customdata}}</b><br>of %{{y}}<extra></extra>",
+            "customdata": [
+                [format_bytes(model["lines_bytes"].get(name, 0)), _described(document, model)] for model in models
+            ],
+            "hovertemplate": (
+                f"{escape(line_label(name))} <b>%{{customdata[0]}}</b><br>of %{{y}}<br>%{{customdata[1]}}"
+                "<extra></extra>"
+            ),
             "marker": {"color": line_colour(name), "line": {"color": "var(--card)", "width": 0.6}},
         }
         for name in names
@@ -172,7 +177,7 @@ def _points(
         "customdata": [
             [
                 escape(called(document, point["label"]) if "label" in point else name),
-                "<br>".join(escape(part) for part in _folded(architecture(document, point))),
+                _described(document, point),
                 format_bytes(point["total_bytes"]),
                 format_parameters(point["parameters"]),
                 format_parameters(point["score_parameters"]),
@@ -186,6 +191,10 @@ def _points(
         "marker": {"symbol": symbol, "size": size, "color": colour, "line": {"color": "var(--card)", "width": 1}},
         "line": {"color": colour, "width": 1.4, "shape": "hv"},
     }
+
+
+def _described(document: Document, point: Mapping[str, Any]) -> str:
+    return "<br>".join(escape(line) for line in _folded(architecture(document, point)))
 
 
 def _folded(text: str, width: int = 38) -> list[str]:

@@ -45,9 +45,9 @@ def to_html(document: Document) -> str:
     drawn = figures(document)
     sections = [
         _memory(document),
-        _choice(document),
         _map(document),
         _candidates(document),
+        _choice(document),
         _limits(document),
         _kept(document),
         _terms(document),

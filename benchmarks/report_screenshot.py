@@ -1,0 +1,88 @@
+"""A picture of the planning report: the page is made, opened in headless Chromium, and its top is saved as PNG.
+
+    python benchmarks/report_screenshot.py --output docs/images/report.png
+    python benchmarks/report_screenshot.py --output dark.png --theme dark
+    python benchmarks/report_screenshot.py --output phone.png --width 390 --height 2000
+
+Needs Debian's chromium and chromium-driver, and selenium from the extra `dev`.
+"""
+
+import argparse
+import base64
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+
+from minitron.files import new_file
+from minitron.gpus import find_gpu
+from minitron.memory import Budget, workload_of
+from minitron.questions import remedies
+from minitron.report import build_report
+from minitron.report_html import to_html
+from minitron.search import build_lattice, search
+from minitron.spec import read_spec
+from minitron.units import parse_bytes, parse_count
+
+CONFIG = Path(__file__).parents[1] / "tests" / "reference" / "models" / "Nemotron-Nano-12B-v2.json"
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking")
+
+
+def make_page(config: Path, gpu_name: str, context: int, reserve: int) -> str:
+    """The report of a plan with the default lattice, as HTML."""
+    spec, gpu = read_spec(config), find_gpu(gpu_name)
+    budget, workload = Budget(gpu.usable, 0.95, reserve, None, gpu), workload_of(spec, context)
+    result = search(build_lattice(spec, workload), workload, budget)
+    command = f"minitron plan {config.name} --gpu {gpu_name} --context {context} --reserve {reserve} -o report"
+    return to_html(build_report(spec, str(config), result, remedies=remedies(spec, workload, budget), command=command))
+
+
+def take_picture(page: Path, width: int, height: int, theme: str) -> bytes:
+    """The top of a page, as PNG; `height` 0 ends below the Pareto chart."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in FLAGS:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    try:
+        metrics: dict[str, Any] = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        driver.get(page.as_uri())
+        while not driver.execute_script("return document.documentElement.classList.contains('drawn')"):
+            time.sleep(0.05)
+        bottom = "document.getElementById('pareto').getBoundingClientRect().bottom + scrollY + 12"
+        end = height or int(driver.execute_script(f"return {bottom}"))
+        clip = {"x": 0, "y": 0, "width": width, "height": end, "scale": 1}
+        shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        return base64.b64decode(shot["data"])
+    finally:
+        driver.quit()
+
+
+def main() -> None:
+    """Make the page and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--gpu", default="A10G")
+    parser.add_argument("--context", type=parse_count, default="128k")
+    parser.add_argument("--reserve", type=parse_bytes, default="1.3GiB")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--theme", choices=("light", "dark"), default="light")
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--height", type=int, default=0, help="0: down to the end of the Pareto chart")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        page.write_text(make_page(given.config, given.gpu, given.context, given.reserve), encoding="utf-8")
+        picture = take_picture(page, given.width, given.height, given.theme)
+    with new_file(given.output) as partial:
+        partial.write_bytes(picture)
+    print(f"{given.output}: {len(picture):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
