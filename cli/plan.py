@@ -79,7 +79,6 @@ def command(
     """Say whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
     from minitron.files import refuse_existing
     from minitron.spec import read_spec
-    from minitron.vllm import serve_line
 
     spec = read_spec(model)
     outputs = [path for path in (output, html, markdown) if path is not None]
@@ -106,8 +105,8 @@ def command(
     plan_view.print_candidates(spec, result)
     plan_view.print_chosen(spec, result)
     plan_view.print_warnings(result)
-    if result.workload.engine.name == "vllm" and not result.parent.fits:
-        show.line(f"Serve it: {serve_line(_PRUNED, result.workload, result.budget.utilization)}")
+    if serve := _serve(model, result):
+        show.line(f"Serve it: {serve}")
     _print_speed(planning, spec, result)
     for path in outputs:
         show.line(f"Written: {path}")
@@ -132,7 +131,6 @@ def _search(
 def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Budget", workload: "Workload") -> None:
     from minitron.questions import cautions, fits, remedies
     from minitron.terms import terms
-    from minitron.vllm import serve_line
 
     plan_view.print_budget(model, budget, workload)
     plan_view.print_cautions(cautions(spec, workload, budget.gpu))
@@ -143,14 +141,19 @@ def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Bu
         limit = planning.budget_of if budget.gpu is not None else None
         plan_view.print_remedies(remedies(spec, workload, budget, limit))
         return
-    if workload.engine.name == "vllm":
-        show.line(f"Serve it: {serve_line(_name(model), workload, budget.utilization)}")
     show.line("")
 
 
-def _name(model: Path) -> str:
-    """What an engine is told to serve: the folder, or the name of a model of which only the config is here."""
-    return str(model) if model.is_dir() else model.stem
+def _serve(model: Path, result: "SearchResult") -> str:
+    """The command that serves the model, or what is to be cut from it where it does not fit; empty for no engine.
+
+    Of a model of which only the config is here the name stands in."""
+    from minitron.vllm import serve_line
+
+    if result.workload.engine.name != "vllm":
+        return ""
+    name = str(model) if model.is_dir() else model.stem
+    return serve_line(name if result.parent.fits else _PRUNED, result.workload, result.budget.utilization)
 
 
 def _document(
@@ -170,6 +173,7 @@ def _document(
         scores=scores,
         speed=_speed(planning, spec, result),
         command=command_line(),
+        serve=_serve(model, result),
     )
 
 

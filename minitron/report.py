@@ -50,12 +50,13 @@ def build_report(
     scores: Scores | None = None,
     speed: Mapping[str, Any] | None = None,
     command: str = "",
+    serve: str = "",
 ) -> dict[str, Any]:
     """The document.  `model` is a name or path; of a path its last part is shown.
 
     `terms` are those of the model as it is (minitron.terms); those of the chosen candidate are computed here.
     `remedies` are what else would make it fit (minitron.questions), left out where it does.  `speed` obeys
-    `$defs/speed` of the schema."""
+    `$defs/speed` of the schema; `serve` is the command that serves what fits, empty where no engine was named."""
     workload, budget = result.workload, result.budget
     labels = [PARENT, *(f"#{place}" for place in range(1, len(result.candidates) + 1))]
     shown = _described(spec, [result.parent, *result.candidates, *result.front])
@@ -68,6 +69,7 @@ def build_report(
         "version": VERSION,
         "minitron": __version__,
         "command": command,
+        "serve": serve,
         "summary": "",
         "model": _model(spec, model),
         "gpu": _gpu(result),

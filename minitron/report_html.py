@@ -12,6 +12,7 @@ from minitron.report_page import Cell, Markup, badge, chart, class_of, json_text
 from minitron.report_text import (
     KIND_LABELS,
     ORIGIN_LABELS,
+    SPEED_COLUMNS,
     Document,
     budget_terms,
     changes,
@@ -323,13 +324,15 @@ def _speed(document: Document) -> str:
             [
                 row["label"],
                 f"{row['batch_sequences']:,}",
-                f"{row['decode_tokens_per_s']:,.0f}",
+                f"{row['output_tokens_per_s']:,.4g}",
+                f"{row['decode_tokens_per_s']:,.4g}",
                 f"{row['prefill_tokens_per_s']:,.0f}",
+                f"{row['first_token_s']:.3g}",
             ],
         )
         for row in speed["rows"]
     ]
-    head: list[Cell] = ["", "sequences", "decode, tokens/s", "prefill, tokens/s"]
+    head: list[Cell] = list(SPEED_COLUMNS)
     return section("Speed, an estimate", speed["note"], table(head, rows))
 
 
@@ -346,4 +349,5 @@ def _warnings(document: Document) -> str:
 def _obtained(document: Document) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in how_obtained(document))
     command = f"<pre>{escape(document['command'])}</pre>" if document["command"] else ""
-    return section("How the numbers were obtained", "", f'<ul class="notes">{items}</ul>', command)
+    serve = f"<pre>{escape(document['serve'])}</pre>" if document["serve"] else ""
+    return section("How the numbers were obtained", "", f'<ul class="notes">{items}</ul>', command, serve)

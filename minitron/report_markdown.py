@@ -7,6 +7,7 @@ from typing import Any
 
 from minitron.report_text import (
     ORIGIN_LABELS,
+    SPEED_COLUMNS,
     Document,
     budget_sum,
     changes,
@@ -188,18 +189,19 @@ def _speed(document: Document) -> list[str]:
         [
             _text(row["label"]),
             f"{row['batch_sequences']:,}",
-            f"{row['decode_tokens_per_s']:,.0f}",
+            f"{row['output_tokens_per_s']:,.4g}",
+            f"{row['decode_tokens_per_s']:,.4g}",
             f"{row['prefill_tokens_per_s']:,.0f}",
+            f"{row['first_token_s']:.3g}",
         ]
         for row in speed["rows"]
     ]
-    columns = ["", "sequences", "decode, tokens/s", "prefill, tokens/s"]
+    columns = list(SPEED_COLUMNS)
     return ["### Speed, an estimate", "", _text(speed["note"]), "", *_table(columns, rows)]
 
 
 def _command(document: Document) -> list[str]:
-    made = f"Made by Minitron {_text(document['minitron'])}"
-    if not document["command"]:
-        return [made + "."]
     # On one line, so that nothing in it ends the code.
-    return [made + ":", "", "~~~~sh", " ".join(document["command"].splitlines()), "~~~~"]
+    typed = [" ".join(document[name].splitlines()) for name in ("command", "serve") if document[name]]
+    made = f"Made by Minitron {_text(document['minitron'])}"
+    return [made + ":", "", "~~~~sh", *typed, "~~~~"] if typed else [made + "."]

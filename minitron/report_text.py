@@ -54,6 +54,10 @@ ORIGIN_LABELS: Final[dict[str, str]] = {
 """origin of a number -> what that means."""
 
 
+SPEED_COLUMNS: Final = ("", "sequences", "output, tokens/s", "decode, tokens/s", "prefill, tokens/s", "first token, s")
+"""The columns of the table of speeds; output is that of answers over the time of prompts and answers."""
+
+
 def model_name(model: str) -> str:
     """What a model is called: of a path its last part, without `config.json` and the ending."""
     path = Path(model)

@@ -293,3 +293,18 @@ def test_the_memory_of_a_gpu_can_be_given(plan: Any) -> None:
     assert larger["budget"]["usable_bytes"] == 80 * GiB
     assert larger["speed"] is not None
     assert "--gpu and --budget are both" in plan(NANO_12B, "--gpu-memory", "8GiB", "--budget", "8GiB", code=2)
+
+
+def test_the_report_says_how_to_serve_and_how_fast(plan: Any, tmp_path: Path) -> None:
+    page, text = tmp_path / "a.html", tmp_path / "b.md"
+    nine = MODELS / "Nemotron-Nano-9B-v2.json"
+    files = ["--html", str(page), "--markdown", str(text), "--json"]
+    document = plan(nine, *LONG, "--engine", "vllm", *files)
+    assert document["serve"].startswith("vllm serve Nemotron-Nano-9B-v2 --max-model-len 131072 ")
+    assert document["serve"] in text.read_text()
+    row = document["speed"]["rows"][0]
+    assert (row["label"], row["batch_sequences"]) == ("model", 1)
+    told = f"{row['prefill_tokens_per_s']:,.0f}"
+    assert told in text.read_text() and told in page.read_text()
+    cut = plan(NANO_12B, *LONG, "--engine", "vllm", "--json")
+    assert cut["serve"].startswith("vllm serve PRUNED ")
