@@ -1,8 +1,9 @@
 """`minitron compare`: several models, or one model on several GPUs, in one table.
 
-The document of --json: {"workload", "rows": [{"model", "gpu", "parameters", "weights_bytes", "cache_bytes",
-"total_bytes", "available_bytes", "fits", "longest_context_tokens", "largest_batch_sequences", "cautions"}, ...]}; a
-context or batch that nothing limits is null.
+The document of --json: {"settings", "rows": [{"model", "gpu", "parameters", "weights_bytes", "cache_bytes",
+"total_bytes", "available_bytes", "fits", "longest_context_tokens", "largest_batch_sequences",
+"estimated_output_tokens_per_s", "cautions"}, ...]}.  A context or batch that nothing limits is null, and so is the
+speed of what does not fit or of a GPU of which only the memory is known.
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ from minitron.units import format_bytes, format_parameters
 if TYPE_CHECKING:
     from minitron.gpus import Gpu
     from minitron.spec import ModelSpec
+    from minitron.workload import Workload
 
 GpusOption = Annotated[
     list[str], option("--gpu", "A GPU's name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
@@ -63,6 +65,7 @@ def row(name: str, spec: "ModelSpec", gpu: "Gpu", serving: Serving) -> dict[str,
     found = footprint(spec, workload, budget.workspace)
     reach = (largest_context(spec, workload, budget), largest_batch(spec, workload, budget))
     context, batch = (None if most == UNLIMITED else most for most in reach)
+    fits = found.total <= budget.available
     states = found.conv_state + found.ssm_state + found.prefix_states
     return {
         "model": name,
@@ -72,11 +75,25 @@ def row(name: str, spec: "ModelSpec", gpu: "Gpu", serving: Serving) -> dict[str,
         "cache_bytes": found.kv_cache + states + found.block_rounding + found.null_block + found.graph_blocks,
         "total_bytes": found.total,
         "available_bytes": budget.available,
-        "fits": found.total <= budget.available,
+        "fits": fits,
         "longest_context_tokens": context,
         "largest_batch_sequences": batch,
+        "estimated_output_tokens_per_s": _speed(spec, workload, gpu, serving) if fits else None,
         "cautions": list(cautions(spec, workload, gpu)),
     }
+
+
+def _speed(spec: "ModelSpec", workload: "Workload", gpu: "Gpu", serving: Serving) -> float | None:
+    """Tokens of answers in a second, by roofline."""
+    from minitron.roofline import estimate, load_of
+    from minitron.serving_speed import can_estimate
+
+    if not can_estimate(gpu) or workload.context < 2:
+        return None
+    prompt = serving.prompt_of(workload.context)
+    output = workload.context - prompt
+    found = estimate(load_of(spec, workload), gpu, prompt=prompt, output=output, concurrency=workload.batch)
+    return found.output_tokens_per_second
 
 
 def _print(rows: list[dict[str, Any]], serving: Serving) -> None:
@@ -93,13 +110,15 @@ def _print(rows: list[dict[str, Any]], serving: Serving) -> None:
             format_bytes(each["available_bytes"] - each["total_bytes"]),
             _reach(each["longest_context_tokens"]),
             _reach(each["largest_batch_sequences"]),
+            each["estimated_output_tokens_per_s"],
         ]
         for each in rows
     ]
     context = "its config's context" if serving.context is None else f"{serving.context:,} tokens"
     title = f"{context[0].upper()}{context[1:]} x {serving.batch:,}; engine {serving.engine.value}"
-    columns = ["model", "GPU", "parameters", "weights", "caches", "total", "to spare", "longest", "batch"]
+    columns = ["model", "GPU", "parameters", "weights", "caches", "total", "to spare", "longest", "batch", "output/s"]
     show.table(title, columns, cells)
+    show.paragraph("output/s: tokens of answers in a second, an estimate by roofline (docs/speed.md).")
     for caution in dict.fromkeys(caution for each in rows for caution in each["cautions"]):
         show.paragraph(f"Note: {caution}")
 

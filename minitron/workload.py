@@ -125,6 +125,26 @@ class Workload:
         return {**vars(self), "keep": dict(self.keep), "engine": dict(vars(self.engine))}
 
 
+_QUANTISERS: Final = {
+    "fp8": "fp8",
+    "nvfp4": "nvfp4",
+    "mixed_precision": "nvfp4",
+    "fbgemm_fp8": "fp8",
+}
+"""What configs call a quantised checkpoint (quant_algo of modelopt, else quant_method) -> its format here."""
+
+
+def quantised_as(config: Mapping[str, Any]) -> str | None:
+    """The format of a checkpoint that is quantised already, by its quantization_config; None for any other."""
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    named = str(found.get("quant_algo") or found.get("quant_method")).lower()
+    if named in ("gptq", "awq"):
+        return {4: "int4", 8: "int8"}.get(int(found.get("bits") or 0))
+    return _QUANTISERS.get(named)
+
+
 def workload_of(
     spec: ModelSpec,
     context: int,
@@ -138,11 +158,12 @@ def workload_of(
 ) -> Workload:
     """A workload in which the model's config decides what is left open; `more` are further fields of Workload.
 
-    Weights take the dtype that the config names, else bf16; keys, values and convolution states the dtype in which
-    activations are computed, which is that of the weights unless those are quantised; the SSM state
-    `mamba_ssm_cache_dtype`, else fp32."""
+    Weights take the format that the config's quantization_config names, else its dtype, else bf16; keys, values and
+    convolution states the dtype in which activations are computed, which is that of the weights unless those are
+    quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
     config = spec.config
-    weights = weights or _CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
+    stored = _CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
+    weights = weights or quantised_as(config) or stored
     computed = weights if weights in COMPUTED else "bf16"
     stated = _CONFIG_DTYPES.get(str(config.get("mamba_ssm_cache_dtype")), "fp32")
     if more.get("speculative_tokens") and not spec.mtp_layers:

@@ -32,6 +32,9 @@ def test_a_row_for_every_model_on_every_gpu(capsys: pytest.CaptureFixture[str]) 
     assert fits(nine, workload_of(nine, longest), budget)
     assert not fits(nine, workload_of(nine, longest + 1), budget)
     assert found[2]["available_bytes"] == budget.available
+    speeds = [row["estimated_output_tokens_per_s"] for row in found]
+    assert speeds[0] is None
+    assert speeds[3] > speeds[1]  # the smaller model, on the same GPU
     assert found[0]["longest_context_tokens"] == found[0]["largest_batch_sequences"] == 0
 
 

@@ -1,6 +1,7 @@
 """Quantised weights against the bytes of published checkpoints."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -110,3 +111,21 @@ def test_four_bits_take_little_more_than_a_quarter() -> None:
     components = spec.parameters().by_component
     matrices = components["attention"] + components["mlp"]
     assert quarter == whole - 2 * matrices + matrices * Fraction(4 * 128 + 16, 8 * 128)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "nvfp4"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "something new"}, "bf16"),
+    ],
+)
+def test_a_quantised_checkpoint_is_counted_as_it_is(named: dict[str, object], expected: str) -> None:
+    spec = published(NANO)
+    quantised = replace(spec, config={**spec.config, "quantization_config": named})
+    assert workload_of(quantised, 8).weights == expected
+    assert workload_of(quantised, 8, weights="fp8").weights == "fp8"
