@@ -31,8 +31,10 @@ from cli.options import (
     OutputOption,
     OverwriteOption,
     SamplesOption,
+    SeedOption,
     SequenceLengthOption,
 )
+from cli.scoring import EstimatorName, EstimatorOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +77,8 @@ def command(
     samples: SamplesOption = 1024,
     sequence_length: SequenceLengthOption = 4096,
     batch_size: BatchSizeOption = 1,
+    estimator: EstimatorOption = EstimatorName.ACTIVATION,
+    seed: SeedOption = 0,
     layers: LayersOption = LayerMethod.ITERATIVE,
     layer_samples: LayerSamplesOption = 16,
     max_dropped: MaxDroppedOption = None,
@@ -97,6 +101,8 @@ def command(
         samples=samples,
         sequence_length=sequence_length,
         batch_size=batch_size,
+        estimator=estimator.value,
+        seed=seed,
         layers=layers.value,
         layer_samples=layer_samples,
         max_dropped=max_dropped,

@@ -24,6 +24,26 @@ class LayerScores(StrEnum):
     NONE = "none"
 
 
+class EstimatorName(StrEnum):
+    """How channels are judged: the names in importance.estimators.ESTIMATORS, which needs torch."""
+
+    ACTIVATION = "activation"
+    CONTRIBUTION = "contribution"
+    FLAP = "flap"
+    MAGNITUDE = "magnitude"
+    RANDOM = "random"
+
+
+EstimatorOption = Annotated[
+    EstimatorName,
+    typer.Option(
+        "--estimator",
+        help="Judge channels by their activations, these times the weights that read them, their variance times those "
+        "(FLAP), the weights alone, or by chance (a control).",
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scoring:
     """What was typed."""
@@ -36,6 +56,10 @@ class Scoring:
         ),
     ] = 4096
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 1
+    estimator: EstimatorOption = EstimatorName.ACTIVATION
+    scoring_seed: Annotated[
+        int, typer.Option("--scoring-seed", min=0, help="The seed of the estimator's random numbers.")
+    ] = 0
     layer_scores: Annotated[
         LayerScores,
         typer.Option(
@@ -61,6 +85,8 @@ class Scoring:
             "samples": self.samples,
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
+            "estimator": self.estimator.value,
+            "seed": self.scoring_seed,
             "layers": self.layer_scores.value,
             "layer_samples": self.layer_samples,
             "dtype": self.scoring_dtype.value,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from importance.depth import removal_scores
-from importance.estimators import Totals
-from importance.observe import ESTIMATOR, block_influence, energy, importance, observing
+from importance.estimators import Estimator, Totals, find_estimator
+from importance.observe import block_influence, energy, importance, observing
 from minitron.errors import MinitronError
 from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
@@ -27,6 +27,7 @@ LayerMethod = Literal["iterative", "fast", "none"]
 SAMPLES: Final = 1024
 SEQUENCE_LENGTH: Final = 4096
 LAYER_SAMPLES: Final = 16
+ESTIMATOR: Final = "activation"
 
 
 def calibrate(
@@ -36,6 +37,8 @@ def calibrate(
     samples: int = SAMPLES,
     sequence_length: int = SEQUENCE_LENGTH,
     batch_size: int = 1,
+    estimator: str = ESTIMATOR,
+    seed: int = 0,
     layers: LayerMethod = "iterative",
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
@@ -50,6 +53,7 @@ def calibrate(
     do not reach `sequence_length`: sequences are never shortened on the quiet.  `dtype` is a name in loading.DTYPES.
     For the rest see `score_model`."""
     started = time.monotonic()
+    find_estimator(estimator)
     spec = read_spec(model_folder)
     blocks = token_blocks(load_tokenizer(model_folder), data, sequence_length=sequence_length, samples=samples)
     model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
@@ -59,6 +63,8 @@ def calibrate(
         blocks,
         data=text_hash(data),
         batch_size=batch_size,
+        estimator=estimator,
+        seed=seed,
         layers=layers,
         layer_samples=layer_samples,
         max_dropped=max_dropped,
@@ -74,6 +80,8 @@ def score_model(
     *,
     data: str = "",
     batch_size: int = 1,
+    estimator: str = ESTIMATOR,
+    seed: int = 0,
     layers: LayerMethod = "iterative",
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
@@ -81,24 +89,28 @@ def score_model(
 ) -> Scores:
     """Score a loaded model, whose spec is `spec`, on the sequences `blocks` [S, T].
 
+    `estimator`, a name in importance.estimators.ESTIMATORS, judges channels; `seed` is that of its random numbers.
     `layers` is "iterative" (see importance.depth: `layer_samples` of the sequences, spread evenly, and `max_dropped`
     removals, half of the layers unless given), "fast" (block influence over all sequences, in the same pass) or "none".
     `data` is the text's SHA-256; the hash of the token ids stands in for it.  The model is put in eval mode for the
-    while.  Raises MinitronError for token ids that the model has no embedding for and results that are not finite."""
+    while.  Raises MinitronError for an unknown estimator, token ids that the model has no embedding for and results
+    that are not finite."""
+    judge = find_estimator(estimator)
     _check(model, blocks)
     settings: dict[str, Any] = {
         "samples": blocks.shape[0],
         "sequence_length": blocks.shape[1],
         "batch_size": batch_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "estimator": ESTIMATOR,
+        "estimator": estimator,
+        "seed": seed,
         "layers": layers,
     }
     training = model.training
     model.eval()
     try:
-        totals = _observe(model, spec, blocks, batch_size, layers == "fast", progress)
-        found = importance(spec, totals)
+        totals = _observe(model, spec, blocks, batch_size, judge, layers == "fast", progress)
+        found = importance(spec, totals, estimator=judge, seed=seed)
         if layers == "fast":
             found["layer", None] = block_influence(spec, totals)
         elif layers == "iterative":
@@ -119,13 +131,14 @@ def _observe(
     spec: ModelSpec,
     blocks: NDArray[np.int64],
     batch_size: int,
+    estimator: Estimator,
     influence: bool,
     progress: Progress,
 ) -> Totals:
     """One forward pass over all sequences; no logits are made, for nothing is read off them."""
     totals = Totals()
     with (
-        observing(model, spec, totals, influence=influence),
+        observing(model, spec, totals, estimator=estimator, influence=influence),
         progress("Scoring", float(blocks.size), "tokens") as advance,
     ):
         for start in range(0, len(blocks), batch_size):

@@ -1,9 +1,9 @@
 """From the activations of a batch to a number a channel: sums that grow batch by batch, and what becomes of them.
 
-Shape letters: B sequences, T tokens, C channels, G groups of a norm.
+Shape letters: B sequences, T tokens, C channels, G groups of a norm, R tokens routed to E experts of F channels.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from minitron.errors import MinitronError
 
 Array = NDArray[np.float64]
 
@@ -27,6 +29,11 @@ class Totals:
         amount = amount.double()
         self.sums[name] = self.sums[name] + amount if name in self.sums else amount
 
+    def note(self, name: Hashable, value: Callable[[], Tensor]) -> None:
+        """Keep what is the same for every batch: `value` is called the first time only."""
+        if name not in self.sums:
+            self.sums[name] = value().double()
+
     def __getitem__(self, name: Hashable) -> Array:
         """The sum so far; raises KeyError where nothing was added."""
         return self.sums[name].cpu().numpy()
@@ -41,14 +48,80 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Which expert each of R rows belongs to, and which sequence it comes from."""
+
+    expert: Tensor
+    """[R], ascending."""
+
+    sequence: Tensor
+    """[R]."""
+
+    experts: int
+    """E."""
+
+    sequences: int
+    """B."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number a channel that is added up over batches, in its two forms."""
+
+    batch: Callable[[Tensor], Tensor]
+    """Activations [B, T, C] -> [C], or [1] where all channels have the same."""
+
+    routed: Callable[[Tensor, Routing], Tensor]
+    """Activations [R, F] -> [E, F] or [E, 1]: every expert's own tokens."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an estimator judges the channels of one place by."""
+
+    shape: tuple[int, ...]
+    """(C,), or (E, F) for the channels of routed experts; that of the scores."""
+
+    sums: Mapping[str, Array]
+    """The estimator's statistics by name, summed over all batches: the shape above, or its last size 1.  Where it reads
+    weights, "weights" is the L2 norm of those by which each channel is read."""
+
+    random: np.random.Generator
+    """Where an estimator takes its dice from."""
+
+
+@dataclass(frozen=True)
 class Estimator:
-    """A way to judge channels by what passes through them."""
+    """A way to judge channels.  A score is an amplitude: squares of scores are what adds up over a head's channels."""
 
-    statistic: Callable[[Tensor], Tensor]
-    """Activations [B, T, C] -> [C]: what a batch adds to the sum."""
+    statistics: Mapping[str, Statistic]
+    """By name, what it wants to know of the activations."""
 
-    finish: Callable[[Array], Array]
-    """The sum over batches [C] -> the scores [C]."""
+    finish: Callable[[Evidence], Array]
+    """The scores of the channels of one place."""
+
+    reads_weights: bool = False
+    """Whether it asks for the norms of the weights."""
+
+    def see(self, totals: Totals, place: Hashable, activations: Tensor) -> None:
+        """Add [B, T, C] activations of a place to `totals`."""
+        for name, statistic in self.statistics.items():
+            totals.add((place, name), statistic.batch(activations))
+
+    def see_routed(self, totals: Totals, place: Hashable, activations: Tensor, routing: Routing) -> None:
+        """Add [R, F] activations of a place inside routed experts to `totals`."""
+        for name, statistic in self.statistics.items():
+            totals.add((place, name), statistic.routed(activations, routing))
+
+    def see_weights(self, totals: Totals, place: Hashable, weight: Tensor, dims: tuple[int, ...]) -> None:
+        """Note the L2 norm along `dims` of the weights that read the channels of a place, if it matters."""
+        if self.reads_weights:
+            totals.note((place, "weights"), lambda: torch.linalg.vector_norm(weight, dim=dims, dtype=wide(weight)))
+
+    def scores(self, totals: Totals, place: Hashable, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+        """What follows from all that was seen of a place."""
+        names = [*self.statistics, *(["weights"] if self.reads_weights else [])]
+        return self.finish(Evidence(shape, {name: totals[place, name] for name in names}, random))
 
 
 def mean_absolute_squares(activations: Tensor) -> Tensor:
@@ -60,9 +133,92 @@ def mean_absolute_squares(activations: Tensor) -> Tensor:
     return means.double().square().sum(0)
 
 
+def routed_mean_absolute_squares(activations: Tensor, routing: Routing) -> Tensor:
+    """[R, F] -> [E, F]: sum over sequences of the squared mean of |a| over those tokens that an expert got of it.
+
+    A sequence of which it got no token adds nothing."""
+    segments = routing.experts * routing.sequences
+    segment = routing.expert * routing.sequences + routing.sequence
+    counts = torch.bincount(segment, minlength=segments)
+    sums = sums_by(segment, activations.abs().to(wide(activations)), segments)
+    means = sums / counts.clamp_min(1)[:, None]
+    return means.double().square().view(routing.experts, routing.sequences, -1).sum(1)
+
+
+def sums_by(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """[R], [R, ...] -> [size, ...]: the sum of the values of each index."""
+    return values.new_zeros(size, *values.shape[1:]).index_add_(0, index, values)
+
+
+MEAN_ABSOLUTE: Final = Statistic(mean_absolute_squares, routed_mean_absolute_squares)
+
+# In float64: a variance is the small difference of two large sums.
+TOKENS: Final = Statistic(
+    lambda activations: activations.new_full((1,), activations.shape[:-1].numel(), dtype=torch.float64),
+    lambda activations, routing: torch.bincount(routing.expert, minlength=routing.experts)[:, None],
+)
+SUM: Final = Statistic(
+    lambda activations: activations.sum((0, 1), dtype=torch.float64),
+    lambda activations, routing: sums_by(routing.expert, activations.double(), routing.experts),
+)
+SQUARES: Final = Statistic(
+    lambda activations: activations.double().square().sum((0, 1)),
+    lambda activations, routing: sums_by(routing.expert, activations.double().square(), routing.experts),
+)
+
+
+def activation(evidence: Evidence) -> Array:
+    """A(c), see `mean_absolute_squares`."""
+    scores: Array = np.sqrt(evidence.sums["mean_absolute"])
+    return scores
+
+
+def contribution(evidence: Evidence) -> Array:
+    """A(c) * ||W_c||_2: how much of the output comes by way of the channel."""
+    return activation(evidence) * evidence.sums["weights"]
+
+
+def fluctuation(evidence: Evidence) -> Array:
+    """sqrt(||W_c||_2^2 * Var(a_c)), the variance over all tokens: what is lost when the channel is held at its mean.
+
+    FLAP's metric (An et al. 2023, arXiv 2312.11983) is the square of it, which ranks channels alike and adds up over a
+    head; an expert without tokens counts as zero."""
+    tokens = np.maximum(evidence.sums["tokens"], 1)
+    mean = evidence.sums["sum"] / tokens
+    # Rounding can leave the variance of a constant a hair below zero.
+    variance = np.maximum(evidence.sums["squares"] / tokens - mean**2, 0)
+    scores: Array = evidence.sums["weights"] * np.sqrt(variance)
+    return scores
+
+
+def magnitude(evidence: Evidence) -> Array:
+    """||W_c||_2: nothing but the weights."""
+    return evidence.sums["weights"]
+
+
+def chance(evidence: Evidence) -> Array:
+    """Uniform in [0, 1): the control that every other estimator has to beat."""
+    return evidence.random.random(evidence.shape)
+
+
+ACTIVATION: Final = Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation)
+
 ESTIMATORS: Final[dict[str, Estimator]] = {
-    "activation": Estimator(mean_absolute_squares, np.sqrt),
+    "activation": ACTIVATION,
+    "contribution": Estimator({"mean_absolute": MEAN_ABSOLUTE}, contribution, reads_weights=True),
+    "flap": Estimator({"tokens": TOKENS, "sum": SUM, "squares": SQUARES}, fluctuation, reads_weights=True),
+    "magnitude": Estimator({}, magnitude, reads_weights=True),
+    "random": Estimator({}, chance),
 }
+"""W_c are the weights of the linear that reads channel c: its column, over all experts for what they all read.  No
+linear reads the x of a Mamba mixer before it is convolved and scanned: there W_c is the row of in_proj making it."""
+
+
+def find_estimator(name: str) -> Estimator:
+    """The entry of ESTIMATORS; raises MinitronError for a name that is not there."""
+    if name not in ESTIMATORS:
+        raise MinitronError(f"there is no estimator {name!r}; use one of {', '.join(ESTIMATORS)}.")
+    return ESTIMATORS[name]
 
 
 def energy_shares(states: Tensor, gate: Tensor | None, groups: int) -> Tensor:

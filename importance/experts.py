@@ -16,21 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from importance.estimators import Array, Batch, Totals, wide
+from importance.estimators import Array, Batch, Estimator, Routing, Totals, sums_by, wide
 from importance.sites import ExpertSite
 
 
 @contextmanager
-def observed_experts(site: ExpertSite, experts: Any, totals: Totals, batch: Batch) -> Iterator[None]:
+def observed_experts(
+    site: ExpertSite, experts: Any, totals: Totals, batch: Batch, estimator: Estimator
+) -> Iterator[None]:
     """Until the block ends the module `experts` adds to `totals` what its tokens do.
 
-    The routing is the model's own, with the router's correction bias on.  Raises NotImplementedError for experts of
-    another form than down(act(up(x)))."""
+    `estimator` judges the experts' channels, the input of their down projections; experts as a whole are judged by
+    `expert_scores` whatever it is.  The routing is the model's own, with the router's correction bias on.  Raises
+    NotImplementedError for experts of another form than down(act(up(x)))."""
     if any(getattr(experts, trait, False) for trait in ("has_gate", "has_bias", "is_transposed")):
         raise NotImplementedError(f"{type(experts).__name__}: experts with a gate, a bias or transposed weights")
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return _routed(site, experts, totals, batch.sequences, hidden_states, top_k_index, top_k_weights)
+        return _routed(site, experts, totals, batch, estimator, hidden_states, top_k_index, top_k_weights)
 
     # Another library may have put a forward of its own on the module.
     replaced = experts.__dict__.get("forward")
@@ -51,19 +54,12 @@ def expert_scores(site: ExpertSite, totals: Totals) -> Array:
     return totals[site, "output"] / np.maximum(totals[site, "tokens"], 1)
 
 
-def expert_channel_scores(site: ExpertSite, totals: Totals) -> Array:
-    """[E, F]: A of every expert's channels, the input of its down projection.
-
-    A(c) = sqrt(sum over samples of (mean of |a(c)|)^2), where the mean is over those tokens of the sample that were
-    routed to this expert; a sample of which it got no token adds nothing."""
-    return np.sqrt(totals[site, "channels"])
-
-
 def _routed(
     site: ExpertSite,
     experts: Any,
     totals: Totals,
-    sequences: int,
+    batch: Batch,
+    estimator: Estimator,
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
@@ -78,11 +74,13 @@ def _routed(
     inner = experts.act_fn(_grouped(hidden_states[token], experts.up_proj, parts))
     outer = _grouped(inner, experts.down_proj, parts) * top_k_weights.flatten()[order, None]
     with torch.no_grad():
-        segment = expert * sequences + token // (tokens // sequences)
+        routing = Routing(expert, token // (tokens // batch.sequences), experts.num_experts, batch.sequences)
         norms = outer.to(wide(outer)).square().sum(-1).sqrt()
         totals.add((site, "tokens"), counts)
-        totals.add((site, "output"), _sums_by(expert, norms, experts.num_experts))
-        totals.add((site, "channels"), _routed_squares(inner, segment, experts.num_experts, sequences))
+        totals.add((site, "output"), sums_by(expert, norms, experts.num_experts))
+        estimator.see_routed(totals, site.channels, inner, routing)
+        # [E, D, F]: one column a channel and expert.
+        estimator.see_weights(totals, site.channels, experts.down_proj, (1,))
     output = torch.empty_like(outer)
     output[order] = outer
     return output.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
@@ -91,16 +89,3 @@ def _routed(
 def _grouped(rows: Tensor, weights: Tensor, parts: list[int]) -> Tensor:
     """[R, in] rows in runs of `parts`, [E, out, in] -> [R, out]: each run times the weights of its expert."""
     return torch.cat([run @ weight.T for run, weight in zip(torch.split(rows, parts), weights, strict=True)])
-
-
-def _routed_squares(inner: Tensor, segment: Tensor, experts: int, sequences: int) -> Tensor:
-    """[R, F] activations, [R] expert * B + sequence -> [E, F]: sum over sequences of the squared mean of |a|."""
-    counts = torch.bincount(segment, minlength=experts * sequences)
-    sums = _sums_by(segment, inner.abs().to(wide(inner)), experts * sequences)
-    means = sums / counts.clamp_min(1)[:, None]
-    return means.double().square().view(experts, sequences, -1).sum(1)
-
-
-def _sums_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    """[R], [R, ...] -> [size, ...]: the sum of the values of each index."""
-    return values.new_zeros(size, *values.shape[1:]).index_add_(0, index, values)

@@ -7,7 +7,7 @@ model may also be run layer by layer, each layer while its weights are in memory
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,30 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from importance.estimators import ESTIMATORS, Array, Batch, Totals, dissimilarity, energy_shares
-from importance.experts import expert_channel_scores, expert_scores, observed_experts
+from importance.estimators import ACTIVATION, Array, Batch, Estimator, Totals, dissimilarity, energy_shares
+from importance.experts import expert_scores, observed_experts
 from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, layers_module, norm_sites
 from minitron.scores import Key
 from minitron.spec import ModelSpec
-
-ESTIMATOR: Final = "activation"
-"""How channels are judged: a name in ESTIMATORS."""
 
 See = Callable[[tuple[Any, ...], Any], None]
 """Looks at a module's arguments and its output (None while the module has not run)."""
 
 
 @contextmanager
-def observing(model: PreTrainedModel, spec: ModelSpec, totals: Totals, *, influence: bool = False) -> Iterator[None]:
+def observing(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    totals: Totals,
+    *,
+    estimator: Estimator = ACTIVATION,
+    influence: bool = False,
+) -> Iterator[None]:
     """Until the block ends every forward pass of `model` on sequences [B, T] adds to `totals`; its output is the same.
 
-    `influence` also compares what goes into a layer with what comes out.  Raises ValueError for a model in training
-    mode, where fused kernels bypass the modules that are observed."""
+    Channels are looked at as `estimator` asks; weights are read while the module that holds them runs.  `influence`
+    also compares what goes into a layer with what comes out.  Raises ValueError for a model in training mode, where
+    fused kernels bypass the modules that are observed."""
     if model.training:
         raise ValueError("a model is observed in eval mode only")
     batch = Batch()
@@ -48,30 +53,39 @@ def observing(model: PreTrainedModel, spec: ModelSpec, totals: Totals, *, influe
             if influence:
                 watch(f"{layers_module(spec)}.{layer}", _sees_layer(totals, layer))
         for site in channel_sites(spec):
-            watch(site.module, _sees_channels(totals, site, batch), before=site.side == "input")
+            module = model.get_submodule(site.module)
+            watch(site.module, _sees_channels(totals, site, batch, estimator, module), before=site.side == "input")
         for norm in norm_sites(spec):
-            watch(norm.module, _sees_norm(totals, norm))
+            watch(norm.module, _sees_norm(totals, norm, _of_hidden(estimator)))
         for expert in expert_sites(spec):
-            undo.enter_context(observed_experts(expert, model.get_submodule(expert.module), totals, batch))
+            experts = model.get_submodule(expert.module)
+            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator))
         yield
 
 
-def importance(spec: ModelSpec, totals: Totals) -> dict[Key, Array]:
-    """The scores of every axis but `layer`, by the keys of minitron.scores.Scores."""
-    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals)}
+def importance(
+    spec: ModelSpec, totals: Totals, *, estimator: Estimator = ACTIVATION, seed: int = 0
+) -> dict[Key, Array]:
+    """The scores of every axis but `layer`, by the keys of minitron.scores.Scores.
+
+    `estimator` is the one that observed, and judges all channels but hidden ones where it needs weights (see
+    `_of_hidden`); routed experts as a whole are judged by REAP.  `seed` is that of its random numbers."""
+    random = np.random.default_rng(seed)
+    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals, _of_hidden(estimator), random)}
     for site in channel_sites(spec):
-        scores = ESTIMATORS[ESTIMATOR].finish(totals[site]).reshape(site.shape)
+        scores = estimator.scores(totals, site, (prod(site.shape),), random).reshape(site.shape)
         # A head counts as the L2 over its channels; those of Mamba stay apart, for channels are chosen before heads.
         found[site.key] = np.linalg.norm(scores, axis=-1) if site.key[0] == "query_head" else scores
     for expert in expert_sites(spec):
         found["expert", expert.layer] = expert_scores(expert, totals)
-        found["expert_ffn", expert.layer] = expert_channel_scores(expert, totals)
+        shape = (spec.sizes["expert"], spec.sizes["expert_ffn"])
+        found["expert_ffn", expert.layer] = estimator.scores(totals, expert.channels, shape, random)
     return found
 
 
 def energy(spec: ModelSpec, totals: Totals) -> dict[str, Array]:
     """Norm gain's name -> [channels]: mean over tokens of x_c^2 / mean over the norm's group of x^2."""
-    return {norm.gain: totals[norm, "energy"] / totals[norm, "tokens"] for norm in norm_sites(spec)}
+    return {norm.gain: totals["energy", norm] / totals["tokens", norm] for norm in norm_sites(spec)}
 
 
 def block_influence(spec: ModelSpec, totals: Totals) -> Array:
@@ -81,12 +95,18 @@ def block_influence(spec: ModelSpec, totals: Totals) -> Array:
     return np.maximum(np.array(means, dtype=np.float64), 0.0)
 
 
-def _hidden(spec: ModelSpec, totals: Totals) -> Array:
-    """[hidden]: the square root of the sum over norms of A squared.
+def _of_hidden(estimator: Estimator) -> Estimator:
+    """What judges hidden channels: many linears read each, so that an estimator that needs weights gives way."""
+    return ACTIVATION if estimator.reads_weights else estimator
 
-    The L2 over samples that A is goes on over norms: each is one more reading of the same channel, and a channel that
-    one block reads strongly is not averaged away by the many that do not."""
-    readings = [ESTIMATORS[ESTIMATOR].finish(totals[norm, "output"]) for norm in norm_sites(spec) if norm.makes_hidden]
+
+def _hidden(spec: ModelSpec, totals: Totals, estimator: Estimator, random: np.random.Generator) -> Array:
+    """[hidden]: the square root of the sum over norms of the squared scores.
+
+    The L2 over samples that A is (see importance.estimators) goes on over norms: each is one more reading of the same
+    channel, and a channel that one block reads strongly is not averaged away by the many that do not."""
+    shape = (spec.sizes["hidden"],)
+    readings = [estimator.scores(totals, norm, shape, random) for norm in norm_sites(spec) if norm.makes_hidden]
     combined: Array = np.sqrt(np.square(readings).sum(0))
     return combined
 
@@ -112,25 +132,33 @@ def _sees_batch(batch: Batch) -> See:
     return see
 
 
-def _sees_channels(totals: Totals, site: ChannelSite, batch: Batch) -> See:
+def _sees_channels(
+    totals: Totals, site: ChannelSite, batch: Batch, estimator: Estimator, module: torch.nn.Module
+) -> See:
     columns = slice(site.start, site.start + prod(site.shape))
 
     def see(args: tuple[Any, ...], output: Tensor | None) -> None:
         activations: Tensor = args[0] if output is None else output
         # The modules around routed experts are given the tokens of all sequences in one row.
         by_sequence = activations.reshape(batch.sequences, -1, activations.shape[-1])
-        totals.add(site, ESTIMATORS[ESTIMATOR].statistic(by_sequence[..., columns]))
+        estimator.see(totals, site, by_sequence[..., columns])
+        if estimator.reads_weights:
+            weight = module.get_parameter(site.weight)
+            if site.side == "input":
+                estimator.see_weights(totals, site, weight[..., columns], tuple(range(weight.ndim - 1)))
+            else:
+                estimator.see_weights(totals, site, weight[columns], (1,))
 
     return see
 
 
-def _sees_norm(totals: Totals, norm: NormSite) -> See:
+def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
     def see(args: tuple[Any, ...], output: Tensor) -> None:
         if norm.makes_hidden:
-            totals.add((norm, "output"), ESTIMATORS[ESTIMATOR].statistic(output))
+            estimator.see(totals, norm, output)
         gate = args[1] if len(args) > 1 else None
-        totals.add((norm, "energy"), energy_shares(args[0], gate, norm.groups))
-        totals.add((norm, "tokens"), torch.tensor(output.shape[:-1].numel()))
+        totals.add(("energy", norm), energy_shares(args[0], gate, norm.groups))
+        totals.add(("tokens", norm), torch.tensor(output.shape[:-1].numel()))
 
     return see
 

@@ -36,6 +36,10 @@ class ChannelSite:
     start: int = 0
     """The first of the module's columns that belongs to them."""
 
+    weight: str = "weight"
+    """The parameter of the module by which they are read, along its last dimension, or (side "output") made, along its
+    first."""
+
 
 @dataclass(frozen=True)
 class NormSite:
@@ -62,6 +66,11 @@ class ExpertSite:
 
     layer: int
     module: str
+
+    @property
+    def channels(self) -> tuple[str, "ExpertSite"]:
+        """What the sums over the experts' channels are called, apart from those over experts."""
+        return "channels", self
 
     @property
     def mixer(self) -> str:
@@ -112,16 +121,21 @@ def _layer_rules(spec: ModelSpec) -> Iterator[tuple[int, Rule]]:
     return ((layer, rule) for layer, kind in enumerate(spec.layers) for rule in spec.rules[kind])
 
 
+_EXPERT: Final = ".{expert}."
+"""Divides the name of an expert's tensor into the module of all experts and, with .weight behind, its parameter."""
+
+
 def _module(rule: Rule, layer: int) -> str:
     """The module that a rule's tensor belongs to; one expert's tensor belongs to the module of all of them."""
-    name = rule.name.partition(".{expert}")[0]
+    name = rule.name.partition(_EXPERT)[0]
     return Name(name).format({"layer": layer}).removesuffix(".weight")
 
 
 def _input_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | None:
     match rule.dims[-1]:
         case Axis(name) if name in CHANNELS:
-            return ChannelSite((name, layer), _module(rule, layer), "input", (spec.sizes[name],))
+            weight = rule.name.partition(_EXPERT)[2].removesuffix(".weight") or "weight"
+            return ChannelSite((name, layer), _module(rule, layer), "input", (spec.sizes[name],), weight=weight)
         case Product((Axis("query_head"), Axis(width))):
             shape = (spec.sizes["query_head"], spec.sizes[width])
             return ChannelSite(("query_head", layer), _module(rule, layer), "input", shape)
