@@ -54,15 +54,15 @@ bytes_option = _reader(parse_bytes)
 count_option = _reader(parse_count)
 
 
-def parse_assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """`["hidden_size=448"]` -> `{"hidden_size": "448"}`; `option` is the flag's name, for the message.
+def parse_assignments(option: str, texts: Iterable[str], example: str = "hidden_size=448") -> dict[str, str]:
+    """`["hidden_size=448"]` -> `{"hidden_size": "448"}`; `option` and `example` are for the message.
 
     Raises MinitronError where a text is no NAME=VALUE or a name comes twice."""
     values: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name and equals and value):
-            raise MinitronError(f"{option} {text!r} is not NAME=VALUE; write it like {option} hidden_size=448.")
+            raise MinitronError(f"{option} {text!r} is not NAME=VALUE; write it like {option} {example}.")
         if name in values:
             raise MinitronError(f"{option} gives {name} twice ({values[name]} and {value}); keep one of them.")
         values[name] = value

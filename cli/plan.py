@@ -1,7 +1,7 @@
 """`minitron plan`: does it fit, what would make it fit, which smaller architectures do, and what each costs.
 
 The document of --json is that of report.json, whose keys and units minitron/report.schema.json describes.  With --solve
-it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "note", "terms"}.
+it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "terms", "cautions"}.
 """
 
 from enum import StrEnum
@@ -95,7 +95,8 @@ def command(
 
         known = load_scores(scores)
     result = _search(model, spec, planning, known, as_json=as_json)
-    document = _document(model, spec, planning, result, known) if outputs or as_json else {}
+    speed = _speed(planning, spec, result)
+    document = _document(model, spec, planning, result, known, speed) if outputs or as_json else {}
     if output is not None:
         _write(model, spec, result, known, document, output, overwrite=overwrite)
     _write_parts(document, html, markdown, overwrite=overwrite)
@@ -105,9 +106,10 @@ def command(
     plan_view.print_candidates(spec, result)
     plan_view.print_chosen(spec, result)
     plan_view.print_warnings(result)
-    if serve := _serve(model, result):
+    if serve := _serve(model, spec, result):
         show.line(f"Serve it: {serve}")
-    _print_speed(planning, spec, result)
+    if speed is not None:
+        plan_view.print_speed(speed)
     for path in outputs:
         show.line(f"Written: {path}")
 
@@ -144,7 +146,7 @@ def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Bu
     show.line("")
 
 
-def _serve(model: Path, result: "SearchResult") -> str:
+def _serve(model: Path, spec: "ModelSpec", result: "SearchResult") -> str:
     """The command that serves the model, or what is to be cut from it where it does not fit; empty for no engine.
 
     Of a model of which only the config is here the name stands in."""
@@ -153,11 +155,16 @@ def _serve(model: Path, result: "SearchResult") -> str:
     if result.workload.engine.name != "vllm":
         return ""
     name = str(model) if model.is_dir() else model.stem
-    return serve_line(name if result.parent.fits else _PRUNED, result.workload, result.budget.utilization)
+    return serve_line(name if result.parent.fits else _PRUNED, spec, result.workload, result.budget)
 
 
 def _document(
-    model: Path, spec: "ModelSpec", planning: Planning, result: "SearchResult", scores: "Scores | None"
+    model: Path,
+    spec: "ModelSpec",
+    planning: Planning,
+    result: "SearchResult",
+    scores: "Scores | None",
+    speed: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The document of the report."""
     from minitron.questions import remedies
@@ -171,9 +178,9 @@ def _document(
         result,
         remedies=() if result.parent.fits else remedies(spec, workload, budget, limit),
         scores=scores,
-        speed=_speed(planning, spec, result),
+        speed=speed,
         command=command_line(),
-        serve=_serve(model, result),
+        serve=_serve(model, spec, result),
     )
 
 
@@ -188,12 +195,6 @@ def _speed(planning: Planning, spec: "ModelSpec", result: "SearchResult") -> dic
     if workload.context < 2:
         return None
     return speed_document(models, workload, result.budget, planning.prompt_of(workload.context))
-
-
-def _print_speed(planning: Planning, spec: "ModelSpec", result: "SearchResult") -> None:
-    speed = _speed(planning, spec, result)
-    if speed is not None:
-        plan_view.print_speed(speed)
 
 
 def _write(
@@ -211,16 +212,10 @@ def _write(
     if output.suffix == ".json":
         plan.save(output, overwrite=overwrite)
         return
-    from minitron.files import new_folder, write_json, write_text
     from minitron.plan import FILE
-    from minitron.report import report_files
+    from minitron.report import write_report
 
-    texts = report_files(document)
-    with new_folder(output, overwrite=overwrite) as partial:
-        write_json(partial / "report.json", document)
-        plan.save(partial / FILE)
-        for name, text in texts.items():
-            write_text(partial / name, text)
+    write_report(output, document, overwrite=overwrite, beside={FILE: plan.to_json()})
 
 
 def _write_parts(document: dict[str, Any], html: Path | None, markdown: Path | None, *, overwrite: bool) -> None:
@@ -236,7 +231,7 @@ def _write_parts(document: dict[str, Any], html: Path | None, markdown: Path | N
 
 def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Question, *, as_json: bool) -> None:
     from minitron.gpus import GPUS
-    from minitron.questions import solve
+    from minitron.questions import cautions, solve
     from minitron.terms import terms
 
     if question is Question.GPU and planning.device is None and planning.budget is None:
@@ -246,12 +241,13 @@ def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Questio
     else:
         budget = planning.budget_of_device()
     answer = solve(question.value, spec, planning.workload(spec), budget, planning.budget_of)
-    found = terms(spec, answer.workload, answer.budget)
+    found, told = terms(spec, answer.workload, answer.budget), cautions(spec, answer.workload, answer.budget.gpu)
     if as_json:
-        show.document(answer.to_json() | {"terms": [term.to_json() for term in found]})
+        show.document(answer.to_json() | {"terms": [term.to_json() for term in found], "cautions": list(told)})
         return
     plan_view.print_budget(model, answer.budget, answer.workload)
     plan_view.print_answer(answer)
+    plan_view.print_cautions(told)
     plan_view.print_model("The model then", found, answer.budget.available)
 
 

@@ -100,8 +100,6 @@ def print_answer(answer: "Answer") -> None:
     }
     spare = format_bytes(answer.budget.available - answer.total)
     show.line(f"{names[answer.question]} ({format_bytes(answer.total)}, {spare} to spare).")
-    if answer.note:
-        show.paragraph(f"Note: {answer.note}")
 
 
 def print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:

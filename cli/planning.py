@@ -173,7 +173,7 @@ class Planning(Serving):
 def _numbers(flag: str, texts: list[str] | None, number: Callable[[str], Any]) -> dict[str, Any]:
     """`["ffn=512"]` -> `{"ffn": 512}`; raises MinitronError where a value is no number."""
     found = {}
-    for name, text in parse_assignments(flag, texts or ()).items():
+    for name, text in parse_assignments(flag, texts or (), "NAME=2").items():
         try:
             found[name] = number(text)
         except ValueError:

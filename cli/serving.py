@@ -3,7 +3,6 @@
 `plan`, `prune` and `compress` have them among those of cli/planning.py; `compare` has them alone."""
 
 import dataclasses
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +179,7 @@ class Serving:
             kv=self.kv,
             ssm_state=self.ssm_state,
             conv_state=self.conv_state,
-            keep=_keep(self.keep or ()),
+            keep=parse_assignments("--keep", self.keep or (), "attention=bf16"),
             tensor_parallel=self.tp,
             speculative_tokens=self.mtp,
             lora_rank=self.lora_rank,
@@ -190,7 +189,3 @@ class Serving:
         )
         precision_of(spec, workload.weights, workload.keep)
         return workload
-
-
-def _keep(texts: Sequence[str]) -> dict[str, str]:
-    return parse_assignments("--keep", texts)

@@ -72,11 +72,6 @@ class ExpertSite:
         """What the sums over the experts' channels are called, apart from those over experts."""
         return "channels", self
 
-    @property
-    def mixer(self) -> str:
-        """The module around them, which still sees sequences apart; the experts are given all tokens in one row."""
-        return self.module.rpartition(".")[0]
-
 
 def channel_sites(spec: ModelSpec) -> Iterator[ChannelSite]:
     """Every place where channels are judged by what passes, layer by layer; routed experts' own and norms apart."""

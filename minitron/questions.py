@@ -100,8 +100,6 @@ class Answer:
     total: int
     """Bytes of the footprint then."""
 
-    note: str = ""
-
     def to_json(self) -> dict[str, Any]:
         """The answer as a JSON object, bytes as whole numbers."""
         return {
@@ -110,7 +108,6 @@ class Answer:
             "total_bytes": self.total,
             "available_bytes": self.budget.available,
             "spare_bytes": self.budget.available - self.total,
-            "note": self.note,
         }
 
 
@@ -134,7 +131,7 @@ def solve(question: str, spec: ModelSpec, workload: Workload, budget: Budget, li
             f"{workload.context:,} tokens x {workload.batch:,}, and there are {format_bytes(budget.available)}; ask "
             "for less, quantise or prune."
         )
-    return Answer(question, value, workload, budget, total_of(spec, workload, budget), _note(question, value, spec))
+    return Answer(question, value, workload, budget, total_of(spec, workload, budget))
 
 
 QUESTIONS: Final = {
@@ -144,13 +141,6 @@ QUESTIONS: Final = {
     "weights": "format of weights",
 }
 """What can be solved for -> how it is called."""
-
-
-def _note(question: str, value: int | str, spec: ModelSpec) -> str:
-    longest = spec.config.get("max_position_embeddings")
-    if question == "context" and isinstance(longest, int) and isinstance(value, int) and value > longest:
-        return f"the config names {longest:,} tokens as the longest that the model was made for"
-    return ""
 
 
 @dataclass(frozen=True)

@@ -109,13 +109,16 @@ def report_files(document: Mapping[str, Any]) -> dict[str, str]:
     return {"report.html": to_html(document), "report.md": to_markdown(document)}
 
 
-def write_report(folder: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write report.html, report.json and report.md as one folder, in one step.
+def write_report(
+    folder: Path, document: Mapping[str, Any], *, overwrite: bool, beside: Mapping[str, Any] | None = None
+) -> None:
+    """Write report.html, report.json and report.md as one folder, in one step, with `beside` as more JSON by name.
 
     Raises MinitronError where the folder exists and `overwrite` is not given."""
     texts = report_files(document)
     with new_folder(folder, overwrite=overwrite) as partial:
-        write_json(partial / "report.json", document)
+        for name, value in {"report.json": document, **(beside or {})}.items():
+            write_json(partial / name, value)
         for name, text in texts.items():
             write_text(partial / name, text)
 

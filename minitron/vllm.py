@@ -20,13 +20,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from minitron.axes import numel
 from minitron.spec import MTP, ModelSpec
 from minitron.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
+
+if TYPE_CHECKING:
+    from minitron.memory import Budget
 
 TOKENS: Final = 16
 """Block sizes are multiples of so many tokens."""
@@ -133,14 +137,18 @@ def mamba_layers(spec: ModelSpec, counts: Mapping[str, Any]) -> Any:
 _NAMES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def serve_line(model: str, workload: Workload, utilization: float) -> str:
-    """The shell command that serves the workload."""
+def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
+    """The shell command that serves the workload.  What is reserved lowers the share of the GPU that vLLM may fill;
+    of a budget without a GPU no share follows."""
     engine = workload.engine
     words = ["vllm", "serve", model, "--max-model-len", str(workload.context)]
     words += ["--max-num-seqs", str(workload.max_num_seqs)]
     words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
-    words += ["--gpu-memory-utilization", f"{utilization:g}"]
-    words += ["--mamba-ssm-cache-dtype", _NAMES[workload.ssm_state]]
+    if budget.gpu is not None:
+        share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
+        words += ["--gpu-memory-utilization", f"{share:g}"]
+    if mamba_layers(spec, spec.kind_counts()):
+        words += ["--mamba-ssm-cache-dtype", _NAMES[workload.ssm_state]]
     if workload.kv not in _NAMES:
         words += ["--kv-cache-dtype", workload.kv]
     words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")

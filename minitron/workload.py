@@ -110,6 +110,8 @@ class Workload:
         ):
             if getattr(self, what) not in known:
                 raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
+        if self.engine.name == "vllm" and self.kv == "int8":
+            raise MinitronError("vLLM has no plain int8 cache of keys and values; choose --kv fp8.")
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
         if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:

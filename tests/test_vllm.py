@@ -6,7 +6,8 @@ import pytest
 from planning_models import LONG, published, tiny
 
 from minitron.errors import MinitronError
-from minitron.memory import Footprint, footprint, kept, workload_of
+from minitron.gpus import find_gpu
+from minitron.memory import Budget, Footprint, footprint, kept, workload_of
 from minitron.parallel import per_gpu, require_splits, splits
 from minitron.spec import ModelSpec
 from minitron.units import GiB, MiB
@@ -170,8 +171,21 @@ def test_lora_counts_both_of_its_matrices() -> None:
 def test_the_command_that_serves_the_workload() -> None:
     spec = published(NINE)
     workload = workload_of(spec, 8192, 4, kv="fp8", tensor_parallel=2, engine=engine())
-    assert serve_line("my model", workload, 0.92) == (
+    gpu = find_gpu("L4")
+    assert serve_line("my model", spec, workload, Budget(gpu.usable, 0.92, gpu=gpu)) == (
         "vllm serve 'my model' --max-model-len 8192 --max-num-seqs 4 --max-num-batched-tokens 2048 "
         "--gpu-memory-utilization 0.92 --mamba-ssm-cache-dtype float32 --kv-cache-dtype fp8 "
         "--no-enable-prefix-caching --enforce-eager --tensor-parallel-size 2"
     )
+
+
+def test_what_is_reserved_is_not_given_to_vllm() -> None:
+    spec, gpu = published("Llama-3.1-8B"), find_gpu("A10G")
+    workload = workload_of(spec, 8192, engine=engine())
+    line = serve_line("x", spec, workload, Budget(gpu.usable, 0.92, round(1.3 * GiB), gpu=gpu))
+    # 0.92 - 1.3 / 22.06 = 0.8611, never rounded up; without Mamba layers no word of their states.
+    assert "--gpu-memory-utilization 0.861 " in line
+    assert "mamba" not in line
+    assert "utilization" not in serve_line("x", spec, workload, Budget(20 * GiB))
+    with pytest.raises(MinitronError, match="no plain int8 cache"):
+        workload_of(spec, 8192, kv="int8", engine=engine())
