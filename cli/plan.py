@@ -212,10 +212,9 @@ def _write(
     if output.suffix == ".json":
         plan.save(output, overwrite=overwrite)
         return
-    from minitron.plan import FILE
     from minitron.report import write_report
 
-    write_report(output, document, overwrite=overwrite, beside={FILE: plan.to_json()})
+    write_report(output, document, overwrite=overwrite, beside=plan.files())
 
 
 def _write_parts(document: dict[str, Any], html: Path | None, markdown: Path | None, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from importance.covariance import covariance, observing_covariance
 from importance.depth import removal_scores
 from importance.estimators import Estimator, Totals, find_estimator
 from importance.observe import block_influence, energy, importance, observing
@@ -122,7 +123,7 @@ def score_model(
     finally:
         model.train(training)
     data = data or hashlib.sha256(blocks.tobytes()).hexdigest()
-    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings)
+    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, covariance(totals))
 
 
 @torch.inference_mode()
@@ -139,6 +140,7 @@ def _observe(
     totals = Totals()
     with (
         observing(model, spec, totals, estimator=estimator, influence=influence),
+        observing_covariance(model, spec, totals),
         progress("Scoring", float(blocks.size), "tokens") as advance,
     ):
         for start in range(0, len(blocks), batch_size):

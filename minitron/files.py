@@ -18,6 +18,12 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` in one step."""
+    with new_file(path) as partial:
+        partial.write_bytes(data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document, indented, in one step."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

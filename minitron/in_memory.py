@@ -32,11 +32,13 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
     transformers does not build, is left out.
 
     Raises MinitronError where the plan is another model's or names no indices, or `model` is not of this spec."""
-    cutter = Cutter(spec, plan)
+    whole = dict(tensors(model, spec))
+    cutter = Cutter(spec, plan, whole.__getitem__)
     pieces: dict[str, Tensor] = {}
-    for name, tensor in tensors(model, spec):
-        if (small := cutter.cut(name, tensor)) is not None:
-            pieces[small[0]] = small[1]
+    for name, tensor in whole.items():
+        for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
+            if small is not None:
+                pieces[small[0]] = small[1]
     config = type(model.config).from_dict(json.loads(json.dumps(dict(cutter.target.config)), object_hook=_number))
     with torch.device("meta"), no_init_weights():
         # Never the parent's config object: transformers lets modules write into it.

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.axes import Indices
+from minitron.axes import Basis, Indices
 from minitron.scores import Key, Scores
-from minitron.selection import Keep, choose
+from minitron.selection import Keep, choose, rotates
 from minitron.spec import ModelSpec
 
 
@@ -28,9 +28,11 @@ def kept_importance(
         return np.zeros(spec.sizes[axis])
 
     changed = {key: size for key, size in sizes.items() if key in spec.keys and size != spec.named_sizes[key]}
-    keep = choose(spec, scores, changed, layers, nothing)
+    keep = choose(spec, scores, changed, layers, nothing, rotate=rotates(spec, scores))
     return {
-        key: _share(_energy(spec, scores, keep, key), kept)
+        key: scores.directions.share(key, kept.kept)
+        if isinstance(kept, Basis)
+        else _share(_energy(spec, scores, keep, key), kept)
         for key, kept in keep.items()
         if key not in unknown and (key[1] is None or key[1] < len(spec.layers))
     }
@@ -48,7 +50,8 @@ def _energy(spec: ModelSpec, scores: Scores, keep: Keep, key: Key) -> NDArray[np
     if axis == "mamba_head_dim":
         return np.asarray(channels.sum(0))
     # Heads are chosen by what they hold in the channels that stay.
-    return np.asarray(channels[:, keep.get(("mamba_head_dim", layer), slice(None))].sum(1))
+    inside = keep.get(("mamba_head_dim", layer))
+    return np.asarray((channels if inside is None or isinstance(inside, Basis) else channels[:, inside]).sum(1))
 
 
 def _share(energy: NDArray[np.float64], kept: Indices) -> float:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
-from minitron.axes import Indices
+from minitron.axes import Basis, Cut, Indices
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_existing, write_json
+from minitron.files import read_json, refuse_existing, write_bytes, write_json
 from minitron.scores import Key, Scores
-from minitron.selection import Fallback, Keep, choose, gains
+from minitron.selection import HIDDEN, Fallback, Keep, choose, gains, rotates
 from minitron.spec import ModelSpec
 
 VERSION: Final = 1
@@ -36,10 +40,10 @@ class Plan:
     """Kept layers, ascending."""
 
     keep: Keep = field(default_factory=dict)
-    """Kept indices of every axis that shrinks; empty for an architecture without a choice of indices."""
+    """Kept indices, or a basis, of every axis that shrinks; empty for an architecture without a choice of indices."""
 
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Norm gain's name -> the factor of each of its groups."""
+    """Norm gain's name -> the factor of each of its groups, or of a rotated stream the gain itself."""
 
     parameters: int = 0
     """Promised parameters, the multi-token-prediction block left out."""
@@ -57,6 +61,11 @@ class Plan:
             raise MinitronError("the plan's layers must ascend without repetition; plan again.")
 
     @property
+    def rotates(self) -> bool:
+        """Whether the residual stream is cut in another basis (minitron.rotation)."""
+        return isinstance(self.keep.get(HIDDEN), Basis)
+
+    @property
     def has_indices(self) -> bool:
         """Whether the plan says which indices stay, and not only how many."""
         return bool(self.keep) or not self.sizes
@@ -68,12 +77,34 @@ class Plan:
 
     def target(self, spec: ModelSpec) -> ModelSpec:
         """The spec of the model that is left."""
-        return spec.resized(self.sizes, self.layers)
+        # Folding the final norm's gain into the output layer alone parts the two.
+        return (spec.untied() if self.rotates else spec).resized(self.sizes, self.layers)
+
+    @cached_property
+    def arrays(self) -> bytes:
+        """The bases as one safetensors file, in fp32; empty where there are none."""
+        tensors = {}
+        for key, chosen in self.keep.items():
+            if isinstance(chosen, Basis):
+                tensors[f"matrix/{_write_key(key)}"] = np.ascontiguousarray(chosen.matrix, np.float32)
+                if chosen.dual is not None:
+                    tensors[f"dual/{_write_key(key)}"] = np.ascontiguousarray(chosen.dual, np.float32)
+        return save(tensors) if tensors else b""
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write plan.json in one step; raises MinitronError where it exists and may not be replaced."""
+        """Write the plan, and what it holds of bases beside it (`beside`), the plan last.
+
+        Raises MinitronError where one of the two exists and may not be replaced."""
         refuse_existing(path, overwrite=overwrite)
+        if self.arrays:
+            refuse_existing(beside(path), overwrite=overwrite)
+            write_bytes(beside(path), self.arrays)
         write_json(path, self.to_json())
+
+    def files(self) -> dict[str, Any]:
+        """The plan as files of a folder of its own: name -> JSON document or bytes."""
+        bases = {beside(Path(FILE)).name: self.arrays} if self.arrays else {}
+        return {FILE: self.to_json(), **bases}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as one JSON document; indices as ranges such as `0-511,514`."""
@@ -84,10 +115,16 @@ class Plan:
             "layers": _write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
-            "keep": {_write_key(key): _write_indices(kept) for key, kept in self.keep.items()},
+            "keep": {_write_key(key): _write_cut(chosen) for key, chosen in self.keep.items()},
+            "bases": hashlib.sha256(self.arrays).hexdigest() if self.arrays else None,
             "gains": {name: list(factors) for name, factors in self.gains.items()},
             "report": dict(self.report),
         }
+
+
+def beside(path: Path) -> Path:
+    """Where the bases of the plan in the file `path` are."""
+    return path.with_suffix(".bases.safetensors")
 
 
 def load_plan(path: Path) -> Plan:
@@ -101,7 +138,7 @@ def load_plan(path: Path) -> Plan:
             model=value["model"],
             sizes={key: int(size) for key, size in value["sizes"].items()},
             layers=tuple(_read_ranges(value["layers"]).tolist()),
-            keep={_read_key(key): _read_indices(kept) for key, kept in value["keep"].items()},
+            keep=_read_keep(value["keep"], _read_bases(path, value.get("bases"))),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
             parameters=int(value["parameters"]),
             scores=value["scores"],
@@ -118,20 +155,30 @@ def make_plan(
     scores: Scores | None = None,
     *,
     fallback: Fallback | None = None,
+    rotate: bool | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan that leaves `layers` and the given sizes; with scores it says which indices stay.
 
-    Raises MinitronError where the sizes cannot be reached from this model or the scores are another model's."""
+    `rotate` cuts the residual stream to its strongest directions instead of its best channels; None does so where the
+    scores hold its covariance and the output layer is not tied to the embedding, which it would part.  Raises
+    MinitronError where the sizes cannot be reached from this model, the scores are another model's or hold no
+    covariance to rotate by."""
     target = spec.resized(named_sizes, layers)
     changed = {key: size for key, size in target.named_sizes.items() if spec.named_sizes.get(key) != size}
     changed.pop("num_hidden_layers", None)
-    keep: dict[Key, Indices] = {}
+    keep: dict[Key, Cut] = {}
     factors: dict[str, tuple[float, ...]] = {}
     if scores is not None:
         scores.require(spec)
-        keep = choose(spec, scores, changed, layers, fallback)
+        if rotate and HIDDEN not in scores.directions:
+            raise MinitronError("the scores hold no covariance of the residual stream; score the model again.")
+        if rotate is None:
+            rotate = rotates(spec, scores)
+        keep = choose(spec, scores, changed, layers, fallback, rotate=rotate)
         factors = gains(spec, scores, keep, layers)
+    if isinstance(keep.get(HIDDEN), Basis):
+        target = spec.untied().resized(named_sizes, layers)
     return Plan(
         model=spec.fingerprint,
         sizes=changed,
@@ -152,6 +199,34 @@ def _write_key(key: Key) -> str:
 def _read_key(text: str) -> Key:
     axis, _, layer = text.partition("/")
     return axis, int(layer) if layer else None
+
+
+def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float32]]:
+    if wanted is None:
+        return {}
+    file = beside(path)
+    if not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
+        raise MinitronError(f"{path} goes with {file}, which is missing or another plan's; make the plan again.")
+    bases: dict[str, NDArray[np.float32]] = load(data)
+    return bases
+
+
+def _read_keep(value: Mapping[str, Any], bases: Mapping[str, NDArray[np.float32]]) -> dict[Key, Cut]:
+    return {
+        _read_key(key): Basis(
+            bases[f"matrix/{key}"].astype(np.float64),
+            bases[f"dual/{key}"].astype(np.float64) if f"dual/{key}" in bases else None,
+        )
+        if f"matrix/{key}" in bases
+        else _read_indices(kept)
+        for key, kept in value.items()
+    }
+
+
+def _write_cut(chosen: Cut) -> Any:
+    if isinstance(chosen, Basis):
+        return f"a basis of {chosen.kept} directions"
+    return _write_indices(chosen)
 
 
 def _write_indices(kept: Indices) -> Any:

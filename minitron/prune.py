@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from minitron.axes import Cut, cut, numel
+from minitron.axes import Basis, Cut, axes_of, cut, numel
 from minitron.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.errors import MinitronError
 from minitron.families import Rule
 from minitron.files import new_folder, refuse_existing, write_json, write_text
 from minitron.plan import Plan
 from minitron.progress import Progress, silent
+from minitron.rotation import is_hidden_norm, norms_read
 from minitron.selection import layer_of, norm_groups, pick
 from minitron.spec import ModelSpec, read_spec
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Weights = Callable[[str], Tensor]
+    """A tensor of the model by its name in the family's first dialect."""
 
 RECORD: Final = "minitron.json"
 """The file in which a pruned folder says what was promised of it and what it was made from."""
@@ -54,13 +58,17 @@ class Pruned:
 class Cutter:
     """Cuts the tensors of one model, in a file or in memory, one at a time."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan) -> None:
-        """Raises MinitronError where the plan is another model's or does not say which indices stay."""
+    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights | None = None) -> None:
+        """`weights` gives any tensor of the model by its name in the family's first dialect: a rotated model's norms
+        have their gains folded into other tensors.  Raises MinitronError where the plan is another model's or does not
+        say which indices stay."""
         plan.require(spec)
         if not plan.has_indices:
             raise MinitronError("the plan names sizes but no indices; give --scores or --data to choose them.")
         self.spec, self.plan, self.target = spec, plan, plan.target(spec)
+        self.weights = weights
         self._new_layer = {old: new for new, old in enumerate(plan.layers)}
+        self._read = {rule: norms for rules in spec.rules.values() for rule, norms in norms_read(rules).items()}
 
     def place(self, name: str) -> tuple[str, Rule, dict[str, int]] | None:
         """(new name, rule, indices) of a tensor that stays; None for one that goes."""
@@ -72,7 +80,7 @@ class Cutter:
             new["layer"] = self._new_layer[index["layer"]]
         if "expert" in index:
             kept = pick(self.plan.keep, "expert", layer_of(self.spec, index), None)
-            if kept is not None:
+            if isinstance(kept, np.ndarray):
                 rank = int(np.searchsorted(kept, index["expert"]))
                 if rank == len(kept) or kept[rank] != index["expert"]:
                     return None
@@ -89,13 +97,48 @@ class Cutter:
         if placed is None:
             return None
         new_name, rule, index = placed
+        return new_name, self._cut(tensor, rule, index, self._read.get(rule, ()))
+
+    def untied(self, name: str) -> tuple[str, Rule] | None:
+        """(name, rule) of the output layer that the cut model has of its own, where `name` is the embedding that it
+        shared in the model; None for other tensors and where nothing changes."""
+        rule, index = self.spec.find(name)
+        for output in self.target.rules["model"]:
+            if output.tied_to == rule.name and output not in self.spec.rules["model"]:
+                return output.pattern.format(index), output
+        return None
+
+    def untie(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """(name, tensor) of that output layer, made from the embedding `tensor` of that name."""
+        found = self.untied(name)
+        if found is None:
+            return None
+        return found[0], self._cut(tensor, found[1], {}, norms_read(self.target.rules["model"])[found[1]])
+
+    def _cut(self, tensor: Tensor, rule: Rule, index: Mapping[str, int], norms: tuple[Rule, ...]) -> Tensor:
         layer, expert = layer_of(self.spec, index), index.get("expert")
 
         def choose(axis: str) -> Cut | None:
-            return pick(self.plan.keep, axis, layer, expert)
+            chosen = pick(self.plan.keep, axis, layer, expert)
+            # Of queries and keys, which meet in a product, one side is projected and the other on the dual.
+            reads = axis == rule.scaled_by or axis in axes_of(rule.dims[-1])
+            return chosen.flipped if isinstance(chosen, Basis) and reads else chosen
 
-        small = cut(tensor, rule.dims, self.spec.sizes, choose)
-        return new_name, self._rescale(small, rule, rule.pattern.format(index))
+        if self.plan.rotates and is_hidden_norm(rule):
+            (gain,) = self.plan.gains[rule.pattern.format(index)]
+            return tensor.new_full((self.target.sizes["hidden"],), gain)
+        wide = tensor
+        if self.plan.rotates and norms:
+            gains = [self._gain(norm, index) for norm in norms]
+            wide = (tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()) * _cat(gains).to(tensor.device)
+        small = cut(wide, rule.dims, self.spec.sizes, choose)
+        return self._rescale(small, rule, rule.pattern.format(index)).to(tensor.dtype)
+
+    def _gain(self, norm: Rule, index: Mapping[str, int]) -> Tensor:
+        if self.weights is None:
+            raise ValueError("a rotated cut needs the weights of the model's norms")
+        gain = self.weights(norm.pattern.format(index))
+        return gain.double() if gain.dtype.itemsize == 8 else gain.float()
 
     def _rescale(self, tensor: Tensor, rule: Rule, name: str) -> Tensor:
         wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
@@ -106,6 +149,12 @@ class Cutter:
         if old is None or new is None or old == new:
             return tensor
         return (wide * math.sqrt(new / old)).to(tensor.dtype)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(parts)
 
 
 def prune(
@@ -128,7 +177,8 @@ def prune(
         raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
     checkpoint = Checkpoint(model)
     checkpoint.check(spec)
-    cutter = Cutter(spec, plan)
+    names = {rule.pattern.format(index): name for name in checkpoint.headers for rule, index in [spec.find(name)]}
+    cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
     promised = promise(checkpoint, cutter)
     with new_folder(output, overwrite=overwrite) as folder:
         with (
@@ -136,8 +186,9 @@ def prune(
             progress("cutting", checkpoint.weight_bytes, "B") as advance,
         ):
             for name, tensor in checkpoint.tensors():
-                if (small := cutter.cut(name, tensor)) is not None:
-                    writer.add(*small)
+                for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
+                    if small is not None:
+                        writer.add(*small)
                 advance(checkpoint.headers[name].num_bytes)
         result = Pruned(
             parameters=writer.num_parameters,
@@ -156,10 +207,11 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
     """{"parameters", "weight_bytes"} of what a cut will write, from headers alone."""
     parameters = weight_bytes = 0
     for name, header in checkpoint.headers.items():
-        if (placed := cutter.place(name)) is not None:
-            count = math.prod(cutter.shape(placed[1]))
-            parameters += count
-            weight_bytes += count * DTYPE_BYTES[header.dtype]
+        for placed in (cutter.place(name), cutter.untied(name)):
+            if placed is not None:
+                count = math.prod(cutter.shape(placed[1]))
+                parameters += count
+                weight_bytes += count * DTYPE_BYTES[header.dtype]
     return {"parameters": parameters, "weight_bytes": weight_bytes}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from minitron import __version__
 from minitron.curves import Curves, batch_curves, context_curves
-from minitron.files import new_folder, read_json, write_json, write_text
+from minitron.files import new_folder, read_json, write_bytes, write_json, write_text
 from minitron.kept_importance import kept_importance
 from minitron.questions import Remedy, cautions
 from minitron.report_text import SIZE_LABELS, model_name, summary
@@ -112,13 +112,17 @@ def report_files(document: Mapping[str, Any]) -> dict[str, str]:
 def write_report(
     folder: Path, document: Mapping[str, Any], *, overwrite: bool, beside: Mapping[str, Any] | None = None
 ) -> None:
-    """Write report.html, report.json and report.md as one folder, in one step, with `beside` as more JSON by name.
+    """Write report.html, report.json and report.md as one folder, in one step, with `beside` as more files by name,
+    JSON or bytes.
 
     Raises MinitronError where the folder exists and `overwrite` is not given."""
     texts = report_files(document)
     with new_folder(folder, overwrite=overwrite) as partial:
         for name, value in {"report.json": document, **(beside or {})}.items():
-            write_json(partial / name, value)
+            if isinstance(value, bytes):
+                write_bytes(partial / name, value)
+            else:
+                write_json(partial / name, value)
         for name, text in texts.items():
             write_text(partial / name, text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from minitron.errors import MinitronError
 from minitron.files import new_file, refuse_existing
+from minitron.rotation import Directions
 from minitron.spec import ModelSpec
 
 Key = tuple[str, int | None]
@@ -56,10 +58,21 @@ class Scores:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How they were made: samples, sequence length, estimators, seconds."""
 
+    covariance: Mapping[Key, NDArray[np.float64]] = field(default_factory=dict)
+    """(axis, layer) -> [size, size], or [groups, size, size]: the second moments of what passes in a space that is
+    linear on both sides, from which the directions follow that a cut by projection keeps.  ("hidden", None): the
+    residual stream divided by its root mean square, over all norms (minitron.rotation)."""
+
     def __post_init__(self) -> None:
-        for name, values in [*((str(key), value) for key, value in self.importance.items()), *self.energy.items()]:
+        keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
+        for name, values in [*keyed, *self.energy.items()]:
             if not np.isfinite(values).all():
                 raise MinitronError(f"scores: {name} is not finite; the model or the calibration text is broken.")
+
+    @cached_property
+    def directions(self) -> Directions:
+        """The principal directions of every covariance."""
+        return Directions(self.covariance)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -76,10 +89,9 @@ class Scores:
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
         refuse_existing(path, overwrite=overwrite)
-        tensors = {
-            f"importance/{axis}" + ("" if layer is None else f"/{layer}"): np.ascontiguousarray(values)
-            for (axis, layer), values in self.importance.items()
-        }
+        tensors = {f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()}
+        # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
+        tensors |= {f"covariance/{_write(key)}": found.astype(np.float32) for key, found in self.covariance.items()}
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
         with new_file(path) as partial:
@@ -98,7 +110,7 @@ def load_scores(path: Path) -> Scores:
         raise MinitronError(f"{path} is no readable safetensors file ({error}); score the model again.") from None
     if header is None or header.get("version") != VERSION:
         raise MinitronError(f"{path} holds no scores of this version of Minitron; make them with minitron score.")
-    importance: dict[Key, NDArray[np.float64]] = {}
+    keyed: dict[str, dict[Key, NDArray[np.float64]]] = {"importance": {}, "covariance": {}}
     energy: dict[str, NDArray[np.float64]] = {}
     for name, values in tensors.items():
         table, _, rest = name.partition("/")
@@ -106,5 +118,10 @@ def load_scores(path: Path) -> Scores:
             energy[rest] = values
         else:
             axis, _, layer = rest.partition("/")
-            importance[axis, int(layer) if layer else None] = values
-    return Scores(importance, energy, header["model"], header["data"], header["settings"])
+            keyed[table][axis, int(layer) if layer else None] = values.astype(np.float64, copy=False)
+    return Scores(keyed["importance"], energy, header["model"], header["data"], header["settings"], keyed["covariance"])
+
+
+def _write(key: Key) -> str:
+    axis, layer = key
+    return axis if layer is None else f"{axis}/{layer}"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.axes import Dim, Indices, rows
+from minitron.axes import Basis, Cut, Dim, Indices, axes_of, rows
 from minitron.errors import MinitronError
 from minitron.families import Rule
+from minitron.rotation import is_hidden_norm
 from minitron.scores import Key, Scores
 from minitron.spec import MTP, ModelSpec
 
-Keep = Mapping[Key, Indices]
-"""(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert.  The layer is None for an
-axis that all layers share; layers of the multi-token-prediction block count on from the last layer."""
+Keep = Mapping[Key, Cut]
+"""(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
+None for an axis that all layers share; layers of the multi-token-prediction block count on from the last layer."""
+
+HIDDEN: Final[Key] = ("hidden", None)
 
 Fallback = Callable[[str, int | None], NDArray[np.float64]]
 """(axis, layer) -> [size] importance of an axis that the scores do not cover."""
@@ -40,8 +44,11 @@ def choose(
     named_sizes: Mapping[str, int],
     layers: tuple[int, ...],
     fallback: Fallback | None = None,
-) -> dict[Key, Indices]:
-    """The most important indices of every axis that shrinks, for the layers that stay.
+    *,
+    rotate: bool = False,
+) -> dict[Key, Cut]:
+    """The most important indices of every axis that shrinks, for the layers that stay; with `rotate` the strongest
+    directions of the residual stream in the place of its channels.
 
     Raises MinitronError for a size that cannot be reached: larger than the model's, not the same number in every
     group, or of an axis that neither the scores nor `fallback` know."""
@@ -53,7 +60,7 @@ def choose(
             )
         if size < spec.sizes[axis] and axis in spec.family.fixed:
             raise MinitronError(f"{spec.key(axis)} cannot be cut in a {spec.family.name} model; leave it as it is.")
-    keep: dict[Key, Indices] = {}
+    keep: dict[Key, Cut] = {}
     for layer, kind in places(spec):
         if layer is not None and layer < len(spec.layers) and layer not in layers:
             continue
@@ -62,7 +69,15 @@ def choose(
             if target[axis] < spec.sizes[axis]:
                 chooser.choose(axis)
         keep |= {(axis, layer): kept for axis, kept in chooser.kept.items()}
+    if rotate and HIDDEN in keep:
+        keep[HIDDEN] = scores.directions.basis(HIDDEN, target["hidden"])
     return keep
+
+
+def rotates(spec: ModelSpec, scores: Scores) -> bool:
+    """Whether a cut of the residual stream rotates it where nobody says: where the scores hold its covariance and the
+    output layer is not tied to the embedding, which a rotation would part."""
+    return HIDDEN in scores.directions and not spec.is_tied
 
 
 class _Order:
@@ -141,16 +156,21 @@ def top(worth: NDArray[np.float64], wanted: int, groups: int, name: str) -> Indi
 
 
 def kept_rows(spec: ModelSpec, keep: Keep, dim: Dim, layer: int | None, expert: int | None = None) -> Indices:
-    """The rows of one dimension that stay in one layer."""
-    return rows(
-        dim, spec.sizes, {axis: kept for axis in spec.sizes if (kept := pick(keep, axis, layer, expert)) is not None}
-    )
+    """The rows of one dimension that stay in one layer; raises ValueError where a basis leaves no rows as they were."""
+    kept: dict[str, Indices] = {}
+    for axis in axes_of(dim):
+        chosen = pick(keep, axis, layer, expert)
+        if isinstance(chosen, Basis):
+            raise ValueError(f"{axis} is projected: no rows of it stay")
+        if chosen is not None:
+            kept[axis] = chosen
+    return rows(dim, spec.sizes, kept)
 
 
-def pick(keep: Keep, axis: str, layer: int | None, expert: int | None) -> Indices | None:
-    """The kept indices of an axis at one place; None where the axis stays whole there."""
+def pick(keep: Keep, axis: str, layer: int | None, expert: int | None) -> Cut | None:
+    """The cut of an axis at one place; None where the axis stays whole there."""
     kept = keep.get((axis, layer), keep.get((axis, None)))
-    return kept[expert] if kept is not None and kept.ndim == 2 else kept
+    return kept[expert] if isinstance(kept, np.ndarray) and kept.ndim == 2 else kept
 
 
 def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) -> dict[str, tuple[float, ...]]:
@@ -158,23 +178,31 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
 
     RMSNorm(x)_c = g_c x_c / sqrt(mean x^2).  Over the kept channels the mean is (size / kept) * E times the old one, E
     the share of the energy that they carry, so the gain times sqrt(size / kept * E) leaves the output of the kept
-    channels as it was (exactly, where E is the same for all tokens and the norm's epsilon negligible)."""
+    channels as it was (exactly, where E is the same for all tokens and the norm's epsilon negligible).  In a rotated
+    stream the gain itself is folded away and that factor is what is left."""
     found: dict[str, tuple[float, ...]] = {}
     for tensor in spec.expected():
         rule = tensor.rule
         layer = layer_of(spec, tensor.index)
         if not rule.norm_group or (layer is not None and layer < len(spec.layers) and layer not in layers):
             continue
-        kept = kept_rows(spec, keep, rule.dims[0], layer)
-        size, groups = tensor.shape[0], norm_groups(spec, rule)
-        if len(kept) == size:
-            continue
-        energy = scores.energy.get(tensor.name, np.ones(size))
-        whole = energy.reshape(groups, -1).sum(1)
-        part = energy[kept].reshape(groups, -1).sum(1)
-        share = np.divide(part, whole, out=np.ones(groups), where=(whole > 0) & (part > 0))
-        found[tensor.name] = tuple(float(factor) for factor in np.sqrt(size / len(kept) * share))
+        chosen = keep.get(HIDDEN) if is_hidden_norm(rule) else None
+        if isinstance(chosen, Basis):
+            share = scores.directions.share(HIDDEN, chosen.kept)
+            found[tensor.name] = (float(np.sqrt(tensor.shape[0] / chosen.kept * share)),)
+        elif len(kept := kept_rows(spec, keep, rule.dims[0], layer)) < tensor.shape[0]:
+            found[tensor.name] = _factors(
+                scores.energy.get(tensor.name, np.ones(tensor.shape[0])), kept, norm_groups(spec, rule)
+            )
     return found
+
+
+def _factors(energy: NDArray[np.float64], kept: Indices, groups: int) -> tuple[float, ...]:
+    """[size] what each channel carries -> for each group sqrt(size / kept * share kept)."""
+    whole = energy.reshape(groups, -1).sum(1)
+    part = energy[kept].reshape(groups, -1).sum(1)
+    share = np.divide(part, whole, out=np.ones(groups), where=(whole > 0) & (part > 0))
+    return tuple(float(factor) for factor in np.sqrt(len(energy) / len(kept) * share))
 
 
 def norm_groups(spec: ModelSpec, rule: Rule) -> int:
@@ -189,4 +217,17 @@ def layer_of(spec: ModelSpec, index: Mapping[str, int]) -> int | None:
     return len(spec.layers) + index["mtp_layer"] if "mtp_layer" in index else None
 
 
-__all__ = ["MTP", "Keep", "axes_at", "choose", "gains", "kept_rows", "layer_of", "norm_groups", "pick", "places", "top"]
+__all__ = [
+    "MTP",
+    "Keep",
+    "axes_at",
+    "choose",
+    "gains",
+    "kept_rows",
+    "layer_of",
+    "norm_groups",
+    "pick",
+    "places",
+    "rotates",
+    "top",
+]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from minitron.depth import Kept, layer_scores
 from minitron.lattice import Lattice, Points
+from minitron.selection import HIDDEN, rotates
 from minitron.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Shares:
             for axis in varied - set(_NESTED)
             if (curve := _curve(_arrays(self.spec, scores, axis), self._groups(axis))) is not None
         }
+        if "hidden" in self.curves and rotates(self.spec, scores):
+            # Directions take the place of channels.
+            self.curves["hidden"] = _share(scores.directions.energies(HIDDEN)[None])
         self.channels: NDArray[np.float64] | None = None
         if (channels := _layer_arrays(scores, "mamba_channel")) and varied & set(_NESTED):
             widths = {*lattice.values("mamba_head_dim"), self.spec.sizes["mamba_head_dim"]}

@@ -215,6 +215,15 @@ class ModelSpec:
             return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
         return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer shares the embedding's numbers."""
+        return any(rule.tied_to and not rule.exists(self.config) for rule in self.family.rules["model"])
+
+    def untied(self) -> ModelSpec:
+        """The spec of the same model with an output layer of its own."""
+        return ModelSpec(self.family, {**self.config, "tie_word_embeddings": False}) if self.is_tied else self
+
     def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
         """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
 

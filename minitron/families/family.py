@@ -32,6 +32,9 @@ class Rule:
     norm_group: str = ""
     """For the gain of an RMS norm: the axis over whose indices the mean runs apart, `1` for one mean over all."""
 
+    tied_to: str = ""
+    """For an output layer: the name in the rule of the tensor whose numbers it shares where it does not exist."""
+
     scaled_by: str = ""
     """For a query projection: the axis in which queries and keys meet.  Models divide their product by the square root
     of its size, so the projection takes up what a cut of it changes."""

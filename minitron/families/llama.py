@@ -29,7 +29,13 @@ LLAMA = Family(
         "model": (
             Rule("model.embed_tokens.weight", "vocab, hidden", "embedding"),
             Rule("model.norm.weight", "hidden", "norm", norm_group="1"),
-            Rule("lm_head.weight", "vocab, hidden", "lm_head", when="!tie_word_embeddings"),
+            Rule(
+                "lm_head.weight",
+                "vocab, hidden",
+                "lm_head",
+                when="!tie_word_embeddings",
+                tied_to="model.embed_tokens.weight",
+            ),
         ),
         "decoder": (
             Rule(LAYER + "input_layernorm.weight", "hidden", "norm", norm_group="1"),

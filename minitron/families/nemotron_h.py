@@ -91,7 +91,13 @@ NEMOTRON_H = Family(
         "model": (
             Rule(ROOT + "embedding(s|).weight", "vocab, hidden", "embedding"),
             Rule(ROOT + "norm_f.weight", "hidden", "norm", norm_group="1"),
-            Rule("lm_head.weight", "vocab, hidden", "lm_head", when="!tie_word_embeddings"),
+            Rule(
+                "lm_head.weight",
+                "vocab, hidden",
+                "lm_head",
+                when="!tie_word_embeddings",
+                tied_to=ROOT + "embedding(s|).weight",
+            ),
         ),
         **_layer(LAYER),
         **{f"mtp_{kind}": rules for kind, rules in _layer(MTP_LAYER).items()},
