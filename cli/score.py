@@ -34,7 +34,7 @@ from cli.options import (
     SeedOption,
     SequenceLengthOption,
 )
-from cli.scoring import EstimatorName, EstimatorOption
+from cli.scoring import EstimatorName, EstimatorOption, RefitOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,7 @@ def command(
     batch_size: BatchSizeOption = 1,
     estimator: EstimatorOption = EstimatorName.ACTIVATION,
     seed: SeedOption = 0,
+    refit: RefitOption = True,
     layers: LayersOption = LayerMethod.ITERATIVE,
     layer_samples: LayerSamplesOption = 16,
     max_dropped: MaxDroppedOption = None,
@@ -103,6 +104,7 @@ def command(
         batch_size=batch_size,
         estimator=estimator.value,
         seed=seed,
+        refit=refit,
         layers=layers.value,
         layer_samples=layer_samples,
         max_dropped=max_dropped,

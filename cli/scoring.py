@@ -29,6 +29,7 @@ class EstimatorName(StrEnum):
 
     ACTIVATION = "activation"
     CONTRIBUTION = "contribution"
+    SURGEON = "surgeon"
     FLAP = "flap"
     MAGNITUDE = "magnitude"
     RANDOM = "random"
@@ -38,8 +39,17 @@ EstimatorOption = Annotated[
     EstimatorName,
     typer.Option(
         "--estimator",
-        help="Judge channels by their activations, these times the weights that read them, their variance times those "
-        "(FLAP), the weights alone, or by chance (a control).",
+        help="Judge channels by their activations, these times the weights that read them, what no refit makes good "
+        "(surgeon), their variance times the weights (FLAP), the weights alone, or by chance (a control).",
+    ),
+]
+
+
+RefitOption = Annotated[
+    bool,
+    typer.Option(
+        "--refit/--no-refit",
+        help="Take the second moments of what linears read, so that a cut fits them to the inputs that stay.",
     ),
 ]
 
@@ -69,6 +79,7 @@ class Scoring:
     layer_samples: Annotated[
         int, typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed.")
     ] = 16
+    refit: RefitOption = True
     scoring_dtype: Annotated[
         ComputeDtype, typer.Option("--scoring-dtype", help="The numbers that the model computes in while it is scored.")
     ] = ComputeDtype.BF16
@@ -87,6 +98,7 @@ class Scoring:
             "batch_size": self.batch_size,
             "estimator": self.estimator.value,
             "seed": self.scoring_seed,
+            "refit": self.refit,
             "layers": self.layer_scores.value,
             "layer_samples": self.layer_samples,
             "dtype": self.scoring_dtype.value,

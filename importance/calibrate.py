@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 from importance.covariance import covariance, observing_covariance
 from importance.depth import removal_scores
 from importance.estimators import Estimator, Totals, find_estimator
+from importance.moments import Moments
 from importance.observe import block_influence, energy, importance, observing
+from importance.surgeon import surgeon_scores
 from minitron.errors import MinitronError
 from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
-from minitron.scores import Scores
+from minitron.scores import Key, Scores
 from minitron.spec import ModelSpec, read_spec
 from minitron.text import text_hash, token_blocks
 
@@ -40,6 +42,7 @@ def calibrate(
     batch_size: int = 1,
     estimator: str = ESTIMATOR,
     seed: int = 0,
+    refit: bool = True,
     layers: LayerMethod = "iterative",
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
@@ -66,6 +69,7 @@ def calibrate(
         batch_size=batch_size,
         estimator=estimator,
         seed=seed,
+        refit=refit,
         layers=layers,
         layer_samples=layer_samples,
         max_dropped=max_dropped,
@@ -83,6 +87,7 @@ def score_model(
     batch_size: int = 1,
     estimator: str = ESTIMATOR,
     seed: int = 0,
+    refit: bool = True,
     layers: LayerMethod = "iterative",
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
@@ -91,12 +96,16 @@ def score_model(
     """Score a loaded model, whose spec is `spec`, on the sequences `blocks` [S, T].
 
     `estimator`, a name in importance.estimators.ESTIMATORS, judges channels; `seed` is that of its random numbers.
-    `layers` is "iterative" (see importance.depth: `layer_samples` of the sequences, spread evenly, and `max_dropped`
-    removals, half of the layers unless given), "fast" (block influence over all sequences, in the same pass) or "none".
+    `refit` also takes the second moments of what linears read, by which a cut fits them to the inputs that stay
+    (minitron.refit).  `layers` is "iterative" (see importance.depth: `layer_samples` of the sequences, spread evenly,
+    and `max_dropped` removals, half of the layers unless given), "fast" (block influence over all sequences, in the
+    same pass) or "none".
     `data` is the text's SHA-256; the hash of the token ids stands in for it.  The model is put in eval mode for the
     while.  Raises MinitronError for an unknown estimator, token ids that the model has no embedding for and results
     that are not finite."""
     judge = find_estimator(estimator)
+    if judge.surgeon and not refit:
+        raise MinitronError(f"the estimator {estimator} needs second moments; leave --no-refit out.")
     _check(model, blocks)
     settings: dict[str, Any] = {
         "samples": blocks.shape[0],
@@ -105,13 +114,21 @@ def score_model(
         "dtype": str(model.dtype).removeprefix("torch."),
         "estimator": estimator,
         "seed": seed,
+        "refit": refit,
         "layers": layers,
     }
     training = model.training
     model.eval()
     try:
-        totals = _observe(model, spec, blocks, batch_size, judge, layers == "fast", progress)
+        moments = Moments(spec, blocks.size) if refit else None
+        totals = _observe(model, spec, blocks, batch_size, judge, layers == "fast", moments, progress)
         found = importance(spec, totals, estimator=judge, seed=seed)
+        seen = covariance(totals)
+        ridges: dict[Key, float] = {}
+        if moments is not None:
+            surgeon, ridges = surgeon_scores(model, spec, totals, moments, judge=judge.surgeon)
+            found |= surgeon
+            seen |= {key: moments.matrix(totals, site).astype(np.float32) for key, site in moments.sites.items()}
         if layers == "fast":
             found["layer", None] = block_influence(spec, totals)
         elif layers == "iterative":
@@ -123,7 +140,7 @@ def score_model(
     finally:
         model.train(training)
     data = data or hashlib.sha256(blocks.tobytes()).hexdigest()
-    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, covariance(totals))
+    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, seen, ridges)
 
 
 @torch.inference_mode()
@@ -134,12 +151,13 @@ def _observe(
     batch_size: int,
     estimator: Estimator,
     influence: bool,
+    moments: Moments | None,
     progress: Progress,
 ) -> Totals:
     """One forward pass over all sequences; no logits are made, for nothing is read off them."""
     totals = Totals()
     with (
-        observing(model, spec, totals, estimator=estimator, influence=influence),
+        observing(model, spec, totals, estimator=estimator, influence=influence, moments=moments),
         observing_covariance(model, spec, totals),
         progress("Scoring", float(blocks.size), "tokens") as advance,
     ):

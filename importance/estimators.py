@@ -103,6 +103,9 @@ class Estimator:
     reads_weights: bool = False
     """Whether it asks for the norms of the weights."""
 
+    surgeon: bool = False
+    """Whether scores by second moments (importance.surgeon) take the place of these wherever there are any."""
+
     def see(self, totals: Totals, place: Hashable, activations: Tensor) -> None:
         """Add [B, T, C] activations of a place to `totals`."""
         for name, statistic in self.statistics.items():
@@ -206,6 +209,7 @@ ACTIVATION: Final = Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation)
 ESTIMATORS: Final[dict[str, Estimator]] = {
     "activation": ACTIVATION,
     "contribution": Estimator({"mean_absolute": MEAN_ABSOLUTE}, contribution, reads_weights=True),
+    "surgeon": Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation, surgeon=True),
     "flap": Estimator({"tokens": TOKENS, "sum": SUM, "squares": SQUARES}, fluctuation, reads_weights=True),
     "magnitude": Estimator({}, magnitude, reads_weights=True),
     "random": Estimator({}, chance),

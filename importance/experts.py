@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from importance.estimators import Array, Batch, Estimator, Routing, Totals, sums_by, wide
+from importance.moments import Moments
 from importance.sites import ExpertSite
 
 
 @contextmanager
 def observed_experts(
-    site: ExpertSite, experts: Any, totals: Totals, batch: Batch, estimator: Estimator
+    site: ExpertSite, experts: Any, totals: Totals, batch: Batch, estimator: Estimator, moments: Moments | None = None
 ) -> Iterator[None]:
     """Until the block ends the module `experts` adds to `totals` what its tokens do.
 
@@ -33,7 +34,7 @@ def observed_experts(
         raise NotImplementedError(f"{type(experts).__name__}: experts with a gate, a bias or transposed weights")
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return _routed(site, experts, totals, batch, estimator, hidden_states, top_k_index, top_k_weights)
+        return _routed(site, experts, totals, batch, estimator, moments, hidden_states, top_k_index, top_k_weights)
 
     # Another library may have put a forward of its own on the module.
     replaced = experts.__dict__.get("forward")
@@ -60,6 +61,7 @@ def _routed(
     totals: Totals,
     batch: Batch,
     estimator: Estimator,
+    moments: Moments | None,
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
@@ -79,6 +81,8 @@ def _routed(
         totals.add((site, "tokens"), counts)
         totals.add((site, "output"), sums_by(expert, norms, experts.num_experts))
         estimator.see_routed(totals, site.channels, inner, routing)
+        if moments is not None:
+            moments.see_routed(site.layer, totals, inner, routing)
         # [E, D, F]: one column a channel and expert.
         estimator.see_weights(totals, site.channels, experts.down_proj, (1,))
     output = torch.empty_like(outer)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from importance.estimators import ACTIVATION, Array, Batch, Estimator, Totals, dissimilarity, energy_shares
 from importance.experts import expert_scores, observed_experts
+from importance.moments import Moments
 from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, layers_module, norm_sites
 from minitron.scores import Key
 from minitron.spec import ModelSpec
@@ -33,12 +34,13 @@ def observing(
     *,
     estimator: Estimator = ACTIVATION,
     influence: bool = False,
+    moments: Moments | None = None,
 ) -> Iterator[None]:
     """Until the block ends every forward pass of `model` on sequences [B, T] adds to `totals`; its output is the same.
 
     Channels are looked at as `estimator` asks; weights are read while the module that holds them runs.  `influence`
-    also compares what goes into a layer with what comes out.  Raises ValueError for a model in training mode, where
-    fused kernels bypass the modules that are observed."""
+    also compares what goes into a layer with what comes out; `moments` takes the second moments of what linears read.
+    Raises ValueError for a model in training mode, where fused kernels bypass the modules that are observed."""
     if model.training:
         raise ValueError("a model is observed in eval mode only")
     batch = Batch()
@@ -59,7 +61,9 @@ def observing(
             watch(norm.module, _sees_norm(totals, norm, _of_hidden(estimator)))
         for expert in expert_sites(spec):
             experts = model.get_submodule(expert.module)
-            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator))
+            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator, moments))
+        if moments is not None:
+            undo.enter_context(moments.observing(model, totals))
         yield
 
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
 
 from minitron.axes import Basis, Cut, Indices
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, write_bytes, write_json
+from minitron.refit import folds_of
 from minitron.scores import Key, Scores
 from minitron.selection import HIDDEN, Fallback, Keep, choose, gains, rotates
 from minitron.spec import ModelSpec
@@ -44,6 +44,10 @@ class Plan:
 
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Norm gain's name -> the factor of each of its groups, or of a rotated stream the gain itself."""
+
+    folds: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Tensor's name -> [inputs, kept inputs]: what it is multiplied by in the place of a cut of its inputs
+    (minitron.refit)."""
 
     parameters: int = 0
     """Promised parameters, the multi-token-prediction block left out."""
@@ -82,13 +86,16 @@ class Plan:
 
     @cached_property
     def arrays(self) -> bytes:
-        """The bases as one safetensors file, in fp32; empty where there are none."""
+        """The bases and folds as one safetensors file, in fp32; empty where there are none."""
+        from safetensors.numpy import save
+
         tensors = {}
         for key, chosen in self.keep.items():
             if isinstance(chosen, Basis):
                 tensors[f"matrix/{_write_key(key)}"] = np.ascontiguousarray(chosen.matrix, np.float32)
                 if chosen.dual is not None:
                     tensors[f"dual/{_write_key(key)}"] = np.ascontiguousarray(chosen.dual, np.float32)
+        tensors |= {f"fold/{name}": np.ascontiguousarray(matrix) for name, matrix in self.folds.items()}
         return save(tensors) if tensors else b""
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
@@ -133,13 +140,15 @@ def load_plan(path: Path) -> Plan:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("version") != VERSION or "layers" not in value:
         raise MinitronError(f"{path} holds no plan of this version of Minitron; make one with minitron plan -o.")
+    bases = _read_bases(path, value.get("bases"))
     try:
         return Plan(
             model=value["model"],
             sizes={key: int(size) for key, size in value["sizes"].items()},
             layers=tuple(_read_ranges(value["layers"]).tolist()),
-            keep=_read_keep(value["keep"], _read_bases(path, value.get("bases"))),
+            keep=_read_keep(value["keep"], bases),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
+            folds={name.removeprefix("fold/"): array for name, array in bases.items() if name.startswith("fold/")},
             parameters=int(value["parameters"]),
             scores=value["scores"],
             report=value["report"],
@@ -156,12 +165,14 @@ def make_plan(
     *,
     fallback: Fallback | None = None,
     rotate: bool | None = None,
+    refit: bool = True,
     report: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan that leaves `layers` and the given sizes; with scores it says which indices stay.
 
     `rotate` cuts the residual stream to its strongest directions instead of its best channels; None does so where the
-    scores hold its covariance and the output layer is not tied to the embedding, which it would part.  Raises
+    scores hold its covariance and the output layer is not tied to the embedding, which it would part.  `refit` fits
+    what loses inputs to those that stay, wherever the scores hold their second moments (minitron.refit).  Raises
     MinitronError where the sizes cannot be reached from this model, the scores are another model's or hold no
     covariance to rotate by."""
     target = spec.resized(named_sizes, layers)
@@ -169,6 +180,7 @@ def make_plan(
     changed.pop("num_hidden_layers", None)
     keep: dict[Key, Cut] = {}
     factors: dict[str, tuple[float, ...]] = {}
+    folds: dict[str, NDArray[np.float32]] = {}
     if scores is not None:
         scores.require(spec)
         if rotate and HIDDEN not in scores.directions:
@@ -177,6 +189,7 @@ def make_plan(
             rotate = rotates(spec, scores)
         keep = choose(spec, scores, changed, layers, fallback, rotate=rotate)
         factors = gains(spec, scores, keep, layers)
+        folds = folds_of(scores).of(spec, keep, layers) if refit else {}
     if isinstance(keep.get(HIDDEN), Basis):
         target = spec.untied().resized(named_sizes, layers)
     return Plan(
@@ -185,6 +198,7 @@ def make_plan(
         layers=layers,
         keep=keep,
         gains=factors,
+        folds=folds,
         parameters=int(target.parameters().total),
         scores=None if scores is None else scores.fingerprint,
         report=report or {},
@@ -204,6 +218,8 @@ def _read_key(text: str) -> Key:
 def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float32]]:
     if wanted is None:
         return {}
+    from safetensors.numpy import load
+
     file = beside(path)
     if not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
         raise MinitronError(f"{path} goes with {file}, which is missing or another plan's; make the plan again.")

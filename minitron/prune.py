@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron.axes import Basis, Cut, axes_of, cut, numel
 from minitron.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
@@ -131,7 +132,11 @@ class Cutter:
         if self.plan.rotates and norms:
             gains = [self._gain(norm, index) for norm in norms]
             wide = (tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()) * _cat(gains).to(tensor.device)
-        small = cut(wide, rule.dims, self.spec.sizes, choose)
+        dims = rule.dims
+        if (fold := self.plan.folds.get(rule.pattern.format(index))) is not None:
+            # The inputs that stay take over what those that go can be foretold from: that cuts the last dimension.
+            wide, dims = _fold(wide, fold), dims[:-1]
+        small = cut(wide, dims, self.spec.sizes, choose)
         return self._rescale(small, rule, rule.pattern.format(index)).to(tensor.dtype)
 
     def _gain(self, norm: Rule, index: Mapping[str, int]) -> Tensor:
@@ -149,6 +154,13 @@ class Cutter:
         if old is None or new is None or old == new:
             return tensor
         return (wide * math.sqrt(new / old)).to(tensor.dtype)
+
+
+def _fold(tensor: Tensor, fold: NDArray[np.float32]) -> Tensor:
+    import torch
+
+    wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+    return wide @ torch.from_numpy(fold).to(wide)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ are the eigenvectors of the normalised stream's covariance, the last ones carry 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ HIDDEN = Axis("hidden")
 class Directions:
     """The principal directions of covariances, computed when first asked for and kept."""
 
-    def __init__(self, covariance: Mapping[tuple[str, int | None], NDArray[np.float64]]) -> None:
+    def __init__(self, covariance: Mapping[tuple[str, int | None], NDArray[Any]]) -> None:
         """`covariance` is that of Scores: (axis, layer) -> [size, size]."""
         self._covariance = covariance
         self._found: dict[tuple[str, int | None], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
@@ -45,7 +46,7 @@ class Directions:
 
     def _of(self, key: tuple[str, int | None]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if key not in self._found:
-            energies, vectors = np.linalg.eigh(self._covariance[key])
+            energies, vectors = np.linalg.eigh(self._covariance[key].astype(np.float64))
             # Ascending, and rounding can leave a direction without energy a hair below zero.
             self._found[key] = np.maximum(energies[::-1], 0.0), np.ascontiguousarray(vectors[:, ::-1])
         return self._found[key]

@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from minitron.errors import MinitronError
 from minitron.files import new_file, refuse_existing
@@ -25,7 +23,7 @@ Key = tuple[str, int | None]
 VERSION: Final = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What a calibration run found out about a model.  Larger is more important, everywhere.
 
@@ -58,10 +56,14 @@ class Scores:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How they were made: samples, sequence length, estimators, seconds."""
 
-    covariance: Mapping[Key, NDArray[np.float64]] = field(default_factory=dict)
+    covariance: Mapping[Key, NDArray[Any]] = field(default_factory=dict)
     """(axis, layer) -> [size, size], or [groups, size, size]: the second moments of what passes in a space that is
     linear on both sides, from which the directions follow that a cut by projection keeps.  ("hidden", None): the
-    residual stream divided by its root mean square, over all norms (minitron.rotation)."""
+    residual stream divided by its root mean square, over all norms (minitron.rotation); others: the inputs of a linear
+    (minitron.refit.input_sites), [expert, size, size] for those of each expert."""
+
+    ridges: Mapping[Key, float] = field(default_factory=dict)
+    """(axis, layer) -> the ridge that refits on its covariance take, a share of the mean of the diagonal."""
 
     def __post_init__(self) -> None:
         keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
@@ -88,18 +90,23 @@ class Scores:
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
+        from safetensors.numpy import save_file
+
         refuse_existing(path, overwrite=overwrite)
         tensors = {f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()}
         # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
         tensors |= {f"covariance/{_write(key)}": found.astype(np.float32) for key, found in self.covariance.items()}
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
+        metadata["ridges"] = {_write(key): ridge for key, ridge in self.ridges.items()}
         with new_file(path) as partial:
             save_file(tensors, partial, metadata={"minitron": json.dumps(metadata)})
 
 
 def load_scores(path: Path) -> Scores:
     """The scores in a file that `Scores.save` wrote; raises MinitronError for any other file."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise MinitronError(f"{path} does not exist; make it with minitron score.")
     try:
@@ -117,9 +124,21 @@ def load_scores(path: Path) -> Scores:
         if table == "energy":
             energy[rest] = values
         else:
-            axis, _, layer = rest.partition("/")
-            keyed[table][axis, int(layer) if layer else None] = values.astype(np.float64, copy=False)
-    return Scores(keyed["importance"], energy, header["model"], header["data"], header["settings"], keyed["covariance"])
+            keyed[table][_read(rest)] = values
+    return Scores(
+        keyed["importance"],
+        energy,
+        header["model"],
+        header["data"],
+        header["settings"],
+        keyed["covariance"],
+        {_read(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
+    )
+
+
+def _read(text: str) -> Key:
+    axis, _, layer = text.partition("/")
+    return axis, int(layer) if layer else None
 
 
 def _write(key: Key) -> str:

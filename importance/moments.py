@@ -1,0 +1,110 @@
+"""Second moments of what linears read: from them follow which inputs are missed least and what the others take over.
+
+Shape letters: N tokens, C inputs of a linear, R tokens routed to E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from importance.estimators import Array, Routing, Totals, wide
+from minitron.axes import Name
+from minitron.refit import InputSite, input_sites
+from minitron.scores import Key
+from minitron.spec import ModelSpec
+
+TOKENS_AN_INPUT: Final = 32
+"""So many tokens for each input are looked at, or all where there are fewer: a matrix of C x C numbers needs several
+times C of them, and each costs C^2 operations."""
+
+JUDGED: Final = 8
+"""Every so many-th batch of those is held back to choose ridges by, and added afterwards."""
+
+LARGEST: Final = 8192
+"""Inputs of the largest site that is looked at: its matrix takes 256 MiB in fp32."""
+
+RIDGES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+SHARE_KEPT: Final = 0.75
+"""Ridges are chosen for a cut to this share of the inputs."""
+
+
+class Moments:
+    """The second moments of a model's sites, summed batch by batch."""
+
+    def __init__(self, spec: ModelSpec, tokens: int) -> None:
+        """`tokens` is how many the whole run will see; from it follows which of them are looked at."""
+        self.spec = spec
+        sites = {site.key: site for site in input_sites(spec) if site.size <= LARGEST}
+        self.sites = {key: site for key, site in sites.items() if key[0] not in ("latent_in",)}
+        self._tokens = tokens
+        self._batches: dict[Key, int] = {}
+
+    def stride(self, site: InputSite) -> int:
+        """One of so many tokens is looked at."""
+        seen = self._tokens
+        if site.by_expert:
+            seen = seen * self.spec.experts_per_token // self.spec.sizes["expert"]
+        return max(1, seen // (TOKENS_AN_INPUT * site.size))
+
+    @contextmanager
+    def observing(self, model: PreTrainedModel, totals: Totals) -> Iterator[None]:
+        """Until the block ends every forward pass of `model` adds to `totals`; experts apart, see `see_routed`."""
+        with ExitStack() as undo:
+            for site in self.sites.values():
+                if not site.by_expert:
+                    module = model.get_submodule(parameter(site).removesuffix(".weight"))
+                    undo.callback(module.register_forward_pre_hook(self._hook(site, totals)).remove)
+            yield
+
+    def _hook(self, site: InputSite, totals: Totals) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            with torch.no_grad():
+                inputs = args[0].flatten(0, -2)[:: self.stride(site)]
+                inputs = inputs.to(wide(inputs))
+                self._add(site, totals, inputs.T @ inputs, torch.tensor(float(len(inputs))))
+
+        return hook
+
+    def see_routed(self, layer: int, totals: Totals, inputs: Tensor, routing: Routing) -> None:
+        """Add what the down projections of a layer's experts read: [R, C], sorted by expert."""
+        site = self.sites.get(("expert_ffn", layer))
+        if site is None:
+            return
+        stride = self.stride(site)
+        expert, inputs = routing.expert[::stride], inputs[::stride]
+        inputs = inputs.to(wide(inputs))
+        counts = torch.bincount(expert, minlength=routing.experts)
+        parts = torch.split(inputs, counts.tolist())
+        self._add(site, totals, torch.stack([part.T @ part for part in parts]), counts.double())
+
+    def _add(self, site: InputSite, totals: Totals, moments: Tensor, tokens: Tensor) -> None:
+        batch = self._batches[site.key] = self._batches.get(site.key, -1) + 1
+        part = "judged" if batch % JUDGED == JUDGED - 1 else "fitted"
+        totals.add((part, site.key), moments)
+        totals.add((part, "tokens", site.key), tokens)
+
+    def has_judged(self, totals: Totals, site: InputSite) -> bool:
+        """Whether batches were held back."""
+        return ("judged", site.key) in totals.sums
+
+    def matrix(self, totals: Totals, site: InputSite, part: str = "") -> Array:
+        """[C, C] or [E, C, C]: E[a a^T] over the tokens of one part, or of both; zeros for an expert without tokens."""
+        parts = [part] if part else ["fitted", "judged"] if self.has_judged(totals, site) else ["fitted"]
+        whole = np.sum([totals[name, site.key] for name in parts], axis=0)
+        tokens = np.sum([totals[name, "tokens", site.key] for name in parts], axis=0)
+        return np.asarray(whole / np.maximum(tokens, 1.0)[..., None, None])
+
+
+def parameter(site: InputSite) -> str:
+    """The parameter in memory of a site's linear; of experts the stacked one."""
+    name = site.rule.name
+    if "expert" in site.rule.pattern.axes:
+        name = name.replace(".{expert}.", ".").removesuffix(".weight")
+    return Name(name).format({"layer": site.layer})

@@ -1,0 +1,126 @@
+"""The surgeon: which inputs of a linear are missed least when the others take over what they can.
+
+Optimal Brain Surgeon for whole columns (Hassibi and Stork 1992; Kurtic et al. 2023, ZipLM, arXiv 2302.04089, algorithm
+1): with C = E[a a^T] + ridge the rise of E|W a - W' a_K|^2 on leaving out the inputs S, the rest refitted, is
+tr(W_S ((C^-1)_SS)^-1 W_S^T).  The least goes, W and C^-1 are brought up to date, and so on to the last.
+
+Shape letters: C inputs, G groups of them that go together, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from importance.estimators import Array, Totals
+from importance.moments import RIDGES, SHARE_KEPT, Moments, parameter
+from minitron.axes import Indices
+from minitron.refit import RIDGE, InputSite, refit_error
+from minitron.scores import Key
+from minitron.spec import ModelSpec
+
+AT_ONCE: Final = 64
+"""Single inputs go in rounds of this share of one in so many of those left, at least one: by then others have taken
+over, yet C^3 operations stay C^3."""
+
+
+def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1, parts: int = 1) -> Array:
+    """[G]: the rise of the error at which each group of `width` neighbouring inputs goes, all that went before it
+    included, so that scores ascend in the order of removal.
+
+    `weight` is [O, C], `moments` E[a a^T] [C, C], `ridge` a share of the mean of its diagonal.  Groups stand in `parts`
+    equal runs, of each of which the same number goes: the heads of a KV group."""
+    matrix = torch.from_numpy(np.asarray(moments, dtype=np.float64))
+    count = matrix.shape[0] // width
+    scale = float(matrix.diagonal().mean())
+    scores = np.zeros(count)
+    if scale <= 0:
+        return scores
+    inverse = torch.linalg.inv(matrix / scale + ridge * torch.eye(len(matrix), dtype=torch.float64))
+    left = weight.detach().to("cpu", torch.float64).clone()
+    remaining = np.arange(count)
+    total = 0.0
+    while len(remaining):
+        errors = _errors(left, inverse, remaining, width)
+        gone = _next(errors, remaining, count // parts, parts, width)
+        for group, error in sorted(zip(remaining[gone], errors[gone], strict=True), key=lambda pair: pair[1]):
+            total += max(float(error), 0.0) * scale
+            scores[group] = total
+        columns = torch.from_numpy((remaining[gone][:, None] * width + np.arange(width)).ravel())
+        block = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        left -= left[:, columns] @ block
+        inverse -= inverse[:, columns] @ block
+        remaining = np.delete(remaining, gone)
+    return np.sqrt(scores)
+
+
+def _errors(weight: Tensor, inverse: Tensor, remaining: Indices, width: int) -> Array:
+    """[remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T)."""
+    columns = torch.from_numpy(remaining[:, None] * width + np.arange(width))
+    if width == 1:
+        chosen = columns[:, 0]
+        return np.asarray((weight[:, chosen].square().sum(0) / inverse.diagonal()[chosen]).numpy())
+    blocks = inverse[columns[:, :, None], columns[:, None, :]]
+    own = weight[:, columns].permute(1, 2, 0)
+    return np.asarray((own * torch.linalg.solve(blocks, own)).sum((1, 2)).numpy())
+
+
+def _next(errors: Array, remaining: Indices, size: int, parts: int, width: int) -> Indices:
+    """Places in `remaining` of those that go next: from the runs of which the most are left."""
+    run = remaining // size
+    counts = np.bincount(run, minlength=parts)
+    allowed = np.where(counts[run] == counts.max(), errors, np.inf)
+    several = 1 if width > 1 or parts > 1 else max(1, len(remaining) // AT_ONCE)
+    return np.argsort(allowed, kind="stable")[:several]
+
+
+def surgeon_scores(
+    model: PreTrainedModel, spec: ModelSpec, totals: Totals, moments: Moments, *, judge: bool
+) -> tuple[dict[Key, Array], dict[Key, float]]:
+    """(axis, layer) -> the surgeon's scores as minitron.scores.Scores holds them, none unless it is to `judge`; and the
+    ridge of every site whose second moments were seen, the one of importance.moments.RIDGES that is best on the batches
+    held back.
+
+    Mamba heads are not judged: what they write passes a norm that they share, and there activations rank better."""
+    scores: dict[Key, Array] = {}
+    ridges: dict[Key, float] = {}
+    for key, site in moments.sites.items():
+        weights = model.get_parameter(parameter(site))
+        # What experts share they read with all their weights.
+        stacks = list(weights) if site.by_expert else [weights.flatten(0, -2)]
+        ridges[key] = _ridge(stacks, totals, moments, site)
+        if not judge or key[0] == "mamba_channel":
+            continue
+        whole = moments.matrix(totals, site).reshape(len(stacks), site.size, site.size)
+        width, parts = _grouping(spec, key[0])
+        found = [removal_scores(*pair, ridges[key], width, parts) for pair in zip(stacks, whole, strict=True)]
+        scores[key] = np.stack(found) if site.by_expert else found[0]
+    return scores, ridges
+
+
+def _grouping(spec: ModelSpec, axis: str) -> tuple[int, int]:
+    """(inputs that go together, equal runs that lose the same number of such groups)."""
+    if axis == "query_head":
+        return spec.sizes["v_head_dim" if "v_head_dim" in spec.sizes else "head_dim"], spec.sizes["kv_head"]
+    return 1, 1
+
+
+def _ridge(stacks: Sequence[Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:
+    """The ridge that is best on the batches held back, the same for all experts; RIDGE where too few were seen."""
+    if not moments.has_judged(totals, site):
+        return RIDGE
+    shape = (len(stacks), site.size, site.size)
+    fitted, judged = (moments.matrix(totals, site, part).reshape(shape) for part in ("fitted", "judged"))
+    kept_count = round(SHARE_KEPT * site.size)
+    errors = np.zeros(len(RIDGES))
+    for weight, one, other in zip(stacks, fitted, judged, strict=True):
+        matrix = weight.detach().to("cpu", torch.float64).numpy()
+        carried = np.square(matrix).sum(0) * np.diagonal(one)
+        kept = np.sort(np.argsort(-carried, kind="stable")[:kept_count])
+        errors += [refit_error(matrix, one, other, kept, ridge) for ridge in RIDGES]
+    return RIDGES[int(errors.argmin())]
