@@ -16,6 +16,7 @@ from importance.depth import removal_scores
 from importance.estimators import Estimator, Totals, find_estimator
 from importance.moments import Moments
 from importance.observe import block_influence, energy, importance, observing
+from importance.spaces import bases, observing_spaces
 from importance.surgeon import surgeon_scores
 from minitron.errors import MinitronError
 from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
@@ -124,6 +125,7 @@ def score_model(
         totals = _observe(model, spec, blocks, batch_size, judge, layers == "fast", moments, progress)
         found = importance(spec, totals, estimator=judge, seed=seed)
         seen = covariance(totals)
+        projected = bases(model, spec, totals)
         ridges: dict[Key, float] = {}
         if moments is not None:
             surgeon, ridges = surgeon_scores(model, spec, totals, moments, judge=judge.surgeon)
@@ -140,7 +142,7 @@ def score_model(
     finally:
         model.train(training)
     data = data or hashlib.sha256(blocks.tobytes()).hexdigest()
-    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, seen, ridges)
+    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, seen, ridges, projected)
 
 
 @torch.inference_mode()
@@ -159,6 +161,7 @@ def _observe(
     with (
         observing(model, spec, totals, estimator=estimator, influence=influence, moments=moments),
         observing_covariance(model, spec, totals),
+        observing_spaces(model, spec, totals, blocks.size),
         progress("Scoring", float(blocks.size), "tokens") as advance,
     ):
         for start in range(0, len(blocks), batch_size):

@@ -28,14 +28,22 @@ def kept_importance(
         return np.zeros(spec.sizes[axis])
 
     changed = {key: size for key, size in sizes.items() if key in spec.keys and size != spec.named_sizes[key]}
-    keep = choose(spec, scores, changed, layers, nothing, rotate=rotates(spec, scores))
+    keep = choose(spec, scores, changed, layers, nothing, rotate=rotates(spec, scores), project=True)
     return {
-        key: scores.directions.share(key, kept.kept)
+        key: _basis_share(scores, key, kept)
         if isinstance(kept, Basis)
         else _share(_energy(spec, scores, keep, key), kept)
         for key, kept in keep.items()
         if key not in unknown and (key[1] is None or key[1] < len(spec.layers))
     }
+
+
+def _basis_share(scores: Scores, key: Key, basis: Basis) -> float:
+    """What the kept directions carry of the whole."""
+    if key not in scores.bases:
+        return scores.directions.share(key, basis.kept)
+    worth = np.square(scores.bases[key][2])
+    return float(worth[: basis.kept].sum() / worth.sum())
 
 
 def _energy(spec: ModelSpec, scores: Scores, keep: Keep, key: Key) -> NDArray[np.float64]:

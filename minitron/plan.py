@@ -166,13 +166,15 @@ def make_plan(
     fallback: Fallback | None = None,
     rotate: bool | None = None,
     refit: bool = True,
+    project: bool = True,
     report: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan that leaves `layers` and the given sizes; with scores it says which indices stay.
 
     `rotate` cuts the residual stream to its strongest directions instead of its best channels; None does so where the
     scores hold its covariance and the output layer is not tied to the embedding, which it would part.  `refit` fits
-    what loses inputs to those that stay, wherever the scores hold their second moments (minitron.refit).  Raises
+    what loses inputs to those that stay, wherever the scores hold their second moments (minitron.refit); `project`
+    cuts every space that the scores hold a basis of to its strongest directions.  Raises
     MinitronError where the sizes cannot be reached from this model, the scores are another model's or hold no
     covariance to rotate by."""
     target = spec.resized(named_sizes, layers)
@@ -187,7 +189,7 @@ def make_plan(
             raise MinitronError("the scores hold no covariance of the residual stream; score the model again.")
         if rotate is None:
             rotate = rotates(spec, scores)
-        keep = choose(spec, scores, changed, layers, fallback, rotate=rotate)
+        keep = choose(spec, scores, changed, layers, fallback, rotate=rotate, project=project)
         factors = gains(spec, scores, keep, layers)
         folds = folds_of(scores).of(spec, keep, layers) if refit else {}
     if isinstance(keep.get(HIDDEN), Basis):

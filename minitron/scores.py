@@ -22,6 +22,8 @@ Key = tuple[str, int | None]
 
 VERSION: Final = 1
 
+_BASIS: Final = ("matrix", "dual", "strength")
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -65,6 +67,11 @@ class Scores:
     ridges: Mapping[Key, float] = field(default_factory=dict)
     """(axis, layer) -> the ridge that refits on its covariance take, a share of the mean of the diagonal."""
 
+    bases: Mapping[Key, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = field(default_factory=dict)
+    """(axis, layer) -> (matrix, dual, strengths), [size, size] or [groups, size, size] the first two and [size] the
+    last: a basis of a space that is linear on both sides, and what each direction is worth, the strongest first
+    (importance.spaces)."""
+
     def __post_init__(self) -> None:
         keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
         for name, values in [*keyed, *self.energy.items()]:
@@ -96,6 +103,11 @@ class Scores:
         tensors = {f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()}
         # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
         tensors |= {f"covariance/{_write(key)}": found.astype(np.float32) for key, found in self.covariance.items()}
+        for key, parts in self.bases.items():
+            tensors |= {
+                f"{table}/{_write(key)}": np.asarray(part, np.float32)
+                for table, part in zip(_BASIS, parts, strict=True)
+            }
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
         metadata["ridges"] = {_write(key): ridge for key, ridge in self.ridges.items()}
@@ -117,7 +129,11 @@ def load_scores(path: Path) -> Scores:
         raise MinitronError(f"{path} is no readable safetensors file ({error}); score the model again.") from None
     if header is None or header.get("version") != VERSION:
         raise MinitronError(f"{path} holds no scores of this version of Minitron; make them with minitron score.")
-    keyed: dict[str, dict[Key, NDArray[np.float64]]] = {"importance": {}, "covariance": {}}
+    keyed: dict[str, dict[Key, NDArray[np.float64]]] = {
+        "importance": {},
+        "covariance": {},
+        **{table: {} for table in _BASIS},
+    }
     energy: dict[str, NDArray[np.float64]] = {}
     for name, values in tensors.items():
         table, _, rest = name.partition("/")
@@ -133,6 +149,7 @@ def load_scores(path: Path) -> Scores:
         header["settings"],
         keyed["covariance"],
         {_read(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
+        {key: (matrix, keyed["dual"][key], keyed["strength"][key]) for key, matrix in keyed["matrix"].items()},
     )
 
 

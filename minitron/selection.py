@@ -46,9 +46,11 @@ def choose(
     fallback: Fallback | None = None,
     *,
     rotate: bool = False,
+    project: bool = False,
 ) -> dict[Key, Cut]:
     """The most important indices of every axis that shrinks, for the layers that stay; with `rotate` the strongest
-    directions of the residual stream in the place of its channels.
+    directions of the residual stream in the place of its channels, with `project` those of every space that the scores
+    hold a basis of.
 
     Raises MinitronError for a size that cannot be reached: larger than the model's, not the same number in every
     group, or of an axis that neither the scores nor `fallback` know."""
@@ -66,7 +68,11 @@ def choose(
             continue
         chooser = _Chooser(spec, scores, target, layer, fallback)
         for axis in sorted(axes_at(spec, kind), key=_ORDER.get_rank):
-            if target[axis] < spec.sizes[axis]:
+            size = target[axis]
+            if size < spec.sizes[axis] and project and (axis, layer) in scores.bases:
+                matrix, dual, _ = scores.bases[axis, layer]
+                keep[axis, layer] = Basis(matrix[..., :size], dual[..., :size])
+            elif size < spec.sizes[axis]:
                 chooser.choose(axis)
         keep |= {(axis, layer): kept for axis, kept in chooser.kept.items()}
     if rotate and HIDDEN in keep:

@@ -45,6 +45,10 @@ class Shares:
             for axis in varied - set(_NESTED)
             if (curve := _curve(_arrays(self.spec, scores, axis), self._groups(axis))) is not None
         }
+        for axis in varied:
+            # Strengths stand in the place of scores where a space is cut to its strongest directions.
+            if strengths := [parts[2] for (name, _), parts in scores.bases.items() if name == axis]:
+                self.curves[axis] = np.mean([_share(np.square(each)[None]) for each in strengths], axis=0)
         if "hidden" in self.curves and rotates(self.spec, scores):
             # Directions take the place of channels.
             self.curves["hidden"] = _share(scores.directions.energies(HIDDEN)[None])
