@@ -6,4 +6,11 @@ experts      routed experts, each by its own tokens
 observe      hooks that feed the sums while a model runs
 depth        what leaving out a layer does to the logits
 calibrate    all of it: a checkpoint and a text in, Scores out
+
+From here on, which architecture to cut a model to:
+
+blocks       which sequences of a text calibrate and which judge
+judge        how far a candidate, cut in memory, is from its parent
+damage       what any candidate would lose, from a few dozen that were measured
+sieves       the search by what is measured; verdicts says what became of whom
 """

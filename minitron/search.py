@@ -6,7 +6,7 @@ counted in chunks, so that memory stays bounded however large the lattice is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +34,18 @@ SORTS: Final = {
     "memory": "ranked by memory, the largest that fits first",
 }
 """How candidates can be ordered -> how the order is told."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What to rank by in the place of effective parameters."""
+
+    of: Callable[[Points], Any]
+    """Points of the lattice with one depth a layout (`one_a_layout`) -> what each is worth, as an array that broadcasts
+    to their shape: larger is better."""
+
+    ranking: str
+    """What it is, in words: `ranked by` stands before it."""
 
 
 @dataclass(frozen=True)
@@ -210,31 +222,31 @@ def search(
     *,
     scores: Scores | None = None,
     sort: str = "score",
+    worth: Worth | None = None,
     top: int = 10,
 ) -> SearchResult:
     """The `top` best architectures of the lattice that fit the budget.
 
     `sort` is a name in SORTS: `score` ranks by effective parameters (minitron.shares) where scores are given and by
-    kept parameters where not, `memory` by the footprint; of equal ones the first of the lattice comes first.
+    kept parameters where not, `memory` by the footprint; of equal ones the first of the lattice comes first.  `worth`
+    stands in for `score`, also in the front; a candidate's own score is not changed by it.
     Raises MinitronError where nothing fits, with what the smallest lacks."""
     if sort not in SORTS:
         raise MinitronError(f"candidates cannot be sorted by {sort!r}; choose {' or '.join(SORTS)}.")
     if top < 1:
         raise MinitronError(f"a list of the best {top} is empty; ask for at least 1.")
-    lattice = _one_a_layout(lattice, scores)
+    lattice = one_a_layout(lattice, scores)
     spec = lattice.spec
     shares = None if scores is None else Shares(lattice, scores)
+    worth = worth or default_worth(lattice, scores, shares)
     count = _Counter(workload, budget, precision_of(spec, workload.weights, workload.keep))
     whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
-    kept = tally(spec, count.precision, lattice.depths)
     best, front = Best(top), Front(parent.footprint.total, budget.available)
     smallest: tuple[int, Points] | None = None
     searched = feasible = 0
-    for points, allowed in lattice.chunks():
-        allowed = allowed & splits({**spec.sizes, **points.sizes}, workload.tensor_parallel)
-        totals = points.spread(count.footprint(spec, points, kept).total)
-        worth = points.spread(_worth(lattice, shares, points))
+    for points, allowed, totals in count.blocks(lattice):
+        values = points.spread(worth.of(points))
         fits = allowed & (totals <= budget.available)
         searched += int(np.count_nonzero(allowed))
         feasible += int(np.count_nonzero(fits))
@@ -242,13 +254,12 @@ def search(
             least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
             if smallest is None or totals.flat[least] < smallest[0]:
                 smallest = int(totals.flat[least]), points.select(np.array([least]))
-        best.add(points, fits, totals if sort == "memory" else worth)
-        front.add(points, allowed, totals, worth)
+        best.add(points, fits, totals if sort == "memory" else values)
+        front.add(points, allowed, totals, values)
     if not searched:
         raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
     if smallest is not None and not feasible:
         raise NothingFits(_miss(count.candidates(lattice, None, smallest[1])[0], budget, searched))
-    score = "kept parameters (no scores given)" if scores is None else "effective parameters (by the scores given)"
     return SearchResult(
         budget=budget,
         workload=workload,
@@ -256,12 +267,27 @@ def search(
         candidates=count.candidates(lattice, shares, best.points),
         searched=searched,
         feasible=feasible,
-        ranking=SORTS[sort].format(score=score),
+        ranking=SORTS[sort].format(score=worth.ranking),
         front=count.candidates(lattice, shares, front.points()),
     )
 
 
-def _one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
+def default_worth(lattice: Lattice, scores: Scores | None, shares: Shares | None = None) -> Worth:
+    """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
+    if scores is None:
+        return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
+    shares = shares or Shares(lattice, scores)
+    return Worth(shares.effective_parameters, "effective parameters (by the scores given)")
+
+
+def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
+    """Every point of the lattice in blocks, each with a mask of the architectures that fit the budget."""
+    count = _Counter(workload, budget, precision_of(lattice.spec, workload.weights, workload.keep))
+    for points, allowed, totals in count.blocks(lattice):
+        yield points, allowed & (totals <= budget.available)
+
+
+def one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
     """The lattice with one depth for each sequence of layers: which of several equal layers went makes no other
     architecture.  The one that keeps the most by the scores stays, without scores the first."""
     worth = layer_scores(lattice.spec, scores)
@@ -297,6 +323,14 @@ class _Counter:
         """Bytes of every point; `kept` is the tally of the lattice's depths."""
         tallied = kept.at(points.depth)
         return footprint(spec, self.workload, self.budget.workspace, points.sizes, tally=tallied)
+
+    def blocks(self, lattice: Lattice) -> Iterator[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]:
+        """All points in blocks, each with a mask of those that keep the constraints and with their bytes."""
+        spec = lattice.spec
+        kept = tally(spec, self.precision, lattice.depths)
+        for points, allowed in lattice.chunks():
+            allowed = allowed & splits({**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
+            yield points, allowed, points.spread(self.footprint(spec, points, kept).total)
 
     def candidates(self, lattice: Lattice, shares: Shares | None, points: Points) -> tuple[Candidate, ...]:
         """Flat points in full."""

@@ -14,7 +14,7 @@ from minitron.errors import MinitronError
 from minitron.gpus import find_gpu
 from minitron.lattice import Lattice, parse_widths
 from minitron.memory import WORKSPACE, Budget, Workload, footprint, workload_of
-from minitron.search import Candidate, build_lattice, search
+from minitron.search import Candidate, Worth, build_lattice, fitting, search
 from minitron.units import GiB
 
 
@@ -219,3 +219,20 @@ def test_the_document_holds_what_others_rely_on() -> None:
         assert candidate["fits"] == (candidate["footprint"]["total"] <= document["budget"]["available"])
     assert document["chosen"] == 0
     assert "no scores given" in document["ranking"]
+
+
+def test_what_a_caller_finds_worth_more_comes_first() -> None:
+    spec = tiny()
+    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
+    budget = Budget(round(footprint(spec, WORKLOAD).total * 0.6), workspace=1000)
+    # Narrow streams first, then many experts.
+    worth = Worth(lambda points: 100 * (32 - points.sizes["hidden"]) + points.sizes["expert"], "the caller's taste")
+    every = search(lattice, WORKLOAD, budget, top=lattice.points).candidates
+    found = search(lattice, WORKLOAD, budget, worth=worth, top=50)
+    ordered = sorted(every, key=lambda one: (one.sizes["hidden_size"], -one.sizes.get("n_routed_experts", 6)))
+    tastes = [(one.sizes["hidden_size"], one.sizes.get("n_routed_experts", 6)) for one in found.candidates]
+    assert tastes == [(one.sizes["hidden_size"], one.sizes.get("n_routed_experts", 6)) for one in ordered[:50]]
+    assert found.ranking == "ranked by the caller's taste"
+    assert {one.score for one in found.candidates} == {float(one.parameters) for one in found.candidates}
+    masks = [(points, fits) for points, fits in fitting(lattice, WORKLOAD, budget)]
+    assert sum(int(fits.sum()) for _, fits in masks) == found.feasible == len(every)
