@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from importance.covariance import covariance, observing_covariance
+from importance.blocks import split_blocks
 from importance.depth import removal_scores
-from importance.estimators import Estimator, Totals, find_estimator
-from importance.moments import Moments
-from importance.observe import block_influence, energy, importance, observing
-from importance.spaces import bases, observing_spaces
-from importance.surgeon import surgeon_scores
+from importance.estimators import Estimator, find_estimator
+from importance.findings import Findings
+from importance.layerwise_depth import layerwise_removal_scores
+from importance.walk import States, Walk
 from minitron.errors import MinitronError
+from minitron.layerwise import OUTPUT, LayerwiseModel
 from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
 from minitron.scores import Key, Scores
@@ -47,36 +47,55 @@ def calibrate(
     layers: LayerMethod = "iterative",
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
+    held_back: int = 0,
     dtype: str = "bf16",
     device: str | None = None,
+    offload: bool = False,
+    offload_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Score the model in `model_folder` on the text in `data`, in one forward pass over it and, for layers, a few more.
 
     Reads `samples` sequences of `sequence_length` tokens, or as many as the text holds: the settings of the scores say
     how many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions
-    do not reach `sequence_length`: sequences are never shortened on the quiet.  `dtype` is a name in loading.DTYPES.
-    For the rest see `score_model`."""
+    do not reach `sequence_length`: sequences are never shortened on the quiet.  `held_back` sequences of the text are
+    left for others to judge by (`calibration_blocks`).  `dtype` is a name in loading.DTYPES.  `offload` scores layer by
+    layer (`score_layerwise`), `offload_folder` keeps what lies between on disk.  For the rest see `score_model`."""
     started = time.monotonic()
     find_estimator(estimator)
     spec = read_spec(model_folder)
-    blocks = token_blocks(load_tokenizer(model_folder), data, sequence_length=sequence_length, samples=samples)
-    model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
-    scores = score_model(
-        model,
-        spec,
-        blocks,
-        data=text_hash(data),
-        batch_size=batch_size,
-        estimator=estimator,
-        seed=seed,
-        refit=refit,
-        layers=layers,
-        layer_samples=layer_samples,
-        max_dropped=max_dropped,
-        progress=progress,
+    blocks, _ = calibration_blocks(
+        model_folder, data, samples=samples, sequence_length=sequence_length, held_back=held_back
     )
+    asked: dict[str, Any] = {
+        "data": text_hash(data),
+        "batch_size": batch_size,
+        "estimator": estimator,
+        "seed": seed,
+        "refit": refit,
+        "layers": layers,
+        "layer_samples": layer_samples,
+        "max_dropped": max_dropped,
+        "progress": progress,
+    }
+    if offload:
+        source = LayerwiseModel(model_folder, spec, dtype=DTYPES[dtype], device=find_device(device))
+        scores = score_layerwise(source, blocks, folder=offload_folder, **asked)
+    else:
+        model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
+        scores = score_model(model, spec, blocks, **asked)
     return replace(scores, settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)})
+
+
+def calibration_blocks(
+    model_folder: Path, data: Path, *, samples: int, sequence_length: int, held_back: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """([S, T] to score on, [held_back, T] that no score sees) of the text in `data`, at most `samples` of the first.
+
+    Raises MinitronError where the text is too short for both."""
+    tokenizer = load_tokenizer(model_folder)
+    blocks = token_blocks(tokenizer, data, sequence_length=sequence_length, samples=samples + held_back)
+    return split_blocks(blocks, held_back) if held_back else (blocks, blocks[:0])
 
 
 def score_model(
@@ -104,71 +123,152 @@ def score_model(
     `data` is the text's SHA-256; the hash of the token ids stands in for it.  The model is put in eval mode for the
     while.  Raises MinitronError for an unknown estimator, token ids that the model has no embedding for and results
     that are not finite."""
-    judge = find_estimator(estimator)
-    if judge.surgeon and not refit:
-        raise MinitronError(f"the estimator {estimator} needs second moments; leave --no-refit out.")
-    _check(model, blocks)
-    settings: dict[str, Any] = {
-        "samples": blocks.shape[0],
-        "sequence_length": blocks.shape[1],
-        "batch_size": batch_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "estimator": estimator,
-        "seed": seed,
-        "refit": refit,
-        "layers": layers,
-    }
+    run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
+    run.check(model)
+    findings = run.findings(model)
+    depth: dict[Key, Any] = {}
     training = model.training
     model.eval()
     try:
-        moments = Moments(spec, blocks.size) if refit else None
-        totals = _observe(model, spec, blocks, batch_size, judge, layers == "fast", moments, progress)
-        found = importance(spec, totals, estimator=judge, seed=seed)
-        seen = covariance(totals)
-        projected = bases(model, spec, totals)
-        ridges: dict[Key, float] = {}
-        if moments is not None:
-            surgeon, ridges = surgeon_scores(model, spec, totals, moments, judge=judge.surgeon)
-            found |= surgeon
-            seen |= {key: moments.matrix(totals, site).astype(np.float32) for key, site in moments.sites.items()}
-        if layers == "fast":
-            found["layer", None] = block_influence(spec, totals)
-        elif layers == "iterative":
-            some = blocks[spread(len(blocks), layer_samples)]
-            found["layer", None], dropped = removal_scores(
-                model, spec, some, batch_size=batch_size, max_dropped=max_dropped, progress=progress
+        _observe(model, findings, blocks, batch_size, progress)
+        for layer in range(len(spec.layers)):
+            findings.finish(layer)
+        if layers == "iterative":
+            depth["layer", None], dropped = removal_scores(
+                model, spec, run.some, batch_size=batch_size, max_dropped=max_dropped, progress=progress
             )
-            settings |= {"layer_samples": len(some), "max_dropped": dropped}
     finally:
         model.train(training)
-    data = data or hashlib.sha256(blocks.tobytes()).hexdigest()
-    return Scores(found, energy(spec, totals), spec.fingerprint, data, settings, seen, ridges, projected)
+    settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
+    return findings.scores(depth, run.data_hash, settings)
+
+
+def score_layerwise(
+    source: LayerwiseModel,
+    blocks: NDArray[np.int64],
+    *,
+    data: str = "",
+    batch_size: int = 1,
+    estimator: str = ESTIMATOR,
+    seed: int = 0,
+    refit: bool = True,
+    layers: LayerMethod = "iterative",
+    layer_samples: int = LAYER_SAMPLES,
+    max_dropped: int | None = None,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """As `score_model`, the same numbers, with no more than one layer's weights in memory at a time.
+
+    All sequences go through a layer before the next one is read.  Hidden states, 1 [S, T, H] and for layers judged
+    one by one as many of `layer_samples` sequences as there are layers, stay in memory or in `folder` on disk, the
+    second moments with them; the arrays of the scores are then mapped from there."""
+    spec, model = source.spec, source.model
+    run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
+    run.check(model)
+    findings = run.findings(model, folder)
+    depth: dict[Key, Any] = {}
+    _observe_layerwise(source, findings, blocks, batch_size, States(folder), progress)
+    if layers == "iterative":
+        depth["layer", None], dropped = layerwise_removal_scores(
+            source, run.some, States(folder), batch_size=batch_size, max_dropped=max_dropped, progress=progress
+        )
+    settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
+    return findings.scores(depth, run.data_hash, settings | {"offload": True})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What was asked for, and what follows from it however the model is run."""
+
+    spec: ModelSpec
+    blocks: NDArray[np.int64]
+    data: str
+    batch_size: int
+    judge: Estimator
+    estimator: str
+    seed: int
+    refit: bool
+    layers: LayerMethod
+    layer_samples: int
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise MinitronError for what cannot be scored."""
+        if self.judge.surgeon and not self.refit:
+            raise MinitronError(f"the estimator {self.estimator} needs second moments; leave --no-refit out.")
+        _check(model, self.blocks)
+
+    def findings(self, model: PreTrainedModel, folder: Path | None = None) -> Findings:
+        """Empty yet."""
+        return Findings(
+            model,
+            self.spec,
+            self.judge,
+            tokens=self.blocks.size,
+            seed=self.seed,
+            refit=self.refit,
+            influence=self.layers == "fast",
+            folder=folder,
+        )
+
+    @property
+    def some(self) -> NDArray[np.int64]:
+        """The sequences on which layers are removed."""
+        return self.blocks[spread(len(self.blocks), self.layer_samples)]
+
+    @property
+    def data_hash(self) -> str:
+        """The text's, or that of the token ids."""
+        return self.data or hashlib.sha256(self.blocks.tobytes()).hexdigest()
+
+    def settings(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the scores say of how they were made."""
+        return {
+            "samples": self.blocks.shape[0],
+            "sequence_length": self.blocks.shape[1],
+            "batch_size": self.batch_size,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "estimator": self.estimator,
+            "seed": self.seed,
+            "refit": self.refit,
+            "layers": self.layers,
+        }
 
 
 @torch.inference_mode()
 def _observe(
-    model: PreTrainedModel,
-    spec: ModelSpec,
-    blocks: NDArray[np.int64],
-    batch_size: int,
-    estimator: Estimator,
-    influence: bool,
-    moments: Moments | None,
-    progress: Progress,
-) -> Totals:
+    model: PreTrainedModel, findings: Findings, blocks: NDArray[np.int64], batch_size: int, progress: Progress
+) -> None:
     """One forward pass over all sequences; no logits are made, for nothing is read off them."""
-    totals = Totals()
-    with (
-        observing(model, spec, totals, estimator=estimator, influence=influence, moments=moments),
-        observing_covariance(model, spec, totals),
-        observing_spaces(model, spec, totals, blocks.size),
-        progress("Scoring", float(blocks.size), "tokens") as advance,
-    ):
+    with findings.observing(), progress("Scoring", float(blocks.size), "tokens") as advance:
         for start in range(0, len(blocks), batch_size):
             ids = torch.from_numpy(blocks[start : start + batch_size])
             model.base_model(input_ids=ids.to(model.device), use_cache=False)
             advance(ids.numel())
-    return totals
+
+
+@torch.inference_mode()
+def _observe_layerwise(
+    source: LayerwiseModel,
+    findings: Findings,
+    blocks: NDArray[np.int64],
+    batch_size: int,
+    states: States,
+    progress: Progress,
+) -> None:
+    """All sequences through one layer after the other."""
+    count = len(source.spec.layers)
+    walk = Walk(source, blocks, batch_size, states)
+    with findings.observing(), progress("Scoring", float(blocks.size * (count + 1)), "tokens") as advance:
+        for layer in range(count):
+            with source.resident(layer):
+                for _, tokens in walk.go(layer):
+                    advance(tokens, f"layer {layer + 1} of {count}")
+                findings.finish(layer)
+        with source.resident(OUTPUT):
+            for batch in walk.batches:
+                walk.norm(walk.state(batch))
+                advance(blocks.size / len(walk.batches), "last norm")
 
 
 def spread(count: int, wanted: int) -> NDArray[np.int64]:

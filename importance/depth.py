@@ -3,7 +3,7 @@
 Shape letters: B sequences, T tokens, N tokens of a chunk, H hidden, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from importance.estimators import Array
 from importance.sites import final_norm_module, layers_module
-from minitron.errors import MinitronError
+from minitron.errors import NotFinite
 from minitron.progress import Advance, Progress, silent
 from minitron.spec import ModelSpec
 
@@ -34,9 +34,6 @@ class Decoder:
 
     head: nn.Module
     """The output layer."""
-
-    vocabulary: int
-    """V."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,40 @@ def removal_scores(
     Cost: a round with n layers left runs n(n + 1) / 2 layers per token, for what stands before the left-out layer is
     computed once; the embeddings and last states of `blocks` stay in memory, 2 [S, T, H].  Raises MinitronError where
     a logit is not finite."""
-    limit = len(spec.layers) // 2 if max_dropped is None else max_dropped
-    rounds = max(1, min(limit, len(spec.layers) - 1))
-    remaining = list(range(len(spec.layers)))
-    order: list[tuple[int, float]] = []
     decoder = _decoder(model, spec)
-    batches = [_prepare(model, decoder, torch.from_numpy(part)) for part in _parts(blocks, batch_size)]
+    batches = [_prepare(model, decoder, torch.from_numpy(part)) for part in parts_of(blocks, batch_size)]
+    rounds = number_of_rounds(spec, max_dropped)
     evaluations = sum(len(spec.layers) - dropped for dropped in range(rounds))
     with progress("Scoring layers", float(evaluations * blocks.size), "tokens") as advance:
-        for _ in range(rounds):
-            losses = _without_each(decoder, batches, remaining, advance)
-            least = min(remaining, key=lambda layer: losses[layer])
-            remaining.remove(least)
-            order.append((least, losses[least]))
-            advance(0, f"{len(order)} of {rounds} dropped, KL {losses[least]:.4g}")
+        found = remove_one_by_one(spec, rounds, lambda left: _without_each(decoder, batches, left, advance), advance)
+    return found, rounds
+
+
+def number_of_rounds(spec: ModelSpec, max_dropped: int | None) -> int:
+    """How many layers are dropped: half of them unless given, at most all but one."""
+    limit = len(spec.layers) // 2 if max_dropped is None else max_dropped
+    return max(1, min(limit, len(spec.layers) - 1))
+
+
+def remove_one_by_one(
+    spec: ModelSpec, rounds: int, losses_without: Callable[[Sequence[int]], dict[int, float]], advance: Advance
+) -> Array:
+    """[layers]: the scores of `removal_scores`; `losses_without(remaining)` gives layer -> KL without it."""
+    remaining = list(range(len(spec.layers)))
+    order: list[tuple[int, float]] = []
+    for _ in range(rounds):
+        losses = losses_without(remaining)
+        if not np.isfinite(list(losses.values())).all():
+            raise NotFinite(
+                "the logits on the calibration text are not finite; the model's weights are damaged or the dtype is "
+                "too narrow (try fp32)."
+            )
+        least = min(remaining, key=lambda layer: losses[layer])
+        remaining.remove(least)
+        order.append((least, losses[least]))
+        advance(0, f"{len(order)} of {rounds} dropped, KL {losses[least]:.4g}")
     order += sorted(((layer, losses[layer]) for layer in remaining), key=lambda pair: pair[1])
-    return _increasing(order), rounds
+    return _increasing(order)
 
 
 def _increasing(order: Sequence[tuple[int, float]]) -> Array:
@@ -110,10 +125,11 @@ def _decoder(model: PreTrainedModel, spec: ModelSpec) -> Decoder:
     layers = model.get_submodule(layers_module(spec))
     assert isinstance(layers, nn.ModuleList)
     head = model.get_output_embeddings()
-    return Decoder(list(layers), model.get_submodule(final_norm_module(spec)), head, head.weight.shape[0])
+    return Decoder(list(layers), model.get_submodule(final_norm_module(spec)), head)
 
 
-def _parts(blocks: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+def parts_of(blocks: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of `size` sequences, the last one of what is left."""
     return (blocks[start : start + size] for start in range(0, len(blocks), size))
 
 
@@ -145,28 +161,23 @@ def _without_each(
             without = states
             for later in remaining[place + 1 :]:
                 without = decoder.layers[later](without, **batch.arguments[later])
-            sums[layer] += _divergence(decoder, batch.reference, decoder.norm(without))
+            sums[layer] += divergence(decoder.head, batch.reference, decoder.norm(without))
             states = decoder.layers[layer](states, **batch.arguments[layer])
             advance(states.shape[0] * states.shape[1])
     tokens = sum(batch.entry.shape[0] * batch.entry.shape[1] for batch in batches)
-    if not np.isfinite(list(sums.values())).all():
-        raise MinitronError(
-            "the logits on the calibration text are not finite; the model's weights are damaged or the dtype is too "
-            "narrow (try fp32)."
-        )
     # Rounding can leave a sum of nearly equal logarithms a hair below zero.
     return {layer: max(total / tokens, 0.0) for layer, total in sums.items()}
 
 
-def _divergence(decoder: Decoder, reference: Tensor, states: Tensor) -> float:
+def divergence(head: nn.Module, reference: Tensor, states: Tensor) -> float:
     """Sum over tokens of KL(softmax(head(reference)) || softmax(head(states))) in nats; both [B, T, H].
 
     Softmax in fp32, a chunk of tokens at a time: the logits [tokens, V] never exist as a whole."""
-    size = max(1, CHUNK_LOGITS // decoder.vocabulary)
+    size = max(1, CHUNK_LOGITS // head.get_parameter("weight").shape[0])
     total = torch.zeros((), dtype=torch.float64, device=states.device)
     chunks = (torch.split(tensor.flatten(0, 1), size) for tensor in (reference, states))
     for one, other in zip(*chunks, strict=True):
-        log_p = decoder.head(one).float().log_softmax(-1)
-        log_q = decoder.head(other).float().log_softmax(-1)
+        log_p = head(one).float().log_softmax(-1)
+        log_q = head(other).float().log_softmax(-1)
         total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
     return float(total)

@@ -26,8 +26,14 @@ class Totals:
 
     def add(self, name: Hashable, amount: Tensor) -> None:
         """Add a batch's part to the sum `name`, which begins at zero."""
-        amount = amount.double()
-        self.sums[name] = self.sums[name] + amount if name in self.sums else amount
+        if name in self.sums:
+            self.sums[name] += amount
+        else:
+            self.sums[name] = amount.to(torch.float64, copy=True)
+
+    def forget(self, name: Hashable) -> None:
+        """Let go of a sum, if there is one of that name."""
+        self.sums.pop(name, None)
 
     def note(self, name: Hashable, value: Callable[[], Tensor]) -> None:
         """Keep what is the same for every batch: `value` is called the first time only."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, NotFinite
 from minitron.in_memory import cut_model
 from minitron.plan import Plan
 from minitron.quality import Quality, Teacher, measure_quality
@@ -33,6 +33,9 @@ OBJECTIVES: Final[dict[str, Callable[[Quality, Quality], float]]] = {
     "perplexity": lambda cut, parent: math.log(cut.perplexity) - math.log(parent.perplexity),
 }
 """name -> (quality of the candidate, of the parent) -> nats lost, 0 for the parent."""
+
+HOPELESS: Final = 100.0
+"""Nats that a candidate is said to lose whose logits are not finite: more than any other."""
 
 SAMPLE: Final = 256
 """Numbers of each tensor that tell one model's weights from another's."""
@@ -114,7 +117,7 @@ class Judge:
     def judge(self, plan: Plan) -> Judgement:
         """What the candidate of `plan` is worth: cut in memory by the code that cuts files, then read over the text.
 
-        Raises MinitronError where its logits are not finite."""
+        A candidate whose logits are not finite loses HOPELESS nats; raises NotFinite where the parent's are not."""
         name = plan_digest(plan)
         key = f"{self.fingerprint}/{name}"
         if name not in self._known:
@@ -129,11 +132,15 @@ class Judge:
 
     @torch.inference_mode()
     def _judge(self, plan: Plan) -> Judgement:
-        started = time.monotonic()
+        started, parent = time.monotonic(), self.parent
         small = cut_model(self.model, self.spec, plan)
-        quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size)
+        try:
+            quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size)
+        except NotFinite:
+            worst = math.exp(HOPELESS)
+            return Judgement(HOPELESS, HOPELESS, worst, 0.0, round(time.monotonic() - started, 4))
         if self._measure is None:
-            loss = OBJECTIVES[self.objective](quality, self.parent)
+            loss = OBJECTIVES[self.objective](quality, parent)
         else:
             loss = self._measure(small) - self._parent_loss
         return Judgement(

@@ -27,8 +27,9 @@ times C of them, and each costs C^2 operations."""
 JUDGED: Final = 8
 """Every so many-th batch of those is held back to choose ridges by, and added afterwards."""
 
-LARGEST: Final = 8192
-"""Inputs of the largest site that is looked at: its matrix takes 256 MiB in fp32."""
+LARGEST: Final = 2**24
+"""Numbers of the largest matrices that are looked at, all experts of a layer together: 64 MiB in fp32, and most of
+1 GiB while ridges and the surgeon work on them in fp64."""
 
 RIDGES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SHARE_KEPT: Final = 0.75
@@ -41,7 +42,7 @@ class Moments:
     def __init__(self, spec: ModelSpec, tokens: int) -> None:
         """`tokens` is how many the whole run will see; from it follows which of them are looked at."""
         self.spec = spec
-        sites = {site.key: site for site in input_sites(spec) if site.size <= LARGEST}
+        sites = {site.key: site for site in input_sites(spec) if _numbers(spec, site) <= LARGEST}
         self.sites = {key: site for key, site in sites.items() if key[0] not in ("latent_in",)}
         self._tokens = tokens
         self._batches: dict[Key, int] = {}
@@ -94,12 +95,22 @@ class Moments:
         """Whether batches were held back."""
         return ("judged", site.key) in totals.sums
 
+    def forget(self, totals: Totals, site: InputSite) -> None:
+        """Let go of a site's sums."""
+        for part in ("fitted", "judged"):
+            totals.forget((part, site.key))
+            totals.forget((part, "tokens", site.key))
+
     def matrix(self, totals: Totals, site: InputSite, part: str = "") -> Array:
         """[C, C] or [E, C, C]: E[a a^T] over the tokens of one part, or of both; zeros for an expert without tokens."""
         parts = [part] if part else ["fitted", "judged"] if self.has_judged(totals, site) else ["fitted"]
         whole = np.sum([totals[name, site.key] for name in parts], axis=0)
         tokens = np.sum([totals[name, "tokens", site.key] for name in parts], axis=0)
         return np.asarray(whole / np.maximum(tokens, 1.0)[..., None, None])
+
+
+def _numbers(spec: ModelSpec, site: InputSite) -> int:
+    return site.size**2 * (spec.sizes["expert"] if site.by_expert else 1)
 
 
 def parameter(site: InputSite) -> str:

@@ -133,12 +133,14 @@ def _hook(look: Look, totals: Totals, stride: int) -> Callable[..., None]:
     return hook
 
 
-def bases(model: PreTrainedModel, spec: ModelSpec, totals: Totals) -> dict[Key, tuple[Array, Array, Array]]:
-    """(axis, layer) -> (matrix, dual, strengths): [G, A, A], [G, A, A] and [A] of every space, the strongest direction
-    first; without the dimension G where there are no groups.  A strength is the root of what leaving the direction out
-    costs, over all groups."""
+def bases(model: PreTrainedModel, spec: ModelSpec, totals: Totals, layer: int) -> dict[Key, tuple[Array, Array, Array]]:
+    """(axis, layer) -> (matrix, dual, strengths): [G, A, A], [G, A, A] and [A] of every space of a layer, the strongest
+    direction first; without the dimension G where there are no groups.  A strength is the root of what leaving the
+    direction out costs, over all groups."""
     found: dict[Key, tuple[Array, Array, Array]] = {}
     for space in spaces(spec):
+        if space.key[1] != layer:
+            continue
         covariance = _moments(totals, space.covariance)
         metric = _moments(totals, space.metric) if space.metric is not None else _weights(model, spec, space)
         parts = [balanced(*pair) for pair in zip(metric, covariance, strict=True)]
@@ -147,6 +149,15 @@ def bases(model: PreTrainedModel, spec: ModelSpec, totals: Totals) -> dict[Key, 
         grouped = space.covariance.groups > 1
         found[space.key] = (matrix if grouped else matrix[0]), (dual if grouped else dual[0]), strengths
     return found
+
+
+def forget_spaces(spec: ModelSpec, totals: Totals, layer: int) -> None:
+    """Let go of what `bases` needs of a layer."""
+    for space in spaces(spec):
+        for look in (space.covariance, space.metric):
+            if look is not None and look.layer == layer:
+                totals.forget(("space", look.name, layer))
+                totals.forget(("space tokens", look.name, layer))
 
 
 def balanced(metric: Array, covariance: Array) -> tuple[Array, Array, Array]:

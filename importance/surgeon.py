@@ -41,7 +41,10 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
     scores = np.zeros(count)
     if scale <= 0:
         return scores
-    inverse = torch.linalg.inv(matrix / scale + ridge * torch.eye(len(matrix), dtype=torch.float64))
+    matrix = matrix / scale
+    matrix.diagonal().add_(ridge)
+    inverse = torch.linalg.inv(matrix)
+    del matrix
     left = weight.detach().to("cpu", torch.float64).clone()
     remaining = np.arange(count)
     total = 0.0
@@ -80,16 +83,18 @@ def _next(errors: Array, remaining: Indices, size: int, parts: int, width: int) 
 
 
 def surgeon_scores(
-    model: PreTrainedModel, spec: ModelSpec, totals: Totals, moments: Moments, *, judge: bool
+    model: PreTrainedModel, spec: ModelSpec, totals: Totals, moments: Moments, *, judge: bool, layer: int
 ) -> tuple[dict[Key, Array], dict[Key, float]]:
-    """(axis, layer) -> the surgeon's scores as minitron.scores.Scores holds them, none unless it is to `judge`; and the
-    ridge of every site whose second moments were seen, the one of importance.moments.RIDGES that is best on the batches
-    held back.
+    """(axis, layer) -> the surgeon's scores of one layer as minitron.scores.Scores holds them, none unless it is to
+    `judge`; and the ridge of every site whose second moments were seen, the one of importance.moments.RIDGES that is
+    best on the batches held back.
 
     Mamba heads are not judged: what they write passes a norm that they share, and there activations rank better."""
     scores: dict[Key, Array] = {}
     ridges: dict[Key, float] = {}
     for key, site in moments.sites.items():
+        if key[1] != layer:
+            continue
         weights = model.get_parameter(parameter(site))
         # What experts share they read with all their weights.
         stacks = list(weights) if site.by_expert else [weights.flatten(0, -2)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, NotFinite
 from minitron.progress import Advance
 
 CHUNK_LOGITS: Final = 2**24
@@ -81,8 +81,8 @@ def measure_quality(
     """Perplexity of `model` on the sequences `blocks` [S, T] and, given a teacher, KL and agreement with it.
 
     The logits [tokens, V] never exist as a whole: the output layer is applied to chunks of the hidden states.  Softmax
-    is in fp32, sums over tokens are in fp64.  `advance` is told of every batch's tokens.  Raises MinitronError where a
-    logit is not finite, or the teacher's vocabulary is of another size."""
+    is in fp32, sums over tokens are in fp64.  `advance` is told of every batch's tokens.  Raises NotFinite where a
+    logit is not finite, MinitronError where the teacher's vocabulary is of another size."""
     if blocks.shape[1] < 2:
         raise MinitronError("A sequence of one token predicts nothing; give a --sequence-length of 2 or more.")
     if teacher is not None:
@@ -92,7 +92,7 @@ def measure_quality(
         ids = torch.from_numpy(blocks[start : start + batch_size])
         sums += _batch_sums(model, teacher, ids)
         if not np.isfinite(sums).all():
-            raise MinitronError(
+            raise NotFinite(
                 f"{model.config.name_or_path or 'The model'} gives logits that are not finite on the evaluation text; "
                 "its weights are damaged or the dtype is too narrow (try fp32)."
             )
@@ -100,9 +100,7 @@ def measure_quality(
             advance(ids.numel())
     nll = float(sums[0]) / (blocks.size - len(blocks))
     if nll > LARGEST_LOSS:
-        raise MinitronError(
-            f"The mean loss of {nll:.0f} nats has no finite perplexity; the model's weights are damaged."
-        )
+        raise NotFinite(f"The mean loss of {nll:.0f} nats has no finite perplexity; the model's weights are damaged.")
     kl, agreed = (float(value) / blocks.size for value in sums[1:])
     return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.arrays import release, save_arrays
 from minitron.errors import MinitronError
 from minitron.files import new_file, refuse_existing
 from minitron.rotation import Directions
@@ -77,6 +78,7 @@ class Scores:
         for name, values in [*keyed, *self.energy.items()]:
             if not np.isfinite(values).all():
                 raise MinitronError(f"scores: {name} is not finite; the model or the calibration text is broken.")
+            release(values)
 
     @cached_property
     def directions(self) -> Directions:
@@ -97,12 +99,14 @@ class Scores:
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
-        from safetensors.numpy import save_file
-
         refuse_existing(path, overwrite=overwrite)
-        tensors = {f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()}
+        tensors: dict[str, NDArray[Any]] = {
+            f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()
+        }
         # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
-        tensors |= {f"covariance/{_write(key)}": found.astype(np.float32) for key, found in self.covariance.items()}
+        tensors |= {
+            f"covariance/{_write(key)}": found.astype(np.float32, copy=False) for key, found in self.covariance.items()
+        }
         for key, parts in self.bases.items():
             tensors |= {
                 f"{table}/{_write(key)}": np.asarray(part, np.float32)
@@ -112,7 +116,7 @@ class Scores:
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
         metadata["ridges"] = {_write(key): ridge for key, ridge in self.ridges.items()}
         with new_file(path) as partial:
-            save_file(tensors, partial, metadata={"minitron": json.dumps(metadata)})
+            save_arrays(partial, tensors, {"minitron": json.dumps(metadata)})
 
 
 def load_scores(path: Path) -> Scores:
