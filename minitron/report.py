@@ -51,12 +51,14 @@ def build_report(
     speed: Mapping[str, Any] | None = None,
     command: str = "",
     serve: str = "",
+    sieves: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document.  `model` is a name or path; of a path its last part is shown.
 
     `terms` are those of the model as it is (minitron.terms); those of the chosen candidate are computed here.
     `remedies` are what else would make it fit (minitron.questions), left out where it does.  `speed` obeys
-    `$defs/speed` of the schema; `serve` is the command that serves what fits, empty where no engine was named."""
+    `$defs/speed` of the schema; `serve` is the command that serves what fits, empty where no engine was named.
+    `sieves` says how candidates were measured (minitron.report_sieves), None where none was."""
     workload, budget = result.workload, result.budget
     labels = [PARENT, *(f"#{place}" for place in range(1, len(result.candidates) + 1))]
     shown = _described(spec, [result.parent, *result.candidates, *result.front])
@@ -94,6 +96,7 @@ def build_report(
         "curves": _all_curves(spec, result, labels),
         "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
+        "sieves": None if sieves is None else dict(sieves),
         "speed": None if speed is None else dict(speed),
         "warnings": _warnings(spec, result, labels),
     }

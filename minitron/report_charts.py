@@ -11,6 +11,8 @@ from html import escape
 from math import log10
 from typing import Any, Final
 
+from minitron.report_axes import BUDGET_LINE, axis_title, layout_of, memory_axis, note, shape
+from minitron.report_sieves import sieves_figure
 from minitron.report_text import (
     Document,
     architecture,
@@ -34,13 +36,6 @@ _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up")
 
 _LINES: Final = frozenset(TITLES) - {"total"}
 """Lines of a footprint that have a colour of their own."""
-
-_HOVER: Final = {
-    "bgcolor": "var(--card)",
-    "bordercolor": "var(--line)",
-    "font": {"color": "var(--ink)", "size": 13},
-    "align": "left",
-}
 
 
 def line_colour(name: str) -> str:
@@ -74,6 +69,8 @@ def figures(document: Document) -> dict[str, Figure]:
         "context": curve(document, "context", "context_tokens", "largest_tokens"),
         "batch": curve(document, "batch", "batch_sequences", "largest_sequences"),
     }
+    if document["sieves"] is not None:
+        found["sieves"] = sieves_figure(document)
     return found | ({"kept": kept(document)} if document["kept_importance"] else {})
 
 
@@ -112,20 +109,20 @@ def memory(document: Document) -> Figure:
     available = document["budget"]["available_bytes"] / size
     most = max(model["total_bytes"] for model in models) / size
     end = 1.04 * max(most, available)
-    layout = _layout(
-        80 + 48 * len(models), _memory_axis(unit) | {"range": [0, end]}, {"type": "category", "automargin": True}
+    layout = layout_of(
+        80 + 48 * len(models), memory_axis(unit) | {"range": [0, end]}, {"type": "category", "automargin": True}
     )
     layout["yaxis"]["range"] = [len(models) - 0.5, -0.5]
     layout |= {"barmode": "stack", "bargap": 0.42, "hovermode": "closest"}
     layout["yaxis"] |= {"showgrid": False, "ticklabelstandoff": 8, "tickfont": {"color": "var(--ink)", "size": 13}}
     layout["shapes"] = [
-        _shape("rect", available, end, 0, 1, fillcolor="var(--over)", line={"width": 0}, layer="below"),
-        _shape("line", available, available, 0, 1, line={"color": "var(--ink)", "width": 1.6, "dash": "dash"}),
+        shape("rect", available, end, 0, 1, fillcolor="var(--over)", line={"width": 0}, layer="below"),
+        shape("line", available, available, 0, 1, line={"color": "var(--ink)", "width": 1.6, "dash": "dash"}),
     ]
     budget = f"budget {format_bytes(document['budget']['available_bytes'])}"
     # Towards the middle of the chart, so that a budget at either end keeps its label inside.
     side = "right" if available > end / 2 else "left"
-    layout["annotations"] = [_note(available, 1, budget, yref="paper", yanchor="bottom", xanchor=side)]
+    layout["annotations"] = [note(available, 1, budget, yref="paper", yanchor="bottom", xanchor=side)]
     return {"data": data, "layout": layout}
 
 
@@ -142,16 +139,13 @@ def pareto(document: Document) -> Figure:
     data.append(_points(document, [parent], "the model", "x", 10, "var(--series-parent)"))
     if best is not None:
         data.append(_points(document, [best], "chosen", "star", 16, "var(--series-0)"))
-    layout = _layout(360, _memory_axis(unit), {"title": _title(_score_title(document)), "automargin": True})
+    layout = layout_of(360, memory_axis(unit), {"title": axis_title(_score_title(document)), "automargin": True})
     layout["yaxis"] |= {"ticksuffix": f" {parameters}", "nticks": 6}
     available = document["budget"]["available_bytes"] / size
-    layout["shapes"] = [_shape("line", available, available, 0, 1, line=_BUDGET_LINE)]
-    layout["annotations"] = [_note(available, 1, "budget", yref="paper", yanchor="bottom")]
+    layout["shapes"] = [shape("line", available, available, 0, 1, line=BUDGET_LINE)]
+    layout["annotations"] = [note(available, 1, "budget", yref="paper", yanchor="bottom")]
     layout["hovermode"] = "closest"
     return {"data": data, "layout": layout}
-
-
-_BUDGET_LINE: Final = {"color": "var(--ink)", "width": 1.4, "dash": "dash"}
 
 
 def _score_title(document: Document) -> str:
@@ -244,18 +238,18 @@ def curve(document: Document, which: str, quantity: str, largest: str) -> Figure
             )
     title = "context, tokens" if which == "context" else "sequences at the same time"
     xaxis = _token_axis(points, here) if which == "context" else {"range": [0, points[-1] * 1.03], "nticks": 8}
-    layout = _layout(
-        330, xaxis | {"title": _title(title)}, _memory_axis(memory) | {"rangemode": "tozero", "automargin": True}
+    layout = layout_of(
+        330, xaxis | {"title": axis_title(title)}, memory_axis(memory) | {"rangemode": "tozero", "automargin": True}
     )
     layout["hovermode"] = "closest"
     available = document["budget"]["available_bytes"] / size
     layout["shapes"] = [
-        _shape("line", 0, 1, available, available, xref="paper", yref="y", line=_BUDGET_LINE),
-        _shape("line", here, here, 0, 1, line={"color": "var(--muted)", "width": 1, "dash": "dot"}),
+        shape("line", 0, 1, available, available, xref="paper", yref="y", line=BUDGET_LINE),
+        shape("line", here, here, 0, 1, line={"color": "var(--muted)", "width": 1, "dash": "dot"}),
     ]
     layout["annotations"] = [
-        _note(0, available, "budget", xref="paper", xanchor="left", yanchor="bottom", xshift=4),
-        _note(log10(here) if which == "context" else here, 1, "asked for", yref="paper", yanchor="bottom"),
+        note(0, available, "budget", xref="paper", xanchor="left", yanchor="bottom", xshift=4),
+        note(log10(here) if which == "context" else here, 1, "asked for", yref="paper", yanchor="bottom"),
     ]
     return {"data": data, "layout": layout}
 
@@ -324,47 +318,8 @@ def kept(document: Document) -> Figure:
             },
         }
     ]
-    xaxis = {"title": _title("layer"), "showgrid": False, "range": [-0.5, len(layers) - 0.5], "nticks": 12}
-    layout = _layout(120 + 34 * len(rows), xaxis, {"autorange": "reversed", "automargin": True, "showgrid": False})
+    xaxis = {"title": axis_title("layer"), "showgrid": False, "range": [-0.5, len(layers) - 0.5], "nticks": 12}
+    layout = layout_of(120 + 34 * len(rows), xaxis, {"autorange": "reversed", "automargin": True, "showgrid": False})
     layout["margin"]["t"] = 8
     layout["yaxis"] |= {"tickfont": {"color": "var(--ink)", "size": 12}, "ticklabelstandoff": 6}
     return {"data": data, "layout": layout}
-
-
-def _layout(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any]) -> dict[str, Any]:
-    """What all figures share.  Dragging scrolls the page, and nothing zooms: axes are chosen to show all there is."""
-    axis = {
-        "gridcolor": "var(--grid)",
-        "linecolor": "var(--line)",
-        "zeroline": False,
-        "fixedrange": True,
-        "ticks": "",
-    }
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 12, "t": 26, "b": 44},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "showlegend": False,
-        "dragmode": False,
-        "hoverlabel": _HOVER,
-        "xaxis": axis | xaxis,
-        "yaxis": axis | yaxis,
-    }
-
-
-def _memory_axis(unit: str) -> dict[str, Any]:
-    return {"title": _title(f"memory, {unit}"), "nticks": 8}
-
-
-def _title(text: str) -> dict[str, Any]:
-    return {"text": escape(text), "standoff": 8, "font": {"size": 12}}
-
-
-def _shape(kind: str, x0: float, x1: float, y0: float, y1: float, **more: Any) -> dict[str, Any]:
-    return {"type": kind, "xref": "x", "yref": "paper", "x0": x0, "x1": x1, "y0": y0, "y1": y1} | more
-
-
-def _note(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
-    font = {"color": "var(--ink)", "size": 12}
-    return {"x": x, "y": y, "text": text, "showarrow": False, "font": font} | more

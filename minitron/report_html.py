@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from minitron.report_charts import bar_models, called, figures, line_colour, series_style
 from minitron.report_page import Cell, Markup, badge, chart, class_of, json_text, legend, section, table
+from minitron.report_sieves import sieves_section
 from minitron.report_text import (
     KIND_LABELS,
     ORIGIN_LABELS,
@@ -49,6 +50,7 @@ def to_html(document: Document) -> str:
         _map(document),
         _candidates(document),
         _choice(document),
+        sieves_section(document),
         _limits(document),
         _kept(document),
         _terms(document),

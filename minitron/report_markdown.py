@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minitron.report_sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
 from minitron.report_text import (
     ORIGIN_LABELS,
     SPEED_COLUMNS,
@@ -32,6 +33,7 @@ def to_markdown(document: Document) -> str:
         _memory(document),
         _candidates(document),
         _layers(document),
+        _sieves(document),
         _limits(document),
         _terms(document),
         _remedies(document),
@@ -122,6 +124,20 @@ def _layers(document: Document) -> list[str]:
     legend = ", ".join(f"{letter} {kind}" for letter, kind in document["model"]["kinds"].items())
     gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "Every layer stays."
     return ["### Layers", "", "```", f"model   {letters}", f"chosen  {marks}", "```", "", f"{legend}. {gone}"]
+
+
+def _sieves(document: Document) -> list[str]:
+    if document["sieves"] is None:
+        return []
+    verdicts = in_order(document)
+    rows = [[_text(cell) for cell in cells(document, verdict)] for verdict in verdicts[:ROWS]]
+    for row, verdict in zip(rows, verdicts, strict=False):
+        if is_built(document, verdict):
+            row[0] = f"**{row[0]}**"
+    left = len(verdicts) - len(rows)
+    more = ["", f"{left} more were measured; report.html and report.json hold them."] if left else []
+    told = [f"- {_text(line)}" for line in sentences(document)]
+    return ["### How it was chosen", "", *told, "", *_table(COLUMNS, rows), *more]
 
 
 def _limits(document: Document) -> list[str]:

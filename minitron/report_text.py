@@ -191,7 +191,9 @@ def how_obtained(document: Document) -> list[str]:
     """How the numbers came about, a sentence each."""
     workload = document["workload"]
     told = [
-        "All sizes follow from config.json alone; no weight was read and nothing was run.",
+        "All sizes follow from config.json alone; no weight was read and nothing was run."
+        if document["sieves"] is None
+        else "All sizes follow from config.json alone; what candidates lose was measured on the weights.",
         f"{document['searched_architectures']:,} architectures were counted one by one, "
         f"{document['feasible_architectures']:,} of them fit; the list is {document['ranking']}.",
         f"Numbers are kept as: {numbers_kept(document)}.",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cli.app import run
 from importance.calibrate import calibrate
 from importance.walk import States, Walk
 from minitron.arrays import save_arrays, store
@@ -53,6 +54,7 @@ def test_scores_are_those_of_the_model_in_memory(
     for place in (None, tmp_path / "between"):
         apart = calibrate(folder, short_text, offload=True, offload_folder=place, **asked)
         same(whole, apart)
+        assert place is None or not list(place.iterdir())
         assert apart.settings["offload"]
     apart.save(tmp_path / "scores.safetensors")
     loaded = load_scores(tmp_path / "scores.safetensors")
@@ -98,6 +100,14 @@ def test_a_walk_ends_where_the_model_does(tiny_hybrid: Path, tmp_path: Path) -> 
 def test_a_checkpoint_of_another_model_is_refused(tiny_hybrid: Path, tiny_llama: Path) -> None:
     with pytest.raises(MinitronError):
         LayerwiseModel(tiny_hybrid, read_spec(tiny_llama), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_offload_as_it_is_typed(tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
+    arguments = ["score", str(tiny_hybrid), "--data", str(short_text), "-o", str(tmp_path / "scores.safetensors")]
+    arguments += ["--sequence-length", "32", "--samples", "2", "--max-dropped", "1", "--dtype", "fp32"]
+    assert run([*arguments, "--offload-folder", str(tmp_path / "between")]) == 2
+    assert run([*arguments, "--offload", "--offload-folder", str(tmp_path / "between")]) == 0
+    assert load_scores(tmp_path / "scores.safetensors").settings["offload"]
 
 
 def test_arrays_on_disk_are_the_same_numbers(tmp_path: Path) -> None:
