@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cli.stages import Stages, cut_depth_first
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
 from minitron.progress import Progress
 
 if TYPE_CHECKING:
+    from cli.cutting import Cutting
+    from cli.planning import Planning
+    from cli.searching import Searching
     from distill.recipe import Recipe
-    from minitron.scores import Scores
-    from minitron.search import SearchResult
-    from minitron.spec import ModelSpec
 
 Note = Callable[[str], None]
 """Says a sentence to whoever watches."""
@@ -33,6 +34,9 @@ PRUNED: Final = "pruned"
 DISTILLED: Final = "distilled"
 EVALUATION: Final = "evaluation.json"
 TEXT: Final = "text"
+JUDGEMENTS: Final = "judgements.jsonl"
+SEARCH: Final = "search.json"
+REPORT: Final = "report"
 
 _HELD_OUT: Final = 0.05
 """The share of the training text that judges, where no other text is given to."""
@@ -48,8 +52,14 @@ class Chain:
     model: Path
     """The checkpoint to compress, and the teacher of what is left of it."""
 
-    search: Callable[[ModelSpec, Scores], SearchResult]
-    """Finds the architecture."""
+    planning: Planning
+    """What there is, and which architectures to look at."""
+
+    searching: Searching
+    """How candidates are measured before one is chosen."""
+
+    cutting: Cutting
+    """How what is chosen is cut."""
 
     calibration: Path
     """Text for scores."""
@@ -163,21 +173,31 @@ def _hold_out(chain: Chain) -> Chain:
 def _score(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from importance.calibrate import calibrate
 
-    scores = calibrate(chain.model, chain.calibration, device=chain.device, progress=progress, **chain.scoring)
+    held_back = chain.searching.held_back
+    scores = calibrate(
+        chain.model, chain.calibration, held_back=held_back, device=chain.device, progress=progress, **chain.scoring
+    )
     scores.save(chain.folder / SCORES)
     return dict(scores.settings)
 
 
 def _plan(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
-    from minitron.plan import make_plan
+    from cli.choosing import choose
     from minitron.scores import load_scores
     from minitron.spec import read_spec
 
     spec, scores = read_spec(chain.model), load_scores(chain.folder / SCORES)
-    result = chain.search(spec, scores)
-    best = result.best
-    make_plan(spec, best.sizes, best.kept, scores, report=result.to_json()).save(chain.folder / PLAN)
-    return {"chosen": best.to_json(), "searched": result.searched, "feasible": result.feasible}
+    choice = choose(chain, spec, scores, progress, note)
+    choice.write_report(chain.folder / REPORT)
+    # The last of all that this step writes: it says that the step is done.
+    choice.plan.save(chain.folder / PLAN, overwrite=True)
+    result = choice.result
+    return {
+        "chosen": result.best.to_json(),
+        "searched": result.searched,
+        "feasible": result.feasible,
+        "measured": choice.measured,
+    }
 
 
 def _prune(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
@@ -185,7 +205,28 @@ def _prune(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.prune import prune
 
     plan = load_plan(chain.folder / PLAN)
+    if chain.searching.stages is Stages.DEPTH_WIDTH and plan.sizes and len(plan.layers) < _layers(chain.model):
+        return dict(
+            cut_depth_first(
+                chain.model,
+                plan,
+                chain.folder,
+                chain.folder / PRUNED,
+                chain.calibration,
+                dict(chain.scoring),
+                chain.cutting.arguments,
+                held_back=chain.searching.held_back,
+                device=chain.device,
+                progress=progress,
+            )
+        )
     return prune(chain.model, plan, chain.folder / PRUNED, progress=progress).to_json()
+
+
+def _layers(model: Path) -> int:
+    from minitron.spec import read_spec
+
+    return len(read_spec(model).layers)
 
 
 def _distill(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:

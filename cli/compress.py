@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import show
-from cli.chain import DISTILLED, Chain, run_chain
+from cli.chain import DISTILLED, REPORT, Chain, run_chain
+from cli.cutting import Cutting, takes_cutting
 from cli.options import (
     ComputeDtype,
     DataOption,
@@ -29,7 +30,9 @@ from cli.options import (
 )
 from cli.planning import Planning, takes_planning
 from cli.scoring import Scoring, takes_scoring
+from cli.searching import Searching, takes_searching
 from cli.spread import spread_options
+from minitron.errors import MinitronError
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -93,14 +96,18 @@ CalibrationOption = Annotated[
 
 
 @takes_planning
+@takes_searching
 @takes_scoring
+@takes_cutting
 @takes_training
 def command(
     model: ModelArgument,
     data: DataOption,
     output: OutputOption,
     planning: Planning,
+    searching: Searching,
     scoring: Scoring,
+    cutting: Cutting,
     training: Training,
     text: HeldOutOption = None,
     calibration: CalibrationOption = None,
@@ -113,10 +120,17 @@ def command(
     """Do it all: score, plan, prune, distill and evaluate. Run it again to go on after a stop."""
     started = time.monotonic()
     planning.budget_of_device()
+    if scoring.offload and searching.measures:
+        raise MinitronError(
+            "--offload scores a model that memory does not hold, but candidates are measured in memory; "
+            "give --evaluate 0 with it, or leave it out."
+        )
     chain = Chain(
         folder=output,
         model=model,
-        search=planning.search,
+        planning=planning,
+        searching=searching,
+        cutting=cutting,
         calibration=calibration or data,
         training=data,
         heldout=text,
@@ -127,7 +141,9 @@ def command(
         evaluating={"sequence_length": training.distill_sequence_length, "speed": speed},
         settings={
             "planning": planning.settings,
+            "searching": searching.settings,
             "scoring": scoring.settings,
+            "cutting": cutting.settings,
             "training": training.recipe.to_json(),
             "teacher_precision": teacher_precision.value,
         },
@@ -138,6 +154,7 @@ def command(
         show.document(show.run_document(output, inputs, chain.settings, results, time.monotonic() - started))
         return
     print_models(results["models"])
+    show.line(f"The report: {output / REPORT}")
     show.line(f"The compressed model: {output / DISTILLED}")
 
 

@@ -7,10 +7,12 @@ from typing import Annotated, Final
 import typer
 
 from cli import show
-from cli.chain import DISTILLED, PLAN, PRUNED, Chain, run_chain
+from cli.chain import DISTILLED, PLAN, PRUNED, REPORT, Chain, run_chain
 from cli.compress import print_models
+from cli.cutting import Cutting
 from cli.options import JsonOption, OverwriteOption
 from cli.planning import Planning
+from cli.searching import Searching
 from minitron.units import format_bytes
 
 CONTEXT: Final = 2048
@@ -26,10 +28,14 @@ SCORING: Final = {
     "samples": 64,
     "sequence_length": SEQUENCE_LENGTH,
     "batch_size": 4,
+    "estimator": "surgeon",
     "layers": "iterative",
     "layer_samples": 2,
     "dtype": DTYPE,
 }
+SEARCHING: Final = Searching(evaluate=12, combinations=16, judge_samples=8, finalists=2)
+"""Half of what `compress` measures: enough for a model whose candidates differ as much as these."""
+
 EVALUATION: Final = {"sequence_length": SEQUENCE_LENGTH, "samples": 48, "batch_size": 4, "dtype": DTYPE}
 
 
@@ -70,14 +76,21 @@ def command(
     chain = Chain(
         folder=output,
         model=builtin.MODEL,
-        search=planning.search,
+        planning=planning,
+        searching=SEARCHING,
+        cutting=Cutting(),
         calibration=builtin.CALIBRATION,
         training=builtin.DISTILL,
         heldout=builtin.HELDOUT,
         recipe=recipe,
         scoring=SCORING,
         evaluating=EVALUATION,
-        settings={"planning": planning.settings, "scoring": SCORING, "training": recipe.to_json()},
+        settings={
+            "planning": planning.settings,
+            "searching": SEARCHING.settings,
+            "scoring": SCORING,
+            "training": recipe.to_json(),
+        },
     )
     results = run_chain(chain, progress=show.bar, note=show.note, overwrite=overwrite)
     if as_json:
@@ -86,6 +99,7 @@ def command(
         return
     _tell(output)
     print_models(results["models"])
+    show.line(f"The report: {output / REPORT}")
     show.line(f"The compressed model: {output / DISTILLED}")
 
 

@@ -96,7 +96,7 @@ def command(
         known = load_scores(scores)
     result = _search(model, spec, planning, known, as_json=as_json)
     speed = _speed(planning, spec, result)
-    document = _document(model, spec, planning, result, known, speed) if outputs or as_json else {}
+    document = document_of(model, spec, planning, result, known, speed=speed) if outputs or as_json else {}
     if output is not None:
         _write(model, spec, result, known, document, output, overwrite=overwrite)
     _write_parts(document, html, markdown, overwrite=overwrite)
@@ -158,15 +158,17 @@ def _serve(model: Path, spec: "ModelSpec", result: "SearchResult") -> str:
     return serve_line(name if result.parent.fits else _PRUNED, spec, result.workload, result.budget)
 
 
-def _document(
+def document_of(
     model: Path,
     spec: "ModelSpec",
     planning: Planning,
     result: "SearchResult",
     scores: "Scores | None",
-    speed: dict[str, Any] | None,
+    *,
+    speed: dict[str, Any] | None = None,
+    sieves: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document of the report."""
+    """The document of the report; `sieves` is that of minitron.report_sieves, where candidates were measured."""
     from minitron.questions import remedies
     from minitron.report import build_report
 
@@ -181,6 +183,7 @@ def _document(
         speed=speed,
         command=command_line(),
         serve=_serve(model, spec, result),
+        sieves=sieves,
     )
 
 

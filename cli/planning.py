@@ -22,6 +22,7 @@ from minitron.errors import MinitronError
 
 if TYPE_CHECKING:
     from minitron.gpus import Gpu
+    from minitron.lattice import Lattice
     from minitron.memory import Budget, Workload
     from minitron.scores import Scores
     from minitron.search import SearchResult
@@ -154,12 +155,19 @@ class Planning(Serving):
 
     def search(self, spec: "ModelSpec", scores: "Scores | None" = None) -> "SearchResult":
         """The architectures that fit, best first; raises MinitronError where there are none."""
-        from minitron.search import build_lattice, search
+        from minitron.search import search
 
         budget, workload = self.budget_of_device(), self.workload(spec)
-        lattice = build_lattice(
+        lattice = self.build_lattice(spec, scores)
+        return search(lattice, workload, budget, scores=scores, sort=self.sort.value, top=self.top)
+
+    def build_lattice(self, spec: "ModelSpec", scores: "Scores | None" = None) -> "Lattice":
+        """Every architecture to look at."""
+        from minitron.search import build_lattice
+
+        return build_lattice(
             spec,
-            workload,
+            self.workload(spec),
             lattice=parse_assignments("--lattice", self.lattice or ()),
             layers=self.layers,
             pattern=self.pattern,
@@ -167,7 +175,6 @@ class Planning(Serving):
             scores=scores,
             options=self.lattice_options(),
         )
-        return search(lattice, workload, budget, scores=scores, sort=self.sort.value, top=self.top)
 
 
 def _numbers(flag: str, texts: list[str] | None, number: Callable[[str], Any]) -> dict[str, Any]:

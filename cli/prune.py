@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cli import show
+from cli.cutting import Cutting, takes_cutting
 from cli.options import (
     DeviceOption,
     JsonOption,
@@ -47,11 +48,13 @@ _WAYS: Final = "--plan, --set, --gpu or --budget"
 
 @takes_planning
 @takes_scoring
+@takes_cutting
 def command(
     model: ModelArgument,
     output: OutputOption,
     planning: Planning,
     scoring: Scoring,
+    cutting: Cutting,
     plan: PlanOption = None,
     sizes: SetOption = None,
     scores: ScoresOption = None,
@@ -72,13 +75,14 @@ def command(
         raise MinitronError("--scores and --data are both given; with scores no calibration text is read, so drop one.")
     refuse_existing(output, overwrite=overwrite, inputs=[path for path in (model, plan, scores, data) if path])
     spec = read_spec(model)
-    chosen = _plan(model, spec, planning, scoring, plan, by_hand, scores, data, device)
+    chosen = _plan(model, spec, planning, scoring, cutting, plan, by_hand, scores, data, device)
     result = prune(model, chosen, output, overwrite=overwrite, progress=show.bar)
     target = chosen.target(spec)
     document = show.run_document(
         output,
         {"model": model, "plan": plan, "scores": scores, "data": data},
-        {"planning": planning.settings, "set": by_hand, "scoring": scoring.settings if data else {}},
+        {"planning": planning.settings, "set": by_hand, "scoring": scoring.settings if data else {}}
+        | {"cutting": cutting.settings},
         result.to_json() | {"sizes": target.named_sizes, "layers": target.letters, "kept_layers": list(chosen.layers)},
         time.monotonic() - started,
     )
@@ -115,6 +119,7 @@ def _plan(
     spec: "ModelSpec",
     planning: Planning,
     scoring: Scoring,
+    cutting: Cutting,
     path: Path | None,
     by_hand: dict[str, str],
     scores_path: Path | None,
@@ -139,15 +144,15 @@ def _plan(
         planning.budget_of_device()
     wanted = _sizes(spec, by_hand)
     scores = _scores(model, spec, scoring, scores_path, data, device)
-    fallback = weight_magnitude(checkpoint, spec)
+    how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
-        return make_plan(spec, given.sizes, given.layers, scores, fallback=fallback, report=given.report)
+        return make_plan(spec, given.sizes, given.layers, scores, report=given.report, **how)
     if by_hand:
         layers = _layers(spec, planning, wanted.pop("num_hidden_layers", len(spec.layers)), scores)
-        return make_plan(spec, wanted, layers, scores, fallback=fallback)
-    result = planning.search(spec, scores)
+        return make_plan(spec, wanted, layers, scores, **how)
+    result = planning.search(*cutting.counted(spec, scores))
     best = result.best
-    return make_plan(spec, best.sizes, best.kept, scores, fallback=fallback, report=result.to_json())
+    return make_plan(spec, best.sizes, best.kept, scores, report=result.to_json(), **how)
 
 
 def _sizes(spec: "ModelSpec", by_hand: dict[str, str]) -> dict[str, int]:

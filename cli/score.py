@@ -34,7 +34,7 @@ from cli.options import (
     SeedOption,
     SequenceLengthOption,
 )
-from cli.scoring import EstimatorName, EstimatorOption, RefitOption
+from cli.scoring import EstimatorName, EstimatorOption, OffloadFolderOption, OffloadOption, RefitOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,8 @@ def command(
     layer_samples: LayerSamplesOption = 16,
     max_dropped: MaxDroppedOption = None,
     dtype: DtypeOption = ComputeDtype.BF16,
+    offload: OffloadOption = False,
+    offload_folder: OffloadFolderOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -109,6 +111,8 @@ def command(
         layer_samples=layer_samples,
         max_dropped=max_dropped,
         dtype=dtype.value,
+        offload=offload,
+        offload_folder=offload_folder,
         device=device,
         progress=show.bar,
     )

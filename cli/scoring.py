@@ -54,6 +54,24 @@ RefitOption = Annotated[
 ]
 
 
+OffloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Score layer by layer, one layer's weights in memory at a time: for models larger than memory.",
+    ),
+]
+OffloadFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--offload-folder",
+        help="Folder on disk for hidden states and second moments while scoring; in memory unless given.",
+        metavar="FOLDER",
+        show_default=False,
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scoring:
     """What was typed."""
@@ -83,11 +101,13 @@ class Scoring:
     scoring_dtype: Annotated[
         ComputeDtype, typer.Option("--scoring-dtype", help="The numbers that the model computes in while it is scored.")
     ] = ComputeDtype.BF16
+    offload: OffloadOption = False
+    offload_folder: OffloadFolderOption = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What was typed, as JSON."""
-        return {name: str(value) if isinstance(value, StrEnum) else value for name, value in vars(self).items()}
+        return {name: str(value) if isinstance(value, StrEnum | Path) else value for name, value in vars(self).items()}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -102,6 +122,8 @@ class Scoring:
             "layers": self.layer_scores.value,
             "layer_samples": self.layer_samples,
             "dtype": self.scoring_dtype.value,
+            "offload": self.offload,
+            "offload_folder": self.offload_folder,
         }
 
     def run(self, model: Path, data: Path, *, device: str | None, progress: Progress) -> "Scores":

@@ -2,8 +2,11 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -60,9 +63,12 @@ def calibrate(
     how many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions
     do not reach `sequence_length`: sequences are never shortened on the quiet.  `held_back` sequences of the text are
     left for others to judge by (`calibration_blocks`).  `dtype` is a name in loading.DTYPES.  `offload` scores layer by
-    layer (`score_layerwise`), `offload_folder` keeps what lies between on disk.  For the rest see `score_model`."""
+    layer (`score_layerwise`), `offload_folder` keeps what lies between on disk while it lasts.  For the rest see
+    `score_model`."""
     started = time.monotonic()
     find_estimator(estimator)
+    if offload_folder is not None and not offload:
+        raise MinitronError("--offload-folder is where --offload keeps what lies between; give --offload too.")
     spec = read_spec(model_folder)
     blocks, _ = calibration_blocks(
         model_folder, data, samples=samples, sequence_length=sequence_length, held_back=held_back
@@ -80,11 +86,23 @@ def calibrate(
     }
     if offload:
         source = LayerwiseModel(model_folder, spec, dtype=DTYPES[dtype], device=find_device(device))
-        scores = score_layerwise(source, blocks, folder=offload_folder, **asked)
+        with _between(offload_folder) as folder:
+            scores = score_layerwise(source, blocks, folder=folder, **asked)
     else:
         model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
         scores = score_model(model, spec, blocks, **asked)
     return replace(scores, settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)})
+
+
+@contextmanager
+def _between(folder: Path | None) -> Iterator[Path | None]:
+    """A folder in `folder` that is gone when the block ends: what is mapped from it stays readable."""
+    if folder is None:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix="minitron-") as made:
+        yield Path(made)
 
 
 def calibration_blocks(
