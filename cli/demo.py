@@ -28,7 +28,6 @@ SCORING: Final = {
     "samples": 64,
     "sequence_length": SEQUENCE_LENGTH,
     "batch_size": 4,
-    "estimator": "surgeon",
     "layers": "iterative",
     "layer_samples": 2,
     "dtype": DTYPE,

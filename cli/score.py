@@ -77,7 +77,7 @@ def command(
     samples: SamplesOption = 1024,
     sequence_length: SequenceLengthOption = 4096,
     batch_size: BatchSizeOption = 1,
-    estimator: EstimatorOption = EstimatorName.ACTIVATION,
+    estimator: EstimatorOption = EstimatorName.BEST,
     seed: SeedOption = 0,
     refit: RefitOption = True,
     layers: LayersOption = LayerMethod.ITERATIVE,

@@ -27,11 +27,13 @@ class LayerScores(StrEnum):
 class EstimatorName(StrEnum):
     """How channels are judged: the names in importance.estimators.ESTIMATORS, which needs torch."""
 
+    BEST = "best"
     ACTIVATION = "activation"
     CONTRIBUTION = "contribution"
     SURGEON = "surgeon"
     FLAP = "flap"
     MAGNITUDE = "magnitude"
+    TAYLOR = "taylor"
     RANDOM = "random"
 
 
@@ -39,8 +41,9 @@ EstimatorOption = Annotated[
     EstimatorName,
     typer.Option(
         "--estimator",
-        help="Judge channels by their activations, these times the weights that read them, what no refit makes good "
-        "(surgeon), their variance times the weights (FLAP), the weights alone, or by chance (a control).",
+        help="Judge channels by what measured best for each axis, by their activations, these times the weights that "
+        "read them, what no refit makes good (surgeon), their variance times the weights (FLAP), the weights alone, "
+        "activations times gradients (taylor: a backward pass), or by chance (a control).",
     ),
 ]
 
@@ -84,7 +87,7 @@ class Scoring:
         ),
     ] = 4096
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 1
-    estimator: EstimatorOption = EstimatorName.ACTIVATION
+    estimator: EstimatorOption = EstimatorName.BEST
     scoring_seed: Annotated[
         int, typer.Option("--scoring-seed", min=0, help="The seed of the estimator's random numbers.")
     ] = 0

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from importance.blocks import split_blocks
 from importance.depth import removal_scores
-from importance.estimators import Estimator, find_estimator
+from importance.estimators import BEST, ByAxis, Estimator, find_estimator
 from importance.findings import Findings
+from importance.gradients import run_and_return
 from importance.layerwise_depth import layerwise_removal_scores
 from importance.walk import States, Walk
 from minitron.errors import MinitronError
@@ -34,7 +35,7 @@ LayerMethod = Literal["iterative", "fast", "none"]
 SAMPLES: Final = 1024
 SEQUENCE_LENGTH: Final = 4096
 LAYER_SAMPLES: Final = 16
-ESTIMATOR: Final = "activation"
+ESTIMATOR: Final = BEST
 
 
 def calibrate(
@@ -184,6 +185,11 @@ def score_layerwise(
     spec, model = source.spec, source.model
     run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
     run.check(model)
+    if run.judge.gradients:
+        raise MinitronError(
+            f"the estimator {estimator} needs gradients, for which the whole model must be in memory; "
+            "leave --offload out or choose another."
+        )
     findings = run.findings(model, folder)
     depth: dict[Key, Any] = {}
     _observe_layerwise(source, findings, blocks, batch_size, States(folder), progress)
@@ -203,7 +209,7 @@ class _Run:
     blocks: NDArray[np.int64]
     data: str
     batch_size: int
-    judge: Estimator
+    judge: Estimator | ByAxis
     estimator: str
     seed: int
     refit: bool
@@ -253,15 +259,24 @@ class _Run:
         }
 
 
-@torch.inference_mode()
 def _observe(
     model: PreTrainedModel, findings: Findings, blocks: NDArray[np.int64], batch_size: int, progress: Progress
 ) -> None:
-    """One forward pass over all sequences; no logits are made, for nothing is read off them."""
-    with findings.observing(), progress("Scoring", float(blocks.size), "tokens") as advance:
+    """One forward pass over all sequences; no logits are made, for nothing is read off them, unless an estimator asks
+    for the way back."""
+    backward = findings.estimator.gradients
+    with (
+        # Tensors made in inference mode take no part in a graph.
+        nullcontext() if backward else torch.inference_mode(),
+        findings.observing(),
+        progress("Scoring", float(blocks.size), "tokens") as advance,
+    ):
         for start in range(0, len(blocks), batch_size):
             ids = torch.from_numpy(blocks[start : start + batch_size])
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+            if backward:
+                run_and_return(model, ids)
+            else:
+                model.base_model(input_ids=ids.to(model.device), use_cache=False)
             advance(ids.numel())
 
 

@@ -3,6 +3,8 @@
 Shape letters: B sequences, T tokens, C channels, G groups of a norm, R tokens routed to E experts of F channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -112,15 +114,47 @@ class Estimator:
     surgeon: bool = False
     """Whether scores by second moments (importance.surgeon) take the place of these wherever there are any."""
 
-    def see(self, totals: Totals, place: Hashable, activations: Tensor) -> None:
-        """Add [B, T, C] activations of a place to `totals`."""
-        for name, statistic in self.statistics.items():
-            totals.add((place, name), statistic.batch(activations))
+    gradients: bool = False
+    """Whether its statistics are of the activations times the loss's gradient by them, seen on the way back."""
+
+    @property
+    def hidden(self) -> Estimator:
+        """What judges hidden channels: many linears read each, so that an estimator that needs weights gives way."""
+        return ACTIVATION if self.reads_weights else self
+
+    def of(self, axis: str) -> Estimator:
+        """What judges an axis: itself, whatever it is (see ByAxis)."""
+        return self
+
+    def see(self, totals: Totals, place: Hashable, whole: Tensor, shaped: Callable[[Tensor], Tensor]) -> None:
+        """Add activations to `totals`: `whole` is what passes in the model, `shaped` makes [B, T, C] of it."""
+
+        def add(seen: Tensor) -> None:
+            for name, statistic in self.statistics.items():
+                totals.add((place, name), statistic.batch(shaped(seen)))
+
+        self._now_or_backward(whole, add)
 
     def see_routed(self, totals: Totals, place: Hashable, activations: Tensor, routing: Routing) -> None:
         """Add [R, F] activations of a place inside routed experts to `totals`."""
-        for name, statistic in self.statistics.items():
-            totals.add((place, name), statistic.routed(activations, routing))
+
+        def add(seen: Tensor) -> None:
+            for name, statistic in self.statistics.items():
+                totals.add((place, name), statistic.routed(seen, routing))
+
+        self._now_or_backward(activations, add)
+
+    def _now_or_backward(self, activations: Tensor, add: Callable[[Tensor], None]) -> None:
+        """`add` the activations, or, when gradients come, their product with these."""
+        if not self.gradients:
+            add(activations)
+        elif activations.requires_grad:
+            held = activations.detach()
+
+            def hook(gradient: Tensor) -> None:
+                add(held * gradient)
+
+            activations.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def see_weights(self, totals: Totals, place: Hashable, weight: Tensor, dims: tuple[int, ...]) -> None:
         """Note the L2 norm along `dims` of the weights that read the channels of a place, if it matters."""
@@ -131,6 +165,30 @@ class Estimator:
         """What follows from all that was seen of a place."""
         names = [*self.statistics, *(["weights"] if self.reads_weights else [])]
         return self.finish(Evidence(shape, {name: totals[place, name] for name in names}, random))
+
+
+@dataclass(frozen=True)
+class ByAxis:
+    """An estimator for each axis."""
+
+    default: Estimator
+
+    others: Mapping[str, Estimator]
+    """Axis -> what judges it instead."""
+
+    @property
+    def gradients(self) -> bool:
+        """Whether some axis needs a backward pass."""
+        return any(estimator.gradients for estimator in (self.default, *self.others.values()))
+
+    @property
+    def surgeon(self) -> bool:
+        """Whether some axis is judged by second moments."""
+        return any(estimator.surgeon for estimator in (self.default, *self.others.values()))
+
+    def of(self, axis: str) -> Estimator:
+        """What judges an axis."""
+        return self.others.get(axis, self.default)
 
 
 def mean_absolute_squares(activations: Tensor) -> Tensor:
@@ -159,6 +217,19 @@ def sums_by(index: Tensor, values: Tensor, size: int) -> Tensor:
     return values.new_zeros(size, *values.shape[1:]).index_add_(0, index, values)
 
 
+def summed_squares(products: Tensor) -> Tensor:
+    """[B, T, C] -> [C]: sum over sequences of (sum over the sequence)^2."""
+    return products.sum(1, dtype=wide(products)).double().square().sum(0)
+
+
+def routed_summed_squares(products: Tensor, routing: Routing) -> Tensor:
+    """[R, F] -> [E, F]: the same over those tokens of a sequence that an expert got."""
+    segment = routing.expert * routing.sequences + routing.sequence
+    sums = sums_by(segment, products.to(wide(products)), routing.experts * routing.sequences)
+    return sums.double().square().view(routing.experts, routing.sequences, -1).sum(1)
+
+
+SUMMED: Final = Statistic(summed_squares, routed_summed_squares)
 MEAN_ABSOLUTE: Final = Statistic(mean_absolute_squares, routed_mean_absolute_squares)
 
 # In float64: a variance is the small difference of two large sums.
@@ -205,6 +276,15 @@ def magnitude(evidence: Evidence) -> Array:
     return evidence.sums["weights"]
 
 
+def taylor(evidence: Evidence) -> Array:
+    """sqrt(sum over sequences of (sum over tokens of a_c dL/da_c)^2), L the sequence's cross entropy in nats.
+
+    To first order the loss changes by the inner sum when the channel is set to zero (Molchanov et al. 2019, Importance
+    Estimation for Neural Network Pruning, arXiv 1906.10771, equation 8, on activations)."""
+    scores: Array = np.sqrt(evidence.sums["summed"])
+    return scores
+
+
 def chance(evidence: Evidence) -> Array:
     """Uniform in [0, 1): the control that every other estimator has to beat."""
     return evidence.random.random(evidence.shape)
@@ -218,16 +298,25 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
     "surgeon": Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation, surgeon=True),
     "flap": Estimator({"tokens": TOKENS, "sum": SUM, "squares": SQUARES}, fluctuation, reads_weights=True),
     "magnitude": Estimator({}, magnitude, reads_weights=True),
+    "taylor": Estimator({"summed": SUMMED}, taylor, gradients=True),
     "random": Estimator({}, chance),
 }
 """W_c are the weights of the linear that reads channel c: its column, over all experts for what they all read.  No
 linear reads the x of a Mamba mixer before it is convolved and scanned: there W_c is the row of in_proj making it."""
 
 
-def find_estimator(name: str) -> Estimator:
-    """The entry of ESTIMATORS; raises MinitronError for a name that is not there."""
+BEST: Final = "best"
+DEFAULTS: Final = dict.fromkeys(("ffn", "shared_ffn", "expert_ffn", "query_head"), ESTIMATORS["surgeon"])
+"""Axis -> what measures best there of all that need no backward pass (benchmarks/estimators.py); `activation` does on
+all others."""
+
+
+def find_estimator(name: str) -> Estimator | ByAxis:
+    """The entry of ESTIMATORS, or for BEST that of each axis in DEFAULTS; raises MinitronError for any other name."""
+    if name == BEST:
+        return ByAxis(ACTIVATION, DEFAULTS)
     if name not in ESTIMATORS:
-        raise MinitronError(f"there is no estimator {name!r}; use one of {', '.join(ESTIMATORS)}.")
+        raise MinitronError(f"there is no estimator {name!r}; use one of {', '.join([BEST, *ESTIMATORS])}.")
     return ESTIMATORS[name]
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from importance.covariance import covariance, observing_covariance
-from importance.estimators import Array, Estimator, Totals
+from importance.estimators import Array, ByAxis, Estimator, Totals
 from importance.moments import Moments
 from importance.observe import block_influence, energy, importance, observing
 from importance.spaces import bases, forget_spaces, observing_spaces
+from importance.state_size import observing_states, state_scores, state_sites
 from importance.surgeon import surgeon_scores
 from minitron.arrays import store
 from minitron.scores import Key, Scores
@@ -32,7 +33,7 @@ class Findings:
         self,
         model: PreTrainedModel,
         spec: ModelSpec,
-        estimator: Estimator,
+        estimator: Estimator | ByAxis,
         *,
         tokens: int,
         seed: int = 0,
@@ -51,6 +52,11 @@ class Findings:
         self._bases: dict[Key, tuple[Array, Array, Array]] = {}
         self._covariance: dict[Key, Any] = {}
 
+    @property
+    def judges_states(self) -> bool:
+        """Whether a mixer's states are judged by what they carry; chance and weights alone judge by themselves."""
+        return bool(self.estimator.of("ssm_state").statistics)
+
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Until the block ends every forward pass of the model, or of its layers one by one, adds to the totals."""
@@ -66,6 +72,8 @@ class Findings:
                 )
             )
             entered.enter_context(observing_covariance(self.model, self.spec, self.totals))
+            if self.judges_states:
+                entered.enter_context(observing_states(self.model, self.spec, self.totals))
             entered.enter_context(observing_spaces(self.model, self.spec, self.totals, self.tokens))
             yield
 
@@ -76,8 +84,14 @@ class Findings:
         forget_spaces(self.spec, self.totals, layer)
         if self.moments is None:
             return
-        judge = self.estimator.surgeon
-        found, ridges = surgeon_scores(self.model, self.spec, self.totals, self.moments, judge=judge, layer=layer)
+        found, ridges = surgeon_scores(
+            self.model,
+            self.spec,
+            self.totals,
+            self.moments,
+            judge=lambda axis: self.estimator.of(axis).surgeon,
+            layer=layer,
+        )
         self._surgeon |= found
         self._ridges |= ridges
         for key, site in self.moments.sites.items():
@@ -89,6 +103,8 @@ class Findings:
     def scores(self, layers: Mapping[Key, Array], data: str, settings: Mapping[str, Any]) -> Scores:
         """All scores, once every layer is finished; `layers` are those of layers as wholes, if there are any."""
         found = importance(self.spec, self.totals, estimator=self.estimator, seed=self.seed)
+        if self.judges_states:
+            found |= {site.key: state_scores(self.totals, site) for site in state_sites(self.spec)}
         found |= self._surgeon | dict(layers)
         if self.influence:
             found["layer", None] = block_influence(self.spec, self.totals)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from importance.estimators import ACTIVATION, Array, Batch, Estimator, Totals, dissimilarity, energy_shares
+from importance.estimators import ACTIVATION, Array, Batch, ByAxis, Estimator, Totals, dissimilarity, energy_shares
 from importance.experts import expert_scores, observed_experts
 from importance.moments import Moments
 from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, layers_module, norm_sites
@@ -32,7 +32,7 @@ def observing(
     spec: ModelSpec,
     totals: Totals,
     *,
-    estimator: Estimator = ACTIVATION,
+    estimator: Estimator | ByAxis = ACTIVATION,
     influence: bool = False,
     moments: Moments | None = None,
 ) -> Iterator[None]:
@@ -56,34 +56,38 @@ def observing(
                 watch(f"{layers_module(spec)}.{layer}", _sees_layer(totals, layer))
         for site in channel_sites(spec):
             module = model.get_submodule(site.module)
-            watch(site.module, _sees_channels(totals, site, batch, estimator, module), before=site.side == "input")
+            watch(
+                site.module,
+                _sees_channels(totals, site, batch, estimator.of(site.key[0]), module),
+                before=site.side == "input",
+            )
         for norm in norm_sites(spec):
-            watch(norm.module, _sees_norm(totals, norm, _of_hidden(estimator)))
+            watch(norm.module, _sees_norm(totals, norm, estimator.of("hidden").hidden))
         for expert in expert_sites(spec):
             experts = model.get_submodule(expert.module)
-            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator, moments))
+            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator.of("expert_ffn"), moments))
         if moments is not None:
             undo.enter_context(moments.observing(model, totals))
         yield
 
 
 def importance(
-    spec: ModelSpec, totals: Totals, *, estimator: Estimator = ACTIVATION, seed: int = 0
+    spec: ModelSpec, totals: Totals, *, estimator: Estimator | ByAxis = ACTIVATION, seed: int = 0
 ) -> dict[Key, Array]:
     """The scores of every axis but `layer`, by the keys of minitron.scores.Scores.
 
-    `estimator` is the one that observed, and judges all channels but hidden ones where it needs weights (see
-    `_of_hidden`); routed experts as a whole are judged by REAP.  `seed` is that of its random numbers."""
+    `estimator` is the one that observed, and judges all channels but hidden ones where it needs weights
+    (Estimator.hidden); routed experts as a whole are judged by REAP.  `seed` is that of its random numbers."""
     random = np.random.default_rng(seed)
-    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals, _of_hidden(estimator), random)}
+    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals, estimator.of("hidden").hidden, random)}
     for site in channel_sites(spec):
-        scores = estimator.scores(totals, site, (prod(site.shape),), random).reshape(site.shape)
+        scores = estimator.of(site.key[0]).scores(totals, site, (prod(site.shape),), random).reshape(site.shape)
         # A head counts as the L2 over its channels; those of Mamba stay apart, for channels are chosen before heads.
         found[site.key] = np.linalg.norm(scores, axis=-1) if site.key[0] == "query_head" else scores
     for expert in expert_sites(spec):
         found["expert", expert.layer] = expert_scores(expert, totals)
         shape = (spec.sizes["expert"], spec.sizes["expert_ffn"])
-        found["expert_ffn", expert.layer] = estimator.scores(totals, expert.channels, shape, random)
+        found["expert_ffn", expert.layer] = estimator.of("expert_ffn").scores(totals, expert.channels, shape, random)
     return found
 
 
@@ -97,11 +101,6 @@ def block_influence(spec: ModelSpec, totals: Totals) -> Array:
     means = [totals["influence", layer] / totals["tokens", layer] for layer in range(len(spec.layers))]
     # A cosine may be rounded to a hair above one.
     return np.maximum(np.array(means, dtype=np.float64), 0.0)
-
-
-def _of_hidden(estimator: Estimator) -> Estimator:
-    """What judges hidden channels: many linears read each, so that an estimator that needs weights gives way."""
-    return ACTIVATION if estimator.reads_weights else estimator
 
 
 def _hidden(spec: ModelSpec, totals: Totals, estimator: Estimator, random: np.random.Generator) -> Array:
@@ -143,9 +142,13 @@ def _sees_channels(
 
     def see(args: tuple[Any, ...], output: Tensor | None) -> None:
         activations: Tensor = args[0] if output is None else output
-        # The modules around routed experts are given the tokens of all sequences in one row.
-        by_sequence = activations.reshape(batch.sequences, -1, activations.shape[-1])
-        estimator.see(totals, site, by_sequence[..., columns])
+
+        def shaped(seen: Tensor) -> Tensor:
+            # The modules around routed experts are given the tokens of all sequences in one row.
+            return seen.reshape(sequences, -1, seen.shape[-1])[..., columns]
+
+        sequences = batch.sequences
+        estimator.see(totals, site, activations, shaped)
         if estimator.reads_weights:
             weight = module.get_parameter(site.weight)
             if site.side == "input":
@@ -159,7 +162,7 @@ def _sees_channels(
 def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
     def see(args: tuple[Any, ...], output: Tensor) -> None:
         if norm.makes_hidden:
-            estimator.see(totals, norm, output)
+            estimator.see(totals, norm, output, lambda seen: seen)
         gate = args[1] if len(args) > 1 else None
         totals.add(("energy", norm), energy_shares(args[0], gate, norm.groups))
         totals.add(("tokens", norm), torch.tensor(output.shape[:-1].numel()))

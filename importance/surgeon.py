@@ -9,7 +9,7 @@ Shape letters: C inputs, G groups of them that go together, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -83,11 +83,17 @@ def _next(errors: Array, remaining: Indices, size: int, parts: int, width: int) 
 
 
 def surgeon_scores(
-    model: PreTrainedModel, spec: ModelSpec, totals: Totals, moments: Moments, *, judge: bool, layer: int
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    totals: Totals,
+    moments: Moments,
+    *,
+    judge: Callable[[str], bool],
+    layer: int,
 ) -> tuple[dict[Key, Array], dict[Key, float]]:
-    """(axis, layer) -> the surgeon's scores of one layer as minitron.scores.Scores holds them, none unless it is to
-    `judge`; and the ridge of every site whose second moments were seen, the one of importance.moments.RIDGES that is
-    best on the batches held back.
+    """(axis, layer) -> the surgeon's scores of one layer as minitron.scores.Scores holds them, none of an axis that it
+    is not to `judge`; and the ridge of every site whose second moments were seen, the one of importance.moments.RIDGES
+    that is best on the batches held back.
 
     Mamba heads are not judged: what they write passes a norm that they share, and there activations rank better."""
     scores: dict[Key, Array] = {}
@@ -99,7 +105,7 @@ def surgeon_scores(
         # What experts share they read with all their weights.
         stacks = list(weights) if site.by_expert else [weights.flatten(0, -2)]
         ridges[key] = _ridge(stacks, totals, moments, site)
-        if not judge or key[0] == "mamba_channel":
+        if not judge(key[0]) or key[0] == "mamba_channel":
             continue
         whole = moments.matrix(totals, site).reshape(len(stacks), site.size, site.size)
         width, parts = _grouping(spec, key[0])

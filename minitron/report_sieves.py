@@ -123,7 +123,7 @@ def cells(document: Document, verdict: Mapping[str, Any]) -> list[str]:
     """COLUMNS of one verdict."""
     predicted, distilled = verdict["predicted_loss"], verdict["distilled"]
     return [
-        architecture(document, verdict, _differing(document)),
+        architecture(document, verdict, _shown(document)),
         format_bytes(verdict["total_bytes"]),
         f"{verdict['first_rank']:,}",
         "" if predicted is None else f"{predicted:.4g}",
@@ -135,13 +135,13 @@ def cells(document: Document, verdict: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _differing(document: Document) -> list[str]:
+def _shown(document: Document) -> list[str]:
     """Config keys that some candidate changes."""
     before = document["parent"]["sizes_count"]
     return [
         key
         for key, size in before.items()
-        if any(verdict["sizes_count"].get(key, size) != size for verdict in document["sieves"]["verdicts"])
+        if any(other["sizes_count"].get(key) != size for other in document["sieves"]["verdicts"])
     ]
 
 

@@ -118,10 +118,14 @@ def is_parent(document: Document, candidate: Mapping[str, Any]) -> bool:
 def architecture(document: Document, candidate: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
     """The sizes that tell candidates apart: `56 layers, hidden 4,480, FFN 15,680`."""
     labels, sizes = document["model"]["size_labels"], candidate["sizes_count"]
-    return ", ".join(
-        f"{sizes[key]:,} layers" if key == "num_hidden_layers" else f"{labels[key]} {sizes[key]:,}"
-        for key in (candidate["shown_sizes"] if keys is None else keys)
-    )
+    told = []
+    for key in candidate["shown_sizes"] if keys is None else keys:
+        size = sizes.get(key)
+        if size is None:
+            told.append(f"no {labels[key]}")
+        else:
+            told.append(f"{size:,} layers" if key == "num_hidden_layers" else f"{labels[key]} {size:,}")
+    return ", ".join(told)
 
 
 def changes(document: Document, candidate: Mapping[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ class Scores:
         ("shared_ffn", layer)     [shared_ffn]    shared-expert channels
         ("query_head", layer)     [query_head]    attention heads
         ("mamba_channel", layer)  [mamba_head, mamba_head_dim]   from which channels, then heads, are chosen
+        ("ssm_state", layer)      [ssm_state]     states of a Mamba mixer, one for all its groups
         ("expert", layer)         [expert]        routed experts
         ("expert_ffn", layer)     [expert, expert_ffn]   each expert's channels by its own tokens
         ("latent_in", layer)      [latent_in]     latent channels that experts read

@@ -81,7 +81,9 @@ def slow_energy(inputs: Array, groups: int) -> Array:
 
 
 def quick(model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64], **options: Any) -> Scores:
-    return score_model(model, spec, blocks, **({"layers": "none", "batch_size": 2} | options))
+    return score_model(
+        model, spec, blocks, **({"layers": "none", "batch_size": 2, "estimator": "activation"} | options)
+    )
 
 
 def close(found: Array, expected: Array) -> None:

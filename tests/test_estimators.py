@@ -30,8 +30,9 @@ from transformers import PreTrainedModel
 import cli.chain
 from cli import app
 from cli.scoring import EstimatorName
-from importance.calibrate import calibrate
-from importance.estimators import ESTIMATORS, Totals
+from importance.calibrate import calibrate, score_model
+from importance.estimators import DEFAULTS, ESTIMATORS, Totals
+from importance.gradients import run_and_return
 from importance.observe import importance, observing
 from minitron.errors import MinitronError
 from minitron.scores import Key, load_scores
@@ -165,7 +166,17 @@ def test_hidden_channels_and_whole_experts_stay_as_they_are(name: str, tiny_hybr
     assert all((plain.energy[gain] == other.energy[gain]).all() for gain in plain.energy)
 
 
-def test_the_default_is_activation(tiny_hybrid_latent: Path) -> None:
+def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None:
+    model, spec = loaded(tiny_hybrid_latent)
+    by_axis = score_model(model, spec, blocks_of(), layers="none", batch_size=2)
+    assert by_axis.settings["estimator"] == "best"
+    apart = {name: quick(model, spec, blocks_of(), estimator=name).importance for name in ("activation", "surgeon")}
+    assert all(estimator is ESTIMATORS["surgeon"] for estimator in DEFAULTS.values())
+    for key, values in by_axis.importance.items():
+        assert (values == apart["surgeon" if key[0] in DEFAULTS else "activation"][key]).all()
+
+
+def test_activation_is_what_it_was_named_for(tiny_hybrid_latent: Path) -> None:
     model, spec = loaded(tiny_hybrid_latent)
     default, named = (quick(model, spec, blocks_of(), **options) for options in ({}, {"estimator": "activation"}))
     assert default.settings == named.settings and default.settings["estimator"] == "activation"
@@ -201,7 +212,11 @@ def test_memory_does_not_grow_with_the_samples(name: str, tiny_hybrid: Path) -> 
     totals, sizes = Totals(), []
     with observing(model, spec, totals, estimator=ESTIMATORS[name]):
         for seed in range(3):
-            model.base_model(input_ids=torch.from_numpy(blocks_of(2, seed=seed)))
+            ids = torch.from_numpy(blocks_of(2, seed=seed))
+            if ESTIMATORS[name].gradients:
+                run_and_return(model, ids)
+            else:
+                model.base_model(input_ids=ids)
             sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in totals.sums.values()))
     assert len(set(sizes)) == 1
     assert importance(spec, totals, estimator=ESTIMATORS[name])["ffn", 4].shape == (56,)
@@ -211,7 +226,7 @@ def test_flap_of_a_constant_far_from_zero_is_nothing() -> None:
     totals, flap = Totals(), ESTIMATORS["flap"]
     activations = torch.full((2, 8, 3), 1000.0)
     activations[..., 1] += torch.linspace(-1e-2, 1e-2, 16).view(2, 8)
-    flap.see(totals, "here", activations)
+    flap.see(totals, "here", activations, lambda seen: seen)
     flap.see_weights(totals, "here", torch.tensor([[1.0, 3.0, 2.0], [0.0, 4.0, 2.0]]), (0,))
     found = flap.scores(totals, "here", (3,), np.random.default_rng(0))
     assert found[0] == found[2] == 0
@@ -237,18 +252,19 @@ def test_chance_follows_the_seed(tiny_hybrid: Path) -> None:
 
 def test_an_unknown_estimator(tiny_llama: Path, short_text: Path) -> None:
     sentence = (
-        r"^there is no estimator 'best'; use one of activation, contribution, surgeon, flap, magnitude, random\.$"
+        r"^there is no estimator 'worst'; use one of best, activation, contribution, surgeon, flap, magnitude, taylor, "
+        r"random\.$"
     )
     with pytest.raises(MinitronError, match=sentence):
-        calibrate(tiny_llama, short_text, estimator="best")
+        calibrate(tiny_llama, short_text, estimator="worst")
     with pytest.raises(MinitronError, match=sentence):
-        quick(*loaded(tiny_llama), blocks_of(1), estimator="best")
+        quick(*loaded(tiny_llama), blocks_of(1), estimator="worst")
 
 
 def test_the_command_line_knows_them_all(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    assert [name.value for name in EstimatorName] == list(ESTIMATORS)
+    assert [name.value for name in EstimatorName] == ["best", *ESTIMATORS]
     output = tmp_path / "scores.safetensors"
     line = ["score", str(tiny_llama), "--data", str(short_text), "-o", str(output), "--sequence-length", "32"]
     line += ["--samples", "2", "--layers", "none", "--device", "cpu", "--dtype", "fp32", "--json"]
@@ -268,7 +284,7 @@ def test_the_command_line_knows_them_all(
         estimator="flap",
     )
     assert (found.importance["ffn", 0] == same.importance["ffn", 0]).all()
-    assert app.run([*line, "--overwrite", "--estimator", "best"]) == 2
+    assert app.run([*line, "--overwrite", "--estimator", "worst"]) == 2
 
 
 def test_prune_and_compress_pass_it_on(

@@ -146,6 +146,14 @@ def test_without_measurements_nothing_is_said_of_them() -> None:
     assert "sieves" not in figures(document)
 
 
+def test_a_candidate_that_lost_every_layer_of_a_kind_is_shown_without_its_size(whole: dict[str, Any]) -> None:
+    document = copy.deepcopy(whole)
+    key = next(key for key in document["sieves"]["verdicts"][5]["sizes_count"] if key != "num_hidden_layers")
+    del document["sieves"]["verdicts"][5]["sizes_count"][key]
+    validator().validate(document)
+    assert to_html(document) != to_html(whole)
+
+
 def test_hostile_reasons_stay_texts(whole: dict[str, Any]) -> None:
     document = copy.deepcopy(whole)
     evil = "</script><img src=x> **bold** | `x`"
