@@ -22,19 +22,24 @@ from minitron.selection import HIDDEN
 from minitron.spec import ModelSpec
 
 STRIDE: Final = 8
-"""One token in so many is looked at: neighbours tell little more, and all of them would cost H^2 operations each."""
+"""At most one token in so many is looked at: neighbours tell little more, and each costs H^2 operations."""
+
+TOKENS_A_CHANNEL: Final = 128
+"""Of a longer text so many tokens for each channel are looked at, at every norm."""
 
 
 @contextmanager
-def observing_covariance(model: PreTrainedModel, spec: ModelSpec, totals: Totals) -> Iterator[None]:
-    """Until the block ends every forward pass of `model` adds to `totals` what `covariance` makes a matrix of.
+def observing_covariance(model: PreTrainedModel, spec: ModelSpec, totals: Totals, tokens: int = 0) -> Iterator[None]:
+    """Until the block ends every forward pass of `model` adds to `totals` what `covariance` makes a matrix of; `tokens`
+    is how many the whole run will see, if that is known.
 
     A norm's part counts by what becomes of an error in it: ||W diag(g)||_F of the linears W that read it, g its gain.
     Weights are read while the norm runs."""
+    stride = max(STRIDE, tokens // (TOKENS_A_CHANNEL * spec.sizes["hidden"]))
     with ExitStack() as undo:
         for gain, readers in _norms(spec).items():
             module = model.get_submodule(gain.removesuffix(".weight"))
-            undo.callback(module.register_forward_hook(_see(model, totals, gain, readers)).remove)
+            undo.callback(module.register_forward_hook(_see(model, totals, gain, readers, stride)).remove)
         yield
 
 
@@ -71,14 +76,14 @@ def _embedding(spec: ModelSpec) -> str:
     return next(rule for rule in spec.rules["model"] if rule.name in tied).pattern.format({})
 
 
-def _see(model: PreTrainedModel, totals: Totals, gain: str, readers: list[tuple[str, float]]) -> Any:
+def _see(model: PreTrainedModel, totals: Totals, gain: str, readers: list[tuple[str, float]], stride: int) -> Any:
     weight: list[float] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         with torch.no_grad():
             if not weight:
                 weight.append(_sensitivity(model, model.get_parameter(gain), readers))
-            states = args[0].flatten(0, -2)[::STRIDE]
+            states = args[0].flatten(0, -2)[::stride]
             states = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
             scale = states.square().mean(-1, keepdim=True).clamp_min_(torch.finfo(states.dtype).tiny).rsqrt_()
             states = states * scale

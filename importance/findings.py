@@ -71,7 +71,7 @@ class Findings:
                     moments=self.moments,
                 )
             )
-            entered.enter_context(observing_covariance(self.model, self.spec, self.totals))
+            entered.enter_context(observing_covariance(self.model, self.spec, self.totals, self.tokens))
             if self.judges_states:
                 entered.enter_context(observing_states(self.model, self.spec, self.totals))
             entered.enter_context(observing_spaces(self.model, self.spec, self.totals, self.tokens))
