@@ -112,8 +112,8 @@ def main() -> None:
         "## Merging experts (`benchmarks/merging.py`)",
         "",
         "KL to the parent in nats, built-in model (8 experts, 2 a token), mean over calibration seeds "
-        f"{options.seeds}, {len(bench.heldout)} held-out sequences of {SEQUENCE_LENGTH} tokens; experts chosen by REAP, "
-        "nothing else cut. Merging loses everywhere, so `prune` drops.",
+        f"{options.seeds}, {len(bench.heldout)} held-out sequences of {SEQUENCE_LENGTH} tokens; experts chosen by "
+        "REAP, nothing else cut. Merging loses everywhere, so `prune` drops.",
         "",
         "| experts left | " + " | ".join(WAYS) + " |",
         "|--:|" + "--:|" * len(WAYS),
