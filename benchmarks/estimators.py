@@ -140,7 +140,7 @@ def table(bench: Bench, seeds: list[int], shares: list[float]) -> str:
     ]
     for axis, share, how in dict.fromkeys(key[:3] for key in found):
         row = {name: mean(found[axis, share, how, name]) for name in ESTIMATORS}
-        cells = [f"**{value:.4f}**" if value == min(row.values()) else f"{value:.4f}" for value in row.values()]
+        cells = [f"**{value:.3g}**" if value == min(row.values()) else f"{value:.3g}" for value in row.values()]
         default = next(name for name, estimator in ESTIMATORS.items() if estimator is find_estimator("best").of(axis))
         lines.append(f"| {axis} | {share:.0%} | {how} | {' | '.join(cells)} | {default} |")
     assert set(DEFAULTS) <= {*AXES, "kv_head"}

@@ -10,7 +10,6 @@ folder: a run that was stopped goes on.  The table goes into benchmarks/RESULTS.
 """
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -45,6 +44,7 @@ from minitron.quality import Teacher, measure_quality
 from minitron.scores import Scores, load_scores
 from minitron.search import Worth, build_lattice, search
 from minitron.spec import read_spec
+from minitron.steps import LatticeOptions
 from minitron.text import token_blocks
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -87,6 +87,11 @@ class Bench:
     def calibration(self, seed: int) -> NDArray[np.int64]:
         """Other sequences for each seed, as far as the text reaches."""
         return np.random.default_rng(seed).permutation(self.rest)[: self.options.calibration]
+
+    @property
+    def lattice(self) -> dict[str, Any]:
+        """Options of minitron.search.build_lattice, the same for both sides."""
+        return {"options": LatticeOptions(multiples=dict(self.options.multiple))}
 
     def budget(self, percent: int) -> Budget:
         """So many per cent fewer bytes of weights, and what the model takes beside them."""
@@ -134,7 +139,7 @@ class Bench:
             self.scores(seed, rival=True),
             WORKLOAD,
             self.budget(percent),
-            json.loads(self.options.lattice),
+            self.lattice,
         )
         theirs = self.quality(plan) | {"sizes": dict(candidate.sizes), "layers": candidate.letters}
         theirs |= {"ten": [found.kl for found in ten], "bytes": candidate.footprint.weights}
@@ -182,7 +187,7 @@ class Bench:
     def sieve(self, percent: int, seed: int) -> tuple[Judge, Scores, Lattice, Sieved]:
         """Our search, which goes on from what was measured before."""
         scores, judge = self.scores(seed, rival=False), self.judge(f"ours-{seed}")
-        lattice = build_lattice(self.spec, WORKLOAD, scores=scores, **json.loads(self.options.lattice))
+        lattice = build_lattice(self.spec, WORKLOAD, scores=scores, **self.lattice)
         sieved = sieve(judge, lattice, WORKLOAD, self.budget(percent), scores, options=SieveOptions(seed=seed))
         return judge, scores, lattice, sieved
 
@@ -289,6 +294,11 @@ def section(bench: Bench, rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines)
 
 
+def _multiple(text: str) -> tuple[str, int]:
+    key, _, number = text.partition("=")
+    return key, int(number)
+
+
 def _told(found: dict[str, Any]) -> str:
     sizes = ", ".join(f"{key} {size}" for key, size in found["sizes"].items() if key != "num_hidden_layers")
     return f"`{found['layers']}` {sizes}"
@@ -310,8 +320,8 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=24)
     parser.add_argument("--layer-samples", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--estimator", default="surgeon")
-    parser.add_argument("--lattice", default="{}", help="options of minitron.search.build_lattice as JSON")
+    parser.add_argument("--estimator", default="best")
+    parser.add_argument("--multiple", type=_multiple, action="append", default=[], metavar="KEY=N")
     parser.add_argument("--random", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=98_304, help="to distil on; 0 for no distillation")
     parser.add_argument("--batch-tokens", type=int, default=4096)
