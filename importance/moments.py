@@ -20,7 +20,7 @@ from minitron.refit import InputSite, input_sites
 from minitron.scores import Key
 from minitron.spec import ModelSpec
 
-TOKENS_AN_INPUT: Final = 32
+TOKENS_AN_INPUT: Final = 64
 """So many tokens for each input are looked at, or all where there are fewer: a matrix of C x C numbers needs several
 times C of them, and each costs C^2 operations."""
 
