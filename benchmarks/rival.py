@@ -45,7 +45,9 @@ def without_correction_bias(model: PreTrainedModel) -> Iterator[None]:
 def rival_scores(model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64], batch_size: int) -> Scores:
     """Its scores on the sequences `blocks` [S, T]; layers on at most 8 of them."""
     with without_correction_bias(model):
-        scores = score_model(model, spec, blocks, batch_size=batch_size, refit=False, layers="none")
+        scores = score_model(
+            model, spec, blocks, batch_size=batch_size, estimator="activation", refit=False, layers="none"
+        )
     # One round of removal: each layer's own divergence, with the bias on, as the model is used.
     depth = score_model(model, spec, blocks[:8], batch_size=batch_size, refit=False, max_dropped=1, layer_samples=8)
     pooled = dict(scores.importance)

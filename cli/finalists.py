@@ -65,7 +65,7 @@ def race(
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
     least = found[chosen]["kl_after"]
     for place, one in enumerate(found):
-        times = f"{one['kl_after'] / least:.3g} times the least KL" if least > 0 else "more KL than the best"
+        times = f"{one['kl_after'] / least:.4g} times the least KL" if least > 0 else "more KL than the best"
         after = f"after {recipe.total_tokens:,} tokens of distillation"
         one["reason"] = f"chosen: the least KL {after}" if place == chosen else f"dropped: {times} {after}"
     return {"tokens": recipe.total_tokens, "finalists": found, "chosen": chosen}

@@ -218,7 +218,8 @@ class _Run:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise MinitronError for what cannot be scored."""
-        if self.judge.surgeon and not self.refit:
+        # `best` makes do with activations.
+        if isinstance(self.judge, Estimator) and self.judge.surgeon and not self.refit:
             raise MinitronError(f"the estimator {self.estimator} needs second moments; leave --no-refit out.")
         _check(model, self.blocks)
 

@@ -181,11 +181,6 @@ class ByAxis:
         """Whether some axis needs a backward pass."""
         return any(estimator.gradients for estimator in (self.default, *self.others.values()))
 
-    @property
-    def surgeon(self) -> bool:
-        """Whether some axis is judged by second moments."""
-        return any(estimator.surgeon for estimator in (self.default, *self.others.values()))
-
     def of(self, axis: str) -> Estimator:
         """What judges an axis."""
         return self.others.get(axis, self.default)
@@ -308,7 +303,7 @@ linear reads the x of a Mamba mixer before it is convolved and scanned: there W_
 BEST: Final = "best"
 DEFAULTS: Final = dict.fromkeys(("ffn", "shared_ffn", "expert_ffn", "query_head"), ESTIMATORS["surgeon"])
 """Axis -> what measures best there of all that need no backward pass (benchmarks/estimators.py); `activation` does on
-all others."""
+all others, and on these where no second moments are taken."""
 
 
 def find_estimator(name: str) -> Estimator | ByAxis:

@@ -176,6 +176,16 @@ def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None
         assert (values == apart["surgeon" if key[0] in DEFAULTS else "activation"][key]).all()
 
 
+def test_without_second_moments_the_default_is_activation(tiny_hybrid: Path) -> None:
+    model, spec = loaded(tiny_hybrid)
+    best = score_model(model, spec, blocks_of(), layers="none", batch_size=2, refit=False)
+    plain = quick(model, spec, blocks_of(), refit=False)
+    for key, values in best.importance.items():
+        assert (values == plain.importance[key]).all()
+    with pytest.raises(MinitronError, match="needs second moments"):
+        quick(model, spec, blocks_of(), estimator="surgeon", refit=False)
+
+
 def test_activation_is_what_it_was_named_for(tiny_hybrid_latent: Path) -> None:
     model, spec = loaded(tiny_hybrid_latent)
     default, named = (quick(model, spec, blocks_of(), **options) for options in ({}, {"estimator": "activation"}))
