@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from importance.calibrate import score_model
-from importance.moments import Moments
+from importance.moments import TOKENS_AN_INPUT, Moments
 from importance.surgeon import removal_scores
 from minitron.axes import Basis
 from minitron.errors import MinitronError
@@ -157,5 +157,5 @@ def test_tokens_are_thinned_out_to_what_a_matrix_needs(tiny_hybrid: Path) -> Non
     spec = read_spec(tiny_hybrid)
     moments = Moments(spec, 1_000_000)
     site = moments.sites["ffn", 4]
-    assert moments.stride(site) == 1_000_000 // (32 * 56)
+    assert moments.stride(site) == 1_000_000 // (TOKENS_AN_INPUT * 56)
     assert Moments(spec, 1000).stride(site) == 1
