@@ -1,6 +1,6 @@
 """How much memory `minitron score --offload` takes, on a synthetic checkpoint several times as large.
 
-    python benchmarks/offload.py --work runs/offload [--blocks 10] [--whole]
+    python benchmarks/offload.py --work runs/offload [--blocks 8] [--whole]
 
 Makes a hybrid MoE checkpoint with random weights in bf16, scores it layer by layer in a process of its own and reads
 that process's largest resident memory (VmHWM: mapped pages of files count).  `--whole` scores it in memory too and
@@ -43,7 +43,7 @@ SIZES = {
     "ssm_state_size": 64,
     "n_routed_experts": 64,
     "num_experts_per_tok": 4,
-    "moe_intermediate_size": 512,
+    "moe_intermediate_size": 640,
     "moe_shared_expert_intermediate_size": 1024,
 }
 SEQUENCES, LENGTH, LAYER_SEQUENCES = 16, 256, 1
@@ -110,7 +110,7 @@ def main() -> None:
     """Parse the command line, measure, write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--blocks", type=int, default=10, help=f"how many times {PATTERN}")
+    parser.add_argument("--blocks", type=int, default=8, help=f"how many times {PATTERN}")
     parser.add_argument("--whole", action="store_true", help="score in memory too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
