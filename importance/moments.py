@@ -24,6 +24,9 @@ TOKENS_AN_INPUT: Final = 64
 """So many tokens for each input are looked at, or all where there are fewer: a matrix of C x C numbers needs several
 times C of them, and each costs C^2 operations."""
 
+PERIOD: Final = 8
+"""Of a long text one batch in so many is looked at: to add a matrix costs the same for a few tokens as for many."""
+
 JUDGED: Final = 8
 """Every so many-th batch of those is held back to choose ridges by, and added afterwards."""
 
@@ -45,10 +48,11 @@ class Moments:
         sites = {site.key: site for site in input_sites(spec) if _numbers(spec, site) <= LARGEST}
         self.sites = {key: site for key, site in sites.items() if key[0] not in ("latent_in",)}
         self._tokens = tokens
+        self._passes: dict[Key, int] = {}
         self._batches: dict[Key, int] = {}
 
     def stride(self, site: InputSite) -> int:
-        """One of so many tokens is looked at."""
+        """One of so many tokens would be enough."""
         seen = self._tokens
         if site.by_expert:
             seen = seen * self.spec.experts_per_token // self.spec.sizes["expert"]
@@ -64,10 +68,20 @@ class Moments:
                     undo.callback(module.register_forward_pre_hook(self._hook(site, totals)).remove)
             yield
 
+    def _turn(self, site: InputSite) -> int:
+        """One of so many tokens of the batch that passes is looked at; 0 for none of them."""
+        number, stride = self._passes.get(site.key, 0), self.stride(site)
+        self._passes[site.key] = number + 1
+        period = PERIOD if stride >= 2 * PERIOD else 1
+        return 0 if number % period else stride // period
+
     def _hook(self, site: InputSite, totals: Totals) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            stride = self._turn(site)
+            if not stride:
+                return
             with torch.no_grad():
-                inputs = args[0].flatten(0, -2)[:: self.stride(site)]
+                inputs = args[0].flatten(0, -2)[::stride]
                 inputs = inputs.to(wide(inputs))
                 self._add(site, totals, inputs.T @ inputs, torch.tensor(float(len(inputs))))
 
@@ -76,9 +90,9 @@ class Moments:
     def see_routed(self, layer: int, totals: Totals, inputs: Tensor, routing: Routing) -> None:
         """Add what the down projections of a layer's experts read: [R, C], sorted by expert."""
         site = self.sites.get(("expert_ffn", layer))
-        if site is None:
+        stride = 0 if site is None else self._turn(site)
+        if site is None or not stride:
             return
-        stride = self.stride(site)
         expert, inputs = routing.expert[::stride], inputs[::stride]
         inputs = inputs.to(wide(inputs))
         counts = torch.bincount(expert, minlength=routing.experts)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from importance.calibrate import score_model
-from importance.moments import TOKENS_AN_INPUT, Moments
+from importance.estimators import Totals
+from importance.moments import PERIOD, TOKENS_AN_INPUT, Moments
 from importance.surgeon import removal_scores
 from minitron.axes import Basis
 from minitron.errors import MinitronError
@@ -159,3 +160,18 @@ def test_tokens_are_thinned_out_to_what_a_matrix_needs(tiny_hybrid: Path) -> Non
     site = moments.sites["ffn", 4]
     assert moments.stride(site) == 1_000_000 // (TOKENS_AN_INPUT * 56)
     assert Moments(spec, 1000).stride(site) == 1
+
+
+def test_of_a_long_text_some_batches_are_looked_at_and_of_those_enough(tiny_hybrid: Path) -> None:
+    spec = read_spec(tiny_hybrid)
+    model = load_model(tiny_hybrid, dtype=torch.float32, device=torch.device("cpu"))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, spec.sizes["vocab"], (2, 512)))
+    for tokens, looked in ((1024 * 4, 4), (1024 * 256, PERIOD // 4)):
+        moments, totals = Moments(spec, tokens), Totals()
+        site = moments.sites["ffn", 4]
+        with torch.no_grad(), moments.observing(model, totals):
+            for _ in range(min(tokens // 1024, 2 * PERIOD)):
+                model(input_ids=ids)
+        stride = moments.stride(site)
+        rows = 1024 if stride == 1 else -(-1024 // (stride // PERIOD))
+        assert totals["fitted", "tokens", site.key] == looked * rows
