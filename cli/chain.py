@@ -175,7 +175,13 @@ def _score(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
 
     held_back = chain.searching.held_back
     scores = calibrate(
-        chain.model, chain.calibration, held_back=held_back, device=chain.device, progress=progress, **chain.scoring
+        chain.model,
+        chain.calibration,
+        held_back=held_back,
+        moments_folder=chain.folder,
+        device=chain.device,
+        progress=progress,
+        **chain.scoring,
     )
     scores.save(chain.folder / SCORES)
     return dict(scores.settings)

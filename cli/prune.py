@@ -75,7 +75,7 @@ def command(
         raise MinitronError("--scores and --data are both given; with scores no calibration text is read, so drop one.")
     refuse_existing(output, overwrite=overwrite, inputs=[path for path in (model, plan, scores, data) if path])
     spec = read_spec(model)
-    chosen = _plan(model, spec, planning, scoring, cutting, plan, by_hand, scores, data, device)
+    chosen = _plan(model, spec, planning, scoring, cutting, plan, by_hand, scores, data, output.parent, device)
     result = prune(model, chosen, output, overwrite=overwrite, progress=show.bar)
     target = chosen.target(spec)
     document = show.run_document(
@@ -124,6 +124,7 @@ def _plan(
     by_hand: dict[str, str],
     scores_path: Path | None,
     data: Path | None,
+    place: Path,
     device: str | None,
 ) -> "Plan":
     """The plan with the indices that stay, from what was given."""
@@ -143,7 +144,7 @@ def _plan(
     if planning.device is not None or planning.budget is not None:
         planning.budget_of_device()
     wanted = _sizes(spec, by_hand)
-    scores = _scores(model, spec, scoring, scores_path, data, device)
+    scores = _scores(model, spec, scoring, scores_path, data, place, device)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
         return make_plan(spec, given.sizes, given.layers, scores, report=given.report, **how)
@@ -178,7 +179,13 @@ def _layers(spec: "ModelSpec", planning: Planning, count: int, scores: "Scores")
 
 
 def _scores(
-    model: Path, spec: "ModelSpec", scoring: Scoring, path: Path | None, data: Path | None, device: str | None
+    model: Path,
+    spec: "ModelSpec",
+    scoring: Scoring,
+    path: Path | None,
+    data: Path | None,
+    place: Path,
+    device: str | None,
 ) -> "Scores":
     from minitron.scores import load_scores
 
@@ -188,7 +195,7 @@ def _scores(
         return scores
     if data is None:
         raise MinitronError("nothing says which parts matter; give --data with calibration text, or --scores.")
-    return scoring.run(model, data, device=device, progress=show.bar)
+    return scoring.run(model, data, place=place, device=device, progress=show.bar)
 
 
 def print_cut(spec: "ModelSpec", target: "ModelSpec", plan: "Plan") -> None:

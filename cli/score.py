@@ -113,6 +113,7 @@ def command(
         dtype=dtype.value,
         offload=offload,
         offload_folder=offload_folder,
+        moments_folder=output.parent,
         device=device,
         progress=show.bar,
     )

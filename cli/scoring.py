@@ -68,7 +68,7 @@ OffloadFolderOption = Annotated[
     Path | None,
     typer.Option(
         "--offload-folder",
-        help="Folder on disk for hidden states and second moments while scoring; in memory unless given.",
+        help="Folder on disk for hidden states while scoring layer by layer; in memory unless given.",
         metavar="FOLDER",
         show_default=False,
     ),
@@ -129,11 +129,11 @@ class Scoring:
             "offload_folder": self.offload_folder,
         }
 
-    def run(self, model: Path, data: Path, *, device: str | None, progress: Progress) -> "Scores":
-        """The scores of `model` on the text `data`."""
+    def run(self, model: Path, data: Path, *, place: Path, device: str | None, progress: Progress) -> "Scores":
+        """The scores of `model` on the text `data`; `place` is a folder for what is too large for memory."""
         from importance.calibrate import calibrate
 
-        return calibrate(model, data, device=device, progress=progress, **self.arguments)
+        return calibrate(model, data, moments_folder=place, device=device, progress=progress, **self.arguments)
 
 
 def takes_scoring(function: Callable[..., None]) -> Callable[..., None]:

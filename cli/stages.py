@@ -56,7 +56,8 @@ def cut_depth_first(
         prune(model, make_plan(read_spec(model), {}, plan.layers), shallow, progress=progress)
     if not path.exists():
         asked = scoring | {"layers": "none"}
-        calibrate(shallow, calibration, held_back=held_back, device=device, progress=progress, **asked).save(path)
+        asked |= {"held_back": held_back, "moments_folder": run, "device": device, "progress": progress}
+        calibrate(shallow, calibration, **asked).save(path)
     spec, scores = read_spec(shallow), load_scores(path)
     fallback = weight_magnitude(Checkpoint(shallow), spec)
     narrow = make_plan(spec, plan.sizes, tuple(range(len(spec.layers))), scores, fallback=fallback, **cutting)

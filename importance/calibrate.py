@@ -56,6 +56,7 @@ def calibrate(
     device: str | None = None,
     offload: bool = False,
     offload_folder: Path | None = None,
+    moments_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Score the model in `model_folder` on the text in `data`, in one forward pass over it and, for layers, a few more.
@@ -64,8 +65,8 @@ def calibrate(
     how many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions
     do not reach `sequence_length`: sequences are never shortened on the quiet.  `held_back` sequences of the text are
     left for others to judge by (`calibration_blocks`).  `dtype` is a name in loading.DTYPES.  `offload` scores layer by
-    layer (`score_layerwise`), `offload_folder` keeps what lies between on disk while it lasts.  For the rest see
-    `score_model`."""
+    layer (`score_layerwise`); `offload_folder` then keeps hidden states on disk while it lasts, `moments_folder` (the
+    same one unless given) second moments, which are larger.  For the rest see `score_model`."""
     started = time.monotonic()
     find_estimator(estimator)
     if offload_folder is not None and not offload:
@@ -87,8 +88,8 @@ def calibrate(
     }
     if offload:
         source = LayerwiseModel(model_folder, spec, dtype=DTYPES[dtype], device=find_device(device))
-        with _between(offload_folder) as folder:
-            scores = score_layerwise(source, blocks, folder=folder, **asked)
+        with _between(offload_folder) as folder, _between(moments_folder or offload_folder) as large:
+            scores = score_layerwise(source, blocks, folder=folder, moments_folder=large, **asked)
     else:
         model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
         scores = score_model(model, spec, blocks, **asked)
@@ -175,13 +176,14 @@ def score_layerwise(
     layer_samples: int = LAYER_SAMPLES,
     max_dropped: int | None = None,
     folder: Path | None = None,
+    moments_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """As `score_model`, the same numbers, with no more than one layer's weights in memory at a time.
 
     All sequences go through a layer before the next one is read.  Hidden states, 1 [S, T, H] and for layers judged
-    one by one as many of `layer_samples` sequences as there are layers, stay in memory or in `folder` on disk, the
-    second moments with them; the arrays of the scores are then mapped from there."""
+    one by one as many of `layer_samples` sequences as there are layers, stay in memory or in `folder` on disk; second
+    moments stay in memory or are mapped from files in `moments_folder`."""
     spec, model = source.spec, source.model
     run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
     run.check(model)
@@ -190,7 +192,7 @@ def score_layerwise(
             f"the estimator {estimator} needs gradients, for which the whole model must be in memory; "
             "leave --offload out or choose another."
         )
-    findings = run.findings(model, folder)
+    findings = run.findings(model, moments_folder)
     depth: dict[Key, Any] = {}
     _observe_layerwise(source, findings, blocks, batch_size, States(folder), progress)
     if layers == "iterative":

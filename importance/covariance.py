@@ -24,6 +24,9 @@ from minitron.spec import ModelSpec
 STRIDE: Final = 8
 """At most one token in so many is looked at: neighbours tell little more, and each costs H^2 operations."""
 
+PART: Final = 2**21
+"""Weights that are looked at in one go."""
+
 TOKENS_A_CHANNEL: Final = 128
 """Of a longer text so many tokens for each channel are looked at, at every norm."""
 
@@ -96,7 +99,14 @@ def _see(model: PreTrainedModel, totals: Totals, gain: str, readers: list[tuple[
 def _sensitivity(model: PreTrainedModel, gain: Tensor, readers: list[tuple[str, float]]) -> float:
     """||W diag(g)||_F over all linears that read a norm."""
     squares = sum(
-        float((model.get_parameter(name).float() * gain.float()).square().sum(dtype=torch.float64)) * share
-        for name, share in readers
+        float(gain.double().square() @ _squares(model.get_parameter(name))) * share for name, share in readers
     )
     return float(np.sqrt(squares))
+
+
+def _squares(weight: Tensor) -> Tensor:
+    """[..., H] -> [H], float64: the sum of squares over all but the last."""
+    rows = weight.flatten(0, -2)
+    # In parts: of a layer's experts a copy in fp32 takes twice the layer.
+    parts = torch.split(rows, max(1, PART // rows.shape[-1]))
+    return torch.stack([part.float().square().sum(0, dtype=torch.float64) for part in parts]).sum(0)

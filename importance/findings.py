@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from importance.covariance import covariance, observing_covariance
@@ -96,7 +95,7 @@ class Findings:
         self._ridges |= ridges
         for key, site in self.moments.sites.items():
             if key[1] == layer:
-                matrix = self.moments.matrix(self.totals, site).astype(np.float32)
+                matrix = self.moments.stacked(self.totals, site)
                 self.moments.forget(self.totals, site)
                 self._covariance[key] = store(matrix, self.folder, f"moments-{'-'.join(map(str, key))}")
 

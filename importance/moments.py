@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -115,12 +116,29 @@ class Moments:
             totals.forget((part, site.key))
             totals.forget((part, "tokens", site.key))
 
-    def matrix(self, totals: Totals, site: InputSite, part: str = "") -> Array:
-        """[C, C] or [E, C, C]: E[a a^T] over the tokens of one part, or of both; zeros for an expert without tokens."""
-        parts = [part] if part else ["fitted", "judged"] if self.has_judged(totals, site) else ["fitted"]
-        whole = np.sum([totals[name, site.key] for name in parts], axis=0)
-        tokens = np.sum([totals[name, "tokens", site.key] for name in parts], axis=0)
-        return np.asarray(whole / np.maximum(tokens, 1.0)[..., None, None])
+    @torch.inference_mode()
+    def merge(self, totals: Totals, site: InputSite) -> None:
+        """Add the batches held back to the others, and let go of them: their part is done once ridges are chosen."""
+        for name in (site.key,), ("tokens", site.key):
+            totals.sums["fitted", *name] += totals.sums.pop(("judged", *name), 0.0)
+
+    def matrix(self, totals: Totals, site: InputSite, expert: int | None, part: str = "fitted") -> Array:
+        """[C, C], which the caller may overwrite: E[a a^T] over the tokens of one part, of one expert where each has
+        inputs of its own; zeros where it got no tokens."""
+        moments, tokens = totals.sums[part, site.key], totals.sums[part, "tokens", site.key]
+        if expert is not None:
+            moments, tokens = moments[expert], tokens[expert]
+        found: Array = (moments / tokens.clamp_min(1.0)).cpu().numpy()
+        return found
+
+    def stacked(self, totals: Totals, site: InputSite) -> NDArray[np.float32]:
+        """[C, C] or [E, C, C]: `matrix` as it is kept."""
+        if not site.by_expert:
+            return self.matrix(totals, site, None).astype(np.float32)
+        found = np.empty(totals.sums["fitted", site.key].shape, np.float32)
+        for expert, row in enumerate(found):
+            row[:] = self.matrix(totals, site, expert)
+        return found
 
 
 def _numbers(spec: ModelSpec, site: InputSite) -> int:

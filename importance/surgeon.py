@@ -9,7 +9,7 @@ Shape letters: C inputs, G groups of them that go together, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from importance.estimators import Array, Totals
+from importance.estimators import Array, Totals, wide
 from importance.moments import RIDGES, SHARE_KEPT, Moments, parameter
 from minitron.axes import Indices
-from minitron.refit import RIDGE, InputSite, refit_error
+from minitron.refit import RIDGE, InputSite
 from minitron.scores import Key
 from minitron.spec import ModelSpec
 
 AT_ONCE: Final = 64
 """Single inputs go in rounds of this share of one in so many of those left, at least one: by then others have taken
 over, yet C^3 operations stay C^3."""
+
+ROWS: Final = 256
+"""Outputs that are judged at once: in float64 a large weight takes as much as the moments do."""
 
 
 def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1, parts: int = 1) -> Array:
@@ -35,17 +38,16 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
 
     `weight` is [O, C], `moments` E[a a^T] [C, C], `ridge` a share of the mean of its diagonal.  Groups stand in `parts`
     equal runs, of each of which the same number goes: the heads of a KV group."""
-    matrix = torch.from_numpy(np.asarray(moments, dtype=np.float64))
-    count = matrix.shape[0] // width
-    scale = float(matrix.diagonal().mean())
+    inverse = torch.from_numpy(np.array(moments, dtype=np.float64))
+    count = inverse.shape[0] // width
+    scale = float(inverse.diagonal().mean())
     scores = np.zeros(count)
     if scale <= 0:
         return scores
-    matrix = matrix / scale
-    matrix.diagonal().add_(ridge)
-    inverse = torch.linalg.inv(matrix)
-    del matrix
-    left = weight.detach().to("cpu", torch.float64).clone()
+    inverse.div_(scale).diagonal().add_(ridge)
+    # In place, and LAPACK goes by columns: a copy of the largest matrices is 128 MiB.
+    torch.cholesky_inverse(torch.linalg.cholesky(inverse.mT, out=inverse.mT), out=inverse.mT)
+    left = weight.detach().to("cpu", torch.float64, copy=True)
     remaining = np.arange(count)
     total = 0.0
     while len(remaining):
@@ -56,8 +58,8 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
             scores[group] = total
         columns = torch.from_numpy((remaining[gone][:, None] * width + np.arange(width)).ravel())
         block = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        left -= left[:, columns] @ block
-        inverse -= inverse[:, columns] @ block
+        left.addmm_(left[:, columns], block, alpha=-1.0)
+        inverse.addmm_(inverse[:, columns], block, alpha=-1.0)
         remaining = np.delete(remaining, gone)
     return np.sqrt(scores)
 
@@ -103,13 +105,18 @@ def surgeon_scores(
             continue
         weights = model.get_parameter(parameter(site))
         # What experts share they read with all their weights.
-        stacks = list(weights) if site.by_expert else [weights.flatten(0, -2)]
+        stacks: dict[int | None, Tensor] = {None: weights.flatten(0, -2)}
+        if site.by_expert:
+            stacks = dict(enumerate(weights))
         ridges[key] = _ridge(stacks, totals, moments, site)
+        moments.merge(totals, site)
         if not judge(key[0]) or key[0] == "mamba_channel":
             continue
-        whole = moments.matrix(totals, site).reshape(len(stacks), site.size, site.size)
         width, parts = _grouping(spec, key[0])
-        found = [removal_scores(*pair, ridges[key], width, parts) for pair in zip(stacks, whole, strict=True)]
+        found = [
+            removal_scores(weight, moments.matrix(totals, site, expert), ridges[key], width, parts)
+            for expert, weight in stacks.items()
+        ]
         scores[key] = np.stack(found) if site.by_expert else found[0]
     return scores, ridges
 
@@ -121,17 +128,43 @@ def _grouping(spec: ModelSpec, axis: str) -> tuple[int, int]:
     return 1, 1
 
 
-def _ridge(stacks: Sequence[Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:
+def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:
     """The ridge that is best on the batches held back, the same for all experts; RIDGE where too few were seen."""
     if not moments.has_judged(totals, site):
         return RIDGE
-    shape = (len(stacks), site.size, site.size)
-    fitted, judged = (moments.matrix(totals, site, part).reshape(shape) for part in ("fitted", "judged"))
     kept_count = round(SHARE_KEPT * site.size)
     errors = np.zeros(len(RIDGES))
-    for weight, one, other in zip(stacks, fitted, judged, strict=True):
-        matrix = weight.detach().to("cpu", torch.float64).numpy()
-        carried = np.square(matrix).sum(0) * np.diagonal(one)
+    for expert, weight in stacks.items():
+        weight = weight.detach().cpu()
+        fitted, judged = (moments.matrix(totals, site, expert, part) for part in ("fitted", "judged"))
+        norms = torch.linalg.vector_norm(weight, dim=0, dtype=wide(weight)).double().numpy()
+        carried = norms**2 * np.diagonal(fitted)
         kept = np.sort(np.argsort(-carried, kind="stable")[:kept_count])
-        errors += [refit_error(matrix, one, other, kept, ridge) for ridge in RIDGES]
+        errors += [refit_error(weight, fitted, judged, kept, ridge) for ridge in RIDGES]
     return RIDGES[int(errors.argmin())]
+
+
+def refit_error(
+    weight: Tensor,
+    fitted: Array,
+    judged: Array,
+    kept: Indices,
+    ridge: float,
+) -> float:
+    """E|W a - W' a_K|^2 on tokens that W' was not fitted on (minitron.refit).
+
+    `weight` [O, C] is W; `fitted` and `judged` are E[a a^T] [C, C] of the two sets of tokens; `ridge` is a share of the
+    mean of the diagonal of `fitted`."""
+    inner = torch.from_numpy(fitted[np.ix_(kept, kept)])
+    strength = ridge * float(np.diag(fitted).mean())
+    inner.diagonal().add_(strength)
+    if strength > 0:
+        torch.linalg.cholesky(inner.mT, out=inner.mT)
+    seen, unseen = torch.from_numpy(fitted), torch.from_numpy(judged)
+    total = 0.0
+    for rows in torch.split(weight, ROWS):
+        change = rows.to(torch.float64, copy=True)
+        reads = torch.cholesky_solve((change @ seen)[:, kept].mT, inner.mT).mT if strength > 0 else change[:, kept]
+        change[:, kept] -= reads
+        total += float(((change @ unseen) * change).sum())
+    return total

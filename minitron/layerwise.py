@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +59,7 @@ class LayerwiseModel:
         finally:
             for name in names:
                 self._put(name, self._get(name).to("meta"))
+            give_back()
 
     def _sort(self) -> dict[Part, dict[str, list[str]]]:
         """Part -> (name in memory -> the checkpoint's tensors of which it is made, one or one an expert)."""
@@ -134,6 +137,13 @@ class LayerwiseModel:
                 module._buffers.update(
                     {key: value.to(self.device) for key, value in fresh._buffers.items() if value is not None}
                 )
+
+
+def give_back() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can (glibc): it is much after a layer."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _canonical(spec: ModelSpec, name: str) -> str:

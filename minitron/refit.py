@@ -120,17 +120,3 @@ _FOLDS: Final[WeakKeyDictionary[Scores, Folds]] = WeakKeyDictionary()
 def folds_of(scores: Scores) -> Folds:
     """The folds of `scores`, the same ones as long as the scores live."""
     return _FOLDS.setdefault(scores, Folds(scores))
-
-
-def refit_error(
-    weight: NDArray[np.float64],
-    fitted: NDArray[np.float64],
-    judged: NDArray[np.float64],
-    kept: Indices,
-    ridge: float,
-) -> float:
-    """E|W a - W' a_K|^2 on tokens that W' was not fitted on: `weight` [out, size] is W, `fitted` and `judged` are
-    E[a a^T] [size, size] of the two sets of tokens."""
-    change = weight.copy()
-    change[:, kept] -= weight @ fold(fitted, kept, ridge)
-    return float(np.einsum("oi,oi->", change @ judged, change))

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from importance.calibrate import score_model
 from importance.estimators import Totals
 from importance.moments import PERIOD, TOKENS_AN_INPUT, Moments
-from importance.surgeon import removal_scores
+from importance.surgeon import refit_error, removal_scores
 from minitron.axes import Basis
 from minitron.errors import MinitronError
 from minitron.in_memory import cut_model
 from minitron.loading import load_model
 from minitron.plan import load_plan, make_plan
 from minitron.prune import prune
-from minitron.refit import fold, input_sites, refit_error
+from minitron.refit import fold, input_sites
 from minitron.scores import Scores, load_scores
 from minitron.spec import ModelSpec, read_spec
 
@@ -48,9 +48,12 @@ def test_a_fold_is_ridge_regression() -> None:
 
 def test_inputs_that_follow_from_the_rest_are_not_missed() -> None:
     moments = np.cov(inputs(500, 12, 6), rowvar=False, bias=True)
-    weight = np.random.default_rng(1).standard_normal((5, 12))
+    weight = torch.from_numpy(np.random.default_rng(1).standard_normal((5, 12)))
     kept = np.arange(6)
     assert refit_error(weight, moments, moments, kept, 1e-10) < 1e-8 * refit_error(weight, moments, moments, kept, 1e6)
+    change = weight.numpy() @ (fold(moments, kept, 0.1) @ np.eye(12)[kept] - np.eye(12))
+    wanted = np.trace(change @ moments @ change.T)
+    assert refit_error(weight, moments, moments, kept, 0.1) == pytest.approx(wanted, rel=1e-9)
     # What was never seen leaves nothing to fit.
     np.testing.assert_array_equal(fold(np.zeros((4, 4)), np.array([1, 2]), 0.1), np.eye(4)[:, [1, 2]])
 
@@ -65,7 +68,7 @@ def test_the_surgeon_takes_what_brute_force_would_take_first(width: int) -> None
     errors = []
     for group in groups:
         kept = np.setdiff1d(np.arange(8), group)
-        errors.append(refit_error(weight.numpy(), moments, moments, kept, 1e-9))
+        errors.append(refit_error(weight, moments, moments, kept, 1e-9))
     first = int(np.argmin(errors))
     assert scores.argmin() == first and scores[first] ** 2 == pytest.approx(min(errors), rel=1e-4)
     # The last of all costs all: the error of a linear that reads nothing.
