@@ -4,6 +4,7 @@
 
     {"teacher_precision", "steps", "tokens", "seconds", "tokens_per_s",
      "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
+     "skipped_steps",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
      "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...]}
 
@@ -75,7 +76,27 @@ class Training:
     ] = None
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of matrices; vectors are not decayed.")] = 0.1
     gradient_clip: Annotated[float, typer.Option("--gradient-clip", help="The largest norm of a gradient.")] = 1.0
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss",
+            help="forward_kl, reverse_kl, jsd:0.5, skewed_kl:0.1, skewed_reverse_kl:0.1, top_k:64 or sampled:12.",
+            metavar="NAME",
+        ),
+    ] = "forward_kl"
     temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")] = 1.0
+    lm_weight: Annotated[
+        float, typer.Option("--lm-weight", help="Times the cross entropy of the next token, added to the loss.")
+    ] = 0.0
+    cosine_weight: Annotated[
+        float, typer.Option("--cosine-weight", help="Times 1 - cosine of the last hidden states, added to the loss.")
+    ] = 0.0
+    vocab_chunk: Annotated[
+        int | None, _number("--vocab-chunk", "Columns of the logits in memory at a time; all unless given.")
+    ] = None
+    most_skipped: Annotated[
+        int, typer.Option("--most-skipped", help="Steps in a row that may be skipped where a loss is not finite.")
+    ] = 3
     precision: Annotated[
         ComputeDtype, typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")
     ] = ComputeDtype.BF16

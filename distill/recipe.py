@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from distill.losses import loss_named
+from distill.divergences import parse_loss
 from minitron.errors import MinitronError
 from minitron.loading import DTYPES
 
@@ -71,10 +71,22 @@ class Recipe:
     """How many of the newest stay on the disk."""
 
     loss: str = "forward_kl"
-    """A name of distill.losses.LOSSES."""
+    """A name of distill.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
 
     temperature: float = 1.0
     """Divides the logits of both models."""
+
+    lm_weight: float = 0.0
+    """Times the cross entropy of the next token, added to the loss."""
+
+    cosine_weight: float = 0.0
+    """Times 1 - cosine of both models' last hidden states, added to the loss."""
+
+    vocab_chunk: int | None = None
+    """Columns of the logits that are held at a time; None is all of them, of a chunk of tokens."""
+
+    most_skipped: int = 3
+    """Steps in a row whose loss or gradient is not finite: each is skipped, one more stops the run."""
 
     def __post_init__(self) -> None:
         """Raise MinitronError for a setting that is out of range or contradicts another."""
@@ -96,8 +108,12 @@ class Recipe:
                 f"{self.tokens} tokens are less than one step of {self.batch_tokens}; "
                 "give more tokens or smaller batch tokens."
             )
-        if self.seed < 0 or self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise MinitronError("seed and weight decay must not be negative, and betas lie in [0, 1); mend the recipe.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise MinitronError(f"{_words(name)} is {value}; give a number of 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise MinitronError(f"betas are {self.betas} and must lie in [0, 1); mend the recipe.")
         if self.last_learning_rate > self.learning_rate:
             raise MinitronError(
                 f"the minimum learning rate ({self.last_learning_rate}) is above the highest ({self.learning_rate}); "
@@ -109,7 +125,9 @@ class Recipe:
             )
         if self.precision not in DTYPES:
             raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
-        loss_named(self.loss)
+        sparse = parse_loss(self.loss).divergence.pick is not None
+        if sparse and self.vocab_chunk is not None:
+            raise MinitronError(f"the loss {self.loss} looks at the whole vocabulary; leave the vocab chunk out.")
 
     @property
     def total_steps(self) -> int:
@@ -163,10 +181,12 @@ class Recipe:
         return asdict(self) | {"betas": list(self.betas)}
 
 
+_NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "most_skipped")
+
 _POSITIVE: Final = tuple(
     field.name
     for field in fields(Recipe)
-    if field.name not in {"betas", "precision", "loss", "seed", "weight_decay", "warmup_steps"}
+    if field.name not in {"betas", "precision", "loss", "warmup_steps", *_NOT_NEGATIVE}
 )
 
 

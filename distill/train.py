@@ -1,6 +1,7 @@
 """Distillation as a whole: two checkpoints, a text and a recipe in, a trained checkpoint out."""
 
 import hashlib
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,10 +23,10 @@ from distill.trainer import Trainer
 from distill.work import Work
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_existing
+from minitron.files import refuse_existing
 from minitron.loading import find_device, load_model, load_tokenizer, require_same_tokenizer
 from minitron.progress import Progress, silent
-from minitron.quality import measure_quality, require_same_vocabulary
+from minitron.quality import measure_quality
 from minitron.text import text_hash
 from minitron.units import format_bytes
 
@@ -73,12 +74,17 @@ class DistillResult:
     """Every validation: step, tokens, kl, perplexity, top1_agreement."""
 
     losses: list[float]
-    """The training loss of every step."""
+    """The training loss of every step; nan where it was not finite and the step was skipped."""
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped."""
+        return sum(math.isnan(loss) for loss in self.losses)
 
     def to_json(self) -> dict[str, Any]:
         """The results of the command: all fields but the inputs and the losses of single steps."""
         fields = {name: value for name, value in vars(self).items() if name not in ("output", "recipe", "losses")}
-        return fields | {"drift": None if self.drift is None else asdict(self.drift)}
+        return fields | {"skipped_steps": self.skipped, "drift": None if self.drift is None else asdict(self.drift)}
 
 
 class Stopped(KeyboardInterrupt):
@@ -155,16 +161,9 @@ def _check_inputs(
     refuse_existing(output, overwrite=overwrite, inputs=inputs)
     if student.resolve() == teacher.resolve():
         raise MinitronError(f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher.")
-    sizes = []
     for folder in (student, teacher):
         Checkpoint(folder)
-        sizes.append(read_json(folder / "config.json").get("vocab_size"))
     require_same_tokenizer(student, teacher)
-    if sizes[0] != sizes[1]:
-        raise MinitronError(
-            f"{student} has a vocabulary of {sizes[0]} tokens and {teacher} one of {sizes[1]}; "
-            "distillation compares logits, so both must share one vocabulary."
-        )
 
 
 def _read(student: Path, data: Path, validation: Path | None, recipe: Recipe) -> Text:
@@ -195,7 +194,6 @@ def _weights_hash(folder: Path) -> str:
 
 def _begin(trainer: Trainer, teacher: Teacher, start: dict[str, Any] | None) -> dict[str, Any]:
     """Put the trainer where the run stood; returns what was measured before the first step."""
-    require_same_vocabulary(trainer.student, teacher.model)
     torch.manual_seed(trainer.recipe.seed)
     work, first = trainer.work, trainer.processes.is_first
     if start is None:
@@ -263,7 +261,7 @@ def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) ->
             stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
             if first and (stop or done or trainer.step % recipe.checkpoint_interval == 0):
                 trainer.save()
-            advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}")
+            advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}" if "loss" in metrics else "not finite, skipped")
             if stop and not done:
                 note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to go on.")
                 raise Stopped

@@ -5,24 +5,23 @@ Shape letters: B sequences, T tokens, H hidden.
 
 import math
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.data import Text
-from distill.losses import chunked_loss, loss_named
+from distill.objective import Objective
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.work import Work, load_checkpoint
 from minitron import quality
 from minitron.errors import MinitronError
-from minitron.quality import hidden_states
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Trainer:
@@ -38,13 +37,17 @@ class Trainer:
         processes: Processes,
     ) -> None:
         """`student` has fp32 weights and is trained in place; `teacher` is only read."""
-        self.student, self.teacher, self.text, self.recipe = student, teacher, text, recipe
+        self.student, self.text, self.recipe = student, text, recipe
+        self.objective = Objective(student, teacher, recipe)
         self.work, self.processes = work, processes
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
         student.eval().requires_grad_(True)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(student, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas, fused=True
+            _parameter_groups(self.parameters, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            fused=True,
         )
         # Its teacher's answers to the held-out text are needed at every validation and never change.
         self._reference = quality.Teacher(teacher)
@@ -54,72 +57,71 @@ class Trainer:
         self.seconds = 0.0
         """Time spent in steps."""
         self.losses: list[float] = []
-        """The loss of every step so far."""
+        """The loss of every step so far; nan where it was skipped."""
+        self.skipped = 0
+        """Steps in a row that were skipped."""
         self.curve: list[dict[str, float]] = []
         """The validations so far."""
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return dict(self.student.named_parameters()) | self.objective.parameters()
 
     @property
     def tokens(self) -> int:
         """Tokens trained on so far."""
         return self.step * self.recipe.batch_tokens
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, Any]:
         """Read one batch and make one step of the optimiser; returns its metrics.
 
-        Raises MinitronError, with weights and optimiser as they were, where loss or gradient is not finite."""
+        Where loss or gradient is not finite, weights and optimiser stay as they were.  Raises MinitronError when that
+        happens more often in a row than the recipe allows."""
         started = time.perf_counter()
         recipe, processes = self.recipe, self.processes
         batch = torch.from_numpy(self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed))
         mine = batch[processes.share(recipe.sequences_per_step)]
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._forward_backward(ids) for ids in torch.split(mine, recipe.sequences_per_pass)]
+        parts = [
+            self._forward_backward(ids, self.position + place)
+            for place, ids in enumerate(torch.split(mine, recipe.sequences_per_pass))
+        ]
         loss = float(processes.sum(torch.stack(parts).sum()))
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = list(self.parameters.values())
         processes.sum_gradients(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        good = math.isfinite(loss) and math.isfinite(norm)
+        self.skipped = 0 if good else self.skipped + 1
+        if self.skipped > recipe.most_skipped:
             raise MinitronError(
-                f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}; begin anew (--overwrite) "
-                f"with a lower --learning-rate or --precision fp32; the last good checkpoint is {self.work.newest()}."
+                f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}, and so for {self.skipped} "
+                "steps in a row; begin anew (--overwrite) with a lower --learning-rate or --precision fp32; "
+                f"the last good checkpoint is {self.work.newest()}."
             )
         rate = recipe.learning_rate_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        if good:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        else:
+            loss, norm = math.nan, math.nan
         self.step += 1
         self.position += recipe.sequences_per_step
         self.losses.append(loss)
         self.seconds += time.perf_counter() - started
-        return {"step": self.step, "tokens": self.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
 
-    def _forward_backward(self, ids: Tensor) -> Tensor:
+    def _forward_backward(self, ids: Tensor, place: int) -> Tensor:
         """Add the gradient of the sequences [B, T] to the student's; returns their part of the batch's loss."""
-        recipe, student_head, teacher_head = (
-            self.recipe,
-            *(model.get_output_embeddings().weight for model in (self.student, self.teacher)),
-        )
-        with torch.no_grad():
-            teacher_states = hidden_states(self.teacher, ids).flatten(0, 1)
-        with self.autocast():
-            loss = chunked_loss(
-                loss_named(recipe.loss),
-                hidden_states(self.student, ids).flatten(0, 1),
-                student_head,
-                teacher_states,
-                teacher_head,
-                temperature=recipe.temperature,
-                divisor=recipe.batch_tokens,
-            )
+        loss = self.objective.loss(ids, place)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
-        return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
-
     def validate(self) -> dict[str, float]:
         """The student against the teacher on the held-out sequences; the result joins the curve."""
-        with self.autocast():
+        with self.objective.autocast():
             found = quality.measure_quality(
                 self.student, self.text.validation, teacher=self._reference, batch_size=self.recipe.sequences_per_pass
             )
@@ -137,17 +139,18 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of this moment."""
         optimizer = {"rng.cpu": torch.get_rng_state()}
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state[parameter].items():
                 optimizer[f"{moment}.{name}"] = value
         state = {
             "step": self.step,
             "position": self.position,
             "seconds": self.seconds,
-            "losses": self.losses,
+            "losses": [None if math.isnan(loss) else loss for loss in self.losses],
+            "skipped": self.skipped,
             "curve": self.curve,
         }
-        weights = {name: parameter.detach() for name, parameter in self.student.named_parameters()}
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         return self.work.save(self.step, weights, optimizer, state, keep=self.recipe.keep_checkpoints)
 
     @torch.no_grad()
@@ -155,7 +158,7 @@ class Trainer:
         """Become what `save` wrote."""
         weights, optimizer, state = load_checkpoint(checkpoint)
         torch.set_rng_state(optimizer["rng.cpu"])
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
             self.optimizer.state[parameter] = {
                 moment: optimizer[f"{moment}.{name}"].to(parameter.device)
@@ -163,12 +166,13 @@ class Trainer:
                 if f"{moment}.{name}" in optimizer
             }
         self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
-        self.losses, self.curve = state["losses"], state["curve"]
+        self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
+        self.skipped, self.curve = state["skipped"], state["curve"]
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Matrices are decayed; norms' gains, biases and the vectors of Mamba layers are not."""
-    parameters = list(model.parameters())
+    parameters = list(named.values())
     return [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import MinitronError
+from minitron.files import read_json
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -74,10 +75,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def require_same_tokenizer(student: Path, teacher: Path) -> None:
-    """Raise MinitronError unless both folders' tokenizers map the same text to the same ids."""
+    """Raise MinitronError unless both folders' tokenizers map the same text to the same ids, and both models know them.
+
+    A model may know more: vocabularies are padded to round numbers."""
     one, other = load_tokenizer(student), load_tokenizer(teacher)
     if one.get_vocab() != other.get_vocab():
         raise MinitronError(
             f"{student} and {teacher} have different tokenizers ({len(one)} and {len(other)} tokens); "
             "distillation and KL compare logits, so both must share one vocabulary."
         )
+    for folder in (student, teacher):
+        size = read_json(folder / "config.json").get("vocab_size")
+        if size is not None and size < len(one):
+            raise MinitronError(
+                f"{folder} has a vocabulary of {size} tokens and its tokenizer gives {len(one)}; "
+                "use the tokenizer that the model was trained with."
+            )

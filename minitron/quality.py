@@ -81,12 +81,11 @@ def measure_quality(
     """Perplexity of `model` on the sequences `blocks` [S, T] and, given a teacher, KL and agreement with it.
 
     The logits [tokens, V] never exist as a whole: the output layer is applied to chunks of the hidden states.  Softmax
-    is in fp32, sums over tokens are in fp64.  `advance` is told of every batch's tokens.  Raises NotFinite where a
-    logit is not finite, MinitronError where the teacher's vocabulary is of another size."""
+    is in fp32, sums over tokens are in fp64.  Of two vocabularies of different length the tail of the longer is padding
+    and takes no part in the comparison.  `advance` is told of every batch's tokens.  Raises NotFinite where a logit is
+    not finite."""
     if blocks.shape[1] < 2:
         raise MinitronError("A sequence of one token predicts nothing; give a --sequence-length of 2 or more.")
-    if teacher is not None:
-        require_same_vocabulary(model, teacher.model)
     sums = np.zeros(3)
     for start in range(0, len(blocks), batch_size):
         ids = torch.from_numpy(blocks[start : start + batch_size])
@@ -103,16 +102,6 @@ def measure_quality(
         raise NotFinite(f"The mean loss of {nll:.0f} nats has no finite perplexity; the model's weights are damaged.")
     kl, agreed = (float(value) / blocks.size for value in sums[1:])
     return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
-
-
-def require_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raise MinitronError unless both models give logits over a vocabulary of one size."""
-    one, other = (model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
-    if one != other:
-        raise MinitronError(
-            f"The student's vocabulary has {one} tokens and the teacher's {other}; KL compares logits, "
-            "so both must share one vocabulary."
-        )
 
 
 def _batch_sums(model: PreTrainedModel, teacher: Teacher | None, ids: Tensor) -> NDArray[np.float64]:
@@ -134,7 +123,12 @@ def _batch_sums(model: PreTrainedModel, teacher: Teacher | None, ids: Tensor) ->
         picked = log_q.gather(-1, following[chunk].clamp(min=0)[:, None])[:, 0][known]
         sums[0] -= float(picked.cpu().double().sum())
         if teacher is not None and teacher_states is not None:
-            sums[1:] += _divergence(logits, log_q, teacher.model.get_output_embeddings()(teacher_states[chunk]).float())
+            theirs = teacher.model.get_output_embeddings()(teacher_states[chunk]).float()
+            vocab = min(logits.shape[-1], theirs.shape[-1])
+            if vocab < logits.shape[-1]:
+                logits = logits[:, :vocab]
+                log_q = logits.log_softmax(-1)
+            sums[1:] += _divergence(logits, log_q, theirs[:, :vocab])
     return sums
 
 

@@ -234,18 +234,36 @@ def test_another_run_does_not_go_on_from_anothers_checkpoints(
     assert distill(student, tiny_hybrid, short_text, tmp_path / "out", other, overwrite=True).steps == 8
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def break_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     plain = Trainer._forward_backward
 
-    def broken(self: Trainer, ids: Tensor) -> Tensor:
-        loss = plain(self, ids)
-        return loss * math.nan if self.step == 5 else loss
+    def broken(self: Trainer, ids: Tensor, place: int) -> Tensor:
+        loss = plain(self, ids, place)
+        return loss * math.nan if self.step in steps else loss
 
     monkeypatch.setattr(Trainer, "_forward_backward", broken)
-    with pytest.raises(MinitronError, match=r"step 6 is nan.*step-00000004"):
-        distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE)
+
+
+def test_a_loss_that_is_not_finite_skips_the_step(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {2, 3, 5})
+    whole = distill(student, tiny_hybrid, short_text, tmp_path / "whole", RECIPE)
+    assert [math.isnan(loss) for loss in whole.losses] == [False, False, True, True, False, True, False, False]
+    assert whole.skipped == whole.to_json()["skipped_steps"] == 3 and whole.kl_after < whole.kl_before
+    with pytest.raises(Killed):
+        distill(student, tiny_hybrid, short_text, tmp_path / "again", RECIPE, progress=stop_after(6, kill))
+    again = distill(student, tiny_hybrid, short_text, tmp_path / "again", RECIPE)
+    np.testing.assert_array_equal(again.losses, whole.losses)
+    assert all(torch.equal(tensor, weights(whole.output)[name]) for name, tensor in weights(again.output).items())
+
+
+def test_losses_that_are_not_finite_stop_and_keep_the_last_checkpoint(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {4, 5})
+    with pytest.raises(MinitronError, match=r"step 6 is nan.*2 steps in a row.*step-00000004"):
+        distill(student, tiny_hybrid, short_text, tmp_path / "out", replace(RECIPE, most_skipped=1))
     assert not (tmp_path / "out").exists()
     saved = load_file(tmp_path / "out.work/checkpoints/step-00000004/weights.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
@@ -358,6 +376,36 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, wa
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": "jsd:0.3", "lm_weight": 0.5, "vocab_chunk": 70},
+        {"loss": "sampled:12", "temperature": 2.0},
+        {"loss": "reverse_kl", "cosine_weight": 0.5},
+    ],
+)
+def test_other_losses_train_and_go_on_after_a_kill(
+    change: dict[str, Any], student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, **change)
+    whole = distill(student, tiny_hybrid, short_text, tmp_path / "whole", recipe)
+    assert whole.losses[-1] < whole.losses[0]
+    with pytest.raises(Killed):
+        distill(student, tiny_hybrid, short_text, tmp_path / "again", recipe, progress=stop_after(6, kill))
+    again = distill(student, tiny_hybrid, short_text, tmp_path / "again", recipe)
+    assert again.losses == whole.losses
+    assert weights(again.output).keys() == weights(student).keys()
+    assert all(torch.equal(tensor, weights(whole.output)[name]) for name, tensor in weights(again.output).items())
+
+
+def test_a_teacher_with_a_padded_vocabulary_teaches_the_same(
+    student: Path, tiny_hybrid: Path, undisturbed: DistillResult, short_text: Path, tmp_path: Path
+) -> None:
+    wider = tiny_models.padded_vocabulary(tiny_hybrid, tmp_path / "wider", 20)
+    found = distill(student, wider, short_text, tmp_path / "out", RECIPE)
+    np.testing.assert_allclose(found.losses, undisturbed.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({}, "either tokens or steps"),
@@ -372,6 +420,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, wa
         ({"steps": 5, "precision": "fp16"}, "bf16, fp32"),
         ({"steps": 5, "loss": "cosine"}, "forward_kl"),
         ({"steps": 5, "temperature": 0.0}, "temperature is 0"),
+        ({"steps": 5, "lm_weight": -1.0}, "lm weight is -1"),
+        ({"steps": 5, "loss": "top_k:4", "vocab_chunk": 8}, "whole vocabulary"),
         ({"steps": 5, "betas": (0.9, 1.0)}, "betas"),
     ],
 )
@@ -381,7 +431,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(fields: dict[str, Any], words: 
 
 
 def other_vocabulary(folder: Path) -> Path:
-    return tiny_models.save_llama(folder, vocab_size=320)
+    return tiny_models.save_llama(folder, vocab_size=200)
 
 
 def other_tokenizer(folder: Path) -> Path:
@@ -400,7 +450,11 @@ def truncated(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(other_vocabulary, "vocabulary of 300.*320"), (other_tokenizer, "different tokenizers"), (truncated, "truncated")],
+    [
+        (other_vocabulary, "vocabulary of 200 tokens and its tokenizer gives 300"),
+        (other_tokenizer, "different tokenizers"),
+        (truncated, "truncated"),
+    ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(
     make: Any, words: str, student: Path, short_text: Path, tmp_path: Path

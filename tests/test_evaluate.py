@@ -119,9 +119,23 @@ def test_one_token_predicts_nothing(tiny_llama: Path) -> None:
 
 
 def test_teacher_of_another_vocabulary(tiny_llama: Path, tmp_path: Path, short_text: Path) -> None:
-    wider = tiny_models.save_llama(tmp_path / "wider", vocab_size=tiny_models.VOCAB_SIZE + 20)
-    with pytest.raises(MinitronError, match="300 tokens and the teacher's 320"):
-        evaluate_folders([tiny_llama], against=wider, text=short_text, sequence_length=32, speed=False)
+    shorter = tiny_models.save_llama(tmp_path / "shorter", vocab_size=tiny_models.VOCAB_SIZE - 20)
+    with pytest.raises(MinitronError, match="280 tokens and its tokenizer gives 300"):
+        evaluate_folders([tiny_llama], against=shorter, text=short_text, sequence_length=32, speed=False)
+
+
+def test_padding_of_a_vocabulary_takes_no_part(tiny_hybrid: Path, tmp_path: Path, short_text: Path) -> None:
+    student = tiny_models.save_hybrid(tmp_path / "student", seed=3)
+    wider = tiny_models.padded_vocabulary(tiny_hybrid, tmp_path / "wider", 20)
+    found = [
+        evaluate_folders([one], against=other, text=short_text, sequence_length=32, dtype="fp32", speed=False)[
+            0
+        ].quality
+        for one, other in ((student, tiny_hybrid), (student, wider), (wider, tiny_hybrid))
+    ]
+    assert found[0].kl_to_teacher == pytest.approx(found[1].kl_to_teacher, rel=1e-6)
+    assert found[0].top1_agreement == found[1].top1_agreement
+    assert found[2].kl_to_teacher == pytest.approx(0, abs=1e-6) and found[2].top1_agreement == 1.0
 
 
 def test_teacher_of_another_tokenizer(tiny_llama: Path, tmp_path: Path, short_text: Path) -> None:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.losses import chunked_loss, forward_kl, loss_named
+from distill.divergences import Loss, parse_loss
+from distill.losses import chunked_loss
 from minitron.errors import MinitronError
 
 # Tokens, student and teacher hidden, vocabulary, a teacher's padded vocabulary.
 N, H, HT, V, VT = 37, 12, 16, 50, 64
+FORWARD = Loss("forward_kl")
 
 
 def inputs(dtype: torch.dtype = torch.float64, teacher_vocab: int = V, seed: int = 0) -> tuple[Tensor, ...]:
@@ -44,7 +46,7 @@ def gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 def test_loss_and_gradients_equal_the_naive_ones(temperature: float, teacher_vocab: int, masked: bool) -> None:
     student, head, teacher, other = inputs(teacher_vocab=teacher_vocab)
     mask = torch.arange(N) % 3 != 1 if masked else None
-    ours = chunked_loss(forward_kl, student, head, teacher, other, mask=mask, temperature=temperature, chunk=5)
+    ours = chunked_loss(FORWARD, student, head, teacher, other, mask=mask, temperature=temperature, chunk=5)
     theirs = naive(student, head, teacher, other, mask, temperature)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
     for one, other_one in zip(gradients(3 * ours, student, head), gradients(3 * theirs, student, head), strict=True):
@@ -55,17 +57,17 @@ def test_loss_and_gradients_equal_the_naive_ones(temperature: float, teacher_voc
 @given(chunk=st.integers(1, N + 3), seed=st.integers(0, 99))
 def test_the_length_of_a_chunk_changes_nothing(chunk: int, seed: int) -> None:
     student, head, teacher, other = inputs(seed=seed)
-    whole = chunked_loss(forward_kl, student, head, teacher, other, chunk=N)
-    parts = chunked_loss(forward_kl, student, head, teacher, other, chunk=chunk)
+    whole = chunked_loss(FORWARD, student, head, teacher, other, chunk=N)
+    parts = chunked_loss(FORWARD, student, head, teacher, other, chunk=chunk)
     for one, other_one in zip(gradients(whole, student, head), gradients(parts, student, head), strict=True):
         torch.testing.assert_close(one, other_one, rtol=0, atol=1e-12)
 
 
 def test_parts_of_a_batch_with_its_divisor_add_up() -> None:
     student, head, teacher, other = inputs()
-    whole = chunked_loss(forward_kl, student, head, teacher, other)
+    whole = chunked_loss(FORWARD, student, head, teacher, other)
     halves = [
-        chunked_loss(forward_kl, student[part], head, teacher[part], other, divisor=N)
+        chunked_loss(FORWARD, student[part], head, teacher[part], other, divisor=N)
         for part in (slice(0, 10), slice(10, N))
     ]
     torch.testing.assert_close(sum(halves), whole, rtol=0, atol=1e-12)
@@ -76,7 +78,7 @@ def test_parts_of_a_batch_with_its_divisor_add_up() -> None:
 def test_a_tied_head_gets_both_gradients() -> None:
     _, head, teacher, other = inputs()
     ids = torch.arange(N) % V
-    ours = chunked_loss(forward_kl, torch.tanh(head[ids]), head, teacher, other, chunk=8)
+    ours = chunked_loss(FORWARD, torch.tanh(head[ids]), head, teacher, other, chunk=8)
     theirs = naive(torch.tanh(head[ids]), head, teacher, other)
     torch.testing.assert_close(gradients(ours, head), gradients(theirs, head), rtol=0, atol=1e-10)
 
@@ -84,7 +86,7 @@ def test_a_tied_head_gets_both_gradients() -> None:
 def test_bf16_is_within_its_rounding() -> None:
     student, head, teacher, other = inputs(torch.bfloat16)
     exact = [tensor.detach().double().requires_grad_() for tensor in (student, head)]
-    ours = chunked_loss(forward_kl, student, head, teacher, other, chunk=8)
+    ours = chunked_loss(FORWARD, student, head, teacher, other, chunk=8)
     theirs = naive(*exact, teacher.double(), other.double())
     assert ours.dtype == torch.float32
     # bf16 keeps 8 bits: each logit, and each number of the gradient's two matmuls, is off by at most 2^-9 of its size.
@@ -98,7 +100,7 @@ def test_autocast_keeps_fp32_weights_and_their_fp32_gradient() -> None:
     student, head, teacher, other = inputs(torch.float32)
     exact = gradients(naive(student, head, teacher, other), student, head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = gradients(chunked_loss(forward_kl, student, head, teacher.bfloat16(), other.bfloat16()), student, head)
+        ours = gradients(chunked_loss(FORWARD, student, head, teacher.bfloat16(), other.bfloat16()), student, head)
     for one, other_one in zip(ours, exact, strict=True):
         assert one.dtype == torch.float32
         assert 0 < float((one - other_one).norm() / other_one.norm()) < 2**-6
@@ -123,7 +125,7 @@ def test_logits_are_never_whole() -> None:
     head = torch.randn(vocab, hidden, requires_grad=True)
     teacher, other = torch.randn(tokens, hidden), torch.randn(vocab, hidden)
     with LargestOutput() as watch:
-        chunked_loss(forward_kl, student, head, teacher, other, chunk=chunk).backward()
+        chunked_loss(FORWARD, student, head, teacher, other, chunk=chunk).backward()
     assert watch.largest == chunk * vocab
     with LargestOutput() as watch:
         naive(student, head, teacher, other).backward()
@@ -132,15 +134,15 @@ def test_logits_are_never_whole() -> None:
 
 def test_no_gradient_is_made_for_what_needs_none() -> None:
     student, head, teacher, other = inputs()
-    (alone,) = gradients(chunked_loss(forward_kl, student, head.detach(), teacher, other), student)
+    (alone,) = gradients(chunked_loss(FORWARD, student, head.detach(), teacher, other), student)
     torch.testing.assert_close(alone, gradients(naive(student, head, teacher, other), student)[0], rtol=0, atol=1e-10)
     with torch.no_grad():
-        assert not chunked_loss(forward_kl, student, head, teacher, other).requires_grad
+        assert not chunked_loss(FORWARD, student, head, teacher, other).requires_grad
 
 
 def test_a_gradient_is_taken_once() -> None:
     student, head, teacher, other = inputs()
-    loss = chunked_loss(forward_kl, student, head, teacher, other)
+    loss = chunked_loss(FORWARD, student, head, teacher, other)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once only"):
         loss.backward()
@@ -148,4 +150,4 @@ def test_a_gradient_is_taken_once() -> None:
 
 def test_an_unknown_loss_names_the_known_ones() -> None:
     with pytest.raises(MinitronError, match="forward_kl"):
-        loss_named("backward_kl")
+        parse_loss("backward_kl")

@@ -4,11 +4,14 @@ Every size differs from every other where it can, so that a mistaken axis shows 
 and the router's correction bias are random too: with transformers' own ones and zeros a wrong cut could pass unseen.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -97,6 +100,21 @@ def save_llama(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: Any)
     """Write a Llama in fp32 with its tokenizer; `tied` shares the embedding with the output layer."""
     config = LlamaConfig(**LLAMA_SIZES | {"tie_word_embeddings": tied} | sizes)
     return _save(folder, LlamaForCausalLM, config, seed)
+
+
+def padded_vocabulary(source: Path, folder: Path, rows: int) -> Path:
+    """A copy of the checkpoint `source`, untied, whose vocabulary has more rows, of large numbers, than its tokenizer
+    has tokens."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += rows
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if "embed" in name or "lm_head" in name:
+            tensors[name] = torch.cat([tensors[name], torch.full((rows, tensors[name].shape[1]), 3.0)])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _save(folder: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> Path:
