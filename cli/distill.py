@@ -25,6 +25,7 @@ from cli.options import (
     ComputeDtype,
     DataOption,
     DeviceOption,
+    Fp8KeepOption,
     JsonOption,
     OutputOption,
     OverwriteOption,
@@ -157,12 +158,14 @@ def command(
     training: Training,
     validation: ValidationOption = None,
     teacher_precision: TeacherPrecisionOption = Precision.BF16,
+    fp8_keep: Fp8KeepOption = "attention,before-attention",
     device: DeviceOption = None,
     work: WorkOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
+    from distill.fp8 import parse_kept
     from distill.train import distill
     from minitron.text import text_hash
 
@@ -176,6 +179,7 @@ def command(
         recipe,
         validation=validation,
         teacher_precision=teacher_precision.value,
+        fp8_keep=parse_kept(fp8_keep),
         device=device,
         overwrite=overwrite,
         work=work,
@@ -187,7 +191,11 @@ def command(
         inputs = {"student": student, "teacher": teacher} | {
             name: {"path": path, "sha256": text_hash(path)} for name, path in texts.items()
         }
-        settings = recipe.to_json() | {"teacher_precision": teacher_precision.value, "device": device}
+        settings = recipe.to_json() | {
+            "teacher_precision": teacher_precision.value,
+            "fp8_keep": fp8_keep,
+            "device": device,
+        }
         show.document(show.run_document(output, inputs, settings, result.to_json(), time.monotonic() - started))
         return
     print_result(result)

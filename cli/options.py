@@ -100,6 +100,15 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda or cuda:1; the first GPU where there is one.", show_default=False),
 ]
+Fp8KeepOption = Annotated[
+    str,
+    typer.Option(
+        "--fp8-keep",
+        help="What of an FP8 teacher stays in bf16: attention, before-attention (the Mamba layer before), numbers of "
+        "layers (3,7-9), or none; embedding, output layer, router, conv1d and norms always do.",
+        metavar="PARTS",
+    ),
+]
 TeacherPrecisionOption = Annotated[
     Precision,
     typer.Option(

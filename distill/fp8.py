@@ -3,12 +3,16 @@
 Shape letters: O output channels, I input channels, E experts.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from minitron.errors import MinitronError
 
 E4M3: Final = torch.float8_e4m3fn
 E4M3_LARGEST: Final = 448.0
@@ -16,6 +20,11 @@ E4M3_LARGEST: Final = 448.0
 
 _ATTENTION: Final = ("q_proj", "qkv_proj")
 """Linears by which a module is known as attention: it alone makes queries."""
+
+ATTENTION: Final = "attention"
+BEFORE: Final = "before-attention"
+NOTHING: Final = "none"
+"""What `parse_kept` reads beside numbers."""
 
 _ROUTERS: Final = ("gate", "router")
 """Names of a router that is a linear layer; in a gated MLP the linear is called gate_proj."""
@@ -40,20 +49,56 @@ def dequantise(numbers: Tensor, scale: Tensor) -> Tensor:
     return values.index_select(0, codes).view(numbers.shape).mul_(scale.bfloat16())
 
 
-def store_in_fp8(model: PreTrainedModel) -> list[str]:
-    """Replace the weights of `fp8_weights` in place, one at a time; returns their names.
+@dataclass(frozen=True)
+class Kept:
+    """What of a teacher stays in bf16, beside embedding, output layer, router, conv1d and norms, which always do."""
 
-    A layer's bf16 weight exists while the layer's forward runs and at no other time."""
-    stored = []
-    for name, module, weight in list(fp8_weights(model)):
-        numbers, scale = quantise(getattr(module, weight).detach())
-        delattr(module, weight)
-        module.register_parameter(f"{weight}_fp8", nn.Parameter(numbers, requires_grad=False))
-        module.register_parameter(f"{weight}_scale", nn.Parameter(scale, requires_grad=False))
-        module.register_forward_pre_hook(_Materialise(weight))
-        module.register_forward_hook(_Forget(weight), always_call=True)
-        stored.append(f"{name}.{weight}")
-    return stored
+    attention: bool = True
+    """All of attention."""
+
+    before_attention: bool = True
+    """The linears of the last Mamba layer before each attention layer, on which attention is most sensitive (the choice
+    of NVIDIA's FP8 checkpoints of Nemotron 3 Nano)."""
+
+    layers: frozenset[int] = frozenset()
+    """Whole layers by number."""
+
+    def __str__(self) -> str:
+        words = [word for word, kept in ((ATTENTION, self.attention), (BEFORE, self.before_attention)) if kept]
+        return ",".join([*words, *map(str, sorted(self.layers))]) or NOTHING
+
+
+def parse_kept(typed: str) -> Kept:
+    """`attention,before-attention,3,7-9`, or `none`; raises MinitronError for anything else."""
+    words = [word.strip() for word in typed.split(",")]
+    layers: set[int] = set()
+    for word in words:
+        if word in (ATTENTION, BEFORE) or (word == NOTHING and len(words) == 1):
+            continue
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if found is None:
+            raise MinitronError(
+                f"{word!r} says nothing about what stays in bf16; give {ATTENTION}, {BEFORE} and numbers of layers, "
+                f"separated by commas, or {NOTHING}."
+            )
+        layers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return Kept(ATTENTION in words, BEFORE in words, frozenset(layers))
+
+
+DEFAULT: Final = Kept()
+
+
+def store_in_fp8(model: PreTrainedModel, name: str, weight: str) -> bool:
+    """Replace one weight of the module `name` in place; a layer's bf16 weight then exists while the layer's forward
+    runs and at no other time.  Returns whether it did, which is always."""
+    module = model.get_submodule(name)
+    numbers, scale = quantise(getattr(module, weight).detach())
+    delattr(module, weight)
+    module.register_parameter(f"{weight}_fp8", nn.Parameter(numbers, requires_grad=False))
+    module.register_parameter(f"{weight}_scale", nn.Parameter(scale, requires_grad=False))
+    module.register_forward_pre_hook(_Materialise(weight))
+    module.register_forward_hook(_Forget(weight), always_call=True)
+    return True
 
 
 class _Materialise:
@@ -79,13 +124,9 @@ class _Forget:
             delattr(module, self.weight)
 
 
-def fp8_weights(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
-    """(module's name, module, weight's name) of what goes to FP8: linears, and the fused weights of experts [E, O, I].
-
-    What stays as it is: embedding, output layer, router, conv1d, norms, attention and the linears of the last Mamba
-    layer before each attention layer, on which attention is most sensitive (the choice of NVIDIA's FP8 checkpoints of
-    Nemotron 3 Nano)."""
-    kept = {id(module) for module in _kept_modules(model)}
+def fp8_weights(model: PreTrainedModel, keep: Kept = DEFAULT) -> Iterator[tuple[str, nn.Module, str]]:
+    """(module's name, module, weight's name) of what goes to FP8: linears and fused experts' [E, O, I]."""
+    kept = {id(module) for module in _kept_modules(model, keep)}
     for name, module in model.named_modules():
         if id(module) in kept or name.rpartition(".")[2] in _ROUTERS:
             continue
@@ -97,12 +138,15 @@ def fp8_weights(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, str]]:
                     yield name, module, weight
 
 
-def _kept_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _kept_modules(model: PreTrainedModel, keep: Kept) -> Iterator[nn.Module]:
     yield model.get_output_embeddings()
     mamba: list[nn.Module] = []
-    for layer in model.base_model.layers:
+    for number, layer in enumerate(model.base_model.layers):
+        if number in keep.layers:
+            yield from layer.modules()
         attention = [module for module in layer.modules() if any(hasattr(module, name) for name in _ATTENTION)]
-        for module in attention + (mamba if attention else []):
+        before = mamba if attention and keep.before_attention else []
+        for module in (attention if keep.attention else []) + before:
             yield from module.modules()
         mamba = [module for module in layer.modules() if hasattr(module, "conv1d")] or mamba
 

@@ -1,7 +1,7 @@
 """The teacher of a distillation: loaded once, kept in bf16 or FP8, its drift from bf16 measured."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,21 +9,33 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.fp8 import store_in_fp8, stored_bytes
+from distill.fp8 import DEFAULT, Kept, dequantise, fp8_weights, quantise, store_in_fp8, stored_bytes
 from distill.transformer_engine import require_engine, use_transformer_engine
 from minitron import quality
 from minitron.errors import MinitronError
+from minitron.layerwise import OUTPUT, LayerwiseModel
 from minitron.loading import load_model
-from minitron.progress import Progress, silent
+from minitron.progress import Advance, Progress, silent
+from minitron.spec import ModelSpec, read_spec
+from minitron.walk import States, Walk
 
-PRECISIONS: Final[dict[str, Callable[[PreTrainedModel], list[str]]]] = {
-    "bf16": lambda model: [],
+Convert = Callable[[PreTrainedModel, str, str], bool]
+"""Changes one weight of a module in place, given the module's name and the weight's; says whether it did."""
+
+PRECISIONS: Final[dict[str, Convert | None]] = {
+    "bf16": None,
     "fp8": store_in_fp8,
     "fp8-te": use_transformer_engine,
 }
-"""How a teacher's weights are kept: name -> what changes a bf16 model in place and returns the weights it changed."""
+"""How a teacher's weights are kept."""
+
+DRIFT_LIMIT: Final = 0.01
+"""Nats: above it, or above DRIFT_SHARE of the student's own distance, the layers that drift most are named."""
+
+DRIFT_SHARE: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Drift:
     """Bytes of the model as it is kept."""
 
     bf16_bytes: int
-    """Bytes of the model before."""
+    """Bytes of the model in bf16."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ def load_teacher(
     folder: Path,
     *,
     precision: str,
+    keep: Kept = DEFAULT,
     device: torch.device,
     blocks: NDArray[np.int64] | None,
     batch_size: int = 1,
@@ -83,32 +96,144 @@ def load_teacher(
     """The teacher in `folder`; its drift, where it is not kept in bf16, is measured on the held-out `blocks` [S, T], if
     any are given.
 
-    What bf16 said of the blocks is kept as hidden states, S * T * H * 2 bytes on the CPU, so that there is one model in
-    memory at a time and never the logits of all tokens.  Raises MinitronError where the precision cannot be had."""
+    Weights other than bf16 are changed one by one as they are read, so that the bf16 model is never in memory as a
+    whole: what it says of the blocks is found layer by layer before, and kept as hidden states, S * T * H * 2 bytes on
+    the CPU.  A model of a family that Minitron has no table for is loaded in bf16 first.  Raises MinitronError where
+    the precision cannot be had."""
     require_precision(precision, device)
-    model = load_model(folder, dtype=torch.bfloat16, device=device)
-    if precision == "bf16" or blocks is None:
-        PRECISIONS[precision](model)
-        return Teacher(model, None)
-    before = stored_bytes(model)
+    convert = PRECISIONS[precision]
+    if convert is None:
+        return Teacher(load_model(folder, dtype=torch.bfloat16, device=device), None)
+    spec = _known_spec(folder)
+    parts: _Parts = _Whole(folder, device) if spec is None else _Layers(folder, spec, device)
+    before = stored_bytes(parts.model)
+    if blocks is None:
+        parts.load(convert, keep)
+        return Teacher(parts.model, None)
     with progress("measuring the teacher's drift", 2 * blocks.size, "tokens") as advance:
-        # The comparison below reads only what is remembered here: the weights behind it are about to change.
-        reference = quality.Teacher(model, memory=sys.maxsize)
-        with torch.no_grad():
-            for start in range(0, len(blocks), batch_size):
-                ids = torch.from_numpy(blocks[start : start + batch_size])
-                reference.hidden_states(ids)
-                advance(ids.numel())
-        changed = PRECISIONS[precision](model)
-        found = quality.measure_quality(model, blocks, teacher=reference, batch_size=batch_size, advance=advance)
+        # What follows compares with what is remembered here: the model in it is the changed one, whose output layer is
+        # that of the bf16 one.
+        reference = quality.Teacher(parts.model, memory=sys.maxsize)
+        for ids, states in parts.hidden_states(blocks, batch_size, advance):
+            reference.remember(ids, states)
+        changed = parts.load(convert, keep)
+        found = quality.measure_quality(parts.model, blocks, teacher=reference, batch_size=batch_size, advance=advance)
     assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
     drift = Drift(
         kl=found.kl_to_teacher,
         top1_agreement=found.top1_agreement,
         perplexity=found.perplexity,
         tokens=found.tokens,
-        weights=len(changed),
-        stored_bytes=stored_bytes(model),
+        weights=changed,
+        stored_bytes=stored_bytes(parts.model),
         bf16_bytes=before,
     )
-    return Teacher(model, drift)
+    return Teacher(parts.model, drift)
+
+
+@torch.inference_mode()
+def drift_by_layer(
+    folder: Path,
+    *,
+    keep: Kept,
+    device: torch.device,
+    blocks: NDArray[np.int64],
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> dict[int, float]:
+    """layer -> how much FP8 changes what it puts out: sum over tokens of |change|^2 / |output|^2, its input the bf16
+    model's.  Only layers that are not kept in bf16.  Raises MinitronError for a family without a table."""
+    source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
+    walk = Walk(source, blocks, batch_size, States())
+    weights: dict[int, list[tuple[str, str]]] = {}
+    for name, _, weight in fp8_weights(source.model, keep):
+        number = next(int(part) for part in name.split(".") if part.isdecimal())
+        weights.setdefault(number, []).append((name, weight))
+    found: dict[int, float] = {}
+    count = len(source.spec.layers)
+    with progress("looking for the layers that drift", float(blocks.size * count), "tokens") as advance:
+        for layer in range(count):
+            with source.resident(layer):
+                inputs = [walk.state(batch) for batch in walk.batches] if layer in weights else []
+                for _, tokens in walk.go(layer):
+                    advance(tokens, f"layer {layer + 1} of {count}")
+                for name, weight in weights.get(layer, []):
+                    parameter = source.model.get_submodule(name).get_parameter(weight)
+                    parameter.copy_(dequantise(*quantise(parameter)))
+                if layer in weights:
+                    found[layer] = sum(
+                        _change(walk.state(batch), walk.step(layer, batch, inputs[batch])) for batch in walk.batches
+                    )
+    return found
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    difference = (after.float() - before.float()).square().sum(-1)
+    return float((difference / before.float().square().sum(-1).clamp_min(1e-20)).double().sum())
+
+
+def _known_spec(folder: Path) -> ModelSpec | None:
+    """The model's spec where its family is in Minitron's tables."""
+    try:
+        return read_spec(folder)
+    except MinitronError:
+        return None
+
+
+class _Layers:
+    """A teacher that is read part by part."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, device: torch.device) -> None:
+        self.source = LayerwiseModel(folder, spec, dtype=torch.bfloat16, device=device)
+        self.model = self.source.model
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, blocks: NDArray[np.int64], batch_size: int, advance: Advance
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """([B, T] ids, [B, T, H] states) of the bf16 model, one layer's weights in memory at a time."""
+        walk, count = Walk(self.source, blocks, batch_size, States()), len(self.source.spec.layers)
+        for layer in range(count):
+            with self.source.resident(layer):
+                for _, tokens in walk.go(layer):
+                    advance(tokens / count, f"bf16, layer {layer + 1} of {count}")
+        with self.source.resident(OUTPUT):
+            for batch in walk.batches:
+                ids = torch.from_numpy(blocks[batch * batch_size : (batch + 1) * batch_size])
+                yield ids, walk.norm(walk.state(batch))
+
+    def load(self, convert: Convert, keep: Kept) -> int:
+        """Read every weight and change it; returns how many were changed."""
+        wanted = {f"{name}.{weight}": (name, weight) for name, _, weight in fp8_weights(self.model, keep)}
+        changed = []
+
+        def placed(name: str) -> None:
+            if name in wanted and convert(self.model, *wanted[name]):
+                changed.append(name)
+
+        self.source.load(placed, last=wanted)
+        return len(changed)
+
+
+class _Whole:
+    """A teacher that transformers alone can read."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.model = load_model(folder, dtype=torch.bfloat16, device=device)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, blocks: NDArray[np.int64], batch_size: int, advance: Advance
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As that of _Layers."""
+        for start in range(0, len(blocks), batch_size):
+            ids = torch.from_numpy(blocks[start : start + batch_size])
+            yield ids, quality.hidden_states(self.model, ids)
+            advance(ids.numel(), "bf16")
+
+    def load(self, convert: Convert, keep: Kept) -> int:
+        """Change the weights; returns how many were changed."""
+        return sum(convert(self.model, name, weight) for name, _, weight in list(fp8_weights(self.model, keep)))
+
+
+_Parts = _Layers | _Whole

@@ -6,19 +6,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.card import model_card
 from distill.data import Text, read_text
+from distill.fp8 import DEFAULT, Kept
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.teacher import Drift, Teacher, load_teacher, require_precision
+from distill.teacher import DRIFT_LIMIT, DRIFT_SHARE, Drift, Teacher, drift_by_layer, load_teacher, require_precision
 from distill.trainer import Trainer
 from distill.work import Work
 from minitron.checkpoint import Checkpoint
@@ -104,6 +106,7 @@ def distill(
     *,
     validation: Path | None = None,
     teacher_precision: str = "bf16",
+    fp8_keep: Kept = DEFAULT,
     device: str | None = None,
     overwrite: bool = False,
     work: Path | None = None,
@@ -116,7 +119,8 @@ def distill(
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
-    it, the first GPU or else the CPU unless given; `note` is told what was measured before training.
+    it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `note` is told
+    what was measured before training.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
@@ -127,13 +131,15 @@ def distill(
     processes.require_share(recipe.sequences_per_step)
     text = _read(student, data, validation, recipe)
     if processes.is_first:
-        work_folder.open(_run(student, teacher, text, recipe, teacher_precision), overwrite=overwrite)
+        kept_as = {"teacher_precision": teacher_precision} | _kept_in_bf16(teacher_precision, fp8_keep)
+        work_folder.open(_run(student, teacher, text, recipe) | kept_as, overwrite=overwrite)
     processes.wait()
 
     start = work_folder.read_start()
     kept = load_teacher(
         teacher,
         precision=teacher_precision,
+        keep=fp8_keep,
         device=place,
         # Drift is measured once a run.
         blocks=text.validation if start is None else None,
@@ -144,6 +150,17 @@ def distill(
     trainer = Trainer(model, kept.model, text, recipe, work_folder, processes)
     start = _begin(trainer, kept, start)
     note(_told_before(trainer, start, teacher_precision))
+    if kept.drift is not None and (processes.is_first and _drifts(start)):
+        found = drift_by_layer(
+            teacher,
+            keep=fp8_keep,
+            device=place,
+            blocks=text.validation,
+            batch_size=recipe.sequences_per_pass,
+            progress=progress,
+        )
+        note(_told_of_drift(start, found, fp8_keep))
+    processes.wait()
     _train(trainer, progress, note)
     result = _result(trainer, start, output, teacher_precision)
     if processes.is_first:
@@ -176,14 +193,17 @@ def _read(student: Path, data: Path, validation: Path | None, recipe: Recipe) ->
     )
 
 
-def _run(student: Path, teacher: Path, text: Text, recipe: Recipe, teacher_precision: str) -> dict[str, Any]:
+def _kept_in_bf16(teacher_precision: str, keep: Kept) -> dict[str, str]:
+    return {} if teacher_precision == "bf16" else {"fp8_keep": str(keep)}
+
+
+def _run(student: Path, teacher: Path, text: Text, recipe: Recipe) -> dict[str, Any]:
     """What a run depends on.  The teacher may be very large: its weights are named by their headers."""
     return {
         "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
         "teacher": {"config": text_hash(teacher / "config.json"), "weights": Checkpoint(teacher).fingerprint},
         "text": text.source,
         "recipe": recipe.to_json(),
-        "teacher_precision": teacher_precision,
     }
 
 
@@ -230,7 +250,8 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
         lines.append(
             f"Teacher in {teacher_precision}: {format_bytes(drift.stored_bytes)} instead of "
             f"{format_bytes(drift.bf16_bytes)}; drift from bf16: KL {drift.kl:.3g} nats, top-1 agreement "
-            f"{drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens."
+            f"{drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens; the student is "
+            f"{start['before']['kl'] / max(drift.kl, 1e-12):,.0f} times as far away."
         )
     before = start["before"]
     lines.append(
@@ -240,6 +261,25 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
     if trainer.step:
         lines.append(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
     return "\n".join(lines)
+
+
+def _drifts(start: dict[str, Any]) -> bool:
+    """Whether the teacher is so far from itself in bf16 that a layer or two had better stay there."""
+    kl = start["drift"]["kl"]
+    return bool(kl > DRIFT_LIMIT or kl > DRIFT_SHARE * start["before"]["kl"])
+
+
+def _told_of_drift(start: dict[str, Any], found: dict[int, float], keep: Kept) -> str:
+    """A warning, and the fewest layers that make up half of the change."""
+    order = sorted(found, key=lambda layer: -found[layer])
+    shares = np.cumsum([found[layer] for layer in order]) / max(sum(found.values()), 1e-30)
+    worst = order[: int(np.searchsorted(shares, 0.5)) + 1]
+    better = replace(keep, layers=keep.layers | frozenset(worst))
+    return (
+        f"Warning: the teacher's drift is {start['drift']['kl'] / start['before']['kl']:.1%} of the student's own "
+        f"distance. Layers {', '.join(map(str, sorted(worst)))} make up {shares[len(worst) - 1]:.0%} of what FP8 "
+        f"changes; keep them in bf16 with --fp8-keep {better}."
+    )
 
 
 def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) -> None:

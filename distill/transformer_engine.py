@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.fp8 import fp8_weights
 from minitron.errors import MinitronError
 
 _MULTIPLE: Final = 16
@@ -69,14 +68,12 @@ class EngineLinear(nn.Module):
         return out[: flat.shape[0]].reshape(*states.shape[:-1], -1)
 
 
-def use_transformer_engine(model: PreTrainedModel) -> list[str]:
-    """Replace in place the linears of `fp8_weights` whose sizes Transformer Engine takes; returns their names.
+def use_transformer_engine(model: PreTrainedModel, name: str, weight: str) -> bool:
+    """Replace in place the linear `name` if Transformer Engine takes its sizes; returns whether it did.
 
     Experts, whose weights are fused, keep bf16.  Raises MinitronError where there is no Transformer Engine to use."""
-    engine = require_engine(model.device)
-    replaced = []
-    for name, module, _ in list(fp8_weights(model)):
-        if isinstance(module, nn.Linear) and not (module.in_features | module.out_features) % _MULTIPLE:
-            model.set_submodule(name, EngineLinear(engine, module))
-            replaced.append(f"{name}.weight")
-    return replaced
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear) or (module.in_features | module.out_features) % _MULTIPLE:
+        return False
+    model.set_submodule(name, EngineLinear(require_engine(module.weight.device), module))
+    return True

@@ -20,7 +20,6 @@ from importance.estimators import BEST, ByAxis, Estimator, find_estimator
 from importance.findings import Findings
 from importance.gradients import run_and_return
 from importance.layerwise_depth import layerwise_removal_scores
-from importance.walk import States, Walk
 from minitron.errors import MinitronError
 from minitron.layerwise import OUTPUT, LayerwiseModel
 from minitron.loading import DTYPES, find_device, load_model, load_tokenizer
@@ -28,6 +27,7 @@ from minitron.progress import Progress, silent
 from minitron.scores import Key, Scores
 from minitron.spec import ModelSpec, read_spec
 from minitron.text import text_hash, token_blocks
+from minitron.walk import States, Walk
 
 LayerMethod = Literal["iterative", "fast", "none"]
 """How layers are judged: by removing one after the other, by block influence in the same pass, or not at all."""

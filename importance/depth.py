@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from importance.estimators import Array
-from importance.sites import final_norm_module, layers_module
 from minitron.errors import NotFinite
+from minitron.layerwise import final_norm_module, layers_module
 from minitron.progress import Advance, Progress, silent
 from minitron.spec import ModelSpec
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from importance.depth import divergence, number_of_rounds, remove_one_by_one
 from importance.estimators import Array
-from importance.walk import States, Walk
 from minitron.layerwise import OUTPUT, LayerwiseModel
 from minitron.progress import Advance, Progress, silent
+from minitron.walk import States, Walk
 
 
 @torch.inference_mode()

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from importance.estimators import ACTIVATION, Array, Batch, ByAxis, Estimator, Totals, dissimilarity, energy_shares
 from importance.experts import expert_scores, observed_experts
 from importance.moments import Moments
-from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, layers_module, norm_sites
+from importance.sites import ChannelSite, NormSite, channel_sites, expert_sites, norm_sites
+from minitron.layerwise import layers_module
 from minitron.scores import Key
 from minitron.spec import ModelSpec
 

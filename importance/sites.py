@@ -100,18 +100,6 @@ def expert_sites(spec: ModelSpec) -> Iterator[ExpertSite]:
             yield ExpertSite(layer, _module(rule, layer))
 
 
-def layers_module(spec: ModelSpec) -> str:
-    """The module that holds the layers in a row."""
-    rule = spec.rules[spec.layers[0]][0]
-    return Name(rule.name.partition(".{layer}")[0]).format({})
-
-
-def final_norm_module(spec: ModelSpec) -> str:
-    """The norm between the last layer and the output layer."""
-    rule = next(rule for rule in spec.rules["model"] if rule.norm_group)
-    return rule.pattern.format({}).removesuffix(".weight")
-
-
 def _layer_rules(spec: ModelSpec) -> Iterator[tuple[int, Rule]]:
     return ((layer, rule) for layer, kind in enumerate(spec.layers) for rule in spec.rules[kind])
 

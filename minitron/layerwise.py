@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from minitron.axes import Name
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.in_memory import fused_name
@@ -25,6 +26,18 @@ OUTPUT: Final = "output"
 
 Part = int | str
 """What is in memory at one time: a layer by its number, EMBEDDING or OUTPUT."""
+
+
+def layers_module(spec: ModelSpec) -> str:
+    """The module that holds the layers in a row."""
+    rule = spec.rules[spec.layers[0]][0]
+    return Name(rule.name.partition(".{layer}")[0]).format({})
+
+
+def final_norm_module(spec: ModelSpec) -> str:
+    """The norm between the last layer and the output layer."""
+    rule = next(rule for rule in spec.rules["model"] if rule.norm_group)
+    return rule.pattern.format({}).removesuffix(".weight")
 
 
 class LayerwiseModel:
@@ -40,6 +53,9 @@ class LayerwiseModel:
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self.model.requires_grad_(False)
         self.model.eval()
+        for name, tensor in self.model.state_dict().items():
+            if tensor.dtype != self._dtype(name):
+                self._put(name, tensor.to(self._dtype(name)))
         self._compute_buffers()
         self._parts = self._sort()
 
@@ -60,6 +76,18 @@ class LayerwiseModel:
             for name in names:
                 self._put(name, self._get(name).to("meta"))
             give_back()
+
+    def load(self, placed: Callable[[str], None], last: Iterable[str] = ()) -> None:
+        """Put every weight in memory for good, one after the other; `placed` is told each one's name as soon as it is
+        there, and may change it before the next one is read.  Of a layer's those named in `last` come at the end."""
+        behind = frozenset(last)
+        tied = {rule.name for rule in self.spec.family.rules["model"] if rule.tied_to} if self.spec.is_tied else set()
+        for part in (EMBEDDING, *range(len(self.spec.layers)), OUTPUT):
+            for name in sorted(self._parts[part].keys() - tied, key=lambda name: (name in behind, name)):
+                self._put(name, self._read(name, self._parts[part][name]))
+                placed(name)
+            give_back()
+        self.model.tie_weights()
 
     def _sort(self) -> dict[Part, dict[str, list[str]]]:
         """Part -> (name in memory -> the checkpoint's tensors of which it is made, one or one an expert)."""

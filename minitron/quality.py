@@ -59,8 +59,12 @@ class Teacher:
             return self._kept[key].to(self.model.device)
         states = hidden_states(self.model, ids)
         if sum(kept.nbytes for kept in self._kept.values()) + states.nbytes <= self.memory:
-            self._kept[key] = states.cpu()
+            self.remember(ids, states)
         return states
+
+    def remember(self, ids: Tensor, states: Tensor) -> None:
+        """Keep the hidden states [B, T, H] of the token ids [B, T], from wherever they come."""
+        self._kept[ids.cpu().numpy().tobytes()] = states.cpu()
 
 
 def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:

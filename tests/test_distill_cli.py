@@ -2,6 +2,8 @@
 
 import errno
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import tiny_models
 
 from cli.app import run
-from distill import work
+from distill import train, work
 
 SETTINGS = ["--sequence-length", "16", "--batch-tokens", "64", "--validation-sequences", "4", "--learning-rate", "0.01"]
 
@@ -60,6 +62,8 @@ def test_a_person_reads_the_curve(arguments: list[str], capsys: pytest.CaptureFi
         (["--steps", "5", "--device", "tpu9"], "is no device"),
         (["--steps", "5", "--batch-tokens", "100"], "no multiple"),
         (["--steps", "5", "--teacher-precision", "fp8-te", "--device", "cpu"], "Transformer Engine"),
+        (["--steps", "5", "--teacher-precision", "fp8", "--fp8-keep", "router"], "stays in bf16"),
+        (["--steps", "5", "--loss", "jsd:2"], "jsd:0.5"),
     ],
 )
 def test_contradictions_leave_nothing(
@@ -68,6 +72,22 @@ def test_contradictions_leave_nothing(
     assert run([*arguments, *flags]) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_drifts_is_warned_of(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "DRIFT_LIMIT", 0.001)
+    flags = ["--steps", "2", "--teacher-precision", "fp8", "--fp8-keep", "none", "--loss", "skewed_kl", "--json"]
+    assert run([*arguments, *flags]) == 0
+    out, err = capsys.readouterr()
+    drift = json.loads(out)["results"]["drift"]
+    found = re.search(r"Warning: the teacher's drift is .* with --fp8-keep ([0-9,]+)\.", err)
+    assert found is not None
+    shutil.rmtree(tmp_path / "out")
+    again = [*flags[:5], found[1], *flags[6:]]
+    assert run([*arguments, *again]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["drift"]["kl"] < drift["kl"]
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(

@@ -8,13 +8,13 @@ import torch
 
 from cli.app import run
 from importance.calibrate import calibrate
-from importance.walk import States, Walk
 from minitron.arrays import save_arrays, store
 from minitron.errors import MinitronError
 from minitron.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
 from minitron.loading import load_model
 from minitron.scores import Scores, load_scores
 from minitron.spec import read_spec
+from minitron.walk import States, Walk
 
 
 def same(one: Scores, other: Scores) -> None:

@@ -1,5 +1,6 @@
 """The FP8 teacher: what is stored, what it computes, and how far it drifts from bf16."""
 
+import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,15 +11,18 @@ import pytest
 import tiny_models
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from distill import transformer_engine
-from distill.fp8 import E4M3, dequantise, fp8_weights, quantise, store_in_fp8, stored_bytes
-from distill.teacher import load_teacher
+from distill.fp8 import E4M3, Kept, dequantise, fp8_weights, parse_kept, quantise, store_in_fp8, stored_bytes
+from distill.teacher import drift_by_layer, load_teacher
 from minitron.errors import MinitronError
+from minitron.layerwise import LayerwiseModel
 from minitron.loading import load_model, load_tokenizer
 from minitron.quality import hidden_states
 from minitron.text import token_blocks
 
+NANO_30B = "models/Nemotron-3-Nano-30B-A3B.json"
 CPU = torch.device("cpu")
 
 
@@ -53,6 +57,10 @@ def test_a_channels_largest_number_is_kept_and_never_overflows() -> None:
     numbers, scale = quantise(weight)
     assert numbers.float().abs().amax(-1).tolist() == [448, 448, 448]
     assert torch.isfinite(dequantise(numbers, scale)).all()
+
+
+def convert(model: PreTrainedModel, change: Any) -> int:
+    return sum(change(model, name, weight) for name, _, weight in list(fp8_weights(model)))
 
 
 def names(folder: Path) -> set[str]:
@@ -92,8 +100,7 @@ def test_a_stored_model_computes_with_its_rounded_weights_bit_for_bit(tiny_hybri
         for _, module, weight in list(fp8_weights(plain)):
             parameter = getattr(module, weight)
             parameter.copy_(dequantise(*quantise(parameter)))
-        stored = store_in_fp8(model)
-        assert len(stored) == 2 + 2 + 2 * 4
+        assert convert(model, store_in_fp8) == 2 + 2 + 2 * 4
         ours, theirs = hidden_states(model, ids), hidden_states(plain, ids)
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, untouched)
@@ -104,7 +111,7 @@ def test_a_stored_model_holds_fp8_bytes_and_no_bf16_copy(tiny_hybrid: Path) -> N
     before = stored_bytes(model)
     shapes = [tuple(getattr(module, weight).shape) for _, module, weight in fp8_weights(model)]
     modules = [(module, weight) for _, module, weight in fp8_weights(model)]
-    store_in_fp8(model)
+    convert(model, store_in_fp8)
     # One byte instead of two for each number, and four more for each channel.
     saved = sum(math.prod(shape) - 4 * math.prod(shape[:-1]) for shape in shapes)
     assert stored_bytes(model) == before - saved
@@ -132,6 +139,98 @@ def test_drift_equals_whole_logits_of_both_models(tiny_hybrid: Path, short_text:
     assert drift.tokens == blocks.size and drift.weights == 2 + 2 + 2 * 4
     assert drift.stored_bytes == stored_bytes(teacher.model) < drift.bf16_bytes == stored_bytes(plain)
     assert 0 < drift.kl < 0.1
+
+
+@pytest.mark.parametrize("model", ["tiny_hybrid_latent", "tiny_llama_tied"])
+def test_a_teacher_is_never_whole_in_bf16(
+    model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(model)
+    peaks = []
+
+    def watched(self: LayerwiseModel, placed: Any, last: Any = ()) -> None:
+        def and_watch(name: str) -> None:
+            peaks.append(here(self.model))
+            placed(name)
+            peaks.append(here(self.model))
+
+        plain(self, and_watch, last)
+
+    plain = LayerwiseModel.load
+    monkeypatch.setattr(LayerwiseModel, "load", watched)
+    teacher = load_teacher(folder, precision="fp8", device=CPU, blocks=None).model
+    largest = max(parameter.nbytes for parameter in load_model(folder, device=CPU).parameters())
+    # The last ones to come stay in bf16: the output layer, where it is not the embedding.
+    assert max(peaks) <= stored_bytes(teacher) + largest
+    assert here(teacher) == stored_bytes(teacher)
+    whole = load_model(folder, device=CPU)
+    convert(whole, store_in_fp8)
+    expected = dict(whole.named_parameters()) | dict(whole.named_buffers())
+    found = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def here(model: PreTrainedModel) -> int:
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_the_bytes_of_nano_30b_in_fp8() -> None:
+    published = json.loads((Path(__file__).parent / "reference" / NANO_30B).read_text())["config"]
+    config = AutoConfig.for_model(**published)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    before = stored_bytes(model)
+    for name, _, weight in list(fp8_weights(model)):
+        tensor = model.get_submodule(name).get_parameter(weight)
+        before_one = tensor.nbytes
+        numbers, scale = quantise(tensor)
+        assert numbers.nbytes == before_one // 2 and scale.numel() == tensor.numel() // tensor.shape[-1]
+        delattr(model.get_submodule(name), weight)
+        model.get_submodule(name).register_parameter(weight, nn.Parameter(numbers, requires_grad=False))
+        model.get_submodule(name).register_buffer("scale", scale)
+    assert stored_bytes(model) / before < 0.56
+
+
+def test_what_is_kept_is_read_and_written() -> None:
+    assert parse_kept("attention,before-attention") == Kept() == parse_kept(str(Kept()))
+    some = parse_kept("attention,3,7-9")
+    assert some == Kept(True, False, frozenset({3, 7, 8, 9})) == parse_kept(str(some))
+    assert parse_kept("none") == Kept(False, False) == parse_kept(str(Kept(False, False)))
+    for typed in ("", "some", "3,none", "3-", "router"):
+        with pytest.raises(MinitronError, match="stays in bf16"):
+            parse_kept(typed)
+
+
+def test_what_is_kept_stays(tiny_hybrid: Path) -> None:
+    model = load_model(tiny_hybrid, device=CPU)
+
+    def layers(keep: Kept) -> set[int]:
+        return {int(name.split(".")[2]) for name, _, _ in fp8_weights(model, keep)}
+
+    assert layers(Kept()) == {0, 1, 4, 6}
+    assert layers(Kept(before_attention=False)) == {0, 1, 2, 4, 5, 6}
+    assert layers(Kept(layers=frozenset({0, 6}))) == {1, 4}
+    assert layers(Kept(False, False)) == set(range(8))
+
+
+def test_the_drift_of_a_layer_is_that_of_its_output(tiny_hybrid: Path, short_text: Path) -> None:
+    blocks = token_blocks(load_tokenizer(tiny_hybrid), short_text, sequence_length=32, samples=3)
+    found = drift_by_layer(tiny_hybrid, keep=Kept(), device=CPU, blocks=blocks, batch_size=2)
+    assert found.keys() == {0, 1, 4, 6} and all(change > 0 for change in found.values())
+    # Layer 0 reads the embedding itself.
+    outputs = []
+    for stored in (False, True):
+        model = load_model(tiny_hybrid, device=CPU)
+        if stored:
+            convert(model, store_in_fp8)
+        model.model.layers[0].register_forward_hook(lambda module, given, output: outputs.append(output))
+        with torch.no_grad():
+            hidden_states(model, torch.from_numpy(blocks))
+    before, after = (output.double() for output in outputs)
+    wanted = ((after - before).square().sum(-1) / before.square().sum(-1)).sum()
+    assert math.isclose(found[0], float(wanted), rel_tol=1e-3)
 
 
 def test_a_bf16_teacher_does_not_drift(tiny_llama: Path, short_text: Path) -> None:
@@ -171,9 +270,10 @@ def test_the_wiring_of_transformer_engine(tiny_hybrid: Path, monkeypatch: pytest
     ids = torch.arange(15).view(1, 15)
     with torch.no_grad():
         before = hidden_states(model, ids)
-        replaced = transformer_engine.use_transformer_engine(model)
+        replaced = convert(model, transformer_engine.use_transformer_engine)
         after = hidden_states(model, ids)
     # in_proj has 80 + 112 + 8 = 200 rows, the MLP 56 channels, the shared expert 40: of the hybrid nothing else fits.
-    assert replaced == ["model.layers.0.mixer.out_proj.weight"]
+    assert replaced == 1
+    assert isinstance(model.get_submodule("model.layers.0.mixer.out_proj"), transformer_engine.EngineLinear)
     assert rows == [16]
     torch.testing.assert_close(after, before, rtol=0, atol=2**-6)

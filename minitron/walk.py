@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from importance.sites import final_norm_module, layers_module
-from minitron.layerwise import EMBEDDING, LayerwiseModel
+from minitron.layerwise import EMBEDDING, LayerwiseModel, final_norm_module, layers_module
 
 
 class States:
