@@ -23,7 +23,6 @@ import typer
 from cli import show
 from cli.options import (
     ComputeDtype,
-    DataOption,
     DeviceOption,
     Fp8KeepOption,
     JsonOption,
@@ -114,6 +113,12 @@ class Training:
     keep_checkpoints: Annotated[
         int, typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")
     ] = 2
+    assistant_only: Annotated[
+        bool, typer.Option("--assistant-only", help="Of conversations learn only what the assistant says.")
+    ] = False
+    most_broken: Annotated[
+        int, typer.Option("--most-broken", help="Records of a source that may be broken; they are left out and named.")
+    ] = 10
     seed: SeedOption = 0
 
     @property
@@ -141,6 +146,15 @@ ValidationOption = Annotated[
         show_default=False,
     ),
 ]
+BlendOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME of a dataset on the hub; "
+        "WEIGHT:PATH several times for a blend.",
+        metavar="[WEIGHT:]PATH",
+    ),
+]
 WorkOption = Annotated[
     Path | None,
     typer.Option(
@@ -153,7 +167,7 @@ WorkOption = Annotated[
 def command(
     student: StudentArgument,
     teacher: TeacherOption,
-    data: DataOption,
+    data: BlendOption,
     output: OutputOption,
     training: Training,
     validation: ValidationOption = None,
@@ -166,15 +180,17 @@ def command(
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
     from distill.fp8 import parse_kept
+    from distill.records import parse_source
     from distill.train import distill
     from minitron.text import text_hash
 
     started = time.monotonic()
     recipe = training.recipe
+    sources = [parse_source(typed) for typed in data]
     result = distill(
         student,
         teacher,
-        data,
+        sources,
         output,
         recipe,
         validation=validation,
@@ -187,10 +203,12 @@ def command(
         note=show.note,
     )
     if as_json:
-        texts = {"data": data} | ({} if validation is None else {"validation": validation})
-        inputs = {"student": student, "teacher": teacher} | {
-            name: {"path": path, "sha256": text_hash(path)} for name, path in texts.items()
-        }
+        texts: list[dict[str, Any]] = [
+            {"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources
+        ]
+        inputs: dict[str, Any] = {"student": student, "teacher": teacher, "data": texts}
+        if validation is not None:
+            inputs["validation"] = {"path": validation, "sha256": text_hash(validation)}
         settings = recipe.to_json() | {
             "teacher_precision": teacher_precision.value,
             "fp8_keep": fp8_keep,

@@ -39,7 +39,9 @@ def model_card(student: Path, teacher: Path, source: Mapping[str, Any], result: 
             "",
         ]
     lines += ["## Data", ""]
-    lines += [f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`" for use, file in source.items()]
+    for use, file in source.items():
+        weight = f", weight {file['weight']:g}" if "weight" in file else ""
+        lines.append(f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`{weight}")
     lines += ["", "## Curve", "", "| step | tokens | KL | perplexity |", "|---|---|---|---|"]
     lines += [
         f"| {point['step']:,} | {point['tokens']:,} | {point['kl']:.4f} | {point['perplexity']:.3f} |"

@@ -37,30 +37,34 @@ class Objective:
         """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
         return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def loss(self, ids: Tensor, place: int) -> Tensor:
-        """The part [B, T] token ids have in the loss of a whole batch; `place`, the number of the first sequence since
-        the run began, is what chance follows from."""
+    def loss(self, ids: Tensor, place: int, *, counted: Tensor | None = None, divisor: float) -> Tensor:
+        """The part that [B, T] token ids have in the loss of a whole batch, in which `divisor` tokens count.
+
+        `counted` [B, T] says which tokens are to be learnt: what is said of each is learnt at the one before it.
+        `place`, the number of the first sequence since the run began, is what chance follows from."""
         recipe = self.recipe
         heads = [model.get_output_embeddings().weight for model in (self.student, self.teacher)]
         with torch.no_grad():
             theirs = hidden_states(self.teacher, ids).flatten(0, 1)
         with self.autocast():
             mine = hidden_states(self.student, ids).flatten(0, 1)
+            mask = None if counted is None else before_counted(counted).to(mine.device)
             total = chunked_loss(
                 parse_loss(recipe.loss),
                 mine,
                 heads[0],
                 theirs,
                 heads[1],
+                mask=mask,
                 following=following(ids).to(mine.device) if recipe.lm_weight else None,
                 lm_weight=recipe.lm_weight,
                 temperature=recipe.temperature,
-                divisor=recipe.batch_tokens,
+                divisor=divisor,
                 vocab_chunk=recipe.vocab_chunk,
                 seed=int(np.random.SeedSequence([recipe.seed, place]).generate_state(1)[0]),
             )
             if recipe.cosine_weight:
-                cosine = hidden_cosine(mine, theirs, self.projection, divisor=recipe.batch_tokens)
+                cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=divisor)
                 total = total + recipe.cosine_weight * cosine
         return total
 
@@ -69,6 +73,13 @@ def following(ids: Tensor) -> Tensor:
     """[B, T] -> [N]: the token after each one; -1 after the last of a sequence, where it is not known."""
     shifted = torch.full_like(ids, -1)
     shifted[:, :-1] = ids[:, 1:]
+    return shifted.flatten()
+
+
+def before_counted(counted: Tensor) -> Tensor:
+    """[B, T] -> [N]: whether the token after each one is to be learnt."""
+    shifted = torch.zeros_like(counted)
+    shifted[:, :-1] = counted[:, 1:]
     return shifted.flatten()
 
 

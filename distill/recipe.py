@@ -70,6 +70,12 @@ class Recipe:
     keep_checkpoints: int = 2
     """How many of the newest stay on the disk."""
 
+    assistant_only: bool = False
+    """Of conversations only what the assistant says is learnt."""
+
+    most_broken: int = 10
+    """Records of a source that may be broken and left out; one more stops the run before it begins."""
+
     loss: str = "forward_kl"
     """A name of distill.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
 
@@ -181,12 +187,12 @@ class Recipe:
         return asdict(self) | {"betas": list(self.betas)}
 
 
-_NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "most_skipped")
+_NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "most_skipped", "most_broken")
 
 _POSITIVE: Final = tuple(
     field.name
     for field in fields(Recipe)
-    if field.name not in {"betas", "precision", "loss", "warmup_steps", *_NOT_NEGATIVE}
+    if field.name not in {"betas", "precision", "loss", "warmup_steps", "assistant_only", *_NOT_NEGATIVE}
 )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from distill.card import model_card
-from distill.data import Text, read_text
+from distill.data import Text, describe, read_text
 from distill.fp8 import DEFAULT, Kept
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.records import Source
 from distill.teacher import DRIFT_LIMIT, DRIFT_SHARE, Drift, Teacher, drift_by_layer, load_teacher, require_precision
 from distill.trainer import Trainer
 from distill.work import Work
@@ -100,7 +101,7 @@ def _no_note(text: str) -> None:
 def distill(
     student: Path,
     teacher: Path,
-    data: Path,
+    data: Path | Sequence[Source],
     output: Path,
     recipe: Recipe,
     *,
@@ -114,7 +115,8 @@ def distill(
     progress: Progress = silent,
     note: Callable[[str], None] = _no_note,
 ) -> DistillResult:
-    """Train the checkpoint `student` on the logits of `teacher` over the text `data`, and write it to `output`.
+    """Train the checkpoint `student` on the logits of `teacher` over the text `data`, a file or a blend of sources, and
+    write it to `output`.
 
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
@@ -125,15 +127,19 @@ def distill(
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
     place, processes = find_device(device), processes or Processes()
+    sources = [Source(str(data))] if isinstance(data, Path) else list(data)
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
-    _check_inputs(student, teacher, data, output, validation=validation, overwrite=overwrite)
+    _check_inputs(student, teacher, sources, output, validation=validation, overwrite=overwrite)
     require_precision(teacher_precision, place)
     processes.require_share(recipe.sequences_per_step)
-    text = _read(student, data, validation, recipe)
     if processes.is_first:
         kept_as = {"teacher_precision": teacher_precision} | _kept_in_bf16(teacher_precision, fp8_keep)
-        work_folder.open(_run(student, teacher, text, recipe) | kept_as, overwrite=overwrite)
+        text_is = {"text": describe(sources, validation)}
+        work_folder.open(_run(student, teacher, recipe) | text_is | kept_as, overwrite=overwrite)
     processes.wait()
+    text = _read(student, sources, validation, recipe, work_folder, processes)
+    if text.broken and processes.is_first:
+        note(f"{sum(part.tokens.broken for part in text.parts)} broken records left out: {'; '.join(text.broken)}.")
 
     start = work_folder.read_start()
     kept = load_teacher(
@@ -172,9 +178,16 @@ def distill(
 
 
 def _check_inputs(
-    student: Path, teacher: Path, data: Path, output: Path, *, validation: Path | None, overwrite: bool
+    student: Path,
+    teacher: Path,
+    data: Sequence[Source],
+    output: Path,
+    *,
+    validation: Path | None,
+    overwrite: bool,
 ) -> None:
-    inputs = [path for path in (student, teacher, data, validation) if path is not None]
+    texts = [source.path for source in data]
+    inputs = [path for path in (student, teacher, *texts, validation) if path is not None]
     refuse_existing(output, overwrite=overwrite, inputs=inputs)
     if student.resolve() == teacher.resolve():
         raise MinitronError(f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher.")
@@ -183,26 +196,50 @@ def _check_inputs(
     require_same_tokenizer(student, teacher)
 
 
-def _read(student: Path, data: Path, validation: Path | None, recipe: Recipe) -> Text:
-    return read_text(
-        load_tokenizer(student),
-        data,
-        sequence_length=recipe.sequence_length,
-        validation=validation,
-        validation_sequences=recipe.validation_sequences,
-    )
+def _read(
+    student: Path,
+    data: Sequence[Source],
+    validation: Path | None,
+    recipe: Recipe,
+    work: Work,
+    processes: Processes,
+) -> Text:
+    """The text as tokens in the working folder; one process makes them, the others map the same files."""
+
+    def read() -> Text:
+        return read_text(
+            load_tokenizer(student),
+            data,
+            sequence_length=recipe.sequence_length,
+            validation=validation,
+            validation_sequences=recipe.validation_sequences,
+            folder=work.tokens,
+            assistant_only=recipe.assistant_only,
+            most_broken=recipe.most_broken,
+        )
+
+    text = None
+    if processes.is_first:
+        try:
+            text = read()
+        except MinitronError:
+            # Nothing has been trained yet: a text that does not do leaves nothing behind.
+            if work.read_start() is None:
+                work.close()
+            raise
+    processes.wait()
+    return read() if text is None else text
 
 
 def _kept_in_bf16(teacher_precision: str, keep: Kept) -> dict[str, str]:
     return {} if teacher_precision == "bf16" else {"fp8_keep": str(keep)}
 
 
-def _run(student: Path, teacher: Path, text: Text, recipe: Recipe) -> dict[str, Any]:
+def _run(student: Path, teacher: Path, recipe: Recipe) -> dict[str, Any]:
     """What a run depends on.  The teacher may be very large: its weights are named by their headers."""
     return {
         "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
         "teacher": {"config": text_hash(teacher / "config.json"), "weights": Checkpoint(teacher).fingerprint},
-        "text": text.source,
         "recipe": recipe.to_json(),
     }
 

@@ -6,6 +6,7 @@ Shape letters: B sequences, T tokens, H hidden.
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.data import Text
+from distill.data import Batch, Text
 from distill.objective import Objective
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -22,6 +23,20 @@ from minitron import quality
 from minitron.errors import MinitronError
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the models at once."""
+
+    ids: Tensor
+    """[B, T]."""
+
+    counted: Tensor | None
+    """[B, T]: which of them are to be learnt; None is all."""
+
+    divisor: int
+    """Tokens that count in the whole batch, over all passes and processes."""
 
 
 class Trainer:
@@ -80,12 +95,12 @@ class Trainer:
         happens more often in a row than the recipe allows."""
         started = time.perf_counter()
         recipe, processes = self.recipe, self.processes
-        batch = torch.from_numpy(self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed))
-        mine = batch[processes.share(recipe.sequences_per_step)]
+        batch = self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed)
+        mine = processes.share(recipe.sequences_per_step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = [
-            self._forward_backward(ids, self.position + place)
-            for place, ids in enumerate(torch.split(mine, recipe.sequences_per_pass))
+            self._forward_backward(part, self.position + place)
+            for place, part in enumerate(_passes(batch, mine, recipe.sequences_per_pass))
         ]
         loss = float(processes.sum(torch.stack(parts).sum()))
         parameters = list(self.parameters.values())
@@ -113,9 +128,9 @@ class Trainer:
         found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
         return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
 
-    def _forward_backward(self, ids: Tensor, place: int) -> Tensor:
-        """Add the gradient of the sequences [B, T] to the student's; returns their part of the batch's loss."""
-        loss = self.objective.loss(ids, place)
+    def _forward_backward(self, part: Pass, place: int) -> Tensor:
+        """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
+        loss = self.objective.loss(part.ids, place, counted=part.counted, divisor=part.divisor)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -168,6 +183,16 @@ class Trainer:
         self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
         self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
         self.skipped, self.curve = state["skipped"], state["curve"]
+
+
+def _passes(batch: Batch, mine: slice, size: int) -> list[Pass]:
+    """What one process works on, in passes of `size` sequences."""
+    divisor = batch.ids.size if batch.counted is None else int(batch.counted[:, 1:].sum())
+    ids = torch.split(torch.from_numpy(batch.ids[mine]), size)
+    if batch.counted is None:
+        return [Pass(part, None, divisor) for part in ids]
+    counted = torch.split(torch.from_numpy(batch.counted[mine]), size)
+    return [Pass(*pair, max(divisor, 1)) for pair in zip(ids, counted, strict=True)]
 
 
 def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 run.json                    models, text and recipe; a run goes on only where all of them are the same
 start.json                  what was measured before the first step
+tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
 checkpoints/step-00000100   weights.safetensors, optimizer.safetensors, state.json
 """
@@ -108,6 +109,11 @@ class Work:
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; None where there is none."""
         return next((folder for folder in self._saved() if _is_whole(folder)), None)
+
+    @property
+    def tokens(self) -> Path:
+        """Where the text lies as tokens."""
+        return self.folder / "tokens"
 
     @property
     def _checkpoints(self) -> Path:

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from distill.data import Text, read_text
+from distill.data import Part, Text, read_text
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.tokens import Tokens
 from distill.train import DistillResult, Stopped, distill
-from distill.trainer import Trainer
+from distill.trainer import Pass, Trainer
 from distill.work import Work
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
@@ -106,7 +107,7 @@ def test_the_first_steps_are_those_of_a_plain_loop(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)
     losses = []
     for step in range(4):
-        ids = torch.from_numpy(text.batch(6 * step, 6, seed=0))
+        ids = torch.from_numpy(text.batch(6 * step, 6, seed=0).ids)
         with torch.no_grad():
             log_p = torch.log_softmax(teacher(ids).logits.float(), -1)
         loss = (log_p.exp() * (log_p - torch.log_softmax(model(ids).logits, -1))).sum(-1).mean()
@@ -237,8 +238,8 @@ def test_another_run_does_not_go_on_from_anothers_checkpoints(
 def break_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     plain = Trainer._forward_backward
 
-    def broken(self: Trainer, ids: Tensor, place: int) -> Tensor:
-        loss = plain(self, ids, place)
+    def broken(self: Trainer, part: Pass, place: int) -> Tensor:
+        loss = plain(self, part, place)
         return loss * math.nan if self.step in steps else loss
 
     monkeypatch.setattr(Trainer, "_forward_backward", broken)
@@ -339,26 +340,28 @@ def test_what_transformers_does_not_build_is_copied(tiny_hybrid: Path, tmp_path:
 
 
 def test_batches_depend_on_position_and_seed_alone() -> None:
-    text = Text(np.arange(10)[:, None], np.zeros((1, 1), dtype=np.int64), {})
-    whole = text.batch(0, 30, seed=3)[:, 0]
+    tokens = Tokens(np.arange(10, dtype=np.int32), None, 0, ())
+    text = Text((Part("ten", 1.0, tokens, 10, 1),), np.zeros((1, 1), dtype=np.int64), {})
+    whole = text.batch(0, 30, seed=3).ids[:, 0]
     assert all(sorted(whole[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
     assert not np.array_equal(whole[:10], whole[10:20])
-    pieces = [text.batch(start, 7, seed=3)[:, 0] for start in range(0, 28, 7)]
+    pieces = [text.batch(start, 7, seed=3).ids[:, 0] for start in range(0, 28, 7)]
     assert np.array_equal(np.concatenate(pieces), whole[:28])
-    assert not np.array_equal(text.batch(0, 10, seed=4)[:, 0], whole[:10])
+    assert not np.array_equal(text.batch(0, 10, seed=4).ids[:, 0], whole[:10])
 
 
 def test_no_held_out_sequence_is_trained_on(student: Path, short_text: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(student)
     text = read_text(tokenizer, short_text, sequence_length=16, validation_sequences=100)
-    total = len(text.training) + len(text.validation)
+    total = text.parts[0].sequences + len(text.validation)
     assert len(text.validation) == total // 10
-    joined = np.concatenate([text.training, text.validation])
+    trained = [text.parts[0].sequence(number)[0] for number in range(text.parts[0].sequences)]
+    joined = np.concatenate([trained, text.validation])
     ids = tokenizer(short_text.read_text(), add_special_tokens=False)["input_ids"]
     assert joined.flatten().tolist() == ids[: total * 16]
     other = tiny_models.write_text(tmp_path / "other.txt", seed=5)
     apart = read_text(tokenizer, short_text, sequence_length=16, validation=other, validation_sequences=7)
-    assert len(apart.training) == total and len(apart.validation) == 7
+    assert apart.parts[0].sequences == total and len(apart.validation) == 7
 
 
 @settings(max_examples=50, deadline=None)
@@ -480,7 +483,7 @@ def test_other_inputs_that_do_not_fit_are_refused(
     refused("less than one sequence", data=short)
     refused("less than one sequence", validation=short)
     refused("too few to hold one out", recipe=replace(RECIPE, sequence_length=2000, batch_tokens=2000))
-    refused("is the training text", validation=short_text)
+    refused("is a training text", validation=short_text)
     refused("does not exist", data=tmp_path / "absent.txt")
     refused("choose one of bf16, fp8", teacher_precision="int3")
     refused("is or holds the input", output=student, overwrite=True)
