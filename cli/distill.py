@@ -155,6 +155,15 @@ BlendOption = Annotated[
         metavar="[WEIGHT:]PATH",
     ),
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-teacher",
+        help="Folder for what a sparse loss reads of the teacher: written once, later runs need no teacher in memory.",
+        metavar="FOLDER",
+        show_default=False,
+    ),
+]
 WorkOption = Annotated[
     Path | None,
     typer.Option(
@@ -173,6 +182,7 @@ def command(
     validation: ValidationOption = None,
     teacher_precision: TeacherPrecisionOption = Precision.BF16,
     fp8_keep: Fp8KeepOption = "attention,before-attention",
+    cache_teacher: CacheOption = None,
     device: DeviceOption = None,
     work: WorkOption = None,
     overwrite: OverwriteOption = False,
@@ -196,6 +206,7 @@ def command(
         validation=validation,
         teacher_precision=teacher_precision.value,
         fp8_keep=parse_kept(fp8_keep),
+        cache=cache_teacher,
         device=device,
         overwrite=overwrite,
         work=work,
@@ -211,6 +222,7 @@ def command(
             inputs["validation"] = {"path": validation, "sha256": text_hash(validation)}
         settings = recipe.to_json() | {
             "teacher_precision": teacher_precision.value,
+            "cache_teacher": None if cache_teacher is None else str(cache_teacher),
             "fp8_keep": fp8_keep,
             "device": device,
         }

@@ -33,6 +33,9 @@ class Batch:
     counted: NDArray[np.bool_] | None
     """[S, T]: which tokens are to be learnt; None is all of them."""
 
+    places: tuple[tuple[int, int], ...]
+    """(part, number among that part's) of each."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -78,15 +81,16 @@ class Text:
         Each comes from a part by weight, spread as evenly as can be.  A part goes through all of its sequences once an
         epoch, each epoch in an order of its own that follows from `seed`, the part and the epoch's number alone: a
         position is all there is to remember."""
-        found = [
-            self.parts[part].sequence(self._in_epoch(part, int(number), seed))
+        places = tuple(
+            (int(part), self._in_epoch(part, int(number), seed))
             for part, number in zip(*self._places(position, count, seed), strict=True)
-        ]
+        )
+        found = [self.parts[part].sequence(number) for part, number in places]
         ids = np.stack([each[0] for each in found])
         if all(each[1] is None for each in found):
-            return Batch(ids, None)
+            return Batch(ids, None, places)
         everything = np.ones(ids.shape[1], dtype=np.bool_)
-        return Batch(ids, np.stack([everything if each[1] is None else each[1] for each in found]))
+        return Batch(ids, np.stack([everything if each[1] is None else each[1] for each in found]), places)
 
     def _places(self, position: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """[count] twice: the part of each sequence, and its number among that part's."""

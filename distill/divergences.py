@@ -40,6 +40,10 @@ class Sparse:
         """Some of the tokens."""
         return Sparse(self.ids[part], self.weights[part], self.log_p[part])
 
+    def to(self, device: torch.device) -> Sparse:
+        """The same on a device."""
+        return Sparse(self.ids.to(device), self.weights.to(device), self.log_p.to(device))
+
 
 # (log p [C, V], how many tokens of V, where chance comes from) -> what is kept.
 Pick = Callable[[Tensor, int, torch.Generator], Sparse]

@@ -6,6 +6,7 @@ Shape letters: B sequences, T tokens, N = B * T.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,42 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.cache import TeacherCache
 from distill.divergences import parse_loss
-from distill.losses import chunked_loss, hidden_cosine
+from distill.losses import chunked_loss, hidden_cosine, sparse_loss
 from distill.recipe import Recipe
+from distill.teaching import Reference
 from minitron.quality import hidden_states
 
 PROJECTION = "projection"
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the models at once."""
+
+    ids: Tensor
+    """[B, T]."""
+
+    counted: Tensor | None
+    """[B, T]: which of them are to be learnt; None is all."""
+
+    places: tuple[tuple[int, int], ...]
+    """(part of the text, number among that part's) of each sequence."""
+
+    divisor: int
+    """Tokens that count in the whole batch, over all passes and processes."""
+
+
 class Objective:
     """The loss of a student beside its teacher."""
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, recipe: Recipe) -> None:
+    def __init__(self, student: PreTrainedModel, teacher: Reference, recipe: Recipe) -> None:
         """Where hidden states of two widths are compared, a linear that is trained along turns one into the other."""
         self.student, self.teacher, self.recipe = student, teacher, recipe
-        self.projection = _projection(student, teacher) if recipe.cosine_weight else None
+        self.projection = None
+        if recipe.cosine_weight and isinstance(teacher, PreTrainedModel):
+            self.projection = _projection(student, teacher)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained beside the student, by name."""
@@ -37,34 +59,36 @@ class Objective:
         """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
         return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def loss(self, ids: Tensor, place: int, *, counted: Tensor | None = None, divisor: float) -> Tensor:
-        """The part that [B, T] token ids have in the loss of a whole batch, in which `divisor` tokens count.
-
-        `counted` [B, T] says which tokens are to be learnt: what is said of each is learnt at the one before it.
-        `place`, the number of the first sequence since the run began, is what chance follows from."""
-        recipe = self.recipe
-        heads = [model.get_output_embeddings().weight for model in (self.student, self.teacher)]
+    def loss(self, part: Pass, place: int) -> Tensor:
+        """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
+        before it.  `place`, the number of the first sequence since the run began, is what chance follows from."""
+        recipe, device = self.recipe, self.student.device
+        head = self.student.get_output_embeddings().weight
+        mask = None if part.counted is None else before_counted(part.counted).to(device)
+        asked: dict[str, Any] = {"mask": mask, "lm_weight": recipe.lm_weight, "divisor": part.divisor}
+        asked["following"] = following(part.ids).to(device) if recipe.lm_weight else None
+        if isinstance(self.teacher, TeacherCache):
+            targets = self.teacher.targets(part.places).to(device)
+            with self.autocast():
+                mine = hidden_states(self.student, part.ids).flatten(0, 1)
+                return sparse_loss(mine, head, targets, vocab=self.teacher.vocab, **asked)
         with torch.no_grad():
-            theirs = hidden_states(self.teacher, ids).flatten(0, 1)
+            theirs = hidden_states(self.teacher, part.ids).flatten(0, 1)
         with self.autocast():
-            mine = hidden_states(self.student, ids).flatten(0, 1)
-            mask = None if counted is None else before_counted(counted).to(mine.device)
+            mine = hidden_states(self.student, part.ids).flatten(0, 1)
             total = chunked_loss(
                 parse_loss(recipe.loss),
                 mine,
-                heads[0],
+                head,
                 theirs,
-                heads[1],
-                mask=mask,
-                following=following(ids).to(mine.device) if recipe.lm_weight else None,
-                lm_weight=recipe.lm_weight,
+                self.teacher.get_output_embeddings().weight,
                 temperature=recipe.temperature,
-                divisor=divisor,
                 vocab_chunk=recipe.vocab_chunk,
                 seed=int(np.random.SeedSequence([recipe.seed, place]).generate_state(1)[0]),
+                **asked,
             )
             if recipe.cosine_weight:
-                cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=divisor)
+                cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=part.divisor)
                 total = total + recipe.cosine_weight * cosine
         return total
 

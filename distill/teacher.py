@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.fp8 import DEFAULT, Kept, dequantise, fp8_weights, quantise, store_in_fp8, stored_bytes
+from distill.drift import Drift
+from distill.fp8 import DEFAULT, Kept, fp8_weights, store_in_fp8, stored_bytes
 from distill.transformer_engine import require_engine, use_transformer_engine
 from minitron import quality
 from minitron.errors import MinitronError
@@ -31,37 +32,6 @@ PRECISIONS: Final[dict[str, Convert | None]] = {
     "fp8-te": use_transformer_engine,
 }
 """How a teacher's weights are kept."""
-
-DRIFT_LIMIT: Final = 0.01
-"""Nats: above it, or above DRIFT_SHARE of the student's own distance, the layers that drift most are named."""
-
-DRIFT_SHARE: Final = 0.1
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far a teacher's predictions are from those of the same teacher in bf16."""
-
-    kl: float
-    """Mean KL(bf16 || this) over tokens, in nats."""
-
-    top1_agreement: float
-    """Share of the tokens, from 0 to 1, after which both like the same next token best."""
-
-    perplexity: float
-    """This teacher's, on the same text."""
-
-    tokens: int
-    """Tokens measured on."""
-
-    weights: int
-    """Weights that are not kept in bf16."""
-
-    stored_bytes: int
-    """Bytes of the model as it is kept."""
-
-    bf16_bytes: int
-    """Bytes of the model in bf16."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +74,7 @@ def load_teacher(
     convert = PRECISIONS[precision]
     if convert is None:
         return Teacher(load_model(folder, dtype=torch.bfloat16, device=device), None)
-    spec = _known_spec(folder)
+    spec = known_spec(folder)
     parts: _Parts = _Whole(folder, device) if spec is None else _Layers(folder, spec, device)
     before = stored_bytes(parts.model)
     if blocks is None:
@@ -131,48 +101,7 @@ def load_teacher(
     return Teacher(parts.model, drift)
 
 
-@torch.inference_mode()
-def drift_by_layer(
-    folder: Path,
-    *,
-    keep: Kept,
-    device: torch.device,
-    blocks: NDArray[np.int64],
-    batch_size: int = 1,
-    progress: Progress = silent,
-) -> dict[int, float]:
-    """layer -> how much FP8 changes what it puts out: sum over tokens of |change|^2 / |output|^2, its input the bf16
-    model's.  Only layers that are not kept in bf16.  Raises MinitronError for a family without a table."""
-    source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
-    walk = Walk(source, blocks, batch_size, States())
-    weights: dict[int, list[tuple[str, str]]] = {}
-    for name, _, weight in fp8_weights(source.model, keep):
-        number = next(int(part) for part in name.split(".") if part.isdecimal())
-        weights.setdefault(number, []).append((name, weight))
-    found: dict[int, float] = {}
-    count = len(source.spec.layers)
-    with progress("looking for the layers that drift", float(blocks.size * count), "tokens") as advance:
-        for layer in range(count):
-            with source.resident(layer):
-                inputs = [walk.state(batch) for batch in walk.batches] if layer in weights else []
-                for _, tokens in walk.go(layer):
-                    advance(tokens, f"layer {layer + 1} of {count}")
-                for name, weight in weights.get(layer, []):
-                    parameter = source.model.get_submodule(name).get_parameter(weight)
-                    parameter.copy_(dequantise(*quantise(parameter)))
-                if layer in weights:
-                    found[layer] = sum(
-                        _change(walk.state(batch), walk.step(layer, batch, inputs[batch])) for batch in walk.batches
-                    )
-    return found
-
-
-def _change(before: Tensor, after: Tensor) -> float:
-    difference = (after.float() - before.float()).square().sum(-1)
-    return float((difference / before.float().square().sum(-1).clamp_min(1e-20)).double().sum())
-
-
-def _known_spec(folder: Path) -> ModelSpec | None:
+def known_spec(folder: Path) -> ModelSpec | None:
     """The model's spec where its family is in Minitron's tables."""
     try:
         return read_spec(folder)

@@ -6,22 +6,22 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 
 from distill.card import model_card
 from distill.data import Text, describe, read_text
+from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import Source
-from distill.teacher import DRIFT_LIMIT, DRIFT_SHARE, Drift, Teacher, drift_by_layer, load_teacher, require_precision
+from distill.teaching import Teaching
 from distill.trainer import Trainer
 from distill.work import Work
 from minitron.checkpoint import Checkpoint
@@ -29,7 +29,6 @@ from minitron.errors import MinitronError
 from minitron.files import refuse_existing
 from minitron.loading import find_device, load_model, load_tokenizer, require_same_tokenizer
 from minitron.progress import Progress, silent
-from minitron.quality import measure_quality
 from minitron.text import text_hash
 from minitron.units import format_bytes
 
@@ -108,6 +107,7 @@ def distill(
     validation: Path | None = None,
     teacher_precision: str = "bf16",
     fp8_keep: Kept = DEFAULT,
+    cache: Path | None = None,
     device: str | None = None,
     overwrite: bool = False,
     work: Path | None = None,
@@ -121,8 +121,9 @@ def distill(
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
-    it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `note` is told
-    what was measured before training.
+    it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `cache` is a
+    folder in which what a sparse loss reads of the teacher is kept, and found by later runs; `note` is told what was
+    measured before training.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
@@ -130,42 +131,25 @@ def distill(
     sources = [Source(str(data))] if isinstance(data, Path) else list(data)
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
     _check_inputs(student, teacher, sources, output, validation=validation, overwrite=overwrite)
-    require_precision(teacher_precision, place)
+    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
+    teaching.check(recipe)
     processes.require_share(recipe.sequences_per_step)
     if processes.is_first:
-        kept_as = {"teacher_precision": teacher_precision} | _kept_in_bf16(teacher_precision, fp8_keep)
-        text_is = {"text": describe(sources, validation)}
-        work_folder.open(_run(student, teacher, recipe) | text_is | kept_as, overwrite=overwrite)
+        run = _run(student, recipe) | teaching.fingerprint | {"text": describe(sources, validation)}
+        work_folder.open(run | ({} if cache is None else {"cached": True}), overwrite=overwrite)
     processes.wait()
     text = _read(student, sources, validation, recipe, work_folder, processes)
     if text.broken and processes.is_first:
         note(f"{sum(part.tokens.broken for part in text.parts)} broken records left out: {'; '.join(text.broken)}.")
 
     start = work_folder.read_start()
-    kept = load_teacher(
-        teacher,
-        precision=teacher_precision,
-        keep=fp8_keep,
-        device=place,
-        # Drift is measured once a run.
-        blocks=text.validation if start is None else None,
-        batch_size=recipe.sequences_per_pass,
-        progress=progress,
-    )
+    reference, measured = teaching.prepare(student, text, recipe, start, processes, progress)
     model = load_model(student, dtype=torch.float32, device=place)
-    trainer = Trainer(model, kept.model, text, recipe, work_folder, processes)
-    start = _begin(trainer, kept, start)
+    trainer = Trainer(model, reference, text, recipe, work_folder, processes)
+    is_new, start = start is None, _begin(trainer, measured, start)
     note(_told_before(trainer, start, teacher_precision))
-    if kept.drift is not None and (processes.is_first and _drifts(start)):
-        found = drift_by_layer(
-            teacher,
-            keep=fp8_keep,
-            device=place,
-            blocks=text.validation,
-            batch_size=recipe.sequences_per_pass,
-            progress=progress,
-        )
-        note(_told_of_drift(start, found, fp8_keep))
+    if is_new and processes.is_first and (told := teaching.warn(start, text, recipe, progress)) is not None:
+        note(told)
     processes.wait()
     _train(trainer, progress, note)
     result = _result(trainer, start, output, teacher_precision)
@@ -231,15 +215,10 @@ def _read(
     return read() if text is None else text
 
 
-def _kept_in_bf16(teacher_precision: str, keep: Kept) -> dict[str, str]:
-    return {} if teacher_precision == "bf16" else {"fp8_keep": str(keep)}
-
-
-def _run(student: Path, teacher: Path, recipe: Recipe) -> dict[str, Any]:
-    """What a run depends on.  The teacher may be very large: its weights are named by their headers."""
+def _run(student: Path, recipe: Recipe) -> dict[str, Any]:
+    """What a run depends on, beside its teacher and its text."""
     return {
         "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
-        "teacher": {"config": text_hash(teacher / "config.json"), "weights": Checkpoint(teacher).fingerprint},
         "recipe": recipe.to_json(),
     }
 
@@ -249,12 +228,13 @@ def _weights_hash(folder: Path) -> str:
     return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()
 
 
-def _begin(trainer: Trainer, teacher: Teacher, start: dict[str, Any] | None) -> dict[str, Any]:
-    """Put the trainer where the run stood; returns what was measured before the first step."""
+def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:
+    """Put the trainer where the run stood; returns what was measured before the first step: of the teacher (`measured`)
+    and of the student."""
     torch.manual_seed(trainer.recipe.seed)
     work, first = trainer.work, trainer.processes.is_first
     if start is None:
-        start = _measure_start(trainer, teacher)
+        start = measured | {"before": trainer.validate()}
         # The others must have seen that there is no such file yet.
         trainer.processes.wait()
         if first:
@@ -266,17 +246,6 @@ def _begin(trainer: Trainer, teacher: Teacher, start: dict[str, Any] | None) -> 
     if first:
         work.cut_metrics(trainer.step)
     return start
-
-
-def _measure_start(trainer: Trainer, teacher: Teacher) -> dict[str, Any]:
-    """Teacher's perplexity, its drift and the untrained student, on the held-out sequences."""
-    if teacher.drift is not None:
-        perplexity = teacher.drift.perplexity
-    else:
-        found = measure_quality(teacher.model, trainer.text.validation, batch_size=trainer.recipe.sequences_per_pass)
-        perplexity = found.perplexity
-    drift = None if teacher.drift is None else asdict(teacher.drift)
-    return {"perplexity_teacher": perplexity, "drift": drift, "before": trainer.validate()}
 
 
 def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str) -> str:
@@ -298,25 +267,6 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
     if trainer.step:
         lines.append(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
     return "\n".join(lines)
-
-
-def _drifts(start: dict[str, Any]) -> bool:
-    """Whether the teacher is so far from itself in bf16 that a layer or two had better stay there."""
-    kl = start["drift"]["kl"]
-    return bool(kl > DRIFT_LIMIT or kl > DRIFT_SHARE * start["before"]["kl"])
-
-
-def _told_of_drift(start: dict[str, Any], found: dict[int, float], keep: Kept) -> str:
-    """A warning, and the fewest layers that make up half of the change."""
-    order = sorted(found, key=lambda layer: -found[layer])
-    shares = np.cumsum([found[layer] for layer in order]) / max(sum(found.values()), 1e-30)
-    worst = order[: int(np.searchsorted(shares, 0.5)) + 1]
-    better = replace(keep, layers=keep.layers | frozenset(worst))
-    return (
-        f"Warning: the teacher's drift is {start['drift']['kl'] / start['before']['kl']:.1%} of the student's own "
-        f"distance. Layers {', '.join(map(str, sorted(worst)))} make up {shares[len(worst) - 1]:.0%} of what FP8 "
-        f"changes; keep them in bf16 with --fp8-keep {better}."
-    )
 
 
 def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) -> None:

@@ -6,7 +6,6 @@ Shape letters: B sequences, T tokens, H hidden.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,29 +13,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.cache import TeacherCache
 from distill.data import Batch, Text
-from distill.objective import Objective
+from distill.losses import chunks
+from distill.objective import Objective, Pass
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.teaching import Reference
 from distill.work import Work, load_checkpoint
 from minitron import quality
 from minitron.errors import MinitronError
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq", "step")
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What goes through the models at once."""
-
-    ids: Tensor
-    """[B, T]."""
-
-    counted: Tensor | None
-    """[B, T]: which of them are to be learnt; None is all."""
-
-    divisor: int
-    """Tokens that count in the whole batch, over all passes and processes."""
 
 
 class Trainer:
@@ -45,7 +33,7 @@ class Trainer:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: Reference,
         text: Text,
         recipe: Recipe,
         work: Work,
@@ -65,7 +53,9 @@ class Trainer:
             fused=True,
         )
         # Its teacher's answers to the held-out text are needed at every validation and never change.
-        self._reference = quality.Teacher(teacher)
+        self._reference = (
+            teacher.answers(student.device) if isinstance(teacher, TeacherCache) else quality.Teacher(teacher)
+        )
         self.step = 0
         self.position = 0
         """Sequences read so far, over all processes."""
@@ -130,7 +120,7 @@ class Trainer:
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
-        loss = self.objective.loss(part.ids, place, counted=part.counted, divisor=part.divisor)
+        loss = self.objective.loss(part, place)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -187,12 +177,13 @@ class Trainer:
 
 def _passes(batch: Batch, mine: slice, size: int) -> list[Pass]:
     """What one process works on, in passes of `size` sequences."""
-    divisor = batch.ids.size if batch.counted is None else int(batch.counted[:, 1:].sum())
-    ids = torch.split(torch.from_numpy(batch.ids[mine]), size)
-    if batch.counted is None:
-        return [Pass(part, None, divisor) for part in ids]
-    counted = torch.split(torch.from_numpy(batch.counted[mine]), size)
-    return [Pass(*pair, max(divisor, 1)) for pair in zip(ids, counted, strict=True)]
+    divisor = batch.ids.size if batch.counted is None else max(int(batch.counted[:, 1:].sum()), 1)
+    ids, places = batch.ids[mine], batch.places[mine]
+    counted = None if batch.counted is None else torch.from_numpy(batch.counted[mine])
+    return [
+        Pass(torch.from_numpy(ids[part]), None if counted is None else counted[part], places[part], divisor)
+        for part in chunks(len(ids), size)
+    ]
 
 
 def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ Shapes: B sequences a batch, T tokens a sequence, N tokens of a chunk, H hidden,
 
 from dataclasses import dataclass, field
 from math import exp
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minitron.errors import MinitronError, NotFinite
@@ -40,6 +40,17 @@ class Quality:
     """Share of the tokens, from 0 to 1, after which student and teacher like the same next token best."""
 
 
+class Answers(Protocol):
+    """What a model that others are compared with says of a text."""
+
+    @property
+    def head(self) -> nn.Module:
+        """Makes logits of hidden states."""
+
+    def hidden_states(self, ids: Tensor) -> Tensor:
+        """[B, T, H] of the token ids [B, T]."""
+
+
 @dataclass
 class Teacher:
     """A model to compare others with over the same sequences; what it said of them is kept while that is small."""
@@ -51,6 +62,12 @@ class Teacher:
     """Bytes of hidden states to keep on the CPU, so that a second student need not wait for the teacher again."""
 
     _kept: dict[bytes, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def head(self) -> nn.Module:
+        """Its output layer."""
+        found: nn.Module = self.model.get_output_embeddings()
+        return found
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of the token ids [B, T]."""
@@ -78,7 +95,7 @@ def measure_quality(
     model: PreTrainedModel,
     blocks: NDArray[np.int64],
     *,
-    teacher: Teacher | None = None,
+    teacher: Answers | None = None,
     batch_size: int = 1,
     advance: Advance | None = None,
 ) -> Quality:
@@ -108,7 +125,7 @@ def measure_quality(
     return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
 
 
-def _batch_sums(model: PreTrainedModel, teacher: Teacher | None, ids: Tensor) -> NDArray[np.float64]:
+def _batch_sums(model: PreTrainedModel, teacher: Answers | None, ids: Tensor) -> NDArray[np.float64]:
     """[3]: negative log likelihood, KL and agreements, summed over the ids [B, T]."""
     states = hidden_states(model, ids).flatten(0, 1)
     teacher_states = None if teacher is None else teacher.hidden_states(ids).flatten(0, 1)
@@ -127,7 +144,7 @@ def _batch_sums(model: PreTrainedModel, teacher: Teacher | None, ids: Tensor) ->
         picked = log_q.gather(-1, following[chunk].clamp(min=0)[:, None])[:, 0][known]
         sums[0] -= float(picked.cpu().double().sum())
         if teacher is not None and teacher_states is not None:
-            theirs = teacher.model.get_output_embeddings()(teacher_states[chunk]).float()
+            theirs = teacher.head(teacher_states[chunk]).float()
             vocab = min(logits.shape[-1], theirs.shape[-1])
             if vocab < logits.shape[-1]:
                 logits = logits[:, :vocab]

@@ -15,7 +15,8 @@ import pytest
 import tiny_models
 
 from cli.app import run
-from distill import train, work
+from distill import drift as drift_module
+from distill import work
 
 SETTINGS = ["--sequence-length", "16", "--batch-tokens", "64", "--validation-sequences", "4", "--learning-rate", "0.01"]
 
@@ -77,7 +78,7 @@ def test_contradictions_leave_nothing(
 def test_a_teacher_that_drifts_is_warned_of(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "DRIFT_LIMIT", 0.001)
+    monkeypatch.setattr(drift_module, "DRIFT_LIMIT", 0.001)
     flags = ["--steps", "2", "--teacher-precision", "fp8", "--fp8-keep", "none", "--loss", "skewed_kl", "--json"]
     assert run([*arguments, *flags]) == 0
     out, err = capsys.readouterr()

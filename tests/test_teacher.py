@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from distill import transformer_engine
+from distill.drift import drift_by_layer
 from distill.fp8 import E4M3, Kept, dequantise, fp8_weights, parse_kept, quantise, store_in_fp8, stored_bytes
-from distill.teacher import drift_by_layer, load_teacher
+from distill.teacher import load_teacher
 from minitron.errors import MinitronError
 from minitron.layerwise import LayerwiseModel
 from minitron.loading import load_model, load_tokenizer

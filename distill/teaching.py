@@ -1,0 +1,145 @@
+"""Where a run's teacher comes from: a model in memory, or the cache of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.cache import TeacherCache
+from distill.data import Text
+from distill.divergences import parse_loss
+from distill.drift import Drift, drift_by_layer, is_large, warning
+from distill.fp8 import DEFAULT, Kept
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.teacher import Teacher, known_spec, load_teacher, require_precision
+from minitron.checkpoint import Checkpoint
+from minitron.errors import MinitronError
+from minitron.files import read_json
+from minitron.progress import Progress, silent
+from minitron.quality import measure_quality
+from minitron.text import text_hash
+
+Reference: TypeAlias = PreTrainedModel | TeacherCache
+"""What a student is compared with."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, and how it is kept."""
+
+    folder: Path
+    device: torch.device
+
+    precision: str = "bf16"
+    """A name of distill.teacher.PRECISIONS."""
+
+    keep: Kept = DEFAULT
+    """What of a teacher in FP8 stays in bf16."""
+
+    cache: Path | None = None
+    """The folder in which a sparse loss's part of the teacher is kept."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise MinitronError where the teacher cannot be kept so, or a cache does not hold what the loss reads."""
+        require_precision(self.precision, self.device)
+        if self.cache is None:
+            return
+        if parse_loss(recipe.loss).divergence.pick is None:
+            raise MinitronError(
+                f"a cache holds a few tokens of the teacher's distributions and the loss {recipe.loss} reads them "
+                "whole; add --loss sampled:12 or leave --cache-teacher out."
+            )
+        if recipe.temperature != 1.0 or recipe.cosine_weight:
+            raise MinitronError(
+                "a cache holds probabilities at temperature 1 and no hidden states; leave --temperature and "
+                "--cosine-weight out, or --cache-teacher."
+            )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run depends on of its teacher.  It may be very large: its weights are named by their headers."""
+        config, weights = text_hash(self.folder / "config.json"), Checkpoint(self.folder).fingerprint
+        found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
+        found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
+        return found
+
+    def prepare(
+        self,
+        student: Path,
+        text: Text,
+        recipe: Recipe,
+        start: Mapping[str, Any] | None,
+        processes: Processes,
+        progress: Progress = silent,
+    ) -> tuple[Reference, dict[str, Any]]:
+        """(what to learn from, what was measured of it: its perplexity and its drift, on the held-out sequences); the
+        second from `start` where a run that began before knows it."""
+        if self.cache is None:
+            kept = self._load(text if start is None else None, recipe, progress)
+            return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
+        vocab = min(int(read_json(folder / "config.json")["vocab_size"]) for folder in (student, self.folder))
+        about = self.fingerprint | {
+            "text": text.source,
+            "loss": recipe.loss,
+            "seed": recipe.seed,
+            "vocab_size": vocab,
+            "sequence_length": recipe.sequence_length,
+            "validation_sequences": recipe.validation_sequences,
+        }
+        if processes.is_first:
+            cache = TeacherCache(self.cache, text, about)
+            if not cache.is_complete:
+                kept = self._load(text, recipe, progress)
+                cache.write(
+                    kept.model,
+                    parse_loss(recipe.loss),
+                    _measured(kept, text, recipe),
+                    vocab=vocab,
+                    seed=recipe.seed,
+                    batch_size=recipe.sequences_per_pass,
+                    progress=progress,
+                )
+        processes.wait()
+        cache = TeacherCache(self.cache, text, about)
+        return cache, cache.start
+
+    def warn(self, start: Mapping[str, Any], text: Text, recipe: Recipe, progress: Progress = silent) -> str | None:
+        """What to tell of a large drift, with the layers that make up most of it where the family is known."""
+        if start["drift"] is None or not is_large(Drift(**start["drift"]), start["before"]["kl"]):
+            return None
+        found: dict[int, float] = {}
+        if known_spec(self.folder) is not None:
+            size = recipe.sequences_per_pass
+            found = drift_by_layer(
+                self.folder,
+                keep=self.keep,
+                device=self.device,
+                blocks=text.validation,
+                batch_size=size,
+                progress=progress,
+            )
+        return warning(Drift(**start["drift"]), start["before"]["kl"], found, self.keep)
+
+    def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
+        return load_teacher(
+            self.folder,
+            precision=self.precision,
+            keep=self.keep,
+            device=self.device,
+            blocks=None if text is None else text.validation,
+            batch_size=recipe.sequences_per_pass,
+            progress=progress,
+        )
+
+
+def _measured(teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:
+    if teacher.drift is not None:
+        return {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
+    found = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
+    return {"perplexity_teacher": found.perplexity, "drift": None}
