@@ -190,29 +190,36 @@ def command(
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
     from distill.fp8 import parse_kept
+    from distill.processes import joined
     from distill.records import parse_source
     from distill.train import distill
+    from minitron.progress import silent
     from minitron.text import text_hash
 
     started = time.monotonic()
     recipe = training.recipe
     sources = [parse_source(typed) for typed in data]
-    result = distill(
-        student,
-        teacher,
-        sources,
-        output,
-        recipe,
-        validation=validation,
-        teacher_precision=teacher_precision.value,
-        fp8_keep=parse_kept(fp8_keep),
-        cache=cache_teacher,
-        device=device,
-        overwrite=overwrite,
-        work=work,
-        progress=show.bar,
-        note=show.note,
-    )
+    with joined(device) as (processes, own):
+        result = distill(
+            student,
+            teacher,
+            sources,
+            output,
+            recipe,
+            validation=validation,
+            teacher_precision=teacher_precision.value,
+            fp8_keep=parse_kept(fp8_keep),
+            cache=cache_teacher,
+            device=own,
+            overwrite=overwrite,
+            work=work,
+            processes=processes,
+            # One of many processes speaks.
+            progress=show.bar if processes.is_first else silent,
+            **({"note": show.note} if processes.is_first else {}),
+        )
+    if not processes.is_first:
+        return
     if as_json:
         texts: list[dict[str, Any]] = [
             {"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources

@@ -1,9 +1,11 @@
 """What the processes of one run do together: the only place that talks to torch.distributed.
 
-With one process everything here is the identity.  Whoever starts several (torchrun) has initialised the process group.
+With one process everything here is the identity.  Under torchrun `joined` makes the process group.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -57,3 +59,27 @@ class Processes:
         """Go on when all processes have come here."""
         if self.world_size > 1:
             torch.distributed.barrier()
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
+    """(this process among those that torchrun started, its device); where it was not started so, one process alone.
+
+    Each process takes the GPU of its number on its machine and talks by NCCL, or by gloo on CPUs.  The group ends with
+    the block.  Raises MinitronError where all of them are to use one GPU."""
+    if not torch.distributed.is_torchelastic_launched():
+        yield Processes(), device
+        return
+    if device not in (None, "cpu", "cuda"):
+        raise MinitronError(
+            f"every process of torchrun has a device of its own, not {device}; give --device cuda or cpu."
+        )
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+    finally:
+        torch.distributed.destroy_process_group()

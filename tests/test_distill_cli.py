@@ -131,3 +131,19 @@ def test_sigterm_saves_and_ends_the_process_with_130(arguments: list[str], tmp_p
     assert f"Stopped and saved after step {last} of 100000" in said
     assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == [f"step-{last:08d}"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[str], tmp_path: Path) -> None:
+    flags = ["--steps", "3", "--precision", "fp32", "--json"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
+    root = Path(__file__).parent.parent
+    many = subprocess.run([*start, *arguments, *flags], cwd=root, capture_output=True, text=True, timeout=300)
+    assert many.returncode == 0, many.stderr
+    results = json.loads(many.stdout)["results"]
+    shutil.rmtree(tmp_path / "out")
+    alone = subprocess.run([sys.executable, "-m", "cli", *arguments, *flags], cwd=root, capture_output=True, text=True)
+    wanted = json.loads(alone.stdout)["results"]
+    assert [point["kl"] for point in results["curve"]] == pytest.approx(
+        [point["kl"] for point in wanted["curve"]], abs=1e-5
+    )
