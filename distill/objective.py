@@ -5,6 +5,7 @@ Shape letters: B sequences, T tokens, N = B * T.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -41,23 +42,37 @@ class Pass:
     """Tokens that count in the whole batch, over all passes and processes."""
 
 
-class Objective:
-    """The loss of a student beside its teacher."""
+class Objective(nn.Module):
+    """The loss of a student beside its teacher; a module, so that the student's parameters are there while it runs."""
 
     def __init__(self, student: PreTrainedModel, teacher: Reference, recipe: Recipe) -> None:
         """Where hidden states of two widths are compared, a linear that is trained along turns one into the other."""
-        self.student, self.teacher, self.recipe = student, teacher, recipe
-        self.projection = None
+        super().__init__()
+        self.student, self.recipe = student, recipe
+        # Not a part of this module: its parameters are its own affair.
+        self._teacher = (teacher,)
+        self.projection: nn.Parameter | None = None
         if recipe.cosine_weight and isinstance(teacher, PreTrainedModel):
             self.projection = _projection(student, teacher)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained beside the student, by name."""
-        return {} if self.projection is None else {PROJECTION: self.projection}
+    @property
+    def teacher(self) -> Reference:
+        """What the student is compared with."""
+        return self._teacher[0]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: the student's parameters and what goes along with them."""
+        own = {} if self.projection is None else {PROJECTION: self.projection}
+        return dict(self.student.named_parameters()) | own
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
         return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives, done while the student's parameters are whole."""
+        return work()
 
     def loss(self, part: Pass, place: int) -> Tensor:
         """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minitron.errors import MinitronError
 
@@ -47,13 +49,28 @@ class Processes:
             torch.distributed.all_reduce(value)
         return value
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the sum of all gradients."""
+    def shard(self, root: nn.Module, layers: Iterable[nn.Module]) -> None:
+        """Deal the parameters of `root` out to all processes (FSDP2): a layer's are whole while it runs, the others of
+        `root` while `root` does.  Gradients are averaged over processes."""
         if self.world_size > 1:
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
+            for module in [*layers, root]:
+                fully_shard(module)
+
+    def collect(self, root: nn.Module) -> None:
+        """Deal out again what a pass without a way back has left whole."""
+        if isinstance(root, FSDPModule):
+            root.reshard()
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor of which each process has a part; all of them must ask."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def deal(self, whole: Tensor, like: Tensor) -> Tensor:
+        """This process's part of `whole`, dealt out as `like` is."""
+        whole = whole.to(like.device)
+        if not isinstance(like, DTensor):
+            return whole
+        return distribute_tensor(whole, like.device_mesh, like.placements)
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

@@ -4,7 +4,7 @@ import hashlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from distill.card import model_card
 from distill.data import Text, describe, read_text
@@ -153,12 +155,24 @@ def distill(
     processes.wait()
     _train(trainer, progress, note)
     result = _result(trainer, start, output, teacher_precision)
+    weights = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
         card = model_card(student, teacher, text.source, result)
-        write_student(model, student, output, card=card, overwrite=overwrite)
+        write_student(_whole(student, model, weights), student, output, card=card, overwrite=overwrite)
         work_folder.close()
     processes.wait()
     return result
+
+
+def _whole(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The trained model in one piece, put together of `weights` where it was dealt out to several processes."""
+    if not weights:
+        return model
+    whole = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            parameter.copy_(weights[name])
+    return whole
 
 
 def _check_inputs(
@@ -286,7 +300,7 @@ def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) ->
                 if first:
                     work.append_metrics(step=trainer.step, validation=point)
             stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
-            if first and (stop or done or trainer.step % recipe.checkpoint_interval == 0):
+            if stop or done or trainer.step % recipe.checkpoint_interval == 0:
                 trainer.save()
             advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}" if "loss" in metrics else "not finite, skipped")
             if stop and not done:

@@ -46,6 +46,9 @@ class Trainer:
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
         student.eval().requires_grad_(True)
+        processes.shard(self.objective, student.base_model.layers)
+        if isinstance(teacher, PreTrainedModel):
+            processes.shard(teacher.base_model, teacher.base_model.layers)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.parameters, recipe.weight_decay),
             lr=recipe.learning_rate,
@@ -71,7 +74,7 @@ class Trainer:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
-        return dict(self.student.named_parameters()) | self.objective.parameters()
+        return self.objective.trained
 
     @property
     def tokens(self) -> int:
@@ -94,8 +97,7 @@ class Trainer:
         ]
         loss = float(processes.sum(torch.stack(parts).sum()))
         parameters = list(self.parameters.values())
-        processes.sum_gradients(parameters)
-        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip))
+        norm = float(processes.gather(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)))
         good = math.isfinite(loss) and math.isfinite(norm)
         self.skipped = 0 if good else self.skipped + 1
         if self.skipped > recipe.most_skipped:
@@ -120,16 +122,26 @@ class Trainer:
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
-        loss = self.objective.loss(part, place)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
+        # Each process has a part of the batch's loss, of whose gradients the mean is taken.
+        (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def validate(self) -> dict[str, float]:
         """The student against the teacher on the held-out sequences; the result joins the curve."""
-        with self.objective.autocast():
-            found = quality.measure_quality(
-                self.student, self.text.validation, teacher=self._reference, batch_size=self.recipe.sequences_per_pass
-            )
+
+        def measure() -> quality.Quality:
+            with self.objective.autocast():
+                return quality.measure_quality(
+                    self.student,
+                    self.text.validation,
+                    teacher=self._reference,
+                    batch_size=self.recipe.sequences_per_pass,
+                )
+
+        with torch.no_grad():
+            found = self.objective(measure)
+        self.processes.collect(self.objective)
         assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
         point = {
             "step": self.step,
@@ -141,12 +153,12 @@ class Trainer:
         self.curve.append(point)
         return point
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+    def save(self) -> None:
+        """Write a checkpoint of this moment; all processes take part, the first one writes."""
         optimizer = {"rng.cpu": torch.get_rng_state()}
         for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state[parameter].items():
-                optimizer[f"{moment}.{name}"] = value
+                optimizer[f"{moment}.{name}"] = self.processes.gather(value)
         state = {
             "step": self.step,
             "position": self.position,
@@ -155,8 +167,17 @@ class Trainer:
             "skipped": self.skipped,
             "curve": self.curve,
         }
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        return self.work.save(self.step, weights, optimizer, state, keep=self.recipe.keep_checkpoints)
+        weights = {name: self.processes.gather(parameter.detach()) for name, parameter in self.parameters.items()}
+        if self.processes.is_first:
+            self.work.save(self.step, weights, optimizer, state, keep=self.recipe.keep_checkpoints)
+
+    def _dealt(self, moment: Tensor, parameter: nn.Parameter) -> Tensor:
+        """One of the optimiser's numbers for a parameter; the count of steps is every process's own."""
+        return self.processes.deal(moment, parameter) if moment.ndim else moment.to(parameter.device)
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """The student's parameters, whole; all processes take part."""
+        return {name: self.processes.gather(value.detach()) for name, value in self.student.named_parameters()}
 
     @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
@@ -164,9 +185,9 @@ class Trainer:
         weights, optimizer, state = load_checkpoint(checkpoint)
         torch.set_rng_state(optimizer["rng.cpu"])
         for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(self.processes.deal(weights[name], parameter))
             self.optimizer.state[parameter] = {
-                moment: optimizer[f"{moment}.{name}"].to(parameter.device)
+                moment: self._dealt(optimizer[f"{moment}.{name}"], parameter)
                 for moment in _MOMENTS
                 if f"{moment}.{name}" in optimizer
             }

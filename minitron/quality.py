@@ -90,7 +90,7 @@ def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return states
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_quality(
     model: PreTrainedModel,
     blocks: NDArray[np.int64],

@@ -270,26 +270,45 @@ def test_losses_that_are_not_finite_stop_and_keep_the_last_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
-def run_process(rank: int, folder: Path, *paths: Path) -> None:
-    """One of two processes of a run."""
+def run_process(rank: int, folder: Path, arguments: dict[str, Any], stop: int | None = None) -> None:
+    """One of two processes of a run; given `stop`, it dies without a word after so many steps."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
-    distill(*paths, folder / "out", RECIPE, processes=Processes(rank, 2))
+    progress = {} if stop is None else {"progress": stop_after(stop, kill)}
+    try:
+        distill(**arguments, output=folder / "out", processes=Processes(rank, 2), **progress)
+    except Killed:
+        os._exit(0)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_two_processes_take_the_same_steps_as_one(
-    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+    precision: str, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    torch.multiprocessing.spawn(run_process, (tmp_path, student, tiny_hybrid, short_text), nprocs=2)
-    ours, theirs = weights(tmp_path / "out"), weights(undisturbed.output)
+    arguments = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": RECIPE}
+    arguments |= {"teacher_precision": precision}
+    torch.multiprocessing.spawn(run_process, (tmp_path, arguments), nprocs=2)
+    alone = undisturbed if precision == "bf16" else distill(**arguments, output=tmp_path / "alone")
+    ours, theirs = weights(tmp_path / "out"), weights(alone.output)
     for name, tensor in theirs.items():
         # AdamW divides by the root of the mean square: where that is tiny, the order of a sum shows.
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3)
     (line,) = (line for line in (tmp_path / "out/README.md").read_text().splitlines() if line.startswith("| KL"))
-    assert float(line.split("|")[-3]) == pytest.approx(undisturbed.kl_after, abs=1e-3)
-    assert {path.name for path in tmp_path.iterdir()} - {"group"} == {"out"}
+    assert float(line.split("|")[-3]) == pytest.approx(alone.kl_after, abs=1e-3)
+    assert {path.name for path in tmp_path.iterdir()} - {"group", "alone"} == {"out"}
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    arguments = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": RECIPE}
+    torch.multiprocessing.spawn(run_process, (tmp_path, arguments, 6), nprocs=2)
+    assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == ["step-00000004"]
+    result = distill(**arguments, output=tmp_path / "out")
+    assert result.losses == pytest.approx(undisturbed.losses, abs=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_llama_tied"])
