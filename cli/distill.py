@@ -6,7 +6,8 @@
      "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
      "skipped_steps",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
-     "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...]}
+     "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...],
+     "stages": [the same of every stage before the last, where there is a recipe file]}
 
 All of them are measured on held-out text.  `seconds` and `tokens_per_s` are those of the steps; the document's own
 `seconds` are those of the whole command.
@@ -37,10 +38,12 @@ from cli.options import (
     count_option,
 )
 from cli.spread import spread_options
+from minitron.errors import MinitronError
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
+    from distill.stages import Stage
     from distill.train import DistillResult
 
 DEFAULT_TOKENS = 2**20
@@ -146,13 +149,23 @@ ValidationOption = Annotated[
         show_default=False,
     ),
 ]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="TOML file with stages in a row instead of the options of training; see docs/distillation.md.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 BlendOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--data",
         help="Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME of a dataset on the hub; "
         "WEIGHT:PATH several times for a blend.",
         metavar="[WEIGHT:]PATH",
+        show_default=False,
     ),
 ]
 CacheOption = Annotated[
@@ -176,9 +189,10 @@ WorkOption = Annotated[
 def command(
     student: StudentArgument,
     teacher: TeacherOption,
-    data: BlendOption,
     output: OutputOption,
     training: Training,
+    data: BlendOption = None,
+    recipe: RecipeOption = None,
     validation: ValidationOption = None,
     teacher_precision: TeacherPrecisionOption = Precision.BF16,
     fp8_keep: Fp8KeepOption = "attention,before-attention",
@@ -192,32 +206,31 @@ def command(
     from distill.fp8 import parse_kept
     from distill.processes import joined
     from distill.records import parse_source
+    from distill.stages import distill_stages
     from distill.train import distill
     from minitron.progress import silent
     from minitron.text import text_hash
 
     started = time.monotonic()
-    recipe = training.recipe
-    sources = [parse_source(typed) for typed in data]
+    sources = [parse_source(typed) for typed in data or ()]
+    stages = _stages(recipe, training, has_data=bool(sources))
     with joined(device) as (processes, own):
-        result = distill(
-            student,
-            teacher,
-            sources,
-            output,
-            recipe,
-            validation=validation,
-            teacher_precision=teacher_precision.value,
-            fp8_keep=parse_kept(fp8_keep),
-            cache=cache_teacher,
-            device=own,
-            overwrite=overwrite,
-            work=work,
-            processes=processes,
+        how: dict[str, Any] = {
+            "validation": validation,
+            "teacher_precision": teacher_precision.value,
+            "fp8_keep": parse_kept(fp8_keep),
+            "cache": cache_teacher,
+            "device": own,
+            "overwrite": overwrite,
+            "work": work,
+            "processes": processes,
             # One of many processes speaks.
-            progress=show.bar if processes.is_first else silent,
-            **({"note": show.note} if processes.is_first else {}),
-        )
+            "progress": show.bar if processes.is_first else silent,
+        } | ({"note": show.note} if processes.is_first else {})
+        if recipe is None:
+            results = [distill(student, teacher, sources, output, stages[0].recipe, **how)]
+        else:
+            results = distill_stages(student, teacher, sources, output, stages, **how)
     if not processes.is_first:
         return
     if as_json:
@@ -227,16 +240,36 @@ def command(
         inputs: dict[str, Any] = {"student": student, "teacher": teacher, "data": texts}
         if validation is not None:
             inputs["validation"] = {"path": validation, "sha256": text_hash(validation)}
-        settings = recipe.to_json() | {
+        settings = stages[-1].recipe.to_json() | {
+            "recipe": None if recipe is None else str(recipe),
             "teacher_precision": teacher_precision.value,
             "cache_teacher": None if cache_teacher is None else str(cache_teacher),
             "fp8_keep": fp8_keep,
             "device": device,
         }
-        show.document(show.run_document(output, inputs, settings, result.to_json(), time.monotonic() - started))
+        told = results[-1].to_json() | {"stages": [result.to_json() for result in results[:-1]]}
+        show.document(show.run_document(output, inputs, settings, told, time.monotonic() - started))
         return
-    print_result(result)
+    for number, result in enumerate(results, 1):
+        if len(results) > 1:
+            show.line(f"Stage {number} of {len(results)}")
+        print_result(result)
     show.line(f"Written: {output}")
+
+
+def _stages(recipe: Path | None, training: Training, *, has_data: bool) -> tuple["Stage", ...]:
+    """What to do: the stages of the recipe file, or one as typed."""
+    from distill.stages import Stage, read_recipe
+
+    if recipe is None:
+        if not has_data:
+            raise MinitronError("there is no text to train on; give some with --data.")
+        return (Stage(training.recipe, ()),)
+    typed = [name for name, value in vars(training).items() if value != getattr(Training(), name)]
+    if typed:
+        flag = f"--{typed[0].replace('_', '-')}"
+        raise MinitronError(f"{flag} and --recipe both say how to train; write it into the recipe or leave one out.")
+    return read_recipe(recipe)
 
 
 def print_result(result: "DistillResult") -> None:

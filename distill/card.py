@@ -1,6 +1,6 @@
 """The model card of a distilled checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,15 @@ if TYPE_CHECKING:
     from distill.train import DistillResult
 
 
-def model_card(student: Path, teacher: Path, source: Mapping[str, Any], result: "DistillResult") -> str:
-    """The README.md: from what, how, on what, and what came of it; `source` is distill.data.Text's."""
+def model_card(
+    student: Path,
+    teacher: Path,
+    source: Mapping[str, Any],
+    result: "DistillResult",
+    earlier: Sequence["DistillResult"] = (),
+) -> str:
+    """The README.md: from what, how, on what, and what came of it; `source` is distill.data.Text's, `earlier` are the
+    stages before."""
     recipe = result.recipe
     before, after = result.curve[0], result.curve[-1]
     lines = [
@@ -31,6 +38,12 @@ def model_card(student: Path, teacher: Path, source: Mapping[str, Any], result: 
         f"| perplexity | {before['perplexity']:.3f} | {after['perplexity']:.3f} | {result.perplexity_teacher:.3f} |",
         "",
     ]
+    for number, stage in enumerate(earlier, 1):
+        lines += [
+            f"Stage {number} before: {stage.tokens:,} tokens in sequences of {stage.recipe.sequence_length:,}, "
+            f"KL {stage.kl_before:.4f} to {stage.kl_after:.4f}.",
+            "",
+        ]
     if (drift := result.drift) is not None:
         lines += [
             f"The teacher in {result.teacher_precision} takes {format_bytes(drift.stored_bytes)} instead of "

@@ -114,6 +114,8 @@ def distill(
     overwrite: bool = False,
     work: Path | None = None,
     processes: Processes | None = None,
+    earlier: Sequence[DistillResult] = (),
+    origin: Path | None = None,
     progress: Progress = silent,
     note: Callable[[str], None] = _no_note,
 ) -> DistillResult:
@@ -125,7 +127,8 @@ def distill(
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
     it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `cache` is a
     folder in which what a sparse loss reads of the teacher is kept, and found by later runs; `note` is told what was
-    measured before training.
+    measured before training.  `earlier` are the stages before this one, which began with `origin`: the model card tells
+    of them.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
@@ -157,7 +160,7 @@ def distill(
     result = _result(trainer, start, output, teacher_precision)
     weights = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
-        card = model_card(student, teacher, text.source, result)
+        card = model_card(origin or student, teacher, text.source, result, earlier)
         write_student(_whole(student, model, weights), student, output, card=card, overwrite=overwrite)
         work_folder.close()
     processes.wait()

@@ -1,0 +1,144 @@
+"""What distillation costs: memory and time of the loss, ratios taken in one run.
+
+    python benchmarks/distillation.py loss [--vocab 131072 --tokens 2048 --hidden 2688 --repeats 3]
+
+The naive loss makes the logits of all tokens in bf16, widens them to fp32 and lets autograd do the rest.  Peak memory is
+the largest resident memory (VmHWM) of a process above what it had with the inputs in place; times are medians of calls
+that take turns in one process.  Tables go into benchmarks/RESULTS.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from smollm2 import write_section
+from torch import Tensor
+
+from distill.divergences import Loss
+from distill.losses import chunked_loss
+from minitron.units import format_bytes
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def inputs(options: argparse.Namespace) -> Inputs:
+    """Student's and teacher's hidden states [N, H] and heads [V, H]; the student's head is fp32, as trained."""
+    torch.manual_seed(0)
+    shapes = ((options.tokens, options.hidden), (options.vocab, options.hidden))
+    states, other = (torch.randn(shapes[0]).bfloat16() for _ in range(2))
+    head = torch.randn(shapes[1]).div_(options.hidden**0.5)
+    other_head = torch.randn(shapes[1], dtype=torch.bfloat16).div_(options.hidden**0.5)
+    return states.requires_grad_(), head.requires_grad_(), other, other_head
+
+
+def naive(states: Tensor, head: Tensor, other: Tensor, other_head: Tensor) -> Tensor:
+    """KL over whole logits."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = (states @ head.T).float()
+    with torch.no_grad():
+        log_p = torch.log_softmax((other @ other_head.T).float(), -1)
+    log_q = torch.log_softmax(logits, -1)
+    return torch.nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True) / len(states)
+
+
+def ours(states: Tensor, head: Tensor, other: Tensor, other_head: Tensor) -> Tensor:
+    """The chunked one."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return chunked_loss(Loss("forward_kl"), states, head, other, other_head)
+
+
+def ours_by_blocks(states: Tensor, head: Tensor, other: Tensor, other_head: Tensor) -> Tensor:
+    """The chunked one, a quarter of the vocabulary at a time."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return chunked_loss(Loss("forward_kl"), states, head, other, other_head, vocab_chunk=len(head) // 4)
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {"naive": naive, "chunked": ours, "chunked, vocabulary too": ours_by_blocks}
+
+
+def both_ways(way: str, given: Inputs) -> float:
+    """Seconds of the loss and its gradients."""
+    for tensor in given[:2]:
+        tensor.grad = None
+    started = time.perf_counter()
+    WAYS[way](*given).backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - started
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 2**10
+
+
+def peak(way: str, options: argparse.Namespace) -> int:
+    """Bytes that one call takes beside its inputs, measured in a process of its own."""
+    command = [sys.executable, __file__, "peak", "--way", way]
+    for name in ("vocab", "tokens", "hidden"):
+        command += [f"--{name}", str(getattr(options, name))]
+    return int(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
+
+
+def measure_loss(options: argparse.Namespace) -> str:
+    """The section of RESULTS.md."""
+    peaks = {way: peak(way, options) for way in WAYS}
+    given = inputs(options)
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(options.repeats):
+        for way in WAYS:
+            times[way].append(both_ways(way, given))
+            print(way, times[way][-1], flush=True)
+    lines = [
+        "## The loss of distillation (`benchmarks/distillation.py loss`)",
+        "",
+        f"Forward KL and its gradients by hidden states and the fp32 head: vocabulary {options.vocab:,}, "
+        f"{options.tokens:,} tokens, hidden {options.hidden:,}, matmuls in bf16, softmax in fp32, "
+        f"{torch.get_num_threads()} thread. Memory "
+        f"beside the inputs, of which the head's gradient alone is {format_bytes(4 * options.vocab * options.hidden)} "
+        f"in every row; times are medians of {options.repeats}.",
+        "",
+        "| | peak memory | of the naive | time | of the naive |",
+        "|---|--:|--:|--:|--:|",
+        *(
+            f"| {way} | {format_bytes(peaks[way])} | {peaks[way] / peaks['naive']:.2f} | {median(times[way]):.1f} s | "
+            f"{median(times[way]) / median(times['naive']):.2f} |"
+            for way in WAYS
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, measure, write the section."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["loss", "peak"])
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--vocab", type=int, default=131_072)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=2688)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options: Any = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "peak":
+        given = inputs(options)
+        before = _resident("VmRSS")
+        both_ways(options.way, given)
+        print(json.dumps(_resident("VmHWM") - before))
+        return
+    section = measure_loss(options)
+    write_section(options.results, section)
+    print(section)
+
+
+if __name__ == "__main__":
+    main()
