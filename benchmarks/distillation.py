@@ -2,9 +2,9 @@
 
     python benchmarks/distillation.py loss [--vocab 131072 --tokens 2048 --hidden 2688 --repeats 3]
 
-The naive loss makes the logits of all tokens in bf16, widens them to fp32 and lets autograd do the rest.  Peak memory is
-the largest resident memory (VmHWM) of a process above what it had with the inputs in place; times are medians of calls
-that take turns in one process.  Tables go into benchmarks/RESULTS.md.
+The naive loss makes the logits of all tokens in bf16, widens them to fp32 and lets autograd do the rest.  Peak memory
+is the largest resident memory (VmHWM) of a process above what it had with the inputs in place; times are medians of
+calls that take turns in one process.  Tables go into benchmarks/RESULTS.md.
 """
 
 import argparse

@@ -94,6 +94,12 @@ class Training:
     cosine_weight: Annotated[
         float, typer.Option("--cosine-weight", help="Times 1 - cosine of the last hidden states, added to the loss.")
     ] = 0.0
+    train: Annotated[
+        str, typer.Option("--train", help="all parameters, or the router's alone.", metavar="all|router")
+    ] = "all"
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Make activations anew on the way back: less memory.")
+    ] = False
     vocab_chunk: Annotated[
         int | None, _number("--vocab-chunk", "Columns of the logits in memory at a time; all unless given.")
     ] = None

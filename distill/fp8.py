@@ -26,7 +26,7 @@ BEFORE: Final = "before-attention"
 NOTHING: Final = "none"
 """What `parse_kept` reads beside numbers."""
 
-_ROUTERS: Final = ("gate", "router")
+ROUTERS: Final = ("gate", "router")
 """Names of a router that is a linear layer; in a gated MLP the linear is called gate_proj."""
 
 
@@ -128,7 +128,7 @@ def fp8_weights(model: PreTrainedModel, keep: Kept = DEFAULT) -> Iterator[tuple[
     """(module's name, module, weight's name) of what goes to FP8: linears and fused experts' [E, O, I]."""
     kept = {id(module) for module in _kept_modules(model, keep)}
     for name, module in model.named_modules():
-        if id(module) in kept or name.rpartition(".")[2] in _ROUTERS:
+        if id(module) in kept or name.rpartition(".")[2] in ROUTERS:
             continue
         if isinstance(module, nn.Linear):
             yield name, module, "weight"

@@ -11,6 +11,9 @@ from minitron.loading import DTYPES
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
 
+TRAINED: Final = ("all", "router")
+"""All parameters, or those of the routers of mixtures of experts alone."""
+
 _PASS_TOKENS: Final = 2048
 """Tokens in one forward pass: enough to keep the matmuls of a small model busy, few enough for the caches."""
 
@@ -88,6 +91,12 @@ class Recipe:
     cosine_weight: float = 0.0
     """Times 1 - cosine of both models' last hidden states, added to the loss."""
 
+    train: str = "all"
+    """A name of TRAINED: which parameters are trained."""
+
+    activation_checkpointing: bool = False
+    """Whether a layer's activations are made anew on the way back instead of being kept."""
+
     vocab_chunk: int | None = None
     """Columns of the logits that are held at a time; None is all of them, of a chunk of tokens."""
 
@@ -131,6 +140,8 @@ class Recipe:
             )
         if self.precision not in DTYPES:
             raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
+        if self.train not in TRAINED:
+            raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} looks at the whole vocabulary; leave the vocab chunk out.")
@@ -192,7 +203,17 @@ _NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "m
 _POSITIVE: Final = tuple(
     field.name
     for field in fields(Recipe)
-    if field.name not in {"betas", "precision", "loss", "warmup_steps", "assistant_only", *_NOT_NEGATIVE}
+    if field.name
+    not in {
+        "betas",
+        "precision",
+        "loss",
+        "warmup_steps",
+        "assistant_only",
+        "train",
+        "activation_checkpointing",
+        *_NOT_NEGATIVE,
+    }
 )
 
 

@@ -6,15 +6,18 @@ Shape letters: B sequences, T tokens, H hidden.
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from distill.cache import TeacherCache
 from distill.data import Batch, Text
+from distill.fp8 import ROUTERS
 from distill.losses import chunks
 from distill.objective import Objective, Pass
 from distill.processes import Processes
@@ -45,7 +48,12 @@ class Trainer:
         self.work, self.processes = work, processes
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
-        student.eval().requires_grad_(True)
+        student.eval().requires_grad_(recipe.train == "all")
+        if recipe.train == "router":
+            _train_routers(student)
+        if recipe.activation_checkpointing:
+            for layer in student.base_model.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         processes.shard(self.objective, student.base_model.layers)
         if isinstance(teacher, PreTrainedModel):
             processes.shard(teacher.base_model, teacher.base_model.layers)
@@ -96,7 +104,7 @@ class Trainer:
             for place, part in enumerate(_passes(batch, mine, recipe.sequences_per_pass))
         ]
         loss = float(processes.sum(torch.stack(parts).sum()))
-        parameters = list(self.parameters.values())
+        parameters = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
         norm = float(processes.gather(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)))
         good = math.isfinite(loss) and math.isfinite(norm)
         self.skipped = 0 if good else self.skipped + 1
@@ -207,9 +215,18 @@ def _passes(batch: Batch, mine: slice, size: int) -> list[Pass]:
     ]
 
 
+def _train_routers(model: PreTrainedModel) -> None:
+    """Leave every parameter as it is but those of routers; raises MinitronError where there are none."""
+    routers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
+    if not routers:
+        raise MinitronError("the student has no routers to train; leave --train router out.")
+    for module in routers:
+        module.requires_grad_(True)
+
+
 def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Matrices are decayed; norms' gains, biases and the vectors of Mamba layers are not."""
-    parameters = list(named.values())
+    parameters = [parameter for parameter in named.values() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},

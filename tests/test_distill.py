@@ -403,6 +403,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, wa
         {"loss": "jsd:0.3", "lm_weight": 0.5, "vocab_chunk": 70},
         {"loss": "sampled:12", "temperature": 2.0},
         {"loss": "reverse_kl", "cosine_weight": 0.5},
+        {"train": "router"},
     ],
 )
 def test_other_losses_train_and_go_on_after_a_kill(
@@ -417,6 +418,25 @@ def test_other_losses_train_and_go_on_after_a_kill(
     assert again.losses == whole.losses
     assert weights(again.output).keys() == weights(student).keys()
     assert all(torch.equal(tensor, weights(whole.output)[name]) for name, tensor in weights(again.output).items())
+
+
+def test_of_routers_alone_nothing_else_changes(
+    student: Path, tiny_hybrid: Path, tiny_llama: Path, short_text: Path, tmp_path: Path
+) -> None:
+    result = distill(student, tiny_hybrid, short_text, tmp_path / "out", replace(RECIPE, train="router"))
+    before = weights(student)
+    changed = {name for name, tensor in weights(result.output).items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.endswith("mixer.gate.weight")}
+    with pytest.raises(MinitronError, match="no routers"):
+        dense = tiny_models.save_llama(tmp_path / "dense", seed=2)
+        distill(dense, tiny_llama, short_text, tmp_path / "no", replace(RECIPE, train="router"))
+
+
+def test_activations_made_anew_are_the_same(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, activation_checkpointing=True)
+    assert distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe).losses == undisturbed.losses
 
 
 def test_a_teacher_with_a_padded_vocabulary_teaches_the_same(
