@@ -241,8 +241,13 @@ def _add_product(into: Tensor, slope: Tensor, states: Tensor) -> None:
     if into.dtype == states.dtype:
         into.addmm_(slope.T, states)
         return
+    wide = states.to(into.dtype)
     for rows in chunks(len(into), _ROWS):
-        into[rows] += slope[:, rows].T @ states
+        if into.device.type == "cpu":
+            # To add a bf16 product to fp32 sums takes longer there than to multiply in fp32.
+            into[rows].addmm_(slope[:, rows].T.to(into.dtype), wide)
+        else:
+            into[rows] += slope[:, rows].T @ states
 
 
 def _slopes(
@@ -259,7 +264,10 @@ def _slopes(
             assert divergence.terms is not None
             losses, slope = divergence.terms(log_q, blocks.log_p(columns), how.loss.parameter)
             q = log_q.exp() if how.lm_weight else log_q.exp_()
-            slope.addcmul_(q, blocks.total(slope), value=-1.0)
+            if divergence.slope is not None:
+                slope.add_(q, alpha=-divergence.slope)
+            else:
+                slope.addcmul_(q, blocks.total(slope), value=-1.0)
         if heat != 1.0:
             # d(t^2 L(z / t)) / dz = t * dL: one factor t is lost to the division of the logits.
             losses, slope = losses * heat**2, slope.mul_(heat)
@@ -329,9 +337,6 @@ class _Blocks:
 
     def total(self, slope: Tensor) -> Tensor:
         """[C, 1]: the sum over the vocabulary of what a divergence's function gave, of which `slope` is a block."""
-        constant = self.how.loss.divergence.slope
-        if constant is not None:
-            return slope.new_full((1, 1), constant)
         return slope.sum(-1, keepdim=True) if self._total is None else self._total
 
     def _sum_of_slopes(self) -> Tensor:
