@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import re
 import shutil
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import tiny_models
+import torch
+from safetensors.torch import load_file
 
 from cli.app import run
 from distill import drift as drift_module
@@ -147,3 +150,31 @@ def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[st
     assert [point["kl"] for point in results["curve"]] == pytest.approx(
         [point["kl"] for point in wanted["curve"]], abs=1e-5
     )
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(arguments: list[str], tmp_path: Path) -> None:
+    flags = ["--steps", "60", "--checkpoint-every", "3", "--validate-every", "20", "--json"]
+    root, chance = Path(__file__).parent.parent, random.Random(0)
+    command = [sys.executable, "-m", "cli", *arguments, *flags]
+    alone = [str(tmp_path / "alone") if word == str(tmp_path / "out") else word for word in command]
+    whole = subprocess.run(alone, cwd=root, capture_output=True, text=True, check=True)
+    metrics, kills = tmp_path / "out.work/metrics.jsonl", 0
+    while kills < 5:
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = metrics.stat().st_size if metrics.is_file() else 0
+        # It must get some way, or it would never end: then it dies, at any moment of a step or of a checkpoint.
+        while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size > before):
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if (tmp_path / "out").exists():
+            break
+    if not (tmp_path / "out").exists():
+        subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "alone"))
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    assert (tmp_path / "out/README.md").read_text() == (tmp_path / "alone/README.md").read_text()
+    assert json.loads(whole.stdout)["results"]["steps"] == 60
