@@ -15,7 +15,7 @@ All of them are measured on held-out text.  `seconds` and `tokens_per_s` are tho
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,7 @@ from minitron.units import format_bytes
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
+    from distill.records import Source
     from distill.stages import Stage
     from distill.train import DistillResult
 
@@ -215,7 +216,6 @@ def command(
     from distill.stages import distill_stages
     from distill.train import distill
     from minitron.progress import silent
-    from minitron.text import text_hash
 
     started = time.monotonic()
     sources = [parse_source(typed) for typed in data or ()]
@@ -240,12 +240,7 @@ def command(
     if not processes.is_first:
         return
     if as_json:
-        texts: list[dict[str, Any]] = [
-            {"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources
-        ]
-        inputs: dict[str, Any] = {"student": student, "teacher": teacher, "data": texts}
-        if validation is not None:
-            inputs["validation"] = {"path": validation, "sha256": text_hash(validation)}
+        inputs = {"student": student, "teacher": teacher} | _texts(sources, validation)
         settings = stages[-1].recipe.to_json() | {
             "recipe": None if recipe is None else str(recipe),
             "teacher_precision": teacher_precision.value,
@@ -276,6 +271,18 @@ def _stages(recipe: Path | None, training: Training, *, has_data: bool) -> tuple
         flag = f"--{typed[0].replace('_', '-')}"
         raise MinitronError(f"{flag} and --recipe both say how to train; write it into the recipe or leave one out.")
     return read_recipe(recipe)
+
+
+def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:
+    """What --json says of the text that went in."""
+    from minitron.text import text_hash
+
+    found: dict[str, Any] = {
+        "data": [{"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources]
+    }
+    if validation is not None:
+        found["validation"] = {"path": validation, "sha256": text_hash(validation)}
+    return found
 
 
 def print_result(result: "DistillResult") -> None:

@@ -75,6 +75,10 @@ class Text:
         """The first records of each source that were left out."""
         return [name for part in self.parts for name in part.tokens.named]
 
+    def told_of_broken(self) -> str:
+        """How many records were left out, and the first of them."""
+        return f"{sum(part.tokens.broken for part in self.parts)} broken records left out: {'; '.join(self.broken)}."
+
     def batch(self, position: int, count: int, *, seed: int) -> Batch:
         """The sequences number `position` and following of an endless stream.
 

@@ -113,13 +113,7 @@ def distill_stages(
     text, and where the folder was begun with another recipe."""
     processes = processes or Processes()
     folder = work or output.with_name(f"{output.name}.work")
-    for number, stage in enumerate(stages, 1):
-        if not (stage.data or data):
-            raise MinitronError(f"stage {number} of the recipe names no data; add some, or give --data.")
-    plan = [
-        {"recipe": stage.recipe.to_json(), "data": [asdict(source) for source in stage.data or data]}
-        for stage in stages
-    ]
+    plan = _plan(stages, data)
     if processes.is_first:
         _begin(folder, plan, overwrite=overwrite)
     processes.wait()
@@ -157,6 +151,17 @@ def distill_stages(
         shutil.rmtree(folder)
     processes.wait()
     return results
+
+
+def _plan(stages: Sequence[Stage], data: Sequence[Source]) -> list[dict[str, Any]]:
+    """What the stages depend on; raises MinitronError for one without text."""
+    for number, stage in enumerate(stages, 1):
+        if not (stage.data or data):
+            raise MinitronError(f"stage {number} of the recipe names no data; add some, or give --data.")
+    return [
+        {"recipe": stage.recipe.to_json(), "data": [asdict(source) for source in stage.data or data]}
+        for stage in stages
+    ]
 
 
 def _begin(folder: Path, plan: list[dict[str, Any]], *, overwrite: bool) -> None:

@@ -144,9 +144,8 @@ def distill(
         work_folder.open(run | ({} if cache is None else {"cached": True}), overwrite=overwrite)
     processes.wait()
     text = _read(student, sources, validation, recipe, work_folder, processes)
-    if text.broken and processes.is_first:
-        note(f"{sum(part.tokens.broken for part in text.parts)} broken records left out: {'; '.join(text.broken)}.")
-
+    if text.broken:
+        note(text.told_of_broken())
     start = work_folder.read_start()
     reference, measured = teaching.prepare(student, text, recipe, start, processes, progress)
     model = load_model(student, dtype=torch.float32, device=place)
