@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from distill.data import Text
 from distill.divergences import Loss, Sparse
-from distill.losses import chunk_length, chunks
+from distill.slopes import chunks, rows_at_once
 from minitron.errors import MinitronError
 from minitron.files import new_file, read_json, write_json
 from minitron.progress import Progress, silent
@@ -190,7 +190,7 @@ def _picked(teacher: PreTrainedModel, ids: Tensor, loss: Loss, vocab: int, seeds
         chance = torch.Generator(states.device).manual_seed(seed)
         parts = [
             pick(torch.log_softmax((states[part].to(head.dtype) @ head.T).float(), -1), round(loss.parameter), chance)
-            for part in chunks(len(states), chunk_length(head.shape[0]))
+            for part in chunks(len(states), rows_at_once(len(head), states.device))
         ]
         found.append(Sparse(*(torch.cat([getattr(part, name) for part in parts]) for name in DTYPES)))
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from distill.cache import TeacherCache
@@ -76,12 +77,13 @@ class Objective(nn.Module):
 
     def loss(self, part: Pass, place: int) -> Tensor:
         """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
-        before it.  `place`, the number of the first sequence since the run began, is what chance follows from."""
+        before it.  Chance follows from `place`, the number of the first sequence since the run began."""
         recipe, device = self.recipe, self.student.device
         head = self.student.get_output_embeddings().weight
         mask = None if part.counted is None else before_counted(part.counted).to(device)
         asked: dict[str, Any] = {"mask": mask, "lm_weight": recipe.lm_weight, "divisor": part.divisor}
         asked["following"] = following(part.ids).to(device) if recipe.lm_weight else None
+        asked["head_gradient"] = self._head_gradient(head)
         if isinstance(self.teacher, TeacherCache):
             targets = self.teacher.targets(part.places).to(device)
             with self.autocast():
@@ -106,6 +108,14 @@ class Objective(nn.Module):
                 cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=part.divisor)
                 total = total + recipe.cosine_weight * cosine
         return total
+
+    def _head_gradient(self, head: nn.Parameter) -> Tensor | None:
+        """Where the output layer's gradient may be added at once; of one that is dealt out autograd must hear."""
+        if isinstance(self, FSDPModule) or not (head.requires_grad and torch.is_grad_enabled()):
+            return None
+        if head.grad is None:
+            head.grad = torch.zeros_like(head)
+        return head.grad
 
 
 def following(ids: Tensor) -> Tensor:

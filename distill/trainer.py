@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from distill.cache import TeacherCache
 from distill.data import Batch, Text
 from distill.fp8 import ROUTERS
-from distill.losses import chunks
 from distill.objective import Objective, Pass
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.slopes import chunks
 from distill.teaching import Reference
 from distill.work import Work, load_checkpoint
 from minitron import quality
@@ -100,8 +100,8 @@ class Trainer:
         mine = processes.share(recipe.sequences_per_step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = [
-            self._forward_backward(part, self.position + place)
-            for place, part in enumerate(_passes(batch, mine, recipe.sequences_per_pass))
+            self._forward_backward(part, self.position + first)
+            for first, part in _passes(batch, mine, recipe.sequences_per_pass)
         ]
         loss = float(processes.sum(torch.stack(parts).sum()))
         parameters = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
@@ -204,13 +204,17 @@ class Trainer:
         self.skipped, self.curve = state["skipped"], state["curve"]
 
 
-def _passes(batch: Batch, mine: slice, size: int) -> list[Pass]:
-    """What one process works on, in passes of `size` sequences."""
+def _passes(batch: Batch, mine: slice, size: int) -> list[tuple[int, Pass]]:
+    """What one process works on, in passes of `size` sequences, each with its first one's number in the batch."""
     divisor = batch.ids.size if batch.counted is None else max(int(batch.counted[:, 1:].sum()), 1)
+    numbers = range(len(batch.ids))[mine]
     ids, places = batch.ids[mine], batch.places[mine]
     counted = None if batch.counted is None else torch.from_numpy(batch.counted[mine])
     return [
-        Pass(torch.from_numpy(ids[part]), None if counted is None else counted[part], places[part], divisor)
+        (
+            numbers[part.start],
+            Pass(torch.from_numpy(ids[part]), None if counted is None else counted[part], places[part], divisor),
+        )
         for part in chunks(len(ids), size)
     ]
 

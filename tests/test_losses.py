@@ -132,6 +132,20 @@ def test_logits_are_never_whole() -> None:
     assert watch.largest == tokens * vocab
 
 
+def test_a_heads_gradient_is_added_where_it_is_asked_for() -> None:
+    student, head, teacher, other = inputs(teacher_vocab=VT)
+    theirs = gradients(chunked_loss(FORWARD, student, head, teacher, other, chunk=5), student, head)
+    into = torch.ones_like(head)
+    loss = chunked_loss(FORWARD, student, head, teacher, other, chunk=7, head_gradient=into)
+    (states,) = gradients(loss, student)
+    torch.testing.assert_close(states, theirs[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(into - 1, theirs[1], rtol=0, atol=1e-12)
+    assert head.grad is None
+    loss = chunked_loss(FORWARD, student, head, teacher, other, head_gradient=torch.zeros_like(head))
+    with pytest.raises(RuntimeError, match="added already"):
+        gradients(2 * loss, student)
+
+
 def test_no_gradient_is_made_for_what_needs_none() -> None:
     student, head, teacher, other = inputs()
     (alone,) = gradients(chunked_loss(FORWARD, student, head.detach(), teacher, other), student)
