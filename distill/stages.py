@@ -23,12 +23,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from distill.drift import Drift
+from distill.fp8 import DEFAULT, Kept
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import HUB, Source, parse_source
+from distill.request import Request
+from distill.teaching import Teaching
 from distill.train import DistillResult, distill
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
+from minitron.loading import find_device
 from minitron.units import parse_count
 
 STAGES: Final = "stages.json"
@@ -100,6 +105,9 @@ def distill_stages(
     *,
     overwrite: bool = False,
     work: Path | None = None,
+    validation: Path | None = None,
+    teacher_precision: str = "bf16",
+    fp8_keep: Kept = DEFAULT,
     cache: Path | None = None,
     processes: Processes | None = None,
     note: Callable[[str], None] = lambda text: None,
@@ -113,9 +121,22 @@ def distill_stages(
     text, and where the folder was begun with another recipe."""
     processes = processes or Processes()
     folder = work or output.with_name(f"{output.name}.work")
-    plan = _plan(stages, data)
+    requests = [
+        Request(
+            student,
+            Teaching(teacher, find_device(how.get("device")), teacher_precision, fp8_keep, cache),
+            _text(stage, number, data),
+            validation,
+            stage.recipe,
+        )
+        for number, stage in enumerate(stages, 1)
+    ]
+    # A stage's mistake is told now, not when the stages before it are done.
+    for request in requests:
+        request.check(output, overwrite=overwrite)
+        processes.require_share(request.recipe.sequences_per_step)
     if processes.is_first:
-        _begin(folder, plan, overwrite=overwrite)
+        _begin(folder, [request.fingerprint for request in requests], overwrite=overwrite)
     processes.wait()
     results: list[DistillResult] = []
     here = student
@@ -136,6 +157,9 @@ def distill_stages(
                 # A student without a record is one whose stage died between the two.
                 overwrite=overwrite if last else True,
                 processes=processes,
+                validation=validation,
+                teacher_precision=teacher_precision,
+                fp8_keep=fp8_keep,
                 note=note,
                 earlier=results,
                 origin=student,
@@ -153,15 +177,12 @@ def distill_stages(
     return results
 
 
-def _plan(stages: Sequence[Stage], data: Sequence[Source]) -> list[dict[str, Any]]:
-    """What the stages depend on; raises MinitronError for one without text."""
-    for number, stage in enumerate(stages, 1):
-        if not (stage.data or data):
-            raise MinitronError(f"stage {number} of the recipe names no data; add some, or give --data.")
-    return [
-        {"recipe": stage.recipe.to_json(), "data": [asdict(source) for source in stage.data or data]}
-        for stage in stages
-    ]
+def _text(stage: Stage, number: int, data: Sequence[Source]) -> tuple[Source, ...]:
+    """A stage's own text, or the one given beside the recipe."""
+    found = stage.data or tuple(data)
+    if not found:
+        raise MinitronError(f"stage {number} of the recipe names no data; add some, or give --data.")
+    return found
 
 
 def _begin(folder: Path, plan: list[dict[str, Any]], *, overwrite: bool) -> None:
@@ -171,7 +192,8 @@ def _begin(folder: Path, plan: list[dict[str, Any]], *, overwrite: bool) -> None
             return
         if not overwrite:
             raise MinitronError(
-                f"{folder} holds a run begun with another recipe; run it as it was begun, or pass --overwrite."
+                f"{folder} holds a run begun with another recipe, model or text; run it as it was begun, "
+                "or pass --overwrite."
             )
         shutil.rmtree(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -189,8 +211,6 @@ def _written(result: DistillResult) -> dict[str, Any]:
 
 
 def _read(path: Path) -> DistillResult:
-    from distill.drift import Drift
-
     found = read_json(path)
     found["recipe"]["betas"] = tuple(found["recipe"]["betas"])
     return DistillResult(

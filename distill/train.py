@@ -1,6 +1,5 @@
 """Distillation as a whole: two checkpoints, a text and a recipe in, a trained checkpoint out."""
 
-import hashlib
 import math
 import signal
 import threading
@@ -16,22 +15,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.card import model_card
-from distill.data import Text, describe, read_text
+from distill.data import Text, read_text
 from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import Source
+from distill.request import Request
 from distill.teaching import Teaching
 from distill.trainer import Trainer
 from distill.work import Work
-from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
-from minitron.files import refuse_existing
-from minitron.loading import find_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.loading import find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
-from minitron.text import text_hash
 from minitron.units import format_bytes
 
 
@@ -135,13 +132,12 @@ def distill(
     place, processes = find_device(device), processes or Processes()
     sources = [Source(str(data))] if isinstance(data, Path) else list(data)
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
-    _check_inputs(student, teacher, sources, output, validation=validation, overwrite=overwrite)
     teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
-    teaching.check(recipe)
+    request = Request(student, teaching, tuple(sources), validation, recipe)
+    request.check(output, overwrite=overwrite)
     processes.require_share(recipe.sequences_per_step)
     if processes.is_first:
-        run = _run(student, recipe) | teaching.fingerprint | {"text": describe(sources, validation)}
-        work_folder.open(run | ({} if cache is None else {"cached": True}), overwrite=overwrite)
+        work_folder.open(request.fingerprint, overwrite=overwrite)
     processes.wait()
     text = _read(student, sources, validation, recipe, work_folder, processes)
     if text.broken:
@@ -177,25 +173,6 @@ def _whole(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor]) 
     return whole
 
 
-def _check_inputs(
-    student: Path,
-    teacher: Path,
-    data: Sequence[Source],
-    output: Path,
-    *,
-    validation: Path | None,
-    overwrite: bool,
-) -> None:
-    texts = [source.path for source in data]
-    inputs = [path for path in (student, teacher, *texts, validation) if path is not None]
-    refuse_existing(output, overwrite=overwrite, inputs=inputs)
-    if student.resolve() == teacher.resolve():
-        raise MinitronError(f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher.")
-    for folder in (student, teacher):
-        Checkpoint(folder)
-    require_same_tokenizer(student, teacher)
-
-
 def _read(
     student: Path,
     data: Sequence[Source],
@@ -229,19 +206,6 @@ def _read(
             raise
     processes.wait()
     return read() if text is None else text
-
-
-def _run(student: Path, recipe: Recipe) -> dict[str, Any]:
-    """What a run depends on, beside its teacher and its text."""
-    return {
-        "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
-        "recipe": recipe.to_json(),
-    }
-
-
-def _weights_hash(folder: Path) -> str:
-    files = sorted({header.file for header in Checkpoint(folder).headers.values()})
-    return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()
 
 
 def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:

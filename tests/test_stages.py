@@ -100,7 +100,24 @@ def test_another_recipe_does_not_go_on_there(
     (folder / "recipe.toml").write_text(RECIPE.replace("steps = 3", "steps = 2"))
     assert run(arguments(folder, tiny_llama)) == 2
     assert "another recipe" in capsys.readouterr().err
+    (folder / "recipe.toml").write_text(RECIPE)
+    assert run([*arguments(folder, tiny_llama), "--teacher-precision", "fp8"]) == 2
+    assert "another recipe, model or text" in capsys.readouterr().err
     assert run([*arguments(folder, tiny_llama), "--overwrite"]) == 0
+
+
+def test_a_later_stages_mistake_is_told_before_the_first_begins(
+    folder: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "long.txt").unlink()
+    assert run(arguments(folder, tiny_llama)) == 2
+    assert "long.txt" in capsys.readouterr().err
+    cache = ["--cache-teacher", str(folder / "cache")]
+    tiny_models.write_text(folder / "long.txt", seed=1, sentences=400)
+    (folder / "recipe.toml").write_text(RECIPE.replace("steps = 3", "steps = 3\nloss = 'sampled:4'"))
+    assert run([*arguments(folder, tiny_llama), *cache]) == 2
+    assert "forward_kl" in capsys.readouterr().err
+    assert not (folder / "out").exists() and not (folder / "out.work").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What a run is asked to do: its inputs, and whether they fit each other."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.data import describe
+from distill.recipe import Recipe
+from distill.records import Source
+from distill.teaching import Teaching
+from minitron.checkpoint import Checkpoint
+from minitron.errors import MinitronError
+from minitron.files import refuse_existing
+from minitron.loading import require_same_tokenizer
+from minitron.text import text_hash
+
+
+@dataclass(frozen=True)
+class Request:
+    """A student, its teacher, a text and a recipe."""
+
+    student: Path
+    teaching: Teaching
+    sources: tuple[Source, ...]
+    validation: Path | None
+    recipe: Recipe
+
+    def check(self, output: Path, *, overwrite: bool) -> None:
+        """Raise MinitronError where the inputs do not fit each other or `output` exists; nothing is loaded."""
+        student, teacher = self.student, self.teaching.folder
+        texts = [source.path for source in self.sources]
+        inputs = [path for path in (student, teacher, *texts, self.validation) if path is not None]
+        refuse_existing(output, overwrite=overwrite, inputs=inputs)
+        if student.resolve() == teacher.resolve():
+            raise MinitronError(
+                f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher."
+            )
+        for folder in (student, teacher):
+            Checkpoint(folder)
+        require_same_tokenizer(student, teacher)
+        self.teaching.check(self.recipe)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the run's result depends on.  Raises MinitronError where a text is missing."""
+        return {
+            "student": {"config": text_hash(self.student / "config.json"), "weights": _weights_hash(self.student)},
+            "recipe": self.recipe.to_json(),
+            **self.teaching.fingerprint,
+            "text": describe(self.sources, self.validation),
+            **({} if self.teaching.cache is None else {"cached": True}),
+        }
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted({header.file for header in Checkpoint(folder).headers.values()})
+    return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()
