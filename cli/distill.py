@@ -4,7 +4,7 @@
 
     {"teacher_precision", "steps", "tokens", "seconds", "tokens_per_s",
      "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
-     "skipped_steps",
+     "skipped_steps", "selected_step",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
      "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...],
      "stages": [the same of every stage before the last, where there is a recipe file]}
@@ -116,6 +116,14 @@ class Training:
     validation_sequences: Annotated[
         int, typer.Option("--validation-sequences", help="Held-out sequences, at most.")
     ] = 16
+    patience: Annotated[
+        int | None,
+        _number("--patience", "End after so many validations in a row without a lower KL; never unless given."),
+    ] = None
+    select: Annotated[
+        str,
+        typer.Option("--select", help="The weights that become OUTPUT; the others go beside it.", metavar="last|best"),
+    ] = "last"
     checkpoint_every: Annotated[
         int | None,
         _number("--checkpoint-every", "Steps between checkpoints; a tenth of the run, at most 500, unless given."),
@@ -184,6 +192,10 @@ CacheOption = Annotated[
         show_default=False,
     ),
 ]
+TrackOption = Annotated[
+    str,
+    typer.Option("--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"),
+]
 WorkOption = Annotated[
     Path | None,
     typer.Option(
@@ -206,6 +218,7 @@ def command(
     cache_teacher: CacheOption = None,
     device: DeviceOption = None,
     work: WorkOption = None,
+    track: TrackOption = "none",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -229,6 +242,7 @@ def command(
             "device": own,
             "overwrite": overwrite,
             "work": work,
+            "track": track,
             "processes": processes,
             # One of many processes speaks.
             "progress": show.bar if processes.is_first else silent,

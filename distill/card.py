@@ -20,7 +20,7 @@ def model_card(
     """The README.md: from what, how, on what, and what came of it; `source` is distill.data.Text's, `earlier` are the
     stages before."""
     recipe = result.recipe
-    before, after = result.curve[0], result.curve[-1]
+    before, after = result.curve[0], result.selected
     lines = [
         "---",
         "tags: [minitron, distilled]",

@@ -14,6 +14,9 @@ LEAST_LEARNING_RATE_SHARE: Final = 0.1
 TRAINED: Final = ("all", "router")
 """All parameters, or those of the routers of mixtures of experts alone."""
 
+SELECTED: Final = ("last", "best")
+"""The weights after the last step, or those of the validation with the lowest KL."""
+
 _PASS_TOKENS: Final = 2048
 """Tokens in one forward pass: enough to keep the matmuls of a small model busy, few enough for the caches."""
 
@@ -66,6 +69,12 @@ class Recipe:
 
     validation_sequences: int = 16
     """Held-out sequences; without a validation file the end of the text, at most a tenth of it."""
+
+    patience: int | None = None
+    """Validations in a row without a lower KL after which the run ends; None is never."""
+
+    select: str = "last"
+    """A name of SELECTED: which weights become the output; the others, where they differ, are written beside it."""
 
     checkpoint_every: int | None = None
     """Steps between checkpoints; None is a tenth of the run, at most 500."""
@@ -142,6 +151,8 @@ class Recipe:
             raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
         if self.train not in TRAINED:
             raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
+        if self.select not in SELECTED:
+            raise MinitronError(f"there is no {self.select!r} to select; choose one of {', '.join(SELECTED)}.")
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} looks at the whole vocabulary; leave the vocab chunk out.")
@@ -211,6 +222,7 @@ _POSITIVE: Final = tuple(
         "warmup_steps",
         "assistant_only",
         "train",
+        "select",
         "activation_checkpointing",
         *_NOT_NEGATIVE,
     }

@@ -31,7 +31,8 @@ class Request:
         student, teacher = self.student, self.teaching.folder
         texts = [source.path for source in self.sources]
         inputs = [path for path in (student, teacher, *texts, self.validation) if path is not None]
-        refuse_existing(output, overwrite=overwrite, inputs=inputs)
+        for path in (output, beside(output, self.recipe)):
+            refuse_existing(path, overwrite=overwrite, inputs=inputs)
         if student.resolve() == teacher.resolve():
             raise MinitronError(
                 f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher."
@@ -51,6 +52,11 @@ class Request:
             "text": describe(self.sources, self.validation),
             **({} if self.teaching.cache is None else {"cached": True}),
         }
+
+
+def beside(output: Path, recipe: Recipe) -> Path:
+    """Where the weights that are not selected go: OUTPUT.best, or OUTPUT.last where the best are."""
+    return output.with_name(f"{output.name}.{'last' if recipe.select == 'best' else 'best'}")
 
 
 def _weights_hash(folder: Path) -> str:

@@ -162,6 +162,7 @@ def distill_stages(
                 fp8_keep=fp8_keep,
                 note=note,
                 earlier=results,
+                tracked=output if len(stages) == 1 else output.with_name(f"{output.name}.stage-{number}"),
                 origin=student,
                 cache=None if cache is None else cache / f"stage-{number}",
                 **how,

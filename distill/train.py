@@ -4,12 +4,14 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,8 +24,9 @@ from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import Source
-from distill.request import Request
+from distill.request import Request, beside
 from distill.teaching import Teaching
+from distill.trackers import TRACKERS, Send, require_tracker
 from distill.trainer import Trainer
 from distill.work import Work
 from minitron.errors import MinitronError
@@ -61,7 +64,7 @@ class DistillResult:
     """Before the first step."""
 
     kl_after: float
-    """After the last."""
+    """Of the weights written."""
 
     perplexity_before: float
     perplexity_after: float
@@ -77,6 +80,14 @@ class DistillResult:
     losses: list[float]
     """The training loss of every step; nan where it was not finite and the step was skipped."""
 
+    selected_step: int
+    """After which of the steps the weights written are."""
+
+    @property
+    def selected(self) -> dict[str, float]:
+        """The validation of the weights written."""
+        return next(point for point in self.curve if point["step"] == self.selected_step)
+
     @property
     def skipped(self) -> int:
         """Steps that were skipped."""
@@ -86,6 +97,10 @@ class DistillResult:
         """The results of the command: all fields but the inputs and the losses of single steps."""
         fields = {name: value for name, value in vars(self).items() if name not in ("output", "recipe", "losses")}
         return fields | {"skipped_steps": self.skipped, "drift": None if self.drift is None else asdict(self.drift)}
+
+
+Track = Callable[[int], AbstractContextManager[Send]]
+"""(steps done before) -> where figures are sent until the block ends."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -113,6 +128,8 @@ def distill(
     processes: Processes | None = None,
     earlier: Sequence[DistillResult] = (),
     origin: Path | None = None,
+    track: str = "none",
+    tracked: Path | None = None,
     progress: Progress = silent,
     note: Callable[[str], None] = _no_note,
 ) -> DistillResult:
@@ -125,7 +142,8 @@ def distill(
     it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `cache` is a
     folder in which what a sparse loss reads of the teacher is kept, and found by later runs; `note` is told what was
     measured before training.  `earlier` are the stages before this one, which began with `origin`: the model card tells
-    of them.
+    of them.  `track` is a name of distill.trackers.TRACKERS, which knows the run by the name of
+    `tracked`, or else of the output.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
     where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
@@ -135,6 +153,7 @@ def distill(
     teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
     request = Request(student, teaching, tuple(sources), validation, recipe)
     request.check(output, overwrite=overwrite)
+    require_tracker(track)
     processes.require_share(recipe.sequences_per_step)
     if processes.is_first:
         work_folder.open(request.fingerprint, overwrite=overwrite)
@@ -151,15 +170,33 @@ def distill(
     if is_new and processes.is_first and (told := teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
-    _train(trainer, progress, note)
+    _train(
+        trainer,
+        progress,
+        note,
+        partial(TRACKERS[track if processes.is_first else "none"], tracked or output, recipe.to_json()),
+    )
     result = _result(trainer, start, output, teacher_precision)
-    weights = trainer.student_weights() if processes.world_size > 1 else {}
+    last = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
-        card = model_card(origin or student, teacher, text.source, result, earlier)
-        write_student(_whole(student, model, weights), student, output, card=card, overwrite=overwrite)
+        for point, folder in _written(trainer, output):
+            about = replace(result, selected_step=int(point["step"]))
+            card = model_card(origin or student, teacher, text.source, about, earlier)
+            weights = last if point["step"] == trainer.step else work_folder.load_best(int(point["step"]))
+            write_student(_whole(student, model, weights), student, folder, card=card, overwrite=overwrite)
+            if folder != output:
+                note(f"Written beside it: {folder}, the student after step {point['step']:,}, KL {point['kl']:.4f}.")
         work_folder.close()
     processes.wait()
     return result
+
+
+def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, float], Path]]:
+    """(validation, folder) of the weights to write: those selected, and the others where they differ."""
+    last, best = trainer.curve[-1], trainer.best
+    chosen, other = (best, last) if trainer.recipe.select == "best" else (last, best)
+    found = [(chosen, output)]
+    return found if chosen["step"] == other["step"] else [*found, (other, beside(output, trainer.recipe))]
 
 
 def _whole(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -249,29 +286,46 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
     return "\n".join(lines)
 
 
-def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None]) -> None:
+def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None], track: Track) -> None:
     """Step until the recipe is done; validate, save and stop in between as it says.  Raises Stopped."""
     recipe, work, first = trainer.recipe, trainer.work, trainer.processes.is_first
     with (
         progress("distilling", recipe.total_tokens - trainer.tokens, "tokens") as advance,
+        track(trainer.step) as send,
         _signals() as received,
     ):
-        while trainer.step < recipe.total_steps:
+        while not trainer.is_done:
             metrics = trainer.train_step()
-            done = trainer.step == recipe.total_steps
             if first:
                 work.append_metrics(**metrics, seconds=trainer.seconds)
-            if done or trainer.step % recipe.validation_interval == 0:
+                send(trainer.step, {f"train/{name}": value for name, value in metrics.items() if name != "step"})
+            if trainer.step == recipe.total_steps or trainer.step % recipe.validation_interval == 0:
                 point = trainer.validate()
+                trainer.keep_best()
                 if first:
                     work.append_metrics(step=trainer.step, validation=point)
+                    send(trainer.step, {f"held-out/{name}": value for name, value in point.items() if name != "step"})
+            done = trainer.is_done
             stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
             if stop or done or trainer.step % recipe.checkpoint_interval == 0:
                 trainer.save()
-            advance(recipe.batch_tokens, f"KL {metrics['loss']:.4f}" if "loss" in metrics else "not finite, skipped")
+            advance(recipe.batch_tokens, _told(trainer, metrics))
+            if done and trainer.step < recipe.total_steps:
+                note(
+                    f"Ended after step {trainer.step} of {recipe.total_steps}: {recipe.patience} validations in a row "
+                    f"were no better than that of step {trainer.best['step']:,}."
+                )
             if stop and not done:
                 note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to go on.")
                 raise Stopped
+
+
+def _told(trainer: Trainer, metrics: Mapping[str, Any]) -> str:
+    """What the progress bar says of a step."""
+    loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "not finite, skipped"
+    point, device = trainer.curve[-1], trainer.student.device
+    used = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return f"{loss}; held-out KL {point['kl']:.4f}, agreement {point['top1_agreement']:.1%}; {format_bytes(used)}"
 
 
 @contextmanager
@@ -296,7 +350,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _result(trainer: Trainer, start: dict[str, Any], output: Path, teacher_precision: str) -> DistillResult:
-    before, after = trainer.curve[0], trainer.curve[-1]
+    before, after = trainer.curve[0], _written(trainer, output)[0][0]
     return DistillResult(
         output=output,
         recipe=trainer.recipe,
@@ -313,4 +367,5 @@ def _result(trainer: Trainer, start: dict[str, Any], output: Path, teacher_preci
         drift=None if start["drift"] is None else Drift(**start["drift"]),
         curve=trainer.curve,
         losses=trainer.losses,
+        selected_step=int(after["step"]),
     )

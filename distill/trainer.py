@@ -85,6 +85,17 @@ class Trainer:
         return self.objective.trained
 
     @property
+    def best(self) -> dict[str, float]:
+        """The validation with the lowest KL, the first of equals; the one before training where there is no other."""
+        return min(self.curve[1:] or self.curve, key=lambda point: point["kl"])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left, or patience ran out."""
+        since = sum(point["step"] > self.best["step"] for point in self.curve)
+        return self.step >= self.recipe.total_steps or since >= (self.recipe.patience or self.step + 1)
+
+    @property
     def tokens(self) -> int:
         """Tokens trained on so far."""
         return self.step * self.recipe.batch_tokens
@@ -160,6 +171,14 @@ class Trainer:
         }
         self.curve.append(point)
         return point
+
+    def keep_best(self) -> None:
+        """Keep the weights of this moment where its validation is the best so far and not the last of the run."""
+        if self.best["step"] != self.step or self.step == self.recipe.total_steps:
+            return
+        weights = {name: self.processes.gather(parameter.detach()) for name, parameter in self.parameters.items()}
+        if self.processes.is_first:
+            self.work.save_best(self.step, weights)
 
     def save(self) -> None:
         """Write a checkpoint of this moment; all processes take part, the first one writes."""

@@ -5,6 +5,7 @@ start.json                  what was measured before the first step
 tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
 checkpoints/step-00000100   weights.safetensors, optimizer.safetensors, state.json
+best                        weights.safetensors of the best validation that is not the last, state.json: which
 """
 
 import json
@@ -105,6 +106,22 @@ class Work:
         for old in self._saved()[keep:]:
             shutil.rmtree(old)
         return folder
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of a validation that is better than those before it, instead of theirs."""
+        with new_folder(self._best, overwrite=True) as partial:
+            save_file(dict(weights), partial / WEIGHTS)
+            write_json(partial / STATE, {"step": step})
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """What `save_best` kept of `step`."""
+        if read_json(self._best / STATE)["step"] != step:
+            raise RuntimeError(f"{self._best} does not hold step {step}")
+        return dict(load_file(self._best / WEIGHTS))
+
+    @property
+    def _best(self) -> Path:
+        return self.folder / "best"
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; None where there is none."""

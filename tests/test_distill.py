@@ -29,6 +29,7 @@ from distill.tokens import Tokens
 from distill.train import DistillResult, Stopped, distill
 from distill.trainer import Pass, Trainer
 from distill.work import Work
+from minitron import quality
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.loading import load_model, load_tokenizer
@@ -207,6 +208,46 @@ def test_a_signal_saves_the_step_in_hand_and_stops(
 
 def keep(work: Path) -> None:
     shutil.copy(work / "metrics.jsonl", work.parent / "kept.jsonl")
+
+
+def worsening(monkeypatch: pytest.MonkeyPatch, kls: list[float]) -> None:
+    """Let the validations have these KLs, whatever the student says."""
+    left, measure = iter(kls), quality.measure_quality
+
+    def measured(model: Any, blocks: Any, **named: Any) -> quality.Quality:
+        found = measure(model, blocks, **named)
+        return found if found.kl_to_teacher is None else replace(found, kl_to_teacher=next(left))
+
+    monkeypatch.setattr(quality, "measure_quality", measured)
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_the_best_weights_are_kept_beside_the_last(
+    select: str, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, validate_every=2, patience=2, select=select)
+    output, notes = tmp_path / "out", list[str]()
+    with monkeypatch.context() as patch:
+        worsening(patch, [3.0, 1.0, 2.0, 1.0])
+        found = distill(student, tiny_hybrid, short_text, output, recipe, note=notes.append)
+    assert [point["step"] for point in found.curve] == [0, 2, 4, 6]
+    assert (found.steps, found.selected_step) == (6, 2 if select == "best" else 6)
+    assert any("Ended after step 6 of 8" in note for note in notes)
+    best, last = (output, tmp_path / "out.last") if select == "best" else (tmp_path / "out.best", output)
+    for folder, steps in ((best, 2), (last, 6)):
+        plain = replace(RECIPE, validate_every=8, steps=8)
+        with pytest.raises(Stopped):
+            send = stop_after(steps - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            distill(student, tiny_hybrid, short_text, tmp_path / f"{steps}", plain, progress=send)
+        checkpoint = Work(tmp_path / f"{steps}.work").newest()
+        assert checkpoint is not None and checkpoint.name.endswith(f"{steps}")
+        kept = load_file(checkpoint / "weights.safetensors")
+        written = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+        for name, parameter in written.named_parameters():
+            # To the rounding of bf16, in which they are written.
+            torch.testing.assert_close(parameter.detach(), kept[name], rtol=2**-8, atol=1e-6)
+    with pytest.raises(MinitronError, match="exists"):
+        distill(student, tiny_hybrid, short_text, output, recipe)
 
 
 def test_a_torn_checkpoint_is_never_picked_and_old_ones_go(
