@@ -6,7 +6,8 @@
      "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
      "skipped_steps", "selected_step",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
-     "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement"}, ...],
+     "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement",
+                and of a mixture of experts "busiest_expert" (tokens, in multiples of the mean), "idle_experts"}, ...],
      "stages": [the same of every stage before the last, where there is a recipe file]}
 
 All of them are measured on held-out text.  `seconds` and `tokens_per_s` are those of the steps; the document's own
@@ -96,7 +97,7 @@ class Training:
         float, typer.Option("--cosine-weight", help="Times 1 - cosine of the last hidden states, added to the loss.")
     ] = 0.0
     train: Annotated[
-        str, typer.Option("--train", help="all parameters, or the router's alone.", metavar="all|router")
+        str, typer.Option("--train", help="all parameters, the routers' alone, or all others.", metavar="NAME")
     ] = "all"
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Make activations anew on the way back: less memory.")
@@ -301,12 +302,16 @@ def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, An
 
 def print_result(result: "DistillResult") -> None:
     """The curve, and what there was to gain."""
+    from distill.router_load import told
+
     rows: list[list[show.Cell]] = [
         [point["step"], point["tokens"], point["kl"], point["perplexity"], f"{point['top1_agreement']:.1%}"]
         for point in result.curve
     ]
     columns = ["step", "tokens", "KL to teacher", "perplexity", "top-1 agreement"]
     show.table("On held-out text; KL in nats", columns, rows)
+    if (load := told(result.curve[0], result.selected)) is not None:
+        show.line(load)
     teacher = f"The teacher ({result.teacher_precision}) has a perplexity of {result.perplexity_teacher:.4g}"
     if result.drift is not None:
         teacher += f" and takes {format_bytes(result.drift.stored_bytes)}"

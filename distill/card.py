@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.router_load import told
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def model_card(
         f"| perplexity | {before['perplexity']:.3f} | {after['perplexity']:.3f} | {result.perplexity_teacher:.3f} |",
         "",
     ]
+    if (load := told(before, after)) is not None:
+        lines += [load, ""]
     for number, stage in enumerate(earlier, 1):
         lines += [
             f"Stage {number} before: {stage.tokens:,} tokens in sequences of {stage.recipe.sequence_length:,}, "

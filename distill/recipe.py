@@ -11,8 +11,8 @@ from minitron.loading import DTYPES
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
 
-TRAINED: Final = ("all", "router")
-"""All parameters, or those of the routers of mixtures of experts alone."""
+TRAINED: Final = ("all", "router", "all-but-router")
+"""All parameters, those of the routers of mixtures of experts alone, or all others."""
 
 SELECTED: Final = ("last", "best")
 """The weights after the last step, or those of the validation with the lowest KL."""

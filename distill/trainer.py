@@ -21,6 +21,7 @@ from distill.fp8 import ROUTERS
 from distill.objective import Objective, Pass
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.router_load import counted, load_of
 from distill.slopes import chunks
 from distill.teaching import Reference
 from distill.work import Work, load_checkpoint
@@ -48,9 +49,9 @@ class Trainer:
         self.work, self.processes = work, processes
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
-        student.eval().requires_grad_(recipe.train == "all")
-        if recipe.train == "router":
-            _train_routers(student)
+        student.eval().requires_grad_(recipe.train != "router")
+        if recipe.train != "all":
+            _choose_trained(student, routers=recipe.train == "router")
         if recipe.activation_checkpointing:
             for layer in student.base_model.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -158,7 +159,7 @@ class Trainer:
                     batch_size=self.recipe.sequences_per_pass,
                 )
 
-        with torch.no_grad():
+        with torch.no_grad(), counted(self.student) as tokens:
             found = self.objective(measure)
         self.processes.collect(self.objective)
         assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
@@ -168,7 +169,7 @@ class Trainer:
             "kl": found.kl_to_teacher,
             "perplexity": found.perplexity,
             "top1_agreement": found.top1_agreement,
-        }
+        } | load_of(tokens)
         self.curve.append(point)
         return point
 
@@ -238,13 +239,13 @@ def _passes(batch: Batch, mine: slice, size: int) -> list[tuple[int, Pass]]:
     ]
 
 
-def _train_routers(model: PreTrainedModel) -> None:
-    """Leave every parameter as it is but those of routers; raises MinitronError where there are none."""
-    routers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
-    if not routers:
-        raise MinitronError("the student has no routers to train; leave --train router out.")
-    for module in routers:
-        module.requires_grad_(True)
+def _choose_trained(model: PreTrainedModel, *, routers: bool) -> None:
+    """Train routers, or leave them as they are; raises MinitronError where there are none."""
+    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
+    if not found:
+        raise MinitronError("the student has no routers; leave --train out.")
+    for module in found:
+        module.requires_grad_(routers)
 
 
 def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

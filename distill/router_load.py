@@ -1,0 +1,58 @@
+"""How evenly the routers of a mixture of experts spread tokens: what a router that is trained may lose.
+
+Shape letters: N tokens, K experts a token goes to, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Module's name -> [E] tokens that each of its experts got while the block ran; empty for a model without experts.
+
+    Experts are the modules that transformers calls with (states [N, H], experts [N, K], weights [N, K])."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def see(module: Any, arguments: tuple[Any, ...]) -> None:
+            found[name] = found[name] + torch.bincount(arguments[1].flatten(), minlength=module.num_experts).cpu()
+
+        return see
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(experts := getattr(module, "num_experts", None), int) and hasattr(module, "down_proj"):
+            found[name] = torch.zeros(experts, dtype=torch.long)
+            handles.append(module.register_forward_pre_hook(watch(name)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load_of(counts: dict[str, Tensor]) -> dict[str, float]:
+    """`busiest_expert`: the most tokens of any expert, in multiples of its layer's mean; `idle_experts`: how many got
+    none.  Empty where there are no experts."""
+    if not counts:
+        return {}
+    busiest = max(float(count.max() / count.double().mean().clamp_min(1e-9)) for count in counts.values())
+    return {"busiest_expert": busiest, "idle_experts": float(sum(int((count == 0).sum()) for count in counts.values()))}
+
+
+def told(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """One sentence about `load_of` before and after training; None where there are no experts."""
+    if "busiest_expert" not in after:
+        return None
+    return (
+        f"Routers: the busiest expert gets {after['busiest_expert']:.2f} times its layer's mean "
+        f"({before['busiest_expert']:.2f} before training), {after['idle_experts']:.0f} experts get nothing "
+        f"({before['idle_experts']:.0f} before)."
+    )
