@@ -1,6 +1,7 @@
 """What distillation costs: memory and time of the loss, ratios taken in one run.
 
     python benchmarks/distillation.py loss [--vocab 131072 --tokens 2048 --hidden 2688 --repeats 3]
+    python benchmarks/distillation.py step --student CUT [--model PARENT --data TEXT --tokens 4096 --repeats 9]
 
 The naive loss makes the logits of all tokens in bf16, widens them to fp32 and lets autograd do the rest.  Peak memory
 is the largest resident memory (VmHWM) of a process above what it had with the inputs in place; times are medians of
@@ -11,18 +12,29 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from smollm2 import write_section
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from distill.data import read_text
 from distill.divergences import Loss
 from distill.losses import chunked_loss
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.trainer import Trainer
+from distill.work import Work
+from minitron import builtin
+from minitron.loading import load_model, load_tokenizer
+from minitron.quality import hidden_states
 from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -136,17 +148,90 @@ def measure_loss(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def measure_step(options: argparse.Namespace) -> str:
+    """The section of RESULTS.md: a whole step beside its parts timed alone, taking turns in one process."""
+    recipe = Recipe(steps=options.repeats + 1, batch_tokens=options.tokens, validation_sequences=4)
+    teacher = load_model(options.model, dtype=torch.bfloat16, device=torch.device("cpu"))
+    student = load_model(options.student, dtype=torch.float32, device=torch.device("cpu"))
+    text = read_text(
+        load_tokenizer(options.model), options.data, sequence_length=recipe.sequence_length, validation_sequences=4
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(student, teacher, text, recipe, Work(Path(scratch)), Processes())
+        times: dict[str, list[float]] = {}
+        for _ in range(options.repeats + 1):
+            for name, seconds in _step_and_parts(trainer).items():
+                times.setdefault(name, []).append(seconds)
+    # The first of each allocates what the others use again.
+    found = {name: median(each[1:]) for name, each in times.items()}
+    parts = sum(seconds for name, seconds in found.items() if name != "whole step")
+    return "\n".join(
+        [
+            "## A whole step of distillation (`benchmarks/distillation.py step`)",
+            "",
+            f"`{options.model.resolve().parent.name}/{options.model.resolve().name}` teaches a student cut from it, "
+            f"{options.tokens:,} tokens a step in sequences of {recipe.sequence_length}, bf16 matmuls, "
+            f"{torch.get_num_threads()} thread; medians of {options.repeats} that take turns.",
+            "",
+            "| | time |",
+            "|---|--:|",
+            *(f"| {name} | {seconds:.3f} s |" for name, seconds in found.items()),
+            "",
+            f"The whole step runs at {parts / found['whole step']:.2f} of the speed of its parts.",
+            "",
+        ]
+    )
+
+
+def _step_and_parts(trainer: Trainer) -> dict[str, float]:
+    """Seconds of a whole step, and of what it cannot do without, each alone."""
+    times, objective, recipe = {}, trainer.objective, trainer.recipe
+    teacher = objective.teacher
+    assert isinstance(teacher, PreTrainedModel)
+    batch = trainer.text.batch(trainer.position, recipe.sequences_per_step, seed=recipe.seed)
+    ids = [torch.from_numpy(part) for part in np.array_split(batch.ids, len(batch.ids) // recipe.sequences_per_pass)]
+
+    started = time.perf_counter()
+    trainer.train_step()
+    times["whole step"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    with torch.no_grad():
+        theirs = [hidden_states(teacher, part).flatten(0, 1) for part in ids]
+    times["teacher forward"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    head, other = (model.get_output_embeddings().weight for model in (trainer.student, teacher))
+    for part, states in zip(ids, theirs, strict=True):
+        with objective.autocast():
+            mine = hidden_states(trainer.student, part).flatten(0, 1)
+            loss = chunked_loss(Loss("forward_kl"), mine, head, states, other, head_gradient=head.grad)
+        loss.backward()  # type: ignore[no-untyped-call]
+    times["student forward, loss, backward"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    trainer.optimizer.step()
+    times["optimizer"] = time.perf_counter() - started
+    return times
+
+
 def main() -> None:
     """Parse the command line, measure, write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["loss", "peak"])
+    parser.add_argument("what", choices=["loss", "step", "peak"])
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--vocab", type=int, default=131_072)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--model", type=Path, default=builtin.MODEL)
+    parser.add_argument("--student", type=Path, help="cut from the model by minitron prune")
+    parser.add_argument("--data", type=Path, default=builtin.DISTILL)
     parser.add_argument("--hidden", type=int, default=2688)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options: Any = parser.parse_args()
+    options.tokens = options.tokens or (4096 if options.what == "step" else 2048)
+    if options.what == "step" and options.student is None:
+        parser.error("--student is needed for step")
     torch.set_num_threads(1)
     if options.what == "peak":
         given = inputs(options)
@@ -154,7 +239,7 @@ def main() -> None:
         both_ways(options.way, given)
         print(json.dumps(_resident("VmHWM") - before))
         return
-    section = measure_loss(options)
+    section = (measure_step if options.what == "step" else measure_loss)(options)
     write_section(options.results, section)
     print(section)
 
