@@ -193,6 +193,15 @@ CacheOption = Annotated[
         show_default=False,
     ),
 ]
+TeacherDeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-device",
+        help="Where the teacher is kept, as torch spells it: cpu, cuda:1; with the student unless given.",
+        metavar="DEVICE",
+        show_default=False,
+    ),
+]
 TrackOption = Annotated[
     str,
     typer.Option("--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"),
@@ -218,6 +227,7 @@ def command(
     fp8_keep: Fp8KeepOption = "attention,before-attention",
     cache_teacher: CacheOption = None,
     device: DeviceOption = None,
+    teacher_device: TeacherDeviceOption = None,
     work: WorkOption = None,
     track: TrackOption = "none",
     overwrite: OverwriteOption = False,
@@ -235,12 +245,15 @@ def command(
     sources = [parse_source(typed) for typed in data or ()]
     stages = _stages(recipe, training, has_data=bool(sources))
     with joined(device) as (processes, own):
+        if teacher_device is not None and processes.world_size > 1:
+            raise MinitronError("many processes share the teacher with the student; leave --teacher-device out.")
         how: dict[str, Any] = {
             "validation": validation,
             "teacher_precision": teacher_precision.value,
             "fp8_keep": parse_kept(fp8_keep),
             "cache": cache_teacher,
             "device": own,
+            "teacher_device": teacher_device,
             "overwrite": overwrite,
             "work": work,
             "track": track,
@@ -262,6 +275,7 @@ def command(
             "cache_teacher": None if cache_teacher is None else str(cache_teacher),
             "fp8_keep": fp8_keep,
             "device": device,
+            "teacher_device": teacher_device,
         }
         told = results[-1].to_json() | {"stages": [result.to_json() for result in results[:-1]]}
         show.document(show.run_document(output, inputs, settings, told, time.monotonic() - started))

@@ -52,6 +52,7 @@ class Objective(nn.Module):
         self.student, self.recipe = student, recipe
         # Not a part of this module: its parameters are its own affair.
         self._teacher = (teacher,)
+        self._copied_head: Tensor | None = None
         self.projection: nn.Parameter | None = None
         if recipe.cosine_weight and isinstance(teacher, PreTrainedModel):
             self.projection = _projection(student, teacher)
@@ -90,7 +91,7 @@ class Objective(nn.Module):
                 mine = hidden_states(self.student, part.ids).flatten(0, 1)
                 return sparse_loss(mine, head, targets, vocab=self.teacher.vocab, **asked)
         with torch.no_grad():
-            theirs = hidden_states(self.teacher, part.ids).flatten(0, 1)
+            theirs = hidden_states(self.teacher, part.ids).flatten(0, 1).to(device)
         with self.autocast():
             mine = hidden_states(self.student, part.ids).flatten(0, 1)
             total = chunked_loss(
@@ -98,7 +99,7 @@ class Objective(nn.Module):
                 mine,
                 head,
                 theirs,
-                self.teacher.get_output_embeddings().weight,
+                self._teacher_head(device),
                 temperature=recipe.temperature,
                 vocab_chunk=recipe.vocab_chunk,
                 seed=int(np.random.SeedSequence([recipe.seed, place]).generate_state(1)[0]),
@@ -108,6 +109,16 @@ class Objective(nn.Module):
                 cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=part.divisor)
                 total = total + recipe.cosine_weight * cosine
         return total
+
+    def _teacher_head(self, device: torch.device) -> Tensor:
+        """The teacher's output layer, of which the student's device has a copy where the teacher is on another."""
+        assert isinstance(self.teacher, PreTrainedModel)
+        head: Tensor = self.teacher.get_output_embeddings().weight
+        if head.device == device:
+            return head
+        if self._copied_head is None:
+            self._copied_head = head.to(device)
+        return self._copied_head
 
     def _head_gradient(self, head: nn.Parameter) -> Tensor | None:
         """Where the output layer's gradient may be added at once; of one that is dealt out autograd must hear."""

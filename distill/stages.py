@@ -124,7 +124,9 @@ def distill_stages(
     requests = [
         Request(
             student,
-            Teaching(teacher, find_device(how.get("device")), teacher_precision, fp8_keep, cache),
+            Teaching(
+                teacher, find_device(how.get("teacher_device") or how.get("device")), teacher_precision, fp8_keep, cache
+            ),
             _text(stage, number, data),
             validation,
             stage.recipe,

@@ -123,6 +123,7 @@ def distill(
     fp8_keep: Kept = DEFAULT,
     cache: Path | None = None,
     device: str | None = None,
+    teacher_device: str | None = None,
     overwrite: bool = False,
     work: Path | None = None,
     processes: Processes | None = None,
@@ -139,8 +140,9 @@ def distill(
     Checkpoints are kept in the folder `work`, beside the output and named after it unless given; a run that stopped,
     however it did, goes on from the newest when it is called again with the same arguments, and gives the same weights
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
-    it, the first GPU or else the CPU unless given; `fp8_keep` is what of a teacher in FP8 stays in bf16; `cache` is a
-    folder in which what a sparse loss reads of the teacher is kept, and found by later runs; `note` is told what was
+    it, the first GPU or else the CPU unless given; `teacher_device` is the teacher's where that is another; `fp8_keep`
+    is what of a teacher in FP8 stays in bf16; `cache` is a folder in which what a sparse loss reads of the teacher is
+    kept, and found by later runs; `note` is told what was
     measured before training.  `earlier` are the stages before this one, which began with `origin`: the model card tells
     of them.  `track` is a name of distill.trackers.TRACKERS, which knows the run by the name of
     `tracked`, or else of the output.
@@ -150,7 +152,7 @@ def distill(
     place, processes = find_device(device), processes or Processes()
     sources = [Source(str(data))] if isinstance(data, Path) else list(data)
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
-    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
+    teaching = Teaching(teacher, find_device(teacher_device or device), teacher_precision, fp8_keep, cache)
     request = Request(student, teaching, tuple(sources), validation, recipe)
     request.check(output, overwrite=overwrite)
     require_tracker(track)

@@ -144,7 +144,8 @@ def _batch_sums(model: PreTrainedModel, teacher: Answers | None, ids: Tensor) ->
         picked = log_q.gather(-1, following[chunk].clamp(min=0)[:, None])[:, 0][known]
         sums[0] -= float(picked.cpu().double().sum())
         if teacher is not None and teacher_states is not None:
-            theirs = teacher.head(teacher_states[chunk]).float()
+            # The teacher may have a device of its own.
+            theirs = teacher.head(teacher_states[chunk]).to(logits.device).float()
             vocab = min(logits.shape[-1], theirs.shape[-1])
             if vocab < logits.shape[-1]:
                 logits = logits[:, :vocab]

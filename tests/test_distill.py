@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from distill.data import Part, Text, read_text
 from distill.output import write_student
+from distill.objective import Objective
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.router_load import counted, load_of
@@ -497,6 +498,20 @@ def test_the_load_of_experts_is_told(
     assert "the busiest expert gets" in (undisturbed.output / "README.md").read_text()
     with counted(load_model(tiny_llama)) as found:
         assert load_of(found) == {}
+
+
+def test_a_teacher_may_have_a_device_of_its_own(
+    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    result = distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE, teacher_device="cpu")
+    require_equal(result, undisturbed)
+    # There is no second device here that computes; of what crosses over the output layer is copied once.
+    small, large = (load_model(folder, device=torch.device("cpu")) for folder in (student, tiny_hybrid))
+    objective, head = Objective(small, large, RECIPE), large.get_output_embeddings().weight
+    assert objective._teacher_head(torch.device("cpu")) is head
+    copied = objective._teacher_head(torch.device("meta"))
+    assert copied.is_meta and copied.shape == head.shape
+    assert objective._teacher_head(torch.device("meta")) is copied
 
 
 def test_activations_made_anew_are_the_same(
