@@ -121,16 +121,10 @@ def distill_stages(
     text, and where the folder was begun with another recipe."""
     processes = processes or Processes()
     folder = work or output.with_name(f"{output.name}.work")
+    place = find_device(how.get("teacher_device") or how.get("device"))
+    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
     requests = [
-        Request(
-            student,
-            Teaching(
-                teacher, find_device(how.get("teacher_device") or how.get("device")), teacher_precision, fp8_keep, cache
-            ),
-            _text(stage, number, data),
-            validation,
-            stage.recipe,
-        )
+        Request(student, teaching, _text(stage, number, data), validation, stage.recipe)
         for number, stage in enumerate(stages, 1)
     ]
     # A stage's mistake is told now, not when the stages before it are done.
@@ -144,7 +138,7 @@ def distill_stages(
     here = student
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
-        place, record = (output if last else folder / f"stage-{number}"), folder / f"stage-{number}.json"
+        there, record = (output if last else folder / f"stage-{number}"), folder / f"stage-{number}.json"
         if record.is_file():
             results.append(_read(record))
         else:
@@ -153,7 +147,7 @@ def distill_stages(
                 here,
                 teacher,
                 stage.data or data,
-                place,
+                there,
                 stage.recipe,
                 work=folder / f"stage-{number}.work",
                 # A student without a record is one whose stage died between the two.
@@ -173,7 +167,7 @@ def distill_stages(
             if processes.is_first and not last:
                 write_json(record, _written(found))
             processes.wait()
-        here = place
+        here = there
     if processes.is_first:
         shutil.rmtree(folder)
     processes.wait()

@@ -182,12 +182,12 @@ def distill(
     last = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
         for point, folder in _written(trainer, output):
-            about = replace(result, selected_step=int(point["step"]))
-            card = model_card(origin or student, teacher, text.source, about, earlier)
-            weights = last if point["step"] == trainer.step else work_folder.load_best(int(point["step"]))
+            step = int(point["step"])
+            card = model_card(origin or student, teacher, text.source, replace(result, selected_step=step), earlier)
+            weights = last if step == trainer.step else work_folder.load_best(step)
             write_student(_whole(student, model, weights), student, folder, card=card, overwrite=overwrite)
             if folder != output:
-                note(f"Written beside it: {folder}, the student after step {point['step']:,}, KL {point['kl']:.4f}.")
+                note(f"Written beside it: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
         work_folder.close()
     processes.wait()
     return result

@@ -109,7 +109,8 @@ class LayerwiseModel:
         missing = names - {name for part in parts.values() for name in part}
         if missing:
             raise MinitronError(
-                f"{self.checkpoint.folder} holds nothing for {sorted(missing)[0]}; score it without --offload."
+                f"{self.checkpoint.folder} holds nothing for {sorted(missing)[0]}, so that it cannot be read layer by "
+                "layer; score it without --offload, and as a teacher keep it in bf16."
             )
         return parts
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from distill.data import Part, Text, read_text
-from distill.output import write_student
 from distill.objective import Objective
+from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.router_load import counted, load_of
