@@ -1,0 +1,237 @@
+"""Our training loop beside a plain transformers Trainer and TRL's GKDTrainer, on the same logit distillation.
+
+    pip install trl
+    python benchmarks/trainers.py --name NAME --model PARENT --student CUT --data TEXT [--steps 4 --tokens 2048]
+
+All three train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
+tokens a step in one pass; the teacher is in bf16.  Each runs in a process of its own; a step's time is the median of
+all but the first, and the peak is that of the whole process (VmHWM), models included, above what it had before them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from smollm2 import write_section
+from transformers import Trainer as HuggingFaceTrainer
+from transformers import TrainerCallback, TrainingArguments
+
+from distill.data import read_text
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.trainer import Trainer
+from distill.work import Work
+from minitron.loading import load_model, load_tokenizer
+from minitron.units import format_bytes
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+SEQUENCE_LENGTH = 512
+CPU = torch.device("cpu")
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, *given: Any, **named: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_step_end(self, *given: Any, **named: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+class Plain(HuggingFaceTrainer):
+    """KL over whole logits in the loss of a plain Trainer."""
+
+    teacher: Any
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **named: Any) -> Any:
+        ids = inputs["input_ids"]
+        logits = model(input_ids=ids).logits.float()
+        with torch.no_grad():
+            log_p = self.teacher(input_ids=ids).logits.float().log_softmax(-1)
+        loss = torch.nn.functional.kl_div(logits.log_softmax(-1), log_p, reduction="sum", log_target=True) / ids.numel()
+        return (loss, None) if return_outputs else loss
+
+
+def _sequences(options: argparse.Namespace) -> list[list[int]]:
+    text = read_text(
+        load_tokenizer(options.model), options.data, sequence_length=SEQUENCE_LENGTH, validation_sequences=1
+    )
+    return [text.parts[0].sequence(number)[0].tolist() for number in range(options.steps * options.batch)]
+
+
+def _arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": options.batch,
+        "max_steps": options.steps,
+        "bf16": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_strategy": "no",
+        "remove_unused_columns": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def ours(options: argparse.Namespace, folder: str) -> list[float]:
+    """Seconds of each step."""
+    text = read_text(
+        load_tokenizer(options.model), options.data, sequence_length=SEQUENCE_LENGTH, validation_sequences=1
+    )
+    recipe = Recipe(
+        steps=options.steps,
+        sequence_length=SEQUENCE_LENGTH,
+        batch_tokens=options.tokens,
+        micro_batch=options.batch,
+        validation_sequences=1,
+    )
+    student = load_model(options.student, dtype=torch.float32, device=CPU)
+    teacher = load_model(options.model, dtype=torch.bfloat16, device=CPU)
+    trainer = Trainer(student, teacher, text, recipe, Work(Path(folder)), Processes())
+    times = [time.perf_counter()]
+    for _ in range(options.steps):
+        trainer.train_step()
+        times.append(time.perf_counter())
+    return _differences(times)
+
+
+def plain(options: argparse.Namespace, folder: str) -> list[float]:
+    """Seconds of each step of a transformers Trainer."""
+    rows = [{"input_ids": ids, "labels": ids} for ids in _sequences(options)]
+    clock = Clock()
+    trainer = Plain(
+        load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
+        TrainingArguments(**_arguments(options, folder)),
+        train_dataset=rows,  # type: ignore[arg-type]
+        callbacks=[clock],
+    )
+    trainer.teacher = load_model(options.model, dtype=torch.bfloat16, device=CPU)
+    trainer.train()
+    return _differences(clock.times)
+
+
+def gkd(options: argparse.Namespace, folder: str) -> list[float]:
+    """Seconds of each step of TRL's GKDTrainer, off-policy (lmbda 0), forward KL (beta 0)."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        # The whole sequence is the answer, save for the one token that a prompt must have.
+        return {
+            "input_ids": ids,
+            "labels": ids,
+            "attention_mask": torch.ones_like(ids),
+            "prompts": ids[:, :1],
+            "prompt_attention_mask": torch.ones_like(ids[:, :1]),
+        }
+
+    tokenizer = load_tokenizer(options.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    clock = Clock()
+    rows = [{"input_ids": ids, "messages": [{"role": "user", "content": ""}]} for ids in _sequences(options)]
+    trainer = GKDTrainer(
+        model=load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
+        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=CPU),
+        args=GKDConfig(
+            **_arguments(options, folder),
+            lmbda=0.0,
+            beta=0.0,
+            max_length=SEQUENCE_LENGTH,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        data_collator=collate,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return _differences(clock.times)
+
+
+WAYS = {"minitron": ours, "transformers Trainer": plain, "TRL GKDTrainer": gkd}
+
+
+def _differences(times: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 2**10
+
+
+def run(way: str, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds a step and peak memory, in a process of its own."""
+    command = [sys.executable, __file__, "--way", way]
+    for name in ("name", "model", "student", "data", "steps", "tokens"):
+        command += [f"--{name}", str(getattr(options, name))]
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return dict(json.loads(found.splitlines()[-1]))
+
+
+def report(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
+    """The section of RESULTS.md."""
+    own = found["minitron"]
+    rows = [
+        f"| {way} | {options.tokens / each['seconds']:,.0f} | {own['seconds'] / each['seconds']:.2f} | "
+        f"{format_bytes(int(each['peak']))} | {each['peak'] / own['peak']:.2f} |"
+        for way, each in found.items()
+    ]
+    return "\n".join(
+        [
+            f"## Against other training loops: {options.name} (`benchmarks/trainers.py`)",
+            "",
+            "| | tokens/s | of ours | peak memory | of ours |",
+            "|---|--:|--:|--:|--:|",
+            *rows,
+            "",
+            f"{options.tokens:,} tokens a step in {options.batch} sequences of {SEQUENCE_LENGTH}, one pass, bf16 "
+            f"autocast over fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Parse the command line, measure, write the section."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--name", required=True, help="of the model, for the heading")
+    for name in ("model", "student", "data"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options: Any = parser.parse_args()
+    options.batch = options.tokens // SEQUENCE_LENGTH
+    torch.set_num_threads(1)
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    if options.way:
+        before = _resident("VmRSS")
+        with tempfile.TemporaryDirectory() as folder:
+            times = WAYS[options.way](options, folder)
+        print(json.dumps({"seconds": median(times[1:]), "peak": _resident("VmHWM") - before}))
+        return
+    section = report(options, {way: run(way, options) for way in WAYS})
+    write_section(options.results, section)
+    print(section)
+
+
+if __name__ == "__main__":
+    main()
