@@ -17,20 +17,23 @@ from torch import Tensor, nn
 def counted(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Module's name -> [E] tokens that each of its experts got while the block ran; empty for a model without experts.
 
-    Experts are the modules that transformers calls with (states [N, H], experts [N, K], weights [N, K])."""
+    Experts are the modules that transformers tells which of them each token goes to: [N, K] whole numbers beside the
+    states [N, H].  Those of a family that does it otherwise are left out."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        def see(module: Any, arguments: tuple[Any, ...]) -> None:
-            found[name] = found[name] + torch.bincount(arguments[1].flatten(), minlength=module.num_experts).cpu()
+        def see(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tensors = [one for one in (*given, *named.values()) if isinstance(one, Tensor)]
+            for chosen in (one for one in tensors if one.dtype == torch.long):
+                counts = torch.bincount(chosen.flatten(), minlength=module.num_experts).cpu()
+                found[name] = found.get(name, torch.zeros_like(counts)) + counts
 
         return see
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(experts := getattr(module, "num_experts", None), int) and hasattr(module, "down_proj"):
-            found[name] = torch.zeros(experts, dtype=torch.long)
-            handles.append(module.register_forward_pre_hook(watch(name)))
+        if isinstance(getattr(module, "num_experts", None), int) and hasattr(module, "down_proj"):
+            handles.append(module.register_forward_pre_hook(watch(name), with_kwargs=True))
     try:
         yield found
     finally:

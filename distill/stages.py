@@ -30,6 +30,7 @@ from distill.recipe import Recipe
 from distill.records import HUB, Source, parse_source
 from distill.request import Request
 from distill.teaching import Teaching
+from distill.trackers import require_tracker
 from distill.train import DistillResult, distill
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
@@ -131,6 +132,7 @@ def distill_stages(
     for request in requests:
         request.check(output, overwrite=overwrite)
         processes.require_share(request.recipe.sequences_per_step)
+    require_tracker(how.get("track", "none"))
     if processes.is_first:
         _begin(folder, [request.fingerprint for request in requests], overwrite=overwrite)
     processes.wait()

@@ -181,7 +181,8 @@ def distill(
     result = _result(trainer, start, output, teacher_precision)
     last = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
-        for point, folder in _written(trainer, output):
+        # The output comes last: where it is there, all is.
+        for point, folder in reversed(_written(trainer, output)):
             step = int(point["step"])
             card = model_card(origin or student, teacher, text.source, replace(result, selected_step=step), earlier)
             weights = last if step == trainer.step else work_folder.load_best(step)

@@ -112,8 +112,10 @@ def test_a_later_stages_mistake_is_told_before_the_first_begins(
     (folder / "long.txt").unlink()
     assert run(arguments(folder, tiny_llama)) == 2
     assert "long.txt" in capsys.readouterr().err
-    cache = ["--cache-teacher", str(folder / "cache")]
     tiny_models.write_text(folder / "long.txt", seed=1, sentences=400)
+    assert run([*arguments(folder, tiny_llama), "--track", "paper"]) == 2
+    assert "no tracker 'paper'" in capsys.readouterr().err
+    cache = ["--cache-teacher", str(folder / "cache")]
     (folder / "recipe.toml").write_text(RECIPE.replace("steps = 3", "steps = 3\nloss = 'sampled:4'"))
     assert run([*arguments(folder, tiny_llama), *cache]) == 2
     assert "forward_kl" in capsys.readouterr().err
