@@ -31,6 +31,7 @@ WAYS: Final[dict[str, dict[str, Any]]] = {
     "bf16": {},
     "fp8": {"teacher_precision": "fp8"},
     "cache of sampled:12": {"loss": "sampled:12"},
+    "cache of sampled:50": {"loss": "sampled:50"},
 }
 """Row of the table -> what differs; of the cache its loss."""
 
@@ -51,7 +52,7 @@ def train(options: argparse.Namespace, way: str, seed: int, output: Path) -> dic
         loss=loss,
     )
     if loss != "forward_kl":
-        asked["cache"] = options.work / f"cache-{seed}"
+        asked["cache"] = options.work / f"cache-{loss.replace(':', '-')}-{seed}"
     found = distill(options.student, options.model, options.data, output, recipe, validation=options.text, **asked)
     return {"drift": None if found.drift is None else asdict(found.drift), "kl_before": found.kl_before}
 
@@ -115,7 +116,7 @@ def main() -> None:
     found = {}
     for seed in range(options.seeds):
         for way in WAYS:
-            path = options.work / f"{way.split()[0]}-{seed}.json"
+            path = options.work / f"{way.replace(' ', '-').replace(':', '-')}-{seed}.json"
             if not path.exists():
                 with tempfile.TemporaryDirectory(dir=options.work) as scratch:
                     output = Path(scratch) / "student"

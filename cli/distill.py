@@ -132,6 +132,14 @@ class Training:
     keep_checkpoints: Annotated[
         int, typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")
     ] = 2
+    async_checkpoints: Annotated[
+        bool | None,
+        typer.Option(
+            "--async-checkpoints/--sync-checkpoints",
+            help="Write them behind the steps that follow, from a copy in memory; async on a GPU unless given.",
+            show_default=False,
+        ),
+    ] = None
     assistant_only: Annotated[
         bool, typer.Option("--assistant-only", help="Of conversations learn only what the assistant says.")
     ] = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from minitron.errors import MinitronError
 
@@ -64,13 +64,6 @@ class Processes:
     def gather(self, tensor: Tensor) -> Tensor:
         """The whole of a tensor of which each process has a part; all of them must ask."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-    def deal(self, whole: Tensor, like: Tensor) -> Tensor:
-        """This process's part of `whole`, dealt out as `like` is."""
-        whole = whole.to(like.device)
-        if not isinstance(like, DTensor):
-            return whole
-        return distribute_tensor(whole, like.device_mesh, like.placements)
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

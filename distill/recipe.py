@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
+import torch
+
 from distill.divergences import parse_loss
 from minitron.errors import MinitronError
 from minitron.loading import DTYPES
@@ -81,6 +83,10 @@ class Recipe:
 
     keep_checkpoints: int = 2
     """How many of the newest stay on the disk."""
+
+    async_checkpoints: bool | None = None
+    """Whether checkpoints are written behind the steps that follow, from a copy in the CPU's memory; None is where the
+    student is on a GPU."""
 
     assistant_only: bool = False
     """Of conversations only what the assistant says is learnt."""
@@ -194,6 +200,10 @@ class Recipe:
         """Steps between checkpoints."""
         return self.checkpoint_every or max(1, min(500, math.ceil(self.total_steps / 10)))
 
+    def saves_behind(self, device: torch.device) -> bool:
+        """Whether checkpoints of a student on `device` are written behind the steps that follow."""
+        return device.type != "cpu" if self.async_checkpoints is None else self.async_checkpoints
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0 .. total_steps - 1: a linear warm-up, then half a cosine down to the last one."""
         warmup = min(100, self.total_steps // 10) if self.warmup_steps is None else self.warmup_steps
@@ -224,6 +234,7 @@ _POSITIVE: Final = tuple(
         "train",
         "select",
         "activation_checkpointing",
+        "async_checkpoints",
         *_NOT_NEGATIVE,
     }
 )

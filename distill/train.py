@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.card import model_card
+from distill.checkpoints import read_weights
 from distill.data import Text, read_text
 from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
@@ -179,14 +179,12 @@ def distill(
         partial(TRACKERS[track if processes.is_first else "none"], tracked or output, recipe.to_json()),
     )
     result = _result(trainer, start, output, teacher_precision)
-    last = trainer.student_weights() if processes.world_size > 1 else {}
     if processes.is_first:
         # The output comes last: where it is there, all is.
         for point, folder in reversed(_written(trainer, output)):
             step = int(point["step"])
             card = model_card(origin or student, teacher, text.source, replace(result, selected_step=step), earlier)
-            weights = last if step == trainer.step else work_folder.load_best(step)
-            write_student(_whole(student, model, weights), student, folder, card=card, overwrite=overwrite)
+            write_student(_weights_of(trainer, step, student), student, folder, card=card, overwrite=overwrite)
             if folder != output:
                 note(f"Written beside it: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
         work_folder.close()
@@ -202,10 +200,16 @@ def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, float], Pat
     return found if chosen["step"] == other["step"] else [*found, (other, beside(output, trainer.recipe))]
 
 
-def _whole(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The trained model in one piece, put together of `weights` where it was dealt out to several processes."""
-    if not weights:
-        return model
+def _weights_of(trainer: Trainer, step: int, folder: Path) -> PreTrainedModel:
+    """The student of `folder` as it was after a step, the last one's or the best one's, in one piece."""
+    if step != trainer.step:
+        weights = trainer.checkpoints.best_weights(step)
+    elif trainer.processes.world_size == 1:
+        return trainer.student
+    else:
+        newest = trainer.checkpoints.newest()
+        assert newest is not None  # the last step is always saved
+        weights = read_weights(newest)
     whole = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in whole.named_parameters():
@@ -260,7 +264,7 @@ def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | N
         if first:
             work.write_start(start)
     trainer.curve = [start["before"]]
-    if (checkpoint := work.newest()) is not None:
+    if (checkpoint := trainer.checkpoints.newest()) is not None:
         trainer.restore(checkpoint)
     trainer.processes.wait()
     if first:
@@ -310,8 +314,11 @@ def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tr
                     send(trainer.step, {f"held-out/{name}": value for name, value in point.items() if name != "step"})
             done = trainer.is_done
             stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
+            trainer.checkpoints.settle(wait=False)
             if stop or done or trainer.step % recipe.checkpoint_interval == 0:
                 trainer.save()
+            if stop or done:
+                trainer.checkpoints.settle()
             advance(recipe.batch_tokens, _told(trainer, metrics))
             if done and trainer.step < recipe.total_steps:
                 note(

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from distill.cache import TeacherCache
+from distill.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.data import Batch, Text
 from distill.fp8 import ROUTERS
 from distill.objective import Objective, Pass
@@ -24,11 +25,13 @@ from distill.recipe import Recipe
 from distill.router_load import counted, load_of
 from distill.slopes import chunks
 from distill.teaching import Reference
-from distill.work import Work, load_checkpoint
+from distill.work import Work
 from minitron import quality
 from minitron.errors import MinitronError
 
-_MOMENTS: Final = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+_COUNT: Final = "step"
+_RANDOM: Final = "rng.cpu"
 
 
 class Trainer:
@@ -47,6 +50,9 @@ class Trainer:
         self.student, self.text, self.recipe = student, text, recipe
         self.objective = Objective(student, teacher, recipe)
         self.work, self.processes = work, processes
+        self.checkpoints = Checkpoints(
+            work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
+        )
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
         student.eval().requires_grad_(recipe.train != "router")
@@ -121,10 +127,11 @@ class Trainer:
         good = math.isfinite(loss) and math.isfinite(norm)
         self.skipped = 0 if good else self.skipped + 1
         if self.skipped > recipe.most_skipped:
+            self.checkpoints.settle()
             raise MinitronError(
                 f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}, and so for {self.skipped} "
                 "steps in a row; begin anew (--overwrite) with a lower --learning-rate or --precision fp32; "
-                f"the last good checkpoint is {self.work.newest()}."
+                f"the last good checkpoint is {self.checkpoints.newest()}."
             )
         rate = recipe.learning_rate_at(self.step)
         if good:
@@ -177,48 +184,43 @@ class Trainer:
         """Keep the weights of this moment where its validation is the best so far and not the last of the run."""
         if self.best["step"] != self.step or self.step == self.recipe.total_steps:
             return
-        weights = {name: self.processes.gather(parameter.detach()) for name, parameter in self.parameters.items()}
-        if self.processes.is_first:
-            self.work.save_best(self.step, weights)
+        self.checkpoints.save_best(self.step, self._weights)
+
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{WEIGHTS}{name}": parameter for name, parameter in self.parameters.items()}
 
     def save(self) -> None:
-        """Write a checkpoint of this moment; all processes take part, the first one writes."""
-        optimizer = {"rng.cpu": torch.get_rng_state()}
+        """Write a checkpoint of this moment; all processes take part."""
+        tensors = self._weights | {_RANDOM: torch.get_rng_state()}
         for name, parameter in self.parameters.items():
             for moment, value in self.optimizer.state[parameter].items():
-                optimizer[f"{moment}.{name}"] = self.processes.gather(value)
+                tensors[f"{moment}.{name}"] = value
         state = {
             "step": self.step,
             "position": self.position,
             "seconds": self.seconds,
             "losses": [None if math.isnan(loss) else loss for loss in self.losses],
             "skipped": self.skipped,
-            "curve": self.curve,
+            "curve": list(self.curve),
         }
-        weights = {name: self.processes.gather(parameter.detach()) for name, parameter in self.parameters.items()}
-        if self.processes.is_first:
-            self.work.save(self.step, weights, optimizer, state, keep=self.recipe.keep_checkpoints)
-
-    def _dealt(self, moment: Tensor, parameter: nn.Parameter) -> Tensor:
-        """One of the optimiser's numbers for a parameter; the count of steps is every process's own."""
-        return self.processes.deal(moment, parameter) if moment.ndim else moment.to(parameter.device)
-
-    def student_weights(self) -> dict[str, Tensor]:
-        """The student's parameters, whole; all processes take part."""
-        return {name: self.processes.gather(value.detach()) for name, value in self.student.named_parameters()}
+        self.checkpoints.save(self.step, tensors, state)
 
     @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
         """Become what `save` wrote."""
-        weights, optimizer, state = load_checkpoint(checkpoint)
-        torch.set_rng_state(optimizer["rng.cpu"])
+        known = names_of(checkpoint)
+        tensors = self._weights | {_RANDOM: torch.get_rng_state()}
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.processes.deal(weights[name], parameter))
-            self.optimizer.state[parameter] = {
-                moment: self._dealt(optimizer[f"{moment}.{name}"], parameter)
-                for moment in _MOMENTS
-                if f"{moment}.{name}" in optimizer
+            moments = {
+                moment: torch.zeros_like(parameter) if moment != _COUNT else torch.zeros((), device=parameter.device)
+                for moment in (*_MOMENTS, _COUNT)
+                if f"{moment}.{name}" in known
             }
+            self.optimizer.state[parameter] = moments
+            tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
+        state = self.checkpoints.restore(checkpoint, tensors)
+        torch.set_rng_state(tensors[_RANDOM])
         self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
         self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
         self.skipped, self.curve = state["skipped"], state["curve"]

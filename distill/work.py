@@ -1,33 +1,24 @@
-"""The working folder of a run: what it was begun with, its metrics and its checkpoints.
+"""The working folder of a run: what it was begun with, and what became of it so far.
 
 run.json                    models, text and recipe; a run goes on only where all of them are the same
 start.json                  what was measured before the first step
 tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
-checkpoints/step-00000100   weights.safetensors, optimizer.safetensors, state.json
-best                        weights.safetensors of the best validation that is not the last, state.json: which
+checkpoints, best           see distill.checkpoints
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from minitron.checkpoint import read_headers
 from minitron.errors import MinitronError
-from minitron.files import new_folder, read_json, write_json, write_text
+from minitron.files import read_json, write_json, write_text
 
 RUN: Final = "run.json"
 START: Final = "start.json"
 METRICS: Final = "metrics.jsonl"
-WEIGHTS: Final = "weights.safetensors"
-OPTIMIZER: Final = "optimizer.safetensors"
-STATE: Final = "state.json"
 
 
 class Work:
@@ -84,75 +75,10 @@ class Work:
         )
         write_text(path, "".join(f"{line}\n" for line in kept))
 
-    def save(
-        self,
-        step: int,
-        weights: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        state: Mapping[str, Any],
-        *,
-        keep: int,
-    ) -> Path:
-        """Write the checkpoint of `step`, whole or not at all, and remove all but the newest `keep`."""
-        folder = self._checkpoints / f"step-{step:08d}"
-        with new_folder(folder, overwrite=True) as partial:
-            save_file(dict(weights), partial / WEIGHTS)
-            save_file(dict(optimizer), partial / OPTIMIZER)
-            for name in (WEIGHTS, OPTIMIZER):
-                # The folder gets its name only when its bytes are on the disk, so that a power cut tears nothing.
-                with (partial / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            write_json(partial / STATE, dict(state))
-        for old in self._saved()[keep:]:
-            shutil.rmtree(old)
-        return folder
-
-    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep the weights of a validation that is better than those before it, instead of theirs."""
-        with new_folder(self._best, overwrite=True) as partial:
-            save_file(dict(weights), partial / WEIGHTS)
-            write_json(partial / STATE, {"step": step})
-
-    def load_best(self, step: int) -> dict[str, Tensor]:
-        """What `save_best` kept of `step`."""
-        if read_json(self._best / STATE)["step"] != step:
-            raise RuntimeError(f"{self._best} does not hold step {step}")
-        return dict(load_file(self._best / WEIGHTS))
-
-    @property
-    def _best(self) -> Path:
-        return self.folder / "best"
-
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; None where there is none."""
-        return next((folder for folder in self._saved() if _is_whole(folder)), None)
-
     @property
     def tokens(self) -> Path:
         """Where the text lies as tokens."""
         return self.folder / "tokens"
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    def _saved(self) -> list[Path]:
-        """Newest first."""
-        return sorted((path for path in self._checkpoints.glob("step-*") if path.is_dir()), reverse=True)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """(weights, optimizer, state) of a checkpoint that `Work.newest` named."""
-    return load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), dict(read_json(folder / STATE))
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        for name in (WEIGHTS, OPTIMIZER):
-            read_headers(folder / name)
-        return isinstance(read_json(folder / STATE), dict)
-    except MinitronError:
-        return False
 
 
 def _step_of(line: str) -> float:

@@ -65,7 +65,7 @@ def new_file(path: Path) -> Iterator[Path]:
         raise MinitronError(f"{path} is a folder; choose a file as the output.")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    partial = _partial(path)
+    partial = partial_of(path, os.getpid())
     try:
         yield partial
         # The name must not reach the disk before the bytes do.
@@ -88,7 +88,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite=overwrite)
     if path.is_file():
         raise MinitronError(f"{path} is a file; choose a folder as the output.")
-    partial = _partial(path)
+    partial = partial_of(path, os.getpid())
     partial.mkdir()
     try:
         yield partial
@@ -114,8 +114,9 @@ def _swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+def partial_of(path: Path, process: int) -> Path:
+    """What `path`, resolved, is called while the process of that number writes it."""
+    return path.with_name(f".{path.name}.partial-{process}")
 
 
 def _remove_leftovers(path: Path) -> None:

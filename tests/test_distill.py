@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from distill.checkpoints import Checkpoints, read_weights
 from distill.data import Part, Text, read_text
 from distill.objective import Objective
 from distill.output import write_student
@@ -30,7 +31,6 @@ from distill.router_load import counted, load_of
 from distill.tokens import Tokens
 from distill.train import DistillResult, Stopped, distill
 from distill.trainer import Pass, Trainer
-from distill.work import Work
 from minitron import quality
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
@@ -181,10 +181,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     with pytest.raises(Killed):
         distill(student, tiny_hybrid, short_text, output, RECIPE, progress=stop_after(step, kill))
     assert not output.exists()
-    assert Work(tmp_path / "out.work").newest() == (
+    assert Checkpoints(tmp_path / "out.work", Processes()).newest() == (
         tmp_path / "out.work/checkpoints/step-00000004" if step >= 4 else None
     )
     require_equal(distill(student, tiny_hybrid, short_text, output, RECIPE), undisturbed)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_checkpoints_behind_the_steps_are_those_of_their_moment(
+    step: int, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe, output = replace(RECIPE, checkpoint_every=1, async_checkpoints=True), tmp_path / "out"
+    with pytest.raises(Stopped):
+        send = stop_after(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        distill(student, tiny_hybrid, short_text, output, recipe, progress=send)
+    saved = sorted(path.name for path in (tmp_path / "out.work/checkpoints").iterdir())
+    assert saved == [f"step-{step:08d}", f"step-{step + 1:08d}"]
+    # The older of them: it was written while the next step changed the weights.
+    shutil.rmtree(tmp_path / "out.work/checkpoints" / saved[1])
+    require_equal(distill(student, tiny_hybrid, short_text, output, recipe), undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -198,7 +213,7 @@ def test_a_signal_saves_the_step_in_hand_and_stops(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     work = tmp_path / "out.work"
     # The signal comes when step 2 is done; step 3 sees it.
-    assert Work(work).newest() == work / "checkpoints/step-00000003"
+    assert Checkpoints(work, Processes()).newest() == work / "checkpoints/step-00000003"
     with (work / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tok')
     finished = distill(student, tiny_hybrid, short_text, output, RECIPE, progress=stop_after(5, lambda: keep(work)))
@@ -241,9 +256,9 @@ def test_the_best_weights_are_kept_beside_the_last(
         with pytest.raises(Stopped):
             send = stop_after(steps - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
             distill(student, tiny_hybrid, short_text, tmp_path / f"{steps}", plain, progress=send)
-        checkpoint = Work(tmp_path / f"{steps}.work").newest()
+        checkpoint = Checkpoints(tmp_path / f"{steps}.work", Processes()).newest()
         assert checkpoint is not None and checkpoint.name.endswith(f"{steps}")
-        kept = load_file(checkpoint / "weights.safetensors")
+        kept = read_weights(checkpoint)
         written = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
         for name, parameter in written.named_parameters():
             # To the rounding of bf16, in which they are written.
@@ -260,10 +275,11 @@ def test_a_torn_checkpoint_is_never_picked_and_old_ones_go(
         distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe, progress=stop_after(5, kill))
     saved = tmp_path / "out.work/checkpoints"
     assert sorted(path.name for path in saved.iterdir()) == ["step-00000004", "step-00000005"]
-    with (saved / "step-00000005/optimizer.safetensors").open("r+b") as file:
+    (torn,) = (saved / "step-00000005").glob("*.safetensors")
+    with torn.open("r+b") as file:
         file.truncate(1000)
     (saved / "step-00000006").mkdir()
-    assert Work(tmp_path / "out.work").newest() == saved / "step-00000004"
+    assert Checkpoints(tmp_path / "out.work", Processes()).newest() == saved / "step-00000004"
     require_equal(distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe), undisturbed)
 
 
@@ -309,8 +325,8 @@ def test_losses_that_are_not_finite_stop_and_keep_the_last_checkpoint(
     with pytest.raises(MinitronError, match=r"step 6 is nan.*2 steps in a row.*step-00000004"):
         distill(student, tiny_hybrid, short_text, tmp_path / "out", replace(RECIPE, most_skipped=1))
     assert not (tmp_path / "out").exists()
-    saved = load_file(tmp_path / "out.work/checkpoints/step-00000004/weights.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    saved = read_weights(tmp_path / "out.work/checkpoints/step-00000004")
+    assert saved and all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
 def run_process(rank: int, folder: Path, arguments: dict[str, Any], stop: int | None = None) -> None:
@@ -344,10 +360,12 @@ def test_two_processes_take_the_same_steps_as_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("behind", [False, True])
 def test_one_process_goes_on_where_two_stopped(
-    undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+    behind: bool, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    arguments = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": RECIPE}
+    recipe = replace(RECIPE, async_checkpoints=behind)
+    arguments = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": recipe}
     torch.multiprocessing.spawn(run_process, (tmp_path, arguments, 6), nprocs=2)
     assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == ["step-00000004"]
     result = distill(**arguments, output=tmp_path / "out")

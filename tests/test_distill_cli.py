@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import tiny_models
 import torch
 from safetensors.torch import load_file
 
 from cli.app import run
 from distill import drift as drift_module
-from distill import work
 
 SETTINGS = ["--sequence-length", "16", "--batch-tokens", "64", "--validation-sequences", "4", "--learning-rate", "0.01"]
 
@@ -94,23 +94,27 @@ def test_a_teacher_that_drifts_is_warned_of(
     assert json.loads(capsys.readouterr().out)["results"]["drift"]["kl"] < drift["kl"]
 
 
+@pytest.mark.parametrize("when", ["--sync-checkpoints", "--async-checkpoints"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    when: str,
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = ["--steps", "4", "--checkpoint-every", "1"]
+    flags = ["--steps", "4", "--checkpoint-every", "1", "--validate-every", "4", when]
     saved = 0
 
-    def save_file(tensors: Any, path: Path) -> None:
+    def save(*given: Any, **named: Any) -> bytes:
         nonlocal saved
         saved += 1
-        if saved > 3:  # the third step's optimiser
-            path.write_bytes(b"half of it")
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        plain(tensors, path)
+        if saved > 1:  # the second step's
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return bytes(plain(*given, **named))
 
-    plain = work.save_file
+    plain = safetensors.torch.save
     with monkeypatch.context() as patch:
-        patch.setattr(work, "save_file", save_file)
+        patch.setattr(safetensors.torch, "save", save)
         assert run([*arguments, *flags]) == 2
     assert "the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
