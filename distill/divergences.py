@@ -59,6 +59,9 @@ class Divergence:
     pick: Pick | None = None
     """A part of it."""
 
+    is_unbiased: bool = False
+    """Whether the weights that `pick` gives are p on average."""
+
     slope: float | None = None
     """What g adds up to over the vocabulary, where that is the same for any p and q: it saves a pass."""
 
@@ -172,7 +175,7 @@ DIVERGENCES: Final[dict[str, Divergence]] = {
     "skewed_kl": Divergence(skewed_kl, parameter=0.1),
     "skewed_reverse_kl": Divergence(skewed_reverse_kl, parameter=0.1),
     "top_k": Divergence(pick=top_k, parameter=64, highest=inf),
-    "sampled": Divergence(pick=sampled, parameter=12, highest=inf),
+    "sampled": Divergence(pick=sampled, is_unbiased=True, parameter=12, highest=inf),
 }
 
 

@@ -70,6 +70,7 @@ def chunked_loss(
 
 
 def sparse_loss(
+    loss: Loss,
     student_hidden: Tensor,
     student_head: Tensor,
     targets: Sparse,
@@ -82,10 +83,10 @@ def sparse_loss(
     vocab: int | None = None,
     head_gradient: Tensor | None = None,
 ) -> Tensor:
-    """As `chunked_loss`, where what a sparse divergence reads of the teacher is known already: `targets` of N tokens.
+    """As `chunked_loss`, where what the sparse `loss` reads of the teacher is known already: `targets` of N tokens.
 
     Columns from `vocab` on are padding."""
-    how = Settings(_KNOWN, vocab or student_head.shape[0], lm_weight, divisor=divisor or 0.0, chunk=chunk or 0)
+    how = Settings(loss, vocab or student_head.shape[0], lm_weight, divisor=divisor or 0.0, chunk=chunk or 0)
     return _apply(student_hidden, student_head, targets, mask, following, head_gradient, how)
 
 
@@ -121,9 +122,6 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     """The type in which a matmul with `hidden` runs here: autocast's where it is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-_KNOWN: Final = Loss("sampled")
 
 
 def _apply(

@@ -89,7 +89,7 @@ class Objective(nn.Module):
             targets = self.teacher.targets(part.places).to(device)
             with self.autocast():
                 mine = hidden_states(self.student, part.ids).flatten(0, 1)
-                return sparse_loss(mine, head, targets, vocab=self.teacher.vocab, **asked)
+                return sparse_loss(parse_loss(recipe.loss), mine, head, targets, vocab=self.teacher.vocab, **asked)
         with torch.no_grad():
             theirs = hidden_states(self.teacher, part.ids).flatten(0, 1).to(device)
         with self.autocast():

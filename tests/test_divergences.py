@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.divergences import DIVERGENCES, Loss, Sparse, parse_loss, sampled, top_k
 from distill.losses import chunked_loss, hidden_cosine, sparse_loss
+from distill.slopes import _sparse
 from minitron.errors import MinitronError
 
 N, H, HT, V, VT = 23, 8, 12, 40, 48
@@ -156,6 +157,29 @@ def test_a_sample_of_everything_is_the_teacher() -> None:
         torch.testing.assert_close(one, wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("distance", "least", "most"), [(0.0, 0.0, 0.05), (0.3, 0.0, 0.5), (3.0, 0.5, 1.1)])
+def test_a_samples_gradient_is_right_on_average_and_steadier_near_the_teacher(
+    distance: float, least: float, most: float
+) -> None:
+    log_p = distributions(1, 3.0)
+    noise = torch.randn(log_p.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    log_q = torch.log_softmax(log_p + distance * noise, -1)
+    rounds, chance = 4000, torch.Generator().manual_seed(0)
+    wanted = log_q.exp() - log_p.exp()
+    variances = []
+    for steady in (True, False):
+        sums, squares = torch.zeros_like(log_p), torch.zeros_like(log_p)
+        for _ in range(rounds):
+            slope = _sparse(log_q, sampled(log_p, 7, chance), steady=steady)[1]
+            torch.testing.assert_close(slope.sum(-1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
+            sums, squares = sums + slope, squares + slope**2
+        mean = sums / rounds
+        variance = (squares / rounds - mean**2).clamp_min(0)
+        assert ((mean - wanted).abs() <= 5 * (variance / rounds).sqrt() + 10 / 7 / rounds).all()
+        variances.append(variance.sum().item())
+    assert least <= variances[0] / variances[1] <= most
+
+
 def test_picks_follow_from_the_seed() -> None:
     student, head, teacher, other = inputs()
     losses = [chunked_loss(Loss("sampled", 4), student, head, teacher, other, seed=seed).item() for seed in (1, 1, 2)]
@@ -167,7 +191,7 @@ def test_what_was_picked_before_gives_the_same_loss() -> None:
     log_p = torch.log_softmax(teacher @ other.T, -1)
     targets = top_k(log_p, 5, torch.Generator())
     mask = torch.arange(N) % 4 != 0
-    known = sparse_loss(student, head, targets, mask=mask, chunk=7)
+    known = sparse_loss(Loss("top_k", 5), student, head, targets, mask=mask, chunk=7)
     wanted = chunked_loss(Loss("top_k", 5), student, head, teacher, other, mask=mask)
     torch.testing.assert_close(known, wanted, rtol=0, atol=1e-12)
     assert isinstance(targets[2:4], Sparse) and targets[2:4].ids.shape == (2, 5)
