@@ -7,7 +7,8 @@
      "skipped_steps", "selected_step",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
      "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement",
-                and of a mixture of experts "busiest_expert" (tokens, in multiples of the mean), "idle_experts"}, ...],
+                of a mixture of experts "busiest_expert" (tokens, in multiples of the mean), "idle_experts",
+                and "tasks": {task: {metric: value}} where there are some}, ...],
      "stages": [the same of every stage before the last, where there is a recipe file]}
 
 All of them are measured on held-out text.  `seconds` and `tokens_per_s` are those of the steps; the document's own
@@ -117,6 +118,18 @@ class Training:
     validation_sequences: Annotated[
         int, typer.Option("--validation-sequences", help="Held-out sequences, at most.")
     ] = 16
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            help="lm-eval tasks that every validation asks too, comma-separated: names or YAML files.",
+            metavar="TASKS",
+            show_default=False,
+        ),
+    ] = ""
+    task_limit: Annotated[int | None, _number("--task-limit", "Items of a task that are asked; all unless given.")] = (
+        None
+    )
     patience: Annotated[
         int | None,
         _number("--patience", "End after so many validations in a row without a lower KL; never unless given."),
@@ -153,7 +166,8 @@ class Training:
         """The same for distill; raises MinitronError for settings that contradict each other."""
         from distill.recipe import Recipe
 
-        typed = dict(vars(self)) | {"precision": self.precision.value}
+        tasks = tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+        typed = dict(vars(self)) | {"precision": self.precision.value, "tasks": tasks}
         if self.tokens is None and self.steps is None:
             typed["tokens"] = DEFAULT_TOKENS
         return Recipe(**typed)
@@ -325,12 +339,16 @@ def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, An
 def print_result(result: "DistillResult") -> None:
     """The curve, and what there was to gain."""
     from distill.router_load import told
+    from distill.tasks import task_metrics
 
     rows: list[list[show.Cell]] = [
-        [point["step"], point["tokens"], point["kl"], point["perplexity"], f"{point['top1_agreement']:.1%}"]
+        [
+            *(point["step"], point["tokens"], point["kl"], point["perplexity"], f"{point['top1_agreement']:.1%}"),
+            *(f"{value:.4g}" for value in task_metrics(point).values()),
+        ]
         for point in result.curve
     ]
-    columns = ["step", "tokens", "KL to teacher", "perplexity", "top-1 agreement"]
+    columns = ["step", "tokens", "KL to teacher", "perplexity", "top-1 agreement", *task_metrics(result.curve[0])]
     show.table("On held-out text; KL in nats", columns, rows)
     if (load := told(result.curve[0], result.selected)) is not None:
         show.line(load)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.router_load import told
+from distill.tasks import task_metrics
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def model_card(
         f"| perplexity | {before['perplexity']:.3f} | {after['perplexity']:.3f} | {result.perplexity_teacher:.3f} |",
         "",
     ]
+    for metric, value in task_metrics(after).items():
+        lines.insert(-1, f"| {metric} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
     if (load := told(before, after)) is not None:
         lines += [load, ""]
     for number, stage in enumerate(earlier, 1):
@@ -58,11 +61,20 @@ def model_card(
     for use, file in source.items():
         weight = f", weight {file['weight']:g}" if "weight" in file else ""
         lines.append(f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`{weight}")
-    lines += ["", "## Curve", "", "| step | tokens | KL | perplexity |", "|---|---|---|---|"]
+    lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
     lines += [
-        f"| {point['step']:,} | {point['tokens']:,} | {point['kl']:.4f} | {point['perplexity']:.3f} |"
+        f"- {name.replace('_', ' ')}: {value}" for name, value in recipe.to_json().items() if value not in (None, [])
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _curve(result: "DistillResult") -> list[str]:
+    head = ["step", "tokens", "KL", "perplexity", *task_metrics(result.curve[0])]
+    rows = [
+        [
+            *(f"{point['step']:,}", f"{point['tokens']:,}", f"{point['kl']:.4f}", f"{point['perplexity']:.3f}"),
+            *(f"{value:.4g}" for value in task_metrics(point).values()),
+        ]
         for point in result.curve
     ]
-    lines += ["", "## Recipe", ""]
-    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in recipe.to_json().items() if value is not None]
-    return "\n".join(lines) + "\n"
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

@@ -1,6 +1,9 @@
 """How a student is trained: every number that a run depends on, besides the models and the text."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -71,6 +74,12 @@ class Recipe:
 
     validation_sequences: int = 16
     """Held-out sequences; without a validation file the end of the text, at most a tenth of it."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval that every validation asks too: names, or YAML files."""
+
+    task_limit: int | None = None
+    """Items of a task that are asked; None is all."""
 
     patience: int | None = None
     """Validations in a row without a lower KL after which the run ends; None is never."""
@@ -216,7 +225,15 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name, as JSON gives them back."""
-        return asdict(self) | {"betas": list(self.betas)}
+        return asdict(self) | {"betas": list(self.betas), "tasks": list(self.tasks)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_json` told, or a file; raises TypeError for a value of the wrong kind."""
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**given)
 
 
 _NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "most_skipped", "most_broken")
@@ -227,6 +244,7 @@ _POSITIVE: Final = tuple(
     if field.name
     not in {
         "betas",
+        "tasks",
         "precision",
         "loss",
         "warmup_steps",

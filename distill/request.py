@@ -8,6 +8,7 @@ from typing import Any
 from distill.data import describe
 from distill.recipe import Recipe
 from distill.records import Source
+from distill.tasks import asker
 from distill.teaching import Teaching
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
@@ -41,6 +42,7 @@ class Request:
             Checkpoint(folder)
         require_same_tokenizer(student, teacher)
         self.teaching.check(self.recipe)
+        asker(self.recipe, student)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

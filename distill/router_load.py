@@ -50,7 +50,7 @@ def load_of(counts: dict[str, Tensor]) -> dict[str, float]:
     return {"busiest_expert": busiest, "idle_experts": float(sum(int((count == 0).sum()) for count in counts.values()))}
 
 
-def told(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """One sentence about `load_of` before and after training; None where there are no experts."""
     if "busiest_expert" not in after:
         return None

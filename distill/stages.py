@@ -81,10 +81,12 @@ def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
     for name in _COUNTS:
         if isinstance(values.get(name), str):
             values[name] = parse_count(values[name])
-    if isinstance(values.get("betas"), list):
-        values["betas"] = tuple(values["betas"])
+    if isinstance(values.get("tasks"), list):
+        values["tasks"] = [
+            str(path.parent / one) if one.endswith((".yaml", ".yml")) else one for one in values["tasks"]
+        ]
     try:
-        recipe = Recipe(**values)
+        recipe = Recipe.of(values)
     except TypeError as error:
         raise MinitronError(f"{path}, stage {number}: a value is of the wrong kind ({error}); mend it.") from None
     return Stage(recipe, tuple(_beside(path, parse_source(one)) for one in data))
@@ -211,12 +213,11 @@ def _written(result: DistillResult) -> dict[str, Any]:
 
 def _read(path: Path) -> DistillResult:
     found = read_json(path)
-    found["recipe"]["betas"] = tuple(found["recipe"]["betas"])
     return DistillResult(
         **found
         | {
             "output": Path(found["output"]),
-            "recipe": Recipe(**found["recipe"]),
+            "recipe": Recipe.of(found["recipe"]),
             "losses": [float("nan") if loss is None else loss for loss in found["losses"]],
             "drift": None if found["drift"] is None else Drift(**found["drift"]),
         }

@@ -25,6 +25,7 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import Source
 from distill.request import Request, beside
+from distill.tasks import asker, figures
 from distill.teaching import Teaching
 from distill.trackers import TRACKERS, Send, require_tracker
 from distill.trainer import Trainer
@@ -74,8 +75,8 @@ class DistillResult:
     drift: Drift | None
     """How far the teacher was from itself in bf16; None where it was in bf16."""
 
-    curve: list[dict[str, float]]
-    """Every validation: step, tokens, kl, perplexity, top1_agreement."""
+    curve: list[dict[str, Any]]
+    """Every validation: step, tokens, kl, perplexity, top1_agreement; `tasks` where there are some."""
 
     losses: list[float]
     """The training loss of every step; nan where it was not finite and the step was skipped."""
@@ -84,7 +85,7 @@ class DistillResult:
     """After which of the steps the weights written are."""
 
     @property
-    def selected(self) -> dict[str, float]:
+    def selected(self) -> dict[str, Any]:
         """The validation of the weights written."""
         return next(point for point in self.curve if point["step"] == self.selected_step)
 
@@ -166,7 +167,7 @@ def distill(
     start = work_folder.read_start()
     reference, measured = teaching.prepare(student, text, recipe, start, processes, progress)
     model = load_model(student, dtype=torch.float32, device=place)
-    trainer = Trainer(model, reference, text, recipe, work_folder, processes)
+    trainer = Trainer(model, reference, text, recipe, work_folder, processes, asker(recipe, student))
     is_new, start = start is None, _begin(trainer, measured, start)
     note(_told_before(trainer, start, teacher_precision))
     if is_new and processes.is_first and (told := teaching.warn(start, text, recipe, progress)) is not None:
@@ -192,7 +193,7 @@ def distill(
     return result
 
 
-def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, float], Path]]:
+def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, Any], Path]]:
     """(validation, folder) of the weights to write: those selected, and the others where they differ."""
     last, best = trainer.curve[-1], trainer.best
     chosen, other = (best, last) if trainer.recipe.select == "best" else (last, best)
@@ -311,7 +312,7 @@ def _train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tr
                 trainer.keep_best()
                 if first:
                     work.append_metrics(step=trainer.step, validation=point)
-                    send(trainer.step, {f"held-out/{name}": value for name, value in point.items() if name != "step"})
+                    send(trainer.step, {f"held-out/{name}": value for name, value in figures(point).items()})
             done = trainer.is_done
             stop = bool(trainer.processes.sum(torch.tensor(len(received), device=trainer.student.device)))
             trainer.checkpoints.settle(wait=False)

@@ -24,9 +24,11 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.router_load import counted, load_of
 from distill.slopes import chunks
+from distill.tasks import Ask
 from distill.teaching import Reference
 from distill.work import Work
 from minitron import quality
+from minitron.benchmarks import Results
 from minitron.errors import MinitronError
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
@@ -45,8 +47,9 @@ class Trainer:
         recipe: Recipe,
         work: Work,
         processes: Processes,
+        ask: Ask | None = None,
     ) -> None:
-        """`student` has fp32 weights and is trained in place; `teacher` is only read."""
+        """`student` has fp32 weights and is trained in place; `teacher` is only read; validations `ask` tasks too."""
         self.student, self.text, self.recipe = student, text, recipe
         self.objective = Objective(student, teacher, recipe)
         self.work, self.processes = work, processes
@@ -74,6 +77,7 @@ class Trainer:
         self._reference = (
             teacher.answers(student.device) if isinstance(teacher, TeacherCache) else quality.Teacher(teacher)
         )
+        self._ask = ask
         self.step = 0
         self.position = 0
         """Sequences read so far, over all processes."""
@@ -83,7 +87,7 @@ class Trainer:
         """The loss of every step so far; nan where it was skipped."""
         self.skipped = 0
         """Steps in a row that were skipped."""
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []
         """The validations so far."""
 
     @property
@@ -92,7 +96,7 @@ class Trainer:
         return self.objective.trained
 
     @property
-    def best(self) -> dict[str, float]:
+    def best(self) -> dict[str, Any]:
         """The validation with the lowest KL, the first of equals; the one before training where there is no other."""
         return min(self.curve[1:] or self.curve, key=lambda point: point["kl"])
 
@@ -154,7 +158,7 @@ class Trainer:
         (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """The student against the teacher on the held-out sequences; the result joins the curve."""
 
         def measure() -> quality.Quality:
@@ -166,8 +170,14 @@ class Trainer:
                     batch_size=self.recipe.sequences_per_pass,
                 )
 
-        with torch.no_grad(), counted(self.student) as tokens:
-            found = self.objective(measure)
+        def asked(ask: Ask) -> Results:
+            with self.objective.autocast():
+                return ask(self.student)
+
+        with torch.no_grad():
+            with counted(self.student) as tokens:
+                found = self.objective(measure)
+            results = {} if self._ask is None else {"tasks": self.objective(partial(asked, self._ask))}
         self.processes.collect(self.objective)
         assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
         point = {
@@ -176,7 +186,9 @@ class Trainer:
             "kl": found.kl_to_teacher,
             "perplexity": found.perplexity,
             "top1_agreement": found.top1_agreement,
-        } | load_of(tokens)
+            **load_of(tokens),
+            **results,
+        }
         self.curve.append(point)
         return point
 
