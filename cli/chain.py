@@ -254,8 +254,11 @@ def _distill(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
 
 def _evaluate(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.evaluate import evaluate_folders
+    from minitron.prune import DISTILLATION
+    from minitron.report_training import add_training
 
     assert chain.heldout is not None
+    add_training(chain.folder / REPORT, read_json(chain.folder / DISTILLED / DISTILLATION))
     folders = {"teacher": chain.model, "pruned": chain.folder / PRUNED, "distilled": chain.folder / DISTILLED}
     measured = evaluate_folders(
         list(folders.values()),

@@ -224,6 +224,15 @@ TeacherDeviceOption = Annotated[
         show_default=False,
     ),
 ]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        help="A report that `minitron plan -o` wrote: the learning curve is added to it.",
+        metavar="FOLDER",
+        show_default=False,
+    ),
+]
 TrackOption = Annotated[
     str,
     typer.Option("--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"),
@@ -252,6 +261,7 @@ def command(
     teacher_device: TeacherDeviceOption = None,
     work: WorkOption = None,
     track: TrackOption = "none",
+    report: ReportOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -261,11 +271,16 @@ def command(
     from distill.records import parse_source
     from distill.stages import distill_stages
     from distill.train import distill
+    from minitron.files import read_json
     from minitron.progress import silent
+    from minitron.prune import DISTILLATION
+    from minitron.report_training import add_training, require_report
 
     started = time.monotonic()
     sources = [parse_source(typed) for typed in data or ()]
     stages = _stages(recipe, training, has_data=bool(sources))
+    if report is not None:
+        require_report(report)
     with joined(device) as (processes, own):
         if teacher_device is not None and processes.world_size > 1:
             raise MinitronError("many processes share the teacher with the student; leave --teacher-device out.")
@@ -289,6 +304,8 @@ def command(
             results = distill_stages(student, teacher, sources, output, stages, **how)
     if not processes.is_first:
         return
+    if report is not None:
+        add_training(report, read_json(output / DISTILLATION))
     if as_json:
         inputs = {"student": student, "teacher": teacher} | _texts(sources, validation)
         settings = stages[-1].recipe.to_json() | {

@@ -2,26 +2,36 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.checkpoint import Checkpoint, ShardWriter
-from minitron.files import new_folder, write_text
-from minitron.prune import RECORD, copy_companions
+from minitron.files import new_folder, write_json, write_text
+from minitron.prune import DISTILLATION, RECORD, copy_companions
 
 DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
 
 
-def write_student(model: PreTrainedModel, student: Path, output: Path, *, card: str, overwrite: bool = False) -> None:
+def write_student(
+    model: PreTrainedModel,
+    student: Path,
+    output: Path,
+    *,
+    card: str,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write the trained `model` of the folder `student` to `output` under the names and in the types `student` has.
 
     transformers turns its in-memory weights back into the names of a checkpoint, but loses parts of the config, drops
     multi-token-prediction blocks and writes the type it trained in.  So only the tensors are taken from what it saves;
-    everything else, and every tensor that it does not build, comes from `student`."""
+    everything else, and every tensor that it does not build, comes from `student`.  `card` becomes README.md,
+    `training` distillation.json."""
     source = Checkpoint(student)
     with new_folder(output, overwrite=overwrite) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -40,6 +50,8 @@ def write_student(model: PreTrainedModel, student: Path, output: Path, *, card: 
             if (student / name).is_file():
                 shutil.copy2(student / name, folder / name)
         write_text(folder / "README.md", card)
+        if training is not None:
+            write_json(folder / DISTILLATION, dict(training))
 
 
 def _trained_tensor(model: PreTrainedModel, name: str, source: Checkpoint, trained: Checkpoint) -> Tensor:

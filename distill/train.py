@@ -33,6 +33,7 @@ from distill.work import Work
 from minitron.errors import MinitronError
 from minitron.loading import find_device, load_model, load_tokenizer
 from minitron.progress import Progress, silent
+from minitron.report_training import training_document
 from minitron.units import format_bytes
 
 
@@ -184,8 +185,15 @@ def distill(
         # The output comes last: where it is there, all is.
         for point, folder in reversed(_written(trainer, output)):
             step = int(point["step"])
-            card = model_card(origin or student, teacher, text.source, replace(result, selected_step=step), earlier)
-            write_student(_weights_of(trainer, step, student), student, folder, card=card, overwrite=overwrite)
+            written = replace(result, selected_step=step)
+            write_student(
+                _weights_of(trainer, step, student),
+                student,
+                folder,
+                card=model_card(origin or student, teacher, text.source, written, earlier),
+                training=training_document(written.to_json(), written.losses),
+                overwrite=overwrite,
+            )
             if folder != output:
                 note(f"Written beside it: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
         work_folder.close()

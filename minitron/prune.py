@@ -35,7 +35,17 @@ RECORD: Final = "minitron.json"
 """The file in which a pruned folder says what was promised of it and what it was made from."""
 
 WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-REWRITTEN: Final = ("config.json", "README.md", RECORD, "model.safetensors.index.json", "pytorch_model.bin.index.json")
+DISTILLATION: Final = "distillation.json"
+"""What a distilled folder holds of its training: `training` of minitron/report.schema.json."""
+
+REWRITTEN: Final = (
+    "config.json",
+    "README.md",
+    RECORD,
+    DISTILLATION,
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from minitron.report_text import (
     parameter_unit,
     sequences,
 )
+from minitron.report_training import training_figure
 from minitron.terms import TITLES
 from minitron.units import format_bytes, format_parameters
 
@@ -71,6 +72,8 @@ def figures(document: Document) -> dict[str, Figure]:
     }
     if document["sieves"] is not None:
         found["sieves"] = sieves_figure(document)
+    if document.get("training") is not None:
+        found["training"] = training_figure(document)
     return found | ({"kept": kept(document)} if document["kept_importance"] else {})
 
 

@@ -29,6 +29,7 @@ from minitron.report_text import (
     warned,
     warning_text,
 )
+from minitron.report_training import training_section
 from minitron.units import format_bytes, format_parameters
 
 _STYLE: Final = Path(__file__).with_name("report.css")
@@ -51,6 +52,7 @@ def to_html(document: Document) -> str:
         _candidates(document),
         _choice(document),
         sieves_section(document),
+        training_section(document),
         _limits(document),
         _kept(document),
         _terms(document),

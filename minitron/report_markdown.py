@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minitron import report_training
 from minitron.report_sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
 from minitron.report_text import (
     ORIGIN_LABELS,
@@ -34,6 +35,7 @@ def to_markdown(document: Document) -> str:
         _candidates(document),
         _layers(document),
         _sieves(document),
+        _training(document),
         _limits(document),
         _terms(document),
         _remedies(document),
@@ -138,6 +140,17 @@ def _sieves(document: Document) -> list[str]:
     more = ["", f"{left} more were measured; report.html and report.json hold them."] if left else []
     told = [f"- {_text(line)}" for line in sentences(document)]
     return ["### How it was chosen", "", *told, "", *_table(COLUMNS, rows), *more]
+
+
+def _training(document: Document) -> list[str]:
+    if document.get("training") is None:
+        return []
+    found = [[_text(cell) for cell in row] for row in report_training.rows(document)]
+    place = document["training"]["selected_index"]
+    found[place][0] = f"**{found[place][0]}**"
+    head = [_text(column) for column in report_training.columns(document)]
+    said = _text(report_training.sentence(document))
+    return ["### How it was brought back", "", said, "", *_table(head, found, 0)]
 
 
 def _limits(document: Document) -> list[str]:

@@ -62,6 +62,10 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
     assert models["pruned"]["promised"]["weight_bytes"] == models["pruned"]["weight_bytes"]
     assert set(document["results"]["steps"]) == set(steps)
     load_model(tmp_path / "run" / "distilled")
+    curve = document["results"]["steps"]["distill"]["results"]["curve"]
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert [point["kl_nats"] for point in report["training"]["points"]] == [point["kl"] for point in curve]
+    assert 'id="training"' in (tmp_path / "run" / "report" / "report.html").read_text()
     assert run(arguments) == 0
     assert {key: states(tmp_path / "run")[key] for key in before} == before
 
