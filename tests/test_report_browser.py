@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from planning_models import LONG, nano_12b, random_scores
+from test_report_training import losses, results
 
 from minitron.gpus import find_gpu
 from minitron.memory import Budget, workload_of
 from minitron.questions import remedies
 from minitron.report import build_report, write_report
 from minitron.report_charts import figures
+from minitron.report_training import training_document
 from minitron.search import build_lattice, search
 from minitron.units import GiB
 
@@ -58,6 +60,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         remedies=remedies(spec, serving, budget),
         command="minitron",
     )
+    document["training"] = training_document(results(), losses())
     folder = tmp_path_factory.mktemp("browser") / "report"
     write_report(folder, document, overwrite=False)
     return folder / "report.html", document
@@ -134,7 +137,7 @@ def test_it_opens_offline_without_errors_and_draws_every_chart(
         "[chart.querySelectorAll('.trace path, .heatmaplayer image').length, "
         "chart.querySelector('svg.main-svg').getBoundingClientRect().width, chart.clientWidth]]))"
     )
-    assert set(marks) == set(figures(report[1])) == {"memory", "pareto", "context", "batch", "kept"}
+    assert set(marks) == set(figures(report[1])) == {"memory", "pareto", "context", "batch", "kept", "training"}
     for name, (drawn, width, room) in marks.items():
         assert drawn > 0, name
         assert 250 < width <= room + 1, name
