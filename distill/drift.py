@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.fp8 import Kept, dequantise, fp8_weights, quantise
+from distill.e4m3 import dequantise, quantise
+from distill.fp8 import Kept, fp8_weights
 from minitron.layerwise import LayerwiseModel
 from minitron.progress import Progress, silent
 from minitron.spec import read_spec

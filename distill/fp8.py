@@ -1,4 +1,5 @@
-"""A model's large weights kept in FP8 E4M3, one scale an output channel, and made bf16 while their layer runs.
+"""A model's large weights kept in FP8 E4M3, one scale an output channel; made bf16 while their layer runs, where it
+cannot multiply in FP8.
 
 Shape letters: O output channels, I input channels, E experts.
 """
@@ -8,15 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from distill.e4m3 import dequantise, quantise
+from distill.fp8_linear import Fp8Linear, multiplies_in_fp8
 from minitron.errors import MinitronError
-
-E4M3: Final = torch.float8_e4m3fn
-E4M3_LARGEST: Final = 448.0
-"""The largest finite E4M3 number (Micikevicius et al. 2022, arXiv 2209.05433, table 1)."""
 
 _ATTENTION: Final = ("q_proj", "qkv_proj")
 """Linears by which a module is known as attention: it alone makes queries."""
@@ -28,25 +26,6 @@ NOTHING: Final = "none"
 
 ROUTERS: Final = ("gate", "router")
 """Names of a router that is a linear layer; in a gated MLP the linear is called gate_proj."""
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., O, I] -> E4M3 numbers of the same shape and fp32 scales [..., O, 1]: weight is about number * scale."""
-    wide = weight.float()
-    scale = wide.abs().amax(dim=-1, keepdim=True) / E4M3_LARGEST
-    # A channel of zeros has no scale of its own.  The cast to E4M3 makes NaN of what rounding put beyond the range.
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (wide / scale).clamp_(-E4M3_LARGEST, E4M3_LARGEST).to(E4M3), scale
-
-
-def dequantise(numbers: Tensor, scale: Tensor) -> Tensor:
-    """The bf16 weight [..., O, I] of `quantise`'s result."""
-    if numbers.device.type != "cpu":
-        return numbers.to(torch.bfloat16).mul_(scale)
-    # torch converts E4M3 on a CPU one number at a time; looking the 256 values up takes a quarter of that.
-    values = torch.arange(256, dtype=torch.uint8).view(E4M3).to(torch.bfloat16)
-    codes = numbers.view(torch.uint8).flatten().int()
-    return values.index_select(0, codes).view(numbers.shape).mul_(scale.bfloat16())
 
 
 @dataclass(frozen=True)
@@ -89,9 +68,13 @@ DEFAULT: Final = Kept()
 
 
 def store_in_fp8(model: PreTrainedModel, name: str, weight: str) -> bool:
-    """Replace one weight of the module `name` in place; a layer's bf16 weight then exists while the layer's forward
-    runs and at no other time.  Returns whether it did, which is always."""
+    """Replace one weight of the module `name` in place.  A linear layer multiplies in FP8 where its device does; the
+    bf16 weight of another exists while its forward runs and at no other time.  Returns whether it did, which is always.
+    """
     module = model.get_submodule(name)
+    if isinstance(module, nn.Linear) and multiplies_in_fp8(module):
+        model.set_submodule(name, Fp8Linear(module))
+        return True
     numbers, scale = quantise(getattr(module, weight).detach())
     delattr(module, weight)
     module.register_parameter(f"{weight}_fp8", nn.Parameter(numbers, requires_grad=False))

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from distill.fp8 import dequantise, fp8_weights, quantise
+from distill.e4m3 import dequantise, quantise
+from distill.fp8 import fp8_weights
 from distill.teacher import load_teacher
 
 mtq: Any = pytest.importorskip("modelopt.torch.quantization")

@@ -15,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from distill import transformer_engine
 from distill.drift import drift_by_layer
-from distill.fp8 import E4M3, Kept, dequantise, fp8_weights, parse_kept, quantise, store_in_fp8, stored_bytes
+from distill.e4m3 import E4M3, dequantise, quantise
+from distill.fp8 import Kept, fp8_weights, parse_kept, store_in_fp8, stored_bytes
+from distill.fp8_linear import Fp8Linear, takes_sizes
 from distill.teacher import load_teacher
+from minitron.builtin import HELDOUT, MODEL
 from minitron.errors import MinitronError
 from minitron.layerwise import LayerwiseModel
 from minitron.loading import load_model, load_tokenizer
@@ -278,3 +281,36 @@ def test_the_wiring_of_transformer_engine(tiny_hybrid: Path, monkeypatch: pytest
     assert isinstance(model.get_submodule("model.layers.0.mixer.out_proj"), transformer_engine.EngineLinear)
     assert rows == [16]
     torch.testing.assert_close(after, before, rtol=0, atol=2**-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_matmul_in_fp8_is_that_of_rounded_numbers(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(48, 32, bias=bias, dtype=torch.bfloat16)
+    # Tokens of very different sizes, and one of zeros.
+    states = (torch.randn(2, 5, 48, generator=generator) * torch.logspace(-3, 3, 5)[:, None]).bfloat16()
+    states[0, 0] = 0
+    with torch.no_grad():
+        found = Fp8Linear(linear)(states)
+        (x, x_scale), (w, w_scale) = quantise(states), quantise(linear.weight)
+        exact = (x.double() * x_scale) @ (w.double() * w_scale).T
+        extra = linear.bias.double() if bias else torch.zeros(32, dtype=torch.float64)
+    assert found.shape == (2, 5, 32) and found.dtype == torch.bfloat16
+    # The product is rounded to bf16, then the sum: where they cancel out, more than the sum's own rounding is left.
+    assert ((found.double() - exact - extra).abs() <= 2**-8 * (2 * exact.abs() + extra.abs()) + 1e-6).all()
+
+
+def test_a_teacher_that_multiplies_in_fp8_drifts_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with FP8: its linears round their inputs too, and the rest is as elsewhere."""
+    blocks = token_blocks(load_tokenizer(MODEL), HELDOUT, sequence_length=128, samples=8)
+    drifts = []
+    for able in (lambda linear: False, takes_sizes):
+        monkeypatch.setattr("distill.fp8.multiplies_in_fp8", able)
+        teacher = load_teacher(MODEL, precision="fp8", device=CPU, blocks=blocks)
+        assert any(isinstance(module, Fp8Linear) for module in teacher.model.modules()) == (able is takes_sizes)
+        assert teacher.drift is not None
+        drifts.append(teacher.drift)
+    plain, multiplied = drifts
+    assert plain.stored_bytes == multiplied.stored_bytes and plain.weights == multiplied.weights
+    assert plain.kl < multiplied.kl < 0.01 and multiplied.top1_agreement > 0.95
+    assert not takes_sizes(nn.Linear(24, 32))
