@@ -233,6 +233,13 @@ ReportOption = Annotated[
         show_default=False,
     ),
 ]
+OffloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--offload-teacher",
+        help="For a teacher that memory does not hold: its layers are read from the disk, for many steps at once.",
+    ),
+]
 TrackOption = Annotated[
     str,
     typer.Option("--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"),
@@ -259,6 +266,7 @@ def command(
     cache_teacher: CacheOption = None,
     device: DeviceOption = None,
     teacher_device: TeacherDeviceOption = None,
+    offload_teacher: OffloadOption = False,
     work: WorkOption = None,
     track: TrackOption = "none",
     report: ReportOption = None,
@@ -291,6 +299,7 @@ def command(
             "cache": cache_teacher,
             "device": own,
             "teacher_device": teacher_device,
+            "offload_teacher": offload_teacher,
             "overwrite": overwrite,
             "work": work,
             "track": track,
@@ -315,6 +324,7 @@ def command(
             "fp8_keep": fp8_keep,
             "device": device,
             "teacher_device": teacher_device,
+            "offload_teacher": offload_teacher,
         }
         told = results[-1].to_json() | {"stages": [result.to_json() for result in results[:-1]]}
         show.document(show.run_document(output, inputs, settings, told, time.monotonic() - started))

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from distill.data import Text
 from distill.divergences import Loss, Sparse
 from distill.slopes import chunks, rows_at_once
+from distill.streamed import StreamedTeacher
+from minitron import quality
 from minitron.errors import MinitronError
 from minitron.files import new_file, read_json, write_json
 from minitron.progress import Progress, silent
-from minitron.quality import hidden_states
 
 ABOUT: Final = "about.json"
 HELDOUT: Final = "heldout.safetensors"
@@ -71,7 +71,7 @@ class TeacherCache:
 
     def write(
         self,
-        teacher: PreTrainedModel,
+        teacher: quality.Answers,
         loss: Loss,
         start: Mapping[str, Any],
         *,
@@ -88,6 +88,9 @@ class TeacherCache:
         with torch.inference_mode(), progress("caching the teacher", float(total), "tokens") as advance:
             for part, first, stop in missing:
                 found = []
+                if isinstance(teacher, StreamedTeacher):
+                    whole = np.stack([self.text.parts[part].sequence(number)[0] for number in range(first, stop)])
+                    teacher.ask(whole, batch_size)
                 for place in range(first, stop, batch_size):
                     numbers = range(place, min(place + batch_size, stop))
                     ids = np.stack([self.text.parts[part].sequence(number)[0] for number in numbers])
@@ -144,13 +147,13 @@ class TeacherCache:
         with new_file(path) as partial:
             save_file(tensors, partial, metadata={"sha256": _checksum(tensors)} | more)
 
-    def _save_heldout(self, teacher: PreTrainedModel, start: Mapping[str, Any], batch_size: int) -> None:
+    def _save_heldout(self, teacher: quality.Answers, start: Mapping[str, Any], batch_size: int) -> None:
         blocks = self.text.validation
         states = [
-            hidden_states(teacher, torch.from_numpy(blocks[place : place + batch_size])).cpu()
+            teacher.hidden_states(torch.from_numpy(blocks[place : place + batch_size])).cpu()
             for place in range(0, len(blocks), batch_size)
         ]
-        head = teacher.get_output_embeddings().weight.detach().cpu().contiguous()
+        head = teacher.head.get_parameter("weight").detach().cpu().contiguous()
         tensors = {"states": torch.cat(states).contiguous(), "head": head}
         self._save(self.folder / HELDOUT, tensors, start=json.dumps(dict(start)))
 
@@ -180,13 +183,13 @@ class Answers:
         return torch.stack([self._states[row.tobytes()] for row in ids.cpu().numpy()]).to(weight.device)
 
 
-def _picked(teacher: PreTrainedModel, ids: Tensor, loss: Loss, vocab: int, seeds: list[int]) -> list[Sparse]:
+def _picked(teacher: quality.Answers, ids: Tensor, loss: Loss, vocab: int, seeds: list[int]) -> list[Sparse]:
     """What is kept of each of the sequences [S, T]."""
     pick = loss.divergence.pick
     assert pick is not None
-    head = teacher.get_output_embeddings().weight[:vocab]
+    head = teacher.head.get_parameter("weight")[:vocab]
     found = []
-    for states, seed in zip(hidden_states(teacher, ids), seeds, strict=True):
+    for states, seed in zip(teacher.hidden_states(ids), seeds, strict=True):
         chance = torch.Generator(states.device).manual_seed(seed)
         parts = [
             pick(torch.log_softmax((states[part].to(head.dtype) @ head.T).float(), -1), round(loss.parameter), chance)

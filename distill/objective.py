@@ -20,6 +20,7 @@ from distill.cache import TeacherCache
 from distill.divergences import parse_loss
 from distill.losses import chunked_loss, hidden_cosine, sparse_loss
 from distill.recipe import Recipe
+from distill.streamed import StreamedTeacher
 from distill.teaching import Reference
 from minitron.quality import hidden_states
 
@@ -54,7 +55,7 @@ class Objective(nn.Module):
         self._teacher = (teacher,)
         self._copied_head: Tensor | None = None
         self.projection: nn.Parameter | None = None
-        if recipe.cosine_weight and isinstance(teacher, PreTrainedModel):
+        if recipe.cosine_weight and not isinstance(teacher, TeacherCache):
             self.projection = _projection(student, teacher)
 
     @property
@@ -91,7 +92,7 @@ class Objective(nn.Module):
                 mine = hidden_states(self.student, part.ids).flatten(0, 1)
                 return sparse_loss(parse_loss(recipe.loss), mine, head, targets, vocab=self.teacher.vocab, **asked)
         with torch.no_grad():
-            theirs = hidden_states(self.teacher, part.ids).flatten(0, 1).to(device)
+            theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
         with self.autocast():
             mine = hidden_states(self.student, part.ids).flatten(0, 1)
             total = chunked_loss(
@@ -110,10 +111,16 @@ class Objective(nn.Module):
                 total = total + recipe.cosine_weight * cosine
         return total
 
+    def _teacher_states(self, ids: Tensor) -> Tensor:
+        """[B, T, H] of sequences [B, T]."""
+        if isinstance(self.teacher, StreamedTeacher):
+            return self.teacher.hidden_states(ids)
+        assert isinstance(self.teacher, PreTrainedModel)
+        return hidden_states(self.teacher, ids)
+
     def _teacher_head(self, device: torch.device) -> Tensor:
         """The teacher's output layer, of which the student's device has a copy where the teacher is on another."""
-        assert isinstance(self.teacher, PreTrainedModel)
-        head: Tensor = self.teacher.get_output_embeddings().weight
+        head = _output_weight(self.teacher)
         if head.device == device:
             return head
         if self._copied_head is None:
@@ -143,9 +150,16 @@ def before_counted(counted: Tensor) -> Tensor:
     return shifted.flatten()
 
 
-def _projection(student: PreTrainedModel, teacher: PreTrainedModel) -> nn.Parameter | None:
+def _output_weight(model: Reference) -> Tensor:
+    """[V, H] of a model's output layer."""
+    assert not isinstance(model, TeacherCache)
+    found: Tensor = model.weight if isinstance(model, StreamedTeacher) else model.get_output_embeddings().weight
+    return found
+
+
+def _projection(student: PreTrainedModel, teacher: Reference) -> nn.Parameter | None:
     """[H', H] from the student's width to the teacher's, the same for every run; None where they are equal."""
-    mine, theirs = (model.get_output_embeddings().weight.shape[1] for model in (student, teacher))
+    mine, theirs = (_output_weight(model).shape[1] for model in (student, teacher))
     if mine == theirs:
         return None
     start = torch.randn(theirs, mine, generator=torch.Generator().manual_seed(0)) / mine**0.5

@@ -112,6 +112,7 @@ def distill_stages(
     teacher_precision: str = "bf16",
     fp8_keep: Kept = DEFAULT,
     cache: Path | None = None,
+    offload_teacher: bool = False,
     processes: Processes | None = None,
     note: Callable[[str], None] = lambda text: None,
     **how: Any,
@@ -125,7 +126,7 @@ def distill_stages(
     processes = processes or Processes()
     folder = work or output.with_name(f"{output.name}.work")
     place = find_device(how.get("teacher_device") or how.get("device"))
-    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, cache)
+    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, offload_teacher, cache)
     requests = [
         Request(student, teaching, _text(stage, number, data), validation, stage.recipe)
         for number, stage in enumerate(stages, 1)
@@ -160,6 +161,7 @@ def distill_stages(
                 validation=validation,
                 teacher_precision=teacher_precision,
                 fp8_keep=fp8_keep,
+                offload_teacher=offload_teacher,
                 note=note,
                 earlier=results,
                 tracked=output if len(stages) == 1 else output.with_name(f"{output.name}.stage-{number}"),

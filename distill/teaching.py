@@ -17,15 +17,18 @@ from distill.drift import Drift, drift_by_layer, is_large, warning
 from distill.fp8 import DEFAULT, Kept
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.streamed import StreamedTeacher
 from distill.teacher import Teacher, known_spec, load_teacher, require_precision
+from minitron import quality
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.progress import Progress, silent
-from minitron.quality import measure_quality
+from minitron.quality import Answers, measure_quality
+from minitron.spec import read_spec
 from minitron.text import text_hash
 
-Reference: TypeAlias = PreTrainedModel | TeacherCache
+Reference: TypeAlias = PreTrainedModel | TeacherCache | StreamedTeacher
 """What a student is compared with."""
 
 
@@ -42,12 +45,22 @@ class Teaching:
     keep: Kept = DEFAULT
     """What of a teacher in FP8 stays in bf16."""
 
+    offload: bool = False
+    """Whether its layers are read from the disk for many sequences at once, instead of being kept."""
+
     cache: Path | None = None
     """The folder in which a sparse loss's part of the teacher is kept."""
 
     def check(self, recipe: Recipe) -> None:
         """Raise MinitronError where the teacher cannot be kept so, or a cache does not hold what the loss reads."""
         require_precision(self.precision, self.device)
+        if self.offload:
+            read_spec(self.folder)
+            if self.precision != "bf16":
+                raise MinitronError(
+                    f"an offloaded teacher is read as it is stored and never in {self.precision}; "
+                    "leave --teacher-precision or --offload-teacher out."
+                )
         if self.cache is None:
             return
         if parse_loss(recipe.loss).divergence.pick is None:
@@ -67,6 +80,7 @@ class Teaching:
         config, weights = text_hash(self.folder / "config.json"), Checkpoint(self.folder).fingerprint
         found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
         found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
+        found |= {"teacher_offloaded": True} if self.offload else {}
         return found
 
     def prepare(
@@ -81,6 +95,8 @@ class Teaching:
         """(what to learn from, what was measured of it: its perplexity and its drift, on the held-out sequences); the
         second from `start` where a run that began before knows it."""
         if self.cache is None:
+            if self.offload:
+                return self._streamed(text, recipe, progress)
             kept = self._load(text if start is None else None, recipe, progress)
             return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
         vocab = min(int(read_json(folder / "config.json")["vocab_size"]) for folder in (student, self.folder))
@@ -95,11 +111,11 @@ class Teaching:
         if processes.is_first:
             cache = TeacherCache(self.cache, text, about)
             if not cache.is_complete:
-                kept = self._load(text, recipe, progress)
+                teacher, measured = self._answering(text, recipe, progress)
                 cache.write(
-                    kept.model,
+                    teacher,
                     parse_loss(recipe.loss),
-                    _measured(kept, text, recipe),
+                    measured,
                     vocab=vocab,
                     seed=recipe.seed,
                     batch_size=recipe.sequences_per_pass,
@@ -126,6 +142,19 @@ class Teaching:
             )
         return warning(Drift(**start["drift"]), start["before"]["kl"], found, self.keep)
 
+    def _streamed(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[StreamedTeacher, dict[str, Any]]:
+        """The teacher that is read layer by layer, asked about the held-out text, and what was measured of it."""
+        teacher = StreamedTeacher(self.folder, self.device)
+        with progress("asking the teacher", float(text.validation.size), "tokens") as advance:
+            perplexity = teacher.ask_held_out(text.validation, recipe.sequences_per_pass, advance)
+        return teacher, {"perplexity_teacher": perplexity, "drift": None}
+
+    def _answering(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[Answers, dict[str, Any]]:
+        if self.offload:
+            return self._streamed(text, recipe, progress)
+        kept = self._load(text, recipe, progress)
+        return quality.Teacher(kept.model, memory=0), _measured(kept, text, recipe)
+
     def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
         return load_teacher(
             self.folder,
@@ -136,6 +165,13 @@ class Teaching:
             batch_size=recipe.sequences_per_pass,
             progress=progress,
         )
+
+
+def answers(reference: Reference, device: torch.device) -> Answers:
+    """What a reference says of the held-out text, kept: it is asked at every validation."""
+    if isinstance(reference, TeacherCache):
+        return reference.answers(device)
+    return reference if isinstance(reference, StreamedTeacher) else quality.Teacher(reference)
 
 
 def _measured(teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def distill(
     teacher_precision: str = "bf16",
     fp8_keep: Kept = DEFAULT,
     cache: Path | None = None,
+    offload_teacher: bool = False,
     device: str | None = None,
     teacher_device: str | None = None,
     overwrite: bool = False,
@@ -144,7 +145,7 @@ def distill(
     bit for bit on the same machine.  The folder is removed when the output is complete.  `device` is as torch spells
     it, the first GPU or else the CPU unless given; `teacher_device` is the teacher's where that is another; `fp8_keep`
     is what of a teacher in FP8 stays in bf16; `cache` is a folder in which what a sparse loss reads of the teacher is
-    kept, and found by later runs; `note` is told what was
+    kept, and found by later runs; `offload_teacher` reads its layers from the disk; `note` is told what was
     measured before training.  `earlier` are the stages before this one, which began with `origin`: the model card tells
     of them.  `track` is a name of distill.trackers.TRACKERS, which knows the run by the name of
     `tracked`, or else of the output.
@@ -154,7 +155,9 @@ def distill(
     place, processes = find_device(device), processes or Processes()
     sources = [Source(str(data))] if isinstance(data, Path) else list(data)
     work_folder = Work(work or output.with_name(f"{output.name}.work"))
-    teaching = Teaching(teacher, find_device(teacher_device or device), teacher_precision, fp8_keep, cache)
+    teaching = Teaching(
+        teacher, find_device(teacher_device or device), teacher_precision, fp8_keep, offload_teacher, cache
+    )
     request = Request(student, teaching, tuple(sources), validation, recipe)
     request.check(output, overwrite=overwrite)
     require_tracker(track)

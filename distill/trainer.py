@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from distill.cache import TeacherCache
 from distill.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.data import Batch, Text
 from distill.fp8 import ROUTERS
@@ -24,8 +24,9 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.router_load import counted, load_of
 from distill.slopes import chunks
+from distill.streamed import StreamedTeacher
 from distill.tasks import Ask
-from distill.teaching import Reference
+from distill.teaching import Reference, answers
 from distill.work import Work
 from minitron import quality
 from minitron.benchmarks import Results
@@ -34,6 +35,9 @@ from minitron.errors import MinitronError
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 _COUNT: Final = "step"
 _RANDOM: Final = "rng.cpu"
+
+_AHEAD: Final = 2**16
+"""Tokens that a streamed teacher is asked about at once: 512 MiB of states at a width of 4,096."""
 
 
 class Trainer:
@@ -74,9 +78,9 @@ class Trainer:
             fused=True,
         )
         # Its teacher's answers to the held-out text are needed at every validation and never change.
-        self._reference = (
-            teacher.answers(student.device) if isinstance(teacher, TeacherCache) else quality.Teacher(teacher)
-        )
+        self._reference = answers(teacher, student.device)
+        self._asked = 0
+        """The step up to which a streamed teacher was asked about sequences."""
         self._ask = ask
         self.step = 0
         self.position = 0
@@ -120,6 +124,7 @@ class Trainer:
         recipe, processes = self.recipe, self.processes
         batch = self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed)
         mine = processes.share(recipe.sequences_per_step)
+        self._ask_ahead(mine)
         self.optimizer.zero_grad(set_to_none=True)
         parts = [
             self._forward_backward(part, self.position + first)
@@ -150,6 +155,20 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
         return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
+
+    def _ask_ahead(self, mine: slice) -> None:
+        """Ask a streamed teacher about the sequences of the steps to come: it reads its layers once for all of them."""
+        recipe, teacher = self.recipe, self.objective.teacher
+        if not isinstance(teacher, StreamedTeacher) or self.step < self._asked:
+            return
+        steps, each = (
+            min(max(1, _AHEAD // recipe.batch_tokens), recipe.total_steps - self.step),
+            recipe.sequences_per_step,
+        )
+        blocks = [self.text.batch(self.position + i * each, each, seed=recipe.seed).ids[mine] for i in range(steps)]
+        # The same sequences go together whatever the first step is: a run that goes on has the same numbers.
+        teacher.ask(np.concatenate(blocks), math.gcd(len(blocks[0]), recipe.sequences_per_pass))
+        self._asked = self.step + steps
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""

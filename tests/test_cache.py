@@ -23,7 +23,7 @@ from distill.train import distill
 from minitron.errors import MinitronError
 from minitron.loading import load_model, load_tokenizer
 from minitron.progress import Advance
-from minitron.quality import measure_quality
+from minitron.quality import Teacher, measure_quality
 
 CPU = torch.device("cpu")
 ABOUT = {"vocab_size": tiny_models.VOCAB_SIZE, "seed": 0}
@@ -50,7 +50,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(folder: Path, text: Text, model: Path, **how: Any) -> TeacherCache:
     cache = TeacherCache(folder, text, ABOUT)
-    cache.write(load_model(model, device=CPU), Loss("sampled", 5), {"perplexity": 3.0}, vocab=300, **how)
+    teacher = Teacher(load_model(model, device=CPU), memory=0)
+    cache.write(teacher, Loss("sampled", 5), {"perplexity": 3.0}, vocab=300, **how)
     return cache
 
 
