@@ -7,6 +7,7 @@
      "skipped_steps", "selected_step",
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
      "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement",
+                of a student with a trained MTP block "mtp_kl", "mtp_acceptance",
                 of a mixture of experts "busiest_expert" (tokens, in multiples of the mean), "idle_experts",
                 and "tasks": {task: {metric: value}} where there are some}, ...],
      "stages": [the same of every stage before the last, where there is a recipe file]}
@@ -93,6 +94,14 @@ class Training:
     temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")] = 1.0
     lm_weight: Annotated[
         float, typer.Option("--lm-weight", help="Times the cross entropy of the next token, added to the loss.")
+    ] = 0.0
+    mtp_weight: Annotated[
+        float,
+        typer.Option("--mtp-weight", help="Times the loss of the multi-token-prediction block, trained along then."),
+    ] = 0.0
+    mtp_lm_weight: Annotated[
+        float,
+        typer.Option("--mtp-lm-weight", help="Within it, times the cross entropy of the token after the next."),
     ] = 0.0
     cosine_weight: Annotated[
         float, typer.Option("--cosine-weight", help="Times 1 - cosine of the last hidden states, added to the loss.")

@@ -17,8 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from distill.cache import TeacherCache
-from distill.divergences import parse_loss
+from distill.divergences import Sparse, parse_loss
 from distill.losses import chunked_loss, hidden_cosine, sparse_loss
+from distill.mtp import PREFIX, Predictor
 from distill.recipe import Recipe
 from distill.streamed import StreamedTeacher
 from distill.teaching import Reference
@@ -44,13 +45,33 @@ class Pass:
     """Tokens that count in the whole batch, over all passes and processes."""
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What is to be learnt at each of N tokens."""
+
+    theirs: Tensor | Sparse
+    """The teacher's states [N, H], or what a cache kept of it."""
+
+    mask: Tensor | None
+    following: Tensor | None
+    """As for distill.losses.chunked_loss."""
+
+    def of(self, numbers: Tensor) -> _Rows:
+        """Those of some of the tokens."""
+        mask, following = (None if one is None else one[numbers] for one in (self.mask, self.following))
+        return _Rows(self.theirs[numbers], mask, following)
+
+
 class Objective(nn.Module):
     """The loss of a student beside its teacher; a module, so that the student's parameters are there while it runs."""
 
-    def __init__(self, student: PreTrainedModel, teacher: Reference, recipe: Recipe) -> None:
-        """Where hidden states of two widths are compared, a linear that is trained along turns one into the other."""
+    def __init__(
+        self, student: PreTrainedModel, teacher: Reference, recipe: Recipe, mtp: Predictor | None = None
+    ) -> None:
+        """Where hidden states of two widths are compared, a linear that is trained along turns one into the other;
+        `mtp` is the student's own multi-token-prediction block, where it is trained along."""
         super().__init__()
-        self.student, self.recipe = student, recipe
+        self.student, self.recipe, self.mtp = student, recipe, mtp
         # Not a part of this module: its parameters are its own affair.
         self._teacher = (teacher,)
         self._copied_head: Tensor | None = None
@@ -67,6 +88,8 @@ class Objective(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name: the student's parameters and what goes along with them."""
         own = {} if self.projection is None else {PROJECTION: self.projection}
+        if self.mtp is not None:
+            own |= {f"{PREFIX}{name}": parameter for name, parameter in self.mtp.named_parameters()}
         return dict(self.student.named_parameters()) | own
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -80,36 +103,57 @@ class Objective(nn.Module):
     def loss(self, part: Pass, place: int) -> Tensor:
         """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
         before it.  Chance follows from `place`, the number of the first sequence since the run began."""
-        recipe, device = self.recipe, self.student.device
-        head = self.student.get_output_embeddings().weight
-        mask = None if part.counted is None else before_counted(part.counted).to(device)
-        asked: dict[str, Any] = {"mask": mask, "lm_weight": recipe.lm_weight, "divisor": part.divisor}
-        asked["following"] = following(part.ids).to(device) if recipe.lm_weight else None
-        asked["head_gradient"] = self._head_gradient(head)
-        if isinstance(self.teacher, TeacherCache):
-            targets = self.teacher.targets(part.places).to(device)
-            with self.autocast():
-                mine = hidden_states(self.student, part.ids).flatten(0, 1)
-                return sparse_loss(parse_loss(recipe.loss), mine, head, targets, vocab=self.teacher.vocab, **asked)
-        with torch.no_grad():
-            theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
+        recipe, head = self.recipe, self.student.get_output_embeddings().weight
+        rows = self._rows(part)
         with self.autocast():
-            mine = hidden_states(self.student, part.ids).flatten(0, 1)
-            total = chunked_loss(
-                parse_loss(recipe.loss),
-                mine,
-                head,
-                theirs,
-                self._teacher_head(device),
-                temperature=recipe.temperature,
-                vocab_chunk=recipe.vocab_chunk,
-                seed=int(np.random.SeedSequence([recipe.seed, place]).generate_state(1)[0]),
-                **asked,
-            )
+            mine = hidden_states(self.student, part.ids)
+            how = {"divisor": part.divisor, "lm_weight": recipe.lm_weight, "seed": _seed(recipe.seed, place)}
+            total = self._compare(mine.flatten(0, 1), head, rows, how)
+            if self.mtp is not None:
+                ids = part.ids.to(mine.device)
+                drafted = self.mtp(mine[:, :-1], self.student.get_input_embeddings()(ids[:, 1:]))
+                later = rows.of(torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, 1:].flatten())
+                how = {"lm_weight": recipe.mtp_lm_weight, "seed": _seed(recipe.seed, place, 1)}
+                # The weight goes into the divisor: what adds to the head's gradient at once knows no other.
+                how["divisor"] = part.divisor / recipe.mtp_weight
+                total = total + self._compare(drafted.flatten(0, 1), head, later, how)
             if recipe.cosine_weight:
-                cosine = hidden_cosine(mine, theirs, self.projection, mask=mask, divisor=part.divisor)
+                assert isinstance(rows.theirs, Tensor)
+                cosine = hidden_cosine(
+                    mine.flatten(0, 1), rows.theirs, self.projection, mask=rows.mask, divisor=part.divisor
+                )
                 total = total + recipe.cosine_weight * cosine
         return total
+
+    def _rows(self, part: Pass) -> _Rows:
+        """What is to be learnt at each token of some sequences."""
+        recipe, device = self.recipe, self.student.device
+        mask = None if part.counted is None else before_counted(part.counted).to(device)
+        next_ids = following(part.ids).to(device) if recipe.lm_weight or recipe.mtp_lm_weight else None
+        if isinstance(self.teacher, TeacherCache):
+            return _Rows(self.teacher.targets(part.places).to(device), mask, next_ids)
+        with torch.no_grad():
+            theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
+        return _Rows(theirs, mask, next_ids)
+
+    def _compare(self, states: Tensor, head: nn.Parameter, rows: _Rows, how: dict[str, Any]) -> Tensor:
+        """The loss of states [N, H] beside what the teacher says of the same tokens."""
+        loss = parse_loss(self.recipe.loss)
+        asked = how | {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(head)}
+        if isinstance(rows.theirs, Sparse):
+            assert isinstance(self.teacher, TeacherCache)
+            del asked["seed"]
+            return sparse_loss(loss, states, head, rows.theirs, vocab=self.teacher.vocab, **asked)
+        return chunked_loss(
+            loss,
+            states,
+            head,
+            rows.theirs,
+            self._teacher_head(self.student.device),
+            temperature=self.recipe.temperature,
+            vocab_chunk=self.recipe.vocab_chunk,
+            **asked,
+        )
 
     def _teacher_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of sequences [B, T]."""
@@ -148,6 +192,10 @@ def before_counted(counted: Tensor) -> Tensor:
     shifted = torch.zeros_like(counted)
     shifted[:, :-1] = counted[:, 1:]
     return shifted.flatten()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _output_weight(model: Reference) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill.mtp import Predictor
 from minitron.checkpoint import Checkpoint, ShardWriter
 from minitron.files import new_folder, write_json, write_text
 from minitron.prune import DISTILLATION, RECORD, copy_companions
@@ -23,25 +24,27 @@ def write_student(
     output: Path,
     *,
     card: str,
+    mtp: Predictor | None = None,
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the trained `model` of the folder `student` to `output` under the names and in the types `student` has.
 
     transformers turns its in-memory weights back into the names of a checkpoint, but loses parts of the config, drops
-    multi-token-prediction blocks and writes the type it trained in.  So only the tensors are taken from what it saves;
-    everything else, and every tensor that it does not build, comes from `student`.  `card` becomes README.md,
-    `training` distillation.json."""
+    multi-token-prediction blocks (`mtp` is the trained one) and writes the type it trained in.  So only the tensors are
+    taken from what it saves; everything else, and every tensor that it does not build, comes from `student`.  `card`
+    becomes README.md, `training` distillation.json."""
     source = Checkpoint(student)
     with new_folder(output, overwrite=overwrite) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_pretrained(scratch)
             trained = Checkpoint(Path(scratch))
+            drafts = {} if mtp is None else dict(mtp.stored(student))
             if strangers := trained.headers.keys() - source.headers.keys():
                 raise RuntimeError(f"{student} has no {sorted(strangers)[0]}, which transformers saved")
             with ShardWriter(folder) as writer:
                 for name, header in source.headers.items():
-                    tensor = _trained_tensor(model, name, source, trained)
+                    tensor = drafts[name] if name in drafts else _trained_tensor(model, name, source, trained)
                     if tuple(tensor.shape) != header.shape:
                         raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
                     writer.add(name, tensor.to(DTYPES.get(header.dtype, tensor.dtype)))

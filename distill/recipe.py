@@ -112,6 +112,12 @@ class Recipe:
     lm_weight: float = 0.0
     """Times the cross entropy of the next token, added to the loss."""
 
+    mtp_weight: float = 0.0
+    """Times the loss of the student's multi-token-prediction block, added to the loss; the block is trained along."""
+
+    mtp_lm_weight: float = 0.0
+    """Within that, times the cross entropy of the token after the next."""
+
     cosine_weight: float = 0.0
     """Times 1 - cosine of both models' last hidden states, added to the loss."""
 
@@ -168,6 +174,10 @@ class Recipe:
             raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
         if self.select not in SELECTED:
             raise MinitronError(f"there is no {self.select!r} to select; choose one of {', '.join(SELECTED)}.")
+        if self.mtp_lm_weight and not self.mtp_weight:
+            raise MinitronError("an MTP LM weight is a part of the MTP loss; give an MTP weight too.")
+        if self.mtp_weight and self.train != "all":
+            raise MinitronError("the multi-token-prediction block is trained along with all; leave train or it out.")
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} looks at the whole vocabulary; leave the vocab chunk out.")
@@ -236,7 +246,16 @@ class Recipe:
         return cls(**given)
 
 
-_NOT_NEGATIVE: Final = ("seed", "weight_decay", "lm_weight", "cosine_weight", "most_skipped", "most_broken")
+_NOT_NEGATIVE: Final = (
+    "seed",
+    "weight_decay",
+    "lm_weight",
+    "mtp_weight",
+    "mtp_lm_weight",
+    "cosine_weight",
+    "most_skipped",
+    "most_broken",
+)
 
 _POSITIVE: Final = tuple(
     field.name

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data import describe
+from distill.mtp import require_block
 from distill.recipe import Recipe
 from distill.records import Source
 from distill.tasks import asker
@@ -43,6 +44,8 @@ class Request:
         require_same_tokenizer(student, teacher)
         self.teaching.check(self.recipe)
         asker(self.recipe, student)
+        if self.recipe.mtp_weight:
+            require_block(student)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

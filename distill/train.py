@@ -20,6 +20,7 @@ from distill.checkpoints import read_weights
 from distill.data import Text, read_text
 from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
+from distill.mtp import PREFIX, Predictor
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -171,7 +172,8 @@ def distill(
     start = work_folder.read_start()
     reference, measured = teaching.prepare(student, text, recipe, start, processes, progress)
     model = load_model(student, dtype=torch.float32, device=place)
-    trainer = Trainer(model, reference, text, recipe, work_folder, processes, asker(recipe, student))
+    mtp = Predictor(student, model) if recipe.mtp_weight else None
+    trainer = Trainer(model, reference, text, recipe, work_folder, processes, asker(recipe, student), mtp)
     is_new, start = start is None, _begin(trainer, measured, start)
     note(_told_before(trainer, start, teacher_precision))
     if is_new and processes.is_first and (told := teaching.warn(start, text, recipe, progress)) is not None:
@@ -189,10 +191,12 @@ def distill(
         for point, folder in reversed(_written(trainer, output)):
             step = int(point["step"])
             written = replace(result, selected_step=step)
+            whole, trained_mtp = _weights_of(trainer, step, student)
             write_student(
-                _weights_of(trainer, step, student),
+                whole,
                 student,
                 folder,
+                mtp=trained_mtp,
                 card=model_card(origin or student, teacher, text.source, written, earlier),
                 training=training_document(written.to_json(), written.losses),
                 overwrite=overwrite,
@@ -212,21 +216,25 @@ def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, Any], Path]
     return found if chosen["step"] == other["step"] else [*found, (other, beside(output, trainer.recipe))]
 
 
-def _weights_of(trainer: Trainer, step: int, folder: Path) -> PreTrainedModel:
-    """The student of `folder` as it was after a step, the last one's or the best one's, in one piece."""
+def _weights_of(trainer: Trainer, step: int, folder: Path) -> tuple[PreTrainedModel, Predictor | None]:
+    """The student of `folder` and its multi-token-prediction block, where that was trained, as they were after a step,
+    the last one's or the best one's, in one piece."""
     if step != trainer.step:
         weights = trainer.checkpoints.best_weights(step)
     elif trainer.processes.world_size == 1:
-        return trainer.student
+        return trainer.student, trainer.objective.mtp
     else:
         newest = trainer.checkpoints.newest()
         assert newest is not None  # the last step is always saved
         weights = read_weights(newest)
     whole = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    mtp = None if trainer.objective.mtp is None else Predictor(folder, whole)
     with torch.no_grad():
         for name, parameter in whole.named_parameters():
             parameter.copy_(weights[name])
-    return whole
+        for name, parameter in () if mtp is None else mtp.named_parameters():
+            parameter.copy_(weights[f"{PREFIX}{name}"])
+    return whole, mtp
 
 
 def _read(

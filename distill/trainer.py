@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from distill.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.data import Batch, Text
 from distill.fp8 import ROUTERS
+from distill.mtp import Predictor, measure_drafts
 from distill.objective import Objective, Pass
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -52,10 +53,12 @@ class Trainer:
         work: Work,
         processes: Processes,
         ask: Ask | None = None,
+        mtp: Predictor | None = None,
     ) -> None:
-        """`student` has fp32 weights and is trained in place; `teacher` is only read; validations `ask` tasks too."""
+        """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
+        `ask` tasks too."""
         self.student, self.text, self.recipe = student, text, recipe
-        self.objective = Objective(student, teacher, recipe)
+        self.objective = Objective(student, teacher, recipe, mtp)
         self.work, self.processes = work, processes
         self.checkpoints = Checkpoints(
             work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
@@ -189,6 +192,12 @@ class Trainer:
                     batch_size=self.recipe.sequences_per_pass,
                 )
 
+        def drafted(mtp: Predictor) -> dict[str, float]:
+            with self.objective.autocast():
+                return measure_drafts(
+                    self.student, mtp, self.text.validation, self._reference, self.recipe.sequences_per_pass
+                )
+
         def asked(ask: Ask) -> Results:
             with self.objective.autocast():
                 return ask(self.student)
@@ -196,7 +205,11 @@ class Trainer:
         with torch.no_grad():
             with counted(self.student) as tokens:
                 found = self.objective(measure)
-            results = {} if self._ask is None else {"tasks": self.objective(partial(asked, self._ask))}
+            results: dict[str, Any] = {}
+            if self.objective.mtp is not None:
+                results |= self.objective(partial(drafted, self.objective.mtp))
+            if self._ask is not None:
+                results["tasks"] = self.objective(partial(asked, self._ask))
         self.processes.collect(self.objective)
         assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
         point = {
