@@ -91,6 +91,14 @@ class Training:
             metavar="NAME",
         ),
     ] = "forward_kl"
+    loss_kernel: Annotated[
+        str,
+        typer.Option(
+            "--loss-kernel",
+            help="liger: liger-kernel's fused loss, on a GPU, where it is exact for the request (untested so far).",
+            metavar="own|liger",
+        ),
+    ] = "own"
     temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits of both models.")] = 1.0
     lm_weight: Annotated[
         float, typer.Option("--lm-weight", help="Times the cross entropy of the next token, added to the loss.")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from distill.cache import TeacherCache
 from distill.divergences import Sparse, parse_loss
+from distill.liger import liger_loss
 from distill.losses import chunked_loss, hidden_cosine, sparse_loss
 from distill.mtp import PREFIX, Predictor
 from distill.recipe import Recipe
@@ -144,6 +145,9 @@ class Objective(nn.Module):
             assert isinstance(self.teacher, TeacherCache)
             del asked["seed"]
             return sparse_loss(loss, states, head, rows.theirs, vocab=self.teacher.vocab, **asked)
+        if self.recipe.loss_kernel == "liger":
+            theirs = self._teacher_head(self.student.device)
+            return liger_loss(loss, states, head, rows.theirs, theirs, mask=rows.mask, divisor=how["divisor"])
         return chunked_loss(
             loss,
             states,

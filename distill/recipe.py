@@ -19,6 +19,9 @@ LEAST_LEARNING_RATE_SHARE: Final = 0.1
 TRAINED: Final = ("all", "router", "all-but-router")
 """All parameters, those of the routers of mixtures of experts alone, or all others."""
 
+KERNELS: Final = ("own", "liger")
+"""Who computes the loss: distill.losses, or liger-kernel where it is exact for the request."""
+
 SELECTED: Final = ("last", "best")
 """The weights after the last step, or those of the validation with the lowest KL."""
 
@@ -106,6 +109,9 @@ class Recipe:
     loss: str = "forward_kl"
     """A name of distill.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
 
+    loss_kernel: str = "own"
+    """A name of KERNELS."""
+
     temperature: float = 1.0
     """Divides the logits of both models."""
 
@@ -172,6 +178,8 @@ class Recipe:
             raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
         if self.train not in TRAINED:
             raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
+        if self.loss_kernel not in KERNELS:
+            raise MinitronError(f"there is no loss kernel {self.loss_kernel!r}; choose one of {', '.join(KERNELS)}.")
         if self.select not in SELECTED:
             raise MinitronError(f"there is no {self.select!r} to select; choose one of {', '.join(SELECTED)}.")
         if self.mtp_lm_weight and not self.mtp_weight:
@@ -266,6 +274,7 @@ _POSITIVE: Final = tuple(
         "tasks",
         "precision",
         "loss",
+        "loss_kernel",
         "warmup_steps",
         "assistant_only",
         "train",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data import describe
+from distill.liger import require_liger
 from distill.mtp import require_block
 from distill.recipe import Recipe
 from distill.records import Source
@@ -13,7 +14,7 @@ from distill.tasks import asker
 from distill.teaching import Teaching
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError
-from minitron.files import refuse_existing
+from minitron.files import read_json, refuse_existing
 from minitron.loading import require_same_tokenizer
 from minitron.text import text_hash
 
@@ -44,6 +45,9 @@ class Request:
         require_same_tokenizer(student, teacher)
         self.teaching.check(self.recipe)
         asker(self.recipe, student)
+        if self.recipe.loss_kernel == "liger":
+            sizes = {read_json(folder / "config.json").get("vocab_size") for folder in (student, teacher)}
+            require_liger(self.recipe, same_vocabulary=len(sizes) == 1, cached=self.teaching.cache is not None)
         if self.recipe.mtp_weight:
             require_block(student)
 
