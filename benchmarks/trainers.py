@@ -2,10 +2,13 @@
 
     pip install trl
     python benchmarks/trainers.py --name NAME --model PARENT --student CUT --data TEXT [--steps 4 --tokens 2048]
+    python benchmarks/trainers.py --name NAME --hybrid SMOLLM2 --work FOLDER --data TEXT
 
 All three train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
-tokens a step in one pass; the teacher is in bf16.  Each runs in a process of its own; a step's time is the median of
-all but the first, and the peak is that of the whole process (VmHWM), models included, above what it had before them.
+tokens a step, in one pass and in a pass a sequence; the teacher is in bf16.  Each runs in a process of its own; a
+step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included, above
+what it had before them.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights, with
+the tokenizer of the folder given.
 """
 
 import argparse
@@ -22,8 +25,8 @@ from typing import Any
 
 import torch
 from smollm2 import write_section
+from transformers import NemotronHConfig, NemotronHForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
-from transformers import TrainerCallback, TrainingArguments
 
 from distill.data import read_text
 from distill.processes import Processes
@@ -75,7 +78,8 @@ def _sequences(options: argparse.Namespace) -> list[list[int]]:
 def _arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": options.batch,
+        "per_device_train_batch_size": options.micro,
+        "gradient_accumulation_steps": options.batch // options.micro,
         "max_steps": options.steps,
         "bf16": True,
         "use_cpu": True,
@@ -97,7 +101,7 @@ def ours(options: argparse.Namespace, folder: str) -> list[float]:
         steps=options.steps,
         sequence_length=SEQUENCE_LENGTH,
         batch_tokens=options.tokens,
-        micro_batch=options.batch,
+        micro_batch=options.micro,
         validation_sequences=1,
     )
     student = load_model(options.student, dtype=torch.float32, device=CPU)
@@ -176,47 +180,73 @@ def _resident(name: str) -> int:
     return int(line.split()[1]) * 2**10
 
 
-def run(way: str, options: argparse.Namespace) -> dict[str, float]:
+def run(way: str, micro: int, options: argparse.Namespace) -> dict[str, float]:
     """Seconds a step and peak memory, in a process of its own."""
-    command = [sys.executable, __file__, "--way", way]
+    command = [sys.executable, __file__, "--way", way, "--micro", str(micro)]
     for name in ("name", "model", "student", "data", "steps", "tokens"):
         command += [f"--{name}", str(getattr(options, name))]
     found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return dict(json.loads(found.splitlines()[-1]))
 
 
-def report(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
+def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, float]]) -> str:
     """The section of RESULTS.md."""
-    own = found["minitron"]
-    rows = [
-        f"| {way} | {options.tokens / each['seconds']:,.0f} | {own['seconds'] / each['seconds']:.2f} | "
-        f"{format_bytes(int(each['peak']))} | {each['peak'] / own['peak']:.2f} |"
-        for way, each in found.items()
-    ]
+    rows = []
+    for (way, micro), each in found.items():
+        own = found["minitron", micro]
+        rows.append(
+            f"| {way} | {micro} | {options.tokens / each['seconds']:,.0f} | {own['seconds'] / each['seconds']:.2f} | "
+            f"{format_bytes(int(each['peak']))} | {own['peak'] / each['peak']:.2f} |"
+        )
+    small = found["minitron", 1]
+    beside = []
+    for way in [way for way in WAYS if way != "minitron"]:
+        other = found[way, options.batch]
+        faster, less = other["seconds"] / small["seconds"], small["peak"] / other["peak"]
+        beside.append(f"{faster:.2f} times the tokens/s and {less:.2f} of the peak memory of the {way}")
     return "\n".join(
         [
             f"## Against other training loops: {options.name} (`benchmarks/trainers.py`)",
             "",
-            "| | tokens/s | of ours | peak memory | of ours |",
-            "|---|--:|--:|--:|--:|",
+            "| | sequences a pass | tokens/s | of ours with the same passes | peak memory | ours of it |",
+            "|---|--:|--:|--:|--:|--:|",
             *rows,
             "",
-            f"{options.tokens:,} tokens a step in {options.batch} sequences of {SEQUENCE_LENGTH}, one pass, bf16 "
-            f"autocast over fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
+            f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over fp32 "
+            f"weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
+            "",
+            f"Ours in a pass a sequence beside the others in one pass: {', '.join(beside)}.",
             "",
         ]
     )
+
+
+def make_hybrid(folder: Path, tokenizer: Path, intermediate_size: int) -> Path:
+    """A hybrid of 131,072 tokens with random weights, unless it is there."""
+    if not folder.exists():
+        kinds = ["linear_attention", "mlp", "full_attention", "mlp"] * 2
+        config = NemotronHConfig(
+            vocab_size=131_072, hidden_size=512, layer_types=kinds, num_attention_heads=8, num_key_value_heads=2,
+            head_dim=64, intermediate_size=intermediate_size, mamba_num_heads=16, mamba_head_dim=64, n_groups=2,
+            ssm_state_size=64, chunk_size=128, max_position_embeddings=4096, tie_word_embeddings=False,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        NemotronHForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        load_tokenizer(tokenizer).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
     """Parse the command line, measure, write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--name", required=True, help="of the model, for the heading")
-    for name in ("model", "student", "data"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    for name in ("model", "student", "hybrid", "work"):
+        parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--micro", type=int)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options: Any = parser.parse_args()
     options.batch = options.tokens // SEQUENCE_LENGTH
@@ -228,7 +258,11 @@ def main() -> None:
             times = WAYS[options.way](options, folder)
         print(json.dumps({"seconds": median(times[1:]), "peak": _resident("VmHWM") - before}))
         return
-    section = report(options, {way: run(way, options) for way in WAYS})
+    if options.hybrid:
+        options.model = make_hybrid(options.work / "parent", options.hybrid, 2048)
+        options.student = make_hybrid(options.work / "student", options.hybrid, 1536)
+    passes = dict.fromkeys((options.batch, 1))
+    section = report(options, {(way, micro): run(way, micro, options) for micro in passes for way in WAYS})
     write_section(options.results, section)
     print(section)
 
