@@ -6,9 +6,9 @@
 
 All three train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
 tokens a step, in one pass and in a pass a sequence; the teacher is in bf16.  Each runs in a process of its own; a
-step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included, above
-what it had before them.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights, with
-the tokenizer of the folder given.
+step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included,
+above what it had before them.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights,
+with the tokenizer of the folder given.
 """
 
 import argparse
@@ -212,8 +212,8 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             "|---|--:|--:|--:|--:|--:|",
             *rows,
             "",
-            f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over fp32 "
-            f"weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
+            f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
+            f"fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
             "",
             f"Ours in a pass a sequence beside the others in one pass: {', '.join(beside)}.",
             "",
