@@ -9,7 +9,7 @@ from distill.tasks import task_metrics
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
-    from distill.train import DistillResult
+    from distill.result import DistillResult
 
 
 def model_card(

@@ -29,9 +29,10 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.records import HUB, Source, parse_source
 from distill.request import Request
+from distill.result import DistillResult
 from distill.teaching import Teaching
 from distill.trackers import require_tracker
-from distill.train import DistillResult, distill
+from distill.train import distill
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.loading import find_device

@@ -108,6 +108,11 @@ class Trainer:
         return min(self.curve[1:] or self.curve, key=lambda point: point["kl"])
 
     @property
+    def selected(self) -> dict[str, Any]:
+        """The validation of the weights that the recipe selects."""
+        return self.best if self.recipe.select == "best" else self.curve[-1]
+
+    @property
     def is_done(self) -> bool:
         """Whether no step is left, or patience ran out."""
         since = sum(point["step"] > self.best["step"] for point in self.curve)

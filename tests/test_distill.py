@@ -23,13 +23,15 @@ from transformers import AutoModelForCausalLM
 
 from distill.checkpoints import Checkpoints, read_weights
 from distill.data import Part, Text, read_text
+from distill.loop import Stopped
 from distill.objective import Objective
 from distill.output import write_student
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.result import DistillResult
 from distill.router_load import counted, load_of
 from distill.tokens import Tokens
-from distill.train import DistillResult, Stopped, distill
+from distill.train import distill
 from distill.trainer import Pass, Trainer
 from minitron import quality
 from minitron.checkpoint import Checkpoint

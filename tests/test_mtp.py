@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock
 
 from cli.app import run
+from distill.loop import Stopped
 from distill.mtp import Predictor, measure_drafts
 from distill.objective import Objective, Pass
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.train import Stopped, distill
+from distill.train import distill
 from distill.trainer import Trainer
 from minitron.checkpoint import Checkpoint
 from minitron.errors import MinitronError

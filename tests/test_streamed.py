@@ -13,9 +13,10 @@ import torch
 from cli.app import run
 from distill import trainer
 from distill.divergences import Loss
+from distill.loop import Stopped
 from distill.recipe import Recipe
 from distill.streamed import StreamedTeacher
-from distill.train import Stopped, distill
+from distill.train import distill
 from minitron.loading import load_model
 from minitron.quality import hidden_states, measure_quality
 
