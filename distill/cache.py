@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +67,7 @@ class TeacherCache:
     @property
     def is_complete(self) -> bool:
         """Whether every training sequence and the held-out ones are there."""
-        return (self.folder / HELDOUT).is_file() and not any(True for _ in self._missing())
+        return (self.folder / HELDOUT).is_file() and not self.missing
 
     def write(
         self,
@@ -75,14 +75,17 @@ class TeacherCache:
         loss: Loss,
         start: Mapping[str, Any],
         *,
+        missing: Sequence[tuple[int, int, int]] | None = None,
+        held_out: bool = True,
         vocab: int,
         seed: int = 0,
         batch_size: int = 1,
         progress: Progress = silent,
     ) -> None:
         """Ask the teacher for all that is missing, of the first `vocab` tokens of its vocabulary; `start` is kept with
-        it (see `start`).  What is there already, shard by shard, is not asked for again."""
-        missing = list(self._missing())
+        it (see `start`).  What is there already, shard by shard, is not asked for again.  One of many processes writes
+        the shards `missing` alone, and what is `held_out` if it is told so."""
+        missing = self.missing if missing is None else missing
         length = self.text.parts[0].sequence_length
         total = sum(stop - first for _, first, stop in missing) * length
         with torch.inference_mode(), progress("caching the teacher", float(total), "tokens") as advance:
@@ -102,7 +105,7 @@ class TeacherCache:
                     for name, dtype in DTYPES.items()
                 }
                 self._save(self._shard(part, first), tensors)
-            if not (self.folder / HELDOUT).is_file():
+            if held_out and not (self.folder / HELDOUT).is_file():
                 self._save_heldout(teacher, start, batch_size)
 
     def targets(self, places: Sequence[tuple[int, int]]) -> Sparse:
@@ -136,12 +139,15 @@ class TeacherCache:
     def _shard(self, part: int, first: int) -> Path:
         return self.folder / f"part-{part}-{first // self._run:06d}.safetensors"
 
-    def _missing(self) -> Iterator[tuple[int, int, int]]:
+    @property
+    def missing(self) -> list[tuple[int, int, int]]:
         """(part, first sequence, the one after the last) of every shard that is not there."""
-        for number, part in enumerate(self.text.parts):
-            for first in range(0, part.sequences, self._run):
-                if not self._shard(number, first).is_file():
-                    yield number, first, min(first + self._run, part.sequences)
+        return [
+            (number, first, min(first + self._run, part.sequences))
+            for number, part in enumerate(self.text.parts)
+            for first in range(0, part.sequences, self._run)
+            if not self._shard(number, first).is_file()
+        ]
 
     def _save(self, path: Path, tensors: dict[str, Tensor], **more: str) -> None:
         with new_file(path) as partial:

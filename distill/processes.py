@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from minitron.errors import MinitronError
+
+_PATIENCE: Final = timedelta(hours=4)
+"""How long one waits for the others: they may have more of a teacher's cache to write, or a drift to measure."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     finally:

@@ -109,20 +109,26 @@ class Teaching:
             "validation_sequences": recipe.validation_sequences,
         }
         if processes.is_first:
-            cache = TeacherCache(self.cache, text, about)
-            if not cache.is_complete:
-                teacher, measured = self._answering(text, recipe, progress)
-                cache.write(
-                    teacher,
-                    parse_loss(recipe.loss),
-                    measured,
-                    vocab=vocab,
-                    seed=recipe.seed,
-                    batch_size=recipe.sequences_per_pass,
-                    progress=progress,
-                )
+            TeacherCache(self.cache, text, about)
         processes.wait()
         cache = TeacherCache(self.cache, text, about)
+        complete, missing = cache.is_complete, cache.missing
+        # All have seen the same before any of them writes.
+        processes.wait()
+        if not complete:
+            teacher, measured = self._answering(text, recipe, progress)
+            cache.write(
+                teacher,
+                parse_loss(recipe.loss),
+                measured,
+                missing=missing[processes.share(len(missing))],
+                held_out=processes.is_first,
+                vocab=vocab,
+                seed=recipe.seed,
+                batch_size=recipe.sequences_per_pass,
+                progress=progress,
+            )
+            processes.wait()
         return cache, cache.start
 
     def warn(self, start: Mapping[str, Any], text: Text, recipe: Recipe, progress: Progress = silent) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,12 +47,17 @@ def trackio(output: Path, settings: Mapping[str, Any], step: int) -> AbstractCon
 def _service(name: str, output: Path, settings: Mapping[str, Any]) -> Iterator[Send]:
     """Both have wandb's functions.  A run that stopped is gone on with where the service knows its name."""
     service = _wanted(name, name)
-    more = {"id": output.name} if name == "wandb" else {}
-    service.init(project="minitron", name=output.name, config=dict(settings), resume="allow", **more)
+    # Another run of the same name, elsewhere or of another recipe, is another run.
+    own = json.dumps([str(output.resolve()), dict(settings)], sort_keys=True)
+    more = {"id": hashlib.sha256(own.encode()).hexdigest()[:16]} if name == "wandb" else {}
+    # They greet on stdout, where a command's results go.
+    with redirect_stdout(sys.stderr):
+        service.init(project="minitron", name=output.name, config=dict(settings), resume="allow", **more)
     try:
         yield lambda at, figures: service.log(dict(figures), step=at)
     finally:
-        service.finish()
+        with redirect_stdout(sys.stderr):
+            service.finish()
 
 
 @contextmanager

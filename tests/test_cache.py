@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.app import run
+from distill import cache as cache_module
 from distill import teaching
 from distill.cache import TeacherCache
 from distill.data import Text, read_text
 from distill.divergences import Loss, sampled
+from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.teacher import load_teacher
 from distill.train import distill
@@ -190,3 +192,32 @@ def test_sixteen_bits_hold_a_sharp_teacher() -> None:
     found = sampled(log_p, 3, torch.Generator().manual_seed(0))
     narrow = _narrow(found.log_p, torch.float16)
     assert torch.isfinite(narrow).all() and narrow[0, 0] == 0
+
+
+def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    cache_module.SHARD_TOKENS = 20 * 16
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
+    seen = []
+    plain = TeacherCache._save
+
+    def save(self: TeacherCache, path: Path, tensors: dict[str, Any], **more: str) -> None:
+        seen.append(path.name)
+        plain(self, path, tensors, **more)
+
+    TeacherCache._save = save  # type: ignore[method-assign]
+    distill(**arguments, output=folder / "out", cache=folder / "many", processes=Processes(rank, 2))
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_write_it_together(tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"student": student, "teacher": tiny_llama, "data": short_text, "recipe": RECIPE}
+    torch.multiprocessing.spawn(run_process, (tmp_path, arguments), nprocs=2)
+    distill(**arguments, output=tmp_path / "alone", cache=tmp_path / "one")
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert not set(one) & set(other) and abs(len(one) - 1 - len(other)) <= 1
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "many" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(one) + len(other) == len(list((tmp_path / "one").glob("*.safetensors")))

@@ -86,6 +86,16 @@ def test_a_weight_stands_before_the_path(typed: str, wanted: Source) -> None:
     assert parse_source(typed) == wanted
 
 
+def test_a_dataset_is_read_by_the_library(tmp_path: Path) -> None:
+    """What `datasets` takes for a name is also a folder on the disk, which needs no network."""
+    (tmp_path / "set").mkdir()
+    write_rows(tmp_path / "set/train.jsonl", [{"text": "one"}, {"text": "two"}])
+    source = parse_source(f"0.5:hf:{tmp_path / 'set'}")
+    assert source.path is None and list(records(source, Broken(0))) == ["one", "two"]
+    with pytest.raises(MinitronError, match="cannot be had from the hub"):
+        list(records(parse_source(f"hf:{tmp_path / 'absent'}"), Broken(0)))
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MinitronError, match="above 0"):
         parse_source("0:a.txt")

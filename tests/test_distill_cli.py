@@ -157,8 +157,9 @@ def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[st
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_change_nothing(arguments: list[str], tmp_path: Path) -> None:
-    flags = ["--steps", "60", "--checkpoint-every", "3", "--validate-every", "20", "--json"]
+@pytest.mark.parametrize("when", ["--sync-checkpoints", "--async-checkpoints"])
+def test_kills_at_any_moment_change_nothing(when: str, arguments: list[str], tmp_path: Path) -> None:
+    flags = ["--steps", "60", "--checkpoint-every", "3", "--validate-every", "20", "--json", when]
     root, chance = Path(__file__).parent.parent, random.Random(0)
     command = [sys.executable, "-m", "cli", *arguments, *flags]
     alone = [str(tmp_path / "alone") if word == str(tmp_path / "out") else word for word in command]

@@ -27,17 +27,21 @@ def test_tensorboard_shows_every_step_and_validation(tiny_llama: Path, short_tex
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_services_are_told_by_wandbs_functions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_are_told_by_wandbs_functions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls: list[tuple[str, Any]] = []
     service = SimpleNamespace(
         init=lambda **given: calls.append(("init", given)),
         log=lambda figures, step: calls.append(("log", (figures, step))),
-        finish=lambda: calls.append(("finish", None)),
+        finish=lambda: (calls.append(("finish", None)), print("See you."))[0],
     )
     monkeypatch.setitem(sys.modules, name, service)
     with TRACKERS[name](tmp_path / "out", {"seed": 0}, 4) as send:
         send(5, {"train/loss": 1.0})
     assert [call[0] for call in calls] == ["init", "log", "finish"]
+    out, err = capsys.readouterr()
+    assert out == "" and "See you." in err
     given = calls[0][1]
     assert (given["project"], given["name"], given["config"], given["resume"]) == (
         "minitron",
@@ -46,6 +50,13 @@ def test_services_are_told_by_wandbs_functions(name: str, tmp_path: Path, monkey
         "allow",
     )
     assert calls[1][1] == ({"train/loss": 1.0}, 5)
+    if name == "wandb":
+        # The same run goes on under its id; another recipe or folder is another run.
+        for folder, settings in (("out", {"seed": 0}), ("out", {"seed": 1}), ("other/out", {"seed": 0})):
+            with TRACKERS[name](tmp_path / folder, settings, 4):
+                pass
+        ids = [call[1]["id"] for call in calls if call[0] == "init"]
+        assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
 def test_a_tracker_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
