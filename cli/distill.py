@@ -191,7 +191,7 @@ def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, An
 
 def print_result(result: "DistillResult") -> None:
     """The curve, and what there was to gain."""
-    from distill.router_load import told
+    from distill import mtp, router_load
     from distill.tasks import task_metrics
 
     rows: list[list[show.Cell]] = [
@@ -203,8 +203,9 @@ def print_result(result: "DistillResult") -> None:
     ]
     columns = ["step", "tokens", "KL to teacher", "perplexity", "top-1 agreement", *task_metrics(result.curve[0])]
     show.table("On held-out text; KL in nats", columns, rows)
-    if (load := told(result.curve[0], result.selected)) is not None:
-        show.line(load)
+    for told in (router_load.told, mtp.told):
+        if (sentence := told(result.curve[0], result.selected)) is not None:
+            show.line(sentence)
     teacher = f"The teacher ({result.teacher_precision}) has a perplexity of {result.perplexity_teacher:.4g}"
     if result.drift is not None:
         teacher += f" and takes {format_bytes(result.drift.stored_bytes)}"

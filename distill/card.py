@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.router_load import told
+from distill import mtp, router_load
 from distill.tasks import task_metrics
 from minitron.units import format_bytes
 
@@ -42,8 +42,9 @@ def model_card(
     ]
     for metric, value in task_metrics(after).items():
         lines.insert(-1, f"| {metric} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
-    if (load := told(before, after)) is not None:
-        lines += [load, ""]
+    for sentence in (router_load.told(before, after), mtp.told(before, after)):
+        if sentence is not None:
+            lines += [sentence, ""]
     for number, stage in enumerate(earlier, 1):
         lines += [
             f"Stage {number} before: {stage.tokens:,} tokens in sequences of {stage.recipe.sequence_length:,}, "

@@ -134,6 +134,8 @@ def test_it_learns_and_is_written_back(student: Path, tiny_hybrid: Path, short_t
     found = distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE)
     before, after = found.curve[0], found.curve[-1]
     assert after["mtp_kl"] < 0.9 * before["mtp_kl"] and 0 <= after["mtp_acceptance"] <= 1
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"accepts {after['mtp_acceptance']:.1%} of them ({before['mtp_acceptance']:.1%} before training)" in card
     old, new = tensors(student), tensors(tmp_path / "out")
     assert old.keys() == new.keys()
     assert all(not torch.equal(old[name], new[name]) for name in old if name.startswith("mtp.") and "bias" not in name)
