@@ -108,8 +108,8 @@ def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     if "mtp_kl" not in after:
         return None
     return (
-        f"Drafts of the token after the next: greedy speculative decoding accepts {after['mtp_acceptance']:.1%} of them "
-        f"({before['mtp_acceptance']:.1%} before training); their KL to the teacher is {after['mtp_kl']:.4f} nats "
+        "Drafts of the token after the next: greedy speculative decoding accepts "
+        f"{after['mtp_acceptance']:.1%} of them ({before['mtp_acceptance']:.1%} before training); their KL to the teacher is {after['mtp_kl']:.4f} nats "
         f"({before['mtp_kl']:.4f} before)."
     )
 
