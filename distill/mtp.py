@@ -109,8 +109,8 @@ def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
         return None
     return (
         "Drafts of the token after the next: greedy speculative decoding accepts "
-        f"{after['mtp_acceptance']:.1%} of them ({before['mtp_acceptance']:.1%} before training); their KL to the teacher is {after['mtp_kl']:.4f} nats "
-        f"({before['mtp_kl']:.4f} before)."
+        f"{after['mtp_acceptance']:.1%} of them ({before['mtp_acceptance']:.1%} before training); "
+        f"their KL to the teacher is {after['mtp_kl']:.4f} nats ({before['mtp_kl']:.4f} before)."
     )
 
 
