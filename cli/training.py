@@ -82,6 +82,9 @@ class Training:
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Make activations anew on the way back: less memory.")
     ] = False
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run layers and loss as torch.compile makes them: faster, less memory.")
+    ] = False
     vocab_chunk: Annotated[
         int | None, _number("--vocab-chunk", "Columns of the logits in memory at a time; all unless given.")
     ] = None

@@ -40,6 +40,7 @@ def chunked_loss(
     chunk: int | None = None,
     vocab_chunk: int | None = None,
     seed: int = 0,
+    compiled: bool = False,
     head_gradient: Tensor | None = None,
 ) -> Tensor:
     """The loss of N tokens from last hidden states and output layers, summed and divided by `divisor`; a scalar.
@@ -52,7 +53,7 @@ def chunked_loss(
     temperature 1.  `divisor` is the number of tokens that count unless given: a part of a larger batch gives the whole
     batch's.  `chunk` tokens are worked on at a time, and of them `vocab_chunk` columns where that is given: logits are
     then made twice, three times where a divergence needs sums over the vocabulary first.  Picks by chance follow from
-    `seed` and the chunk's place.
+    `seed` and the chunk's place.  With `compiled`, torch.compile fuses what a dense divergence does with logits.
 
     The gradients of `student_hidden` and `student_head` are made in the same pass as the loss, so that a chunk's logits
     are forgotten before the next chunk; that of the head is summed in fp32 (float64 where the inputs are).  Nothing
@@ -64,7 +65,7 @@ def chunked_loss(
     if loss.divergence.pick is not None and vocab_chunk is not None:
         raise ValueError(f"{loss.name} picks among the whole vocabulary")
     vocab = min(student_head.shape[0], teacher_head.shape[0])
-    how = Settings(loss, vocab, lm_weight, temperature, divisor or 0.0, chunk or 0, vocab_chunk, seed)
+    how = Settings(loss, vocab, lm_weight, temperature, divisor or 0.0, chunk or 0, vocab_chunk, seed, compiled)
     reference = Heads(teacher_hidden, teacher_head[:vocab])
     return _apply(student_hidden, student_head, reference, mask, following, head_gradient, how)
 

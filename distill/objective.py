@@ -156,6 +156,7 @@ class Objective(nn.Module):
             self._teacher_head(self.student.device),
             temperature=self.recipe.temperature,
             vocab_chunk=self.recipe.vocab_chunk,
+            compiled=self.recipe.compile,
             **asked,
         )
 

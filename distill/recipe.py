@@ -133,6 +133,9 @@ class Recipe:
     activation_checkpointing: bool = False
     """Whether a layer's activations are made anew on the way back instead of being kept."""
 
+    compile: bool = False
+    """Whether layers and loss run as torch.compile makes them."""
+
     vocab_chunk: int | None = None
     """Columns of the logits that are held at a time; None is all of them, of a chunk of tokens."""
 
@@ -281,6 +284,7 @@ _POSITIVE: Final = tuple(
         "select",
         "activation_checkpointing",
         "async_checkpoints",
+        "compile",
         *_NOT_NEGATIVE,
     }
 )

@@ -5,8 +5,9 @@ Shape letters: C tokens of the chunk, H hidden (the student's and the teacher's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -54,6 +55,9 @@ class Settings:
     chunk: int = 0
     vocab_chunk: int | None = None
     seed: int = 0
+    compiled: bool = False
+    """Whether a dense divergence over the whole vocabulary runs as torch.compile makes it."""
+
     dtype: torch.dtype = torch.float32
     """The type of the matmuls with the student's head."""
 
@@ -148,6 +152,9 @@ class Chunk:
 
     def _slope(self, mine: Tensor, theirs: Tensor | None, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         divergence, heat = self.how.loss.divergence, self.how.temperature
+        if self._is_compiled:
+            assert theirs is not None
+            return _compiled()(mine[rows], theirs[rows], self.how)
         log_q = self._log(mine[rows], heat, self._student, rows)
         if isinstance(self.reference, Sparse) or divergence.pick is not None:
             losses, slope = _sparse(log_q, self._picked(theirs, rows), steady=divergence.is_unbiased)
@@ -170,6 +177,11 @@ class Chunk:
             following = self.following[rows]
             losses = losses + _cross_entropy(slope, log_q, following, columns, self.how.lm_weight)
         return losses, slope
+
+    @property
+    def _is_compiled(self) -> bool:
+        how, dense = self.how, isinstance(self.reference, Heads) and self.how.loss.divergence.terms is not None
+        return how.compiled and dense and len(self.columns) == 1 and not how.lm_weight
 
     def _logits(self, columns: slice) -> tuple[Tensor, Tensor | None]:
         mine = logits_of(self.states, self.head[columns])
@@ -223,6 +235,24 @@ class Chunk:
                 log_p = self._log(theirs[rows], heat, self._teacher, rows)
                 total[rows] += terms(log_q, log_p, self.how.loss.parameter)[1].sum(-1, keepdim=True)
         return total
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Settings], tuple[Tensor, Tensor]]:
+    """`_dense` in a few passes over memory."""
+    made: Callable[[Tensor, Tensor, Settings], tuple[Tensor, Tensor]] = torch.compile(_dense, dynamic=False)
+    return made
+
+
+def _dense(mine: Tensor, theirs: Tensor, how: Settings) -> tuple[Tensor, Tensor]:
+    """Losses [C] and their derivative [C, V] of a divergence over the whole vocabulary, from logits [C, V]."""
+    divergence, heat = how.loss.divergence, how.temperature
+    assert divergence.terms is not None
+    log_q, log_p = (torch.log_softmax(logits.to(how.wide) / heat, -1) for logits in (mine, theirs))
+    losses, slope = divergence.terms(log_q, log_p, how.loss.parameter)
+    total = slope.sum(-1, keepdim=True) if divergence.slope is None else divergence.slope
+    # d(t^2 L(z / t)) / dz = t * dL.
+    return losses * heat**2, ((slope - total * log_q.exp()) * heat).to(mine.dtype)
 
 
 def _sparse(log_q: Tensor, picked: Sparse, *, steady: bool) -> tuple[Tensor, Tensor]:

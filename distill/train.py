@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from distill.compiled import require_compiler
 from distill.data import Text, read_text
 from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
@@ -81,6 +82,8 @@ def distill(
     request = Request(student, teaching, tuple(sources), validation, recipe)
     request.check(output, overwrite=overwrite)
     require_tracker(track)
+    if recipe.compile:
+        require_compiler(place)
     processes.require_share(recipe.sequences_per_step)
     if processes.is_first:
         work_folder.open(request.fingerprint, overwrite=overwrite)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from distill.checkpoints import WEIGHTS, Checkpoints, names_of
+from distill.compiled import Compiled
 from distill.data import Batch, Text
 from distill.fp8 import ROUTERS
 from distill.mtp import Predictor, measure_drafts
@@ -68,6 +69,8 @@ class Trainer:
         student.eval().requires_grad_(recipe.train != "router")
         if recipe.train != "all":
             _choose_trained(student, routers=recipe.train == "router")
+        compiled = [model for model in (student, teacher) if recipe.compile and isinstance(model, PreTrainedModel)]
+        self._compiled = Compiled(compiled)
         if recipe.activation_checkpointing:
             for layer in student.base_model.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -180,9 +183,10 @@ class Trainer:
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
-        loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
-        # Each process has a part of the batch's loss, of whose gradients the mean is taken.
-        (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+        with self._compiled.on():
+            loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
+            # Each process has a part of the batch's loss, of whose gradients the mean is taken.
+            (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def validate(self) -> dict[str, Any]:
