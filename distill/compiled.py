@@ -11,9 +11,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+import torch._functorch.config
 from transformers import PreTrainedModel
 
 from minitron.errors import MinitronError
+
+_BUDGET: Final = 0.9
+"""Of the activations that a compiled layer would keep for the way back: below it, making them anew costs time
+(benchmarks/RESULTS.md)."""
 
 _COMPILERS: Final = ("g++", "clang++")
 
@@ -28,6 +33,8 @@ class Compiled:
         layers = [layer for model in models if _can_be(model) for layer in model.base_model.layers]
         # All layers of a kind share one function, and each of them counts as another version of it.
         limit = 8 + 4 * len(layers)
+        if layers:
+            torch._functorch.config.activation_memory_budget = _BUDGET
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, limit)
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * limit)
