@@ -59,6 +59,8 @@ class Request:
             "recipe": self.recipe.to_json(),
             **self.teaching.fingerprint,
             "text": describe(self.sources, self.validation),
+            # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
+            **({"teacher_offloaded": True} if self.teaching.offload else {}),
             **({} if self.teaching.cache is None else {"cached": True}),
         }
 

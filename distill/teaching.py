@@ -80,7 +80,6 @@ class Teaching:
         config, weights = text_hash(self.folder / "config.json"), Checkpoint(self.folder).fingerprint
         found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
         found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
-        found |= {"teacher_offloaded": True} if self.offload else {}
         return found
 
     def prepare(

@@ -172,10 +172,8 @@ class Trainer:
         recipe, teacher = self.recipe, self.objective.teacher
         if not isinstance(teacher, StreamedTeacher) or self.step < self._asked:
             return
-        steps, each = (
-            min(max(1, _AHEAD // recipe.batch_tokens), recipe.total_steps - self.step),
-            recipe.sequences_per_step,
-        )
+        each = recipe.sequences_per_step
+        steps = min(max(1, _AHEAD // recipe.batch_tokens), recipe.total_steps - self.step)
         blocks = [self.text.batch(self.position + i * each, each, seed=recipe.seed).ids[mine] for i in range(steps)]
         # The same sequences go together whatever the first step is: a run that goes on has the same numbers.
         teacher.ask(np.concatenate(blocks), math.gcd(len(blocks[0]), recipe.sequences_per_pass))

@@ -98,6 +98,9 @@ def test_a_cache_is_written_by_it(student: Path, tiny_hybrid: Path, short_text: 
     )
     assert found.losses == pytest.approx(plain.losses, abs=1e-3)
     assert found.kl_after == pytest.approx(plain.kl_after, abs=1e-3)
+    # What it wrote serves a run that could have held the teacher.
+    again = distill(student, tiny_hybrid, short_text, tmp_path / "again", recipe, cache=tmp_path / "c2")
+    assert again.losses == found.losses
 
 
 def test_as_it_is_typed(
