@@ -93,13 +93,14 @@ class TeacherCache:
                 found = []
                 if isinstance(teacher, StreamedTeacher):
                     whole = np.stack([self.text.parts[part].sequence(number)[0] for number in range(first, stop)])
-                    teacher.ask(whole, batch_size)
+                    teacher.ask(whole, batch_size, advance)
                 for place in range(first, stop, batch_size):
                     numbers = range(place, min(place + batch_size, stop))
                     ids = np.stack([self.text.parts[part].sequence(number)[0] for number in numbers])
                     seeds = [_seed(seed, part, number) for number in numbers]
                     found += _picked(teacher, torch.from_numpy(ids), loss, vocab, seeds)
-                    advance(ids.size)
+                    if not isinstance(teacher, StreamedTeacher):
+                        advance(ids.size)
                 tensors = {
                     name: torch.stack([_narrow(getattr(one, name), dtype) for one in found])
                     for name, dtype in DTYPES.items()

@@ -278,8 +278,8 @@ def _guess(q: Tensor, ids: Tensor, weights: Tensor, p: Tensor) -> tuple[Tensor, 
     both agree no noise is left.  A guess that is far above p costs more than it gains, for rare tokens weigh much when
     they are drawn; so it is no higher than the weight t of a drawn token, above which there are none, and a student
     that is far from its teacher in the tokens kept for sure is trusted less.  Any share gives the same mean, for none
-    depends on what was drawn; these are near the best for two students, at KL 0.04 and 0.37
-    (benchmarks/RESULTS.md)."""
+    depends on what was drawn; these were chosen by two students, at KL 0.04 and 0.37 from their teachers, and what they
+    save is in benchmarks/RESULTS.md."""
     kept = weights <= p * (1 + _ROUNDING)  # those kept for sure have w = p
     mine = q.gather(-1, ids)
     known_p, known_q = ((one * kept).sum(-1, keepdim=True) for one in (p, mine))

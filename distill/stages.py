@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from distill.compiled import require_compiler
 from distill.drift import Drift
 from distill.fp8 import DEFAULT, Kept
 from distill.processes import Processes
@@ -126,6 +127,7 @@ def distill_stages(
     text, and where the folder was begun with another recipe."""
     processes = processes or Processes()
     folder = work or output.with_name(f"{output.name}.work")
+    own = find_device(how.get("device"))
     place = find_device(how.get("teacher_device") or how.get("device"))
     teaching = Teaching(teacher, place, teacher_precision, fp8_keep, offload_teacher, cache)
     requests = [
@@ -136,6 +138,8 @@ def distill_stages(
     for request in requests:
         request.check(output, overwrite=overwrite)
         processes.require_share(request.recipe.sequences_per_step)
+        if request.recipe.compile:
+            require_compiler(own)
     require_tracker(how.get("track", "none"))
     if processes.is_first:
         _begin(folder, [request.fingerprint for request in requests], overwrite=overwrite)

@@ -55,11 +55,11 @@ class StreamedTeacher:
                     nll -= float(log_p.gather(-1, following[part, None]).double().sum())
         return exp(nll / (blocks.size - len(blocks)))
 
-    def ask(self, blocks: NDArray[np.int64], batch_size: int) -> None:
+    def ask(self, blocks: NDArray[np.int64], batch_size: int, advance: Advance | None = None) -> None:
         """Keep the states of the sequences `blocks` [S, T] on the CPU, S * T * H * 2 bytes, until it is asked about
-        others."""
+        others.  `advance` is told of their tokens, spread over the layers."""
         self._kept = {}
-        self._kept = self._walk(blocks, batch_size, _ignore)
+        self._kept = self._walk(blocks, batch_size, advance or _ignore)
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of sequences [B, T] that it was asked about; raises KeyError for others."""

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.recipe import Recipe
+from minitron import report_text
 from minitron.benchmarks import Benchmarks, Results
 from minitron.loading import load_tokenizer
 
@@ -35,12 +36,7 @@ def asker(recipe: Recipe, student: Path) -> Ask | None:
 
 def task_metrics(point: Mapping[str, Any]) -> dict[str, float]:
     """`birds acc` -> value, of a validation; standard errors are left out."""
-    return {
-        f"{task} {metric}": value
-        for task, metrics in point.get("tasks", {}).items()
-        for metric, value in metrics.items()
-        if "_stderr" not in metric
-    }
+    return report_text.task_metrics(point.get("tasks", {}))
 
 
 def figures(point: Mapping[str, Any]) -> dict[str, float]:

@@ -230,3 +230,13 @@ def warned(document: Document, candidate: Mapping[str, Any]) -> bool:
 def warning_text(warning: Mapping[str, Any]) -> str:
     """A warning with the candidates that it is about in front."""
     return f"{', '.join(warning['labels'])}: {warning['text']}" if warning["labels"] else str(warning["text"])
+
+
+def task_metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`birds acc` -> value, of lm-eval's metrics by task; standard errors are left out."""
+    return {
+        f"{task} {metric}": value
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+        if "_stderr" not in metric
+    }

@@ -14,7 +14,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json, write_json, write_text
 from minitron.report_axes import axis_title, layout_of
 from minitron.report_page import Cell, chart, legend, section, table
-from minitron.report_text import Document
+from minitron.report_text import Document, task_metrics
 from minitron.units import format_bytes
 
 _LOSSES: Final = 400
@@ -53,19 +53,14 @@ def training_document(results: Mapping[str, Any], losses: Sequence[float]) -> di
 
 
 def _point(point: Mapping[str, Any]) -> dict[str, Any]:
-    tasks = [
-        {"name": f"{task} {metric}", "value": f"{value:.4g}"}
-        for task, metrics in point.get("tasks", {}).items()
-        for metric, value in metrics.items()
-        if "_stderr" not in metric
-    ]
+    tasks = task_metrics(point.get("tasks", {}))
     return {
         "step_count": point["step"],
         "trained_tokens": point["tokens"],
         "kl_nats": point["kl"],
         "perplexity": point["perplexity"],
         "agreement_share": point["top1_agreement"],
-        "tasks": tasks,
+        "tasks": [{"name": name, "value": f"{value:.4g}"} for name, value in tasks.items()],
     }
 
 
