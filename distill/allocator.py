@@ -1,0 +1,29 @@
+"""How a process that makes the same steps over and over treats the memory that they free.
+
+glibc gives blocks of megabytes back to the system at once and asks for them anew in the next layer, where every page
+is zeroed: a tenth of a step's time on a CPU (benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Final
+
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+"""mallopt(3)'s M_TRIM_THRESHOLD and M_MMAP_THRESHOLD."""
+
+_NEVER: Final = -1
+_LARGEST: Final = 2**30
+"""Bytes; larger blocks still come from the system and go back to it."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep for this process what it frees, from now on; returns whether it does, which it does not
+    where there is no glibc, or one that sets no threshold so high."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # The threshold comes first: setting the other alone would hand out every block of 128 KiB by a call to the system.
+    return bool(mallopt is not None and mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _NEVER))
