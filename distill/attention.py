@@ -1,5 +1,5 @@
-"""Causal attention in bf16 on CPUs without matrix units, where torch's kernel takes two to four times as long for short
-sequences: it computes the half of the scores that causality masks, and it multiplies small tiles.
+"""Causal attention in bf16 on CPUs without matrix units, where torch's kernel takes half as long again for sequences of
+some hundred tokens: below 512 it computes the scores that causality masks too, and it multiplies small tiles.
 
 Some rows of queries are taken at a time, with the keys they may see, so that their scores stay in the processor's
 cache; the query heads that share a key head are rows of one matmul.  Scores, softmax and their slopes are fp32, and so
@@ -25,13 +25,13 @@ from transformers.masking_utils import sdpa_mask
 NAME: Final = "minitron_causal_rows"
 
 _ROWS: Final = 64
-"""Rows of queries at a time: of 32, 64 and 96 the fastest at 256 to 2,048 tokens (benchmarks/RESULTS.md)."""
+"""Rows of queries at a time: of 32, 64 and 96 the fastest over all shapes (benchmarks/RESULTS.md)."""
 
 _SCORES: Final = 2**18
 """Scores at a time and thread: 1 MiB in fp32, a core's cache."""
 
-_TOKENS: Final = range(128, 2049)
-"""Lengths of sequences at which it is faster; torch's kernel is as fast for longer ones."""
+_TOKENS: Final = range(128, 1025)
+"""Lengths of sequences at which it is faster; for longer ones torch's kernel is as fast (benchmarks/RESULTS.md)."""
 
 
 @torch.library.custom_op("minitron::causal_attention", mutates_args=())
