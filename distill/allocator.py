@@ -1,7 +1,7 @@
 """How a process that makes the same steps over and over treats the memory that they free.
 
 glibc gives blocks of megabytes back to the system at once and asks for them anew in the next layer, where every page
-is zeroed: a tenth of a step's time on a CPU (benchmarks/RESULTS.md).
+is zeroed: a seventh of a step's time on a CPU (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

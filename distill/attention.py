@@ -1,5 +1,5 @@
 """Causal attention in bf16 on CPUs without matrix units, where torch's kernel takes half as long again for sequences of
-some hundred tokens: below 512 it computes the scores that causality masks too, and it multiplies small tiles.
+some hundred tokens: up to 512 it computes the scores that causality masks too, and it multiplies small tiles.
 
 Some rows of queries are taken at a time, with the keys they may see, so that their scores stay in the processor's
 cache; the query heads that share a key head are rows of one matmul.  Scores, softmax and their slopes are fp32, and so
@@ -31,7 +31,10 @@ _SCORES: Final = 2**18
 """Scores at a time and thread: 1 MiB in fp32, a core's cache."""
 
 _TOKENS: Final = range(128, 1025)
-"""Lengths of sequences at which it is faster; for longer ones torch's kernel is as fast (benchmarks/RESULTS.md)."""
+"""Lengths of sequences at which it is faster forward and backward together, on one thread and on two."""
+
+_THREADS: Final = 2
+"""The most that it was measured with."""
 
 
 @torch.library.custom_op("minitron::causal_attention", mutates_args=())
@@ -147,8 +150,9 @@ causal_attention.register_autocast("cpu", torch.bfloat16)
 
 def is_faster_here() -> bool:
     """Whether this CPU multiplies in bf16 but has no matrix units (AMX), for which torch's kernel has a way of its
-    own; measured on one such CPU only."""
-    return bool(torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported())
+    own, and no more threads than were measured; measured on one such CPU only."""
+    fits = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return bool(fits and torch.get_num_threads() <= _THREADS)
 
 
 @contextmanager

@@ -190,4 +190,6 @@ def test_training_steps_call_it_on_cpus_where_it_is_faster(
 def test_which_cpus_it_is_faster_on(bf16: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    assert is_faster_here() is (bf16 and not tiles)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert is_faster_here() is (bf16 and not tiles and threads < 3)
