@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from distill.allocator import keep_freed_memory
-from distill.attention import by_rows, is_faster_here
 from distill.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.compiled import Compiled
 from distill.data import Batch, Text
@@ -73,7 +72,6 @@ class Trainer:
             _choose_trained(student, routers=recipe.train == "router")
         models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
         self._compiled = Compiled(models if recipe.compile else [])
-        self._by_rows = models if is_faster_here() else []
         if student.device.type == "cpu":
             keep_freed_memory()
         if recipe.activation_checkpointing:
@@ -186,7 +184,7 @@ class Trainer:
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
-        with self._compiled.on(), by_rows(self._by_rows):
+        with self._compiled.on():
             loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
             # Each process has a part of the batch's loss, of whose gradients the mean is taken.
             (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
