@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from cli import show
 from minitron.builtin import HELDOUT, MODEL
-from minitron.loading import load_model, load_tokenizer
-from minitron.quality import measure_quality
-from minitron.text import token_blocks
+from minitron.measure.quality import measure_quality
+from minitron.measure.text import token_blocks
+from minitron.model.loading import load_model, load_tokenizer
 
 SEQUENCE_LENGTH = 512
 PROMPTS = ("And it came to pass in those days that", "Elizabeth was so much surprised that", "KING HENRY.\nMy lord,")

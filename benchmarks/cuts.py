@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from smollm2 import write_section
 
-from importance.calibrate import score_model
+from importance.score.calibrate import score_model
 from minitron import builtin
-from minitron.checkpoint import Checkpoint
-from minitron.in_memory import cut_model
-from minitron.loading import load_model, load_tokenizer
-from minitron.magnitude import weight_magnitude
-from minitron.plan import make_plan
-from minitron.quality import Teacher, measure_quality
-from minitron.scores import load_scores
-from minitron.spec import read_spec
-from minitron.text import token_blocks
+from minitron.cut.in_memory import cut_model
+from minitron.cut.magnitude import weight_magnitude
+from minitron.cut.plan import make_plan
+from minitron.cut.scores import load_scores
+from minitron.measure.quality import Teacher, measure_quality
+from minitron.measure.text import token_blocks
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.spec import read_spec
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH = 512
@@ -40,7 +40,7 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "chosen by the surgeon, refitted": ("surgeon", {**PLAIN, "refit": True}),
     "projected": ("activation", {**PLAIN, "project": True}),
 }
-"""Name -> (estimator, options of minitron.plan.make_plan)."""
+"""Name -> (estimator, options of minitron.cut.plan.make_plan)."""
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("selected", "rotated"),

@@ -25,16 +25,16 @@ from smollm2 import write_section
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.data import read_text
-from distill.divergences import Loss
-from distill.losses import chunked_loss
+from distill.losses.chunked import chunked_loss
+from distill.losses.divergences import Loss
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.trainer import Trainer
-from distill.work import Work
+from distill.run.trainer import Trainer
+from distill.run.work import Work
+from distill.text.data import read_text
 from minitron import builtin
-from minitron.loading import load_model, load_tokenizer
-from minitron.quality import hidden_states
+from minitron.measure.quality import hidden_states
+from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -22,22 +22,22 @@ import torch
 from numpy.typing import NDArray
 from smollm2 import write_section
 
-from importance.calibrate import SAMPLES, score_model
-from importance.calibrate import SEQUENCE_LENGTH as LONG
-from importance.estimators import DEFAULTS, ESTIMATORS, Totals, find_estimator
-from importance.findings import Findings
-from importance.moments import PERIOD
-from importance.observe import observing
+from importance.score.calibrate import SAMPLES, score_model
+from importance.score.calibrate import SEQUENCE_LENGTH as LONG
+from importance.score.calibration_pass import Findings
+from importance.score.estimators import DEFAULTS, ESTIMATORS, Totals, find_estimator
+from importance.score.moments import PERIOD
+from importance.score.observe import observing
 from minitron import builtin
-from minitron.checkpoint import Checkpoint
-from minitron.in_memory import cut_model
-from minitron.loading import load_model, load_tokenizer
-from minitron.magnitude import weight_magnitude
-from minitron.plan import make_plan
-from minitron.quality import Teacher, measure_quality
-from minitron.scores import Scores
-from minitron.spec import read_spec
-from minitron.text import token_blocks
+from minitron.cut.in_memory import cut_model
+from minitron.cut.magnitude import weight_magnitude
+from minitron.cut.plan import make_plan
+from minitron.cut.scores import Scores
+from minitron.measure.quality import Teacher, measure_quality
+from minitron.measure.text import token_blocks
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.spec import read_spec
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH = 512

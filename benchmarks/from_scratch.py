@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from distill.output import write_student
 from distill.recipe import Recipe
-from distill.train import distill
+from distill.run.output import write_student
+from distill.run.train import distill
 from minitron import builtin
-from minitron.evaluate import evaluate_folders
 from minitron.files import read_json
-from minitron.loading import build_model
+from minitron.measure.evaluate import evaluate_folders
+from minitron.model.loading import build_model
 
 
 def random_student(pruned: Path, output: Path) -> None:

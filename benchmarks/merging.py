@@ -20,13 +20,13 @@ from scipy.optimize import linear_sum_assignment
 from smollm2 import write_section
 from torch import Tensor, nn
 
-from importance.estimators import ACTIVATION, Totals
-from importance.observe import observing
-from importance.sites import expert_sites
-from minitron.in_memory import cut_model
-from minitron.plan import make_plan
-from minitron.quality import measure_quality
-from minitron.scores import Scores
+from importance.score.estimators import ACTIVATION, Totals
+from importance.score.observe import observing
+from importance.score.observed_modules import expert_sites
+from minitron.cut.in_memory import cut_model
+from minitron.cut.plan import make_plan
+from minitron.cut.scores import Scores
+from minitron.measure.quality import measure_quality
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 WAYS = ("dropped", "merged", "merged, router rows too", "merged by likeness of router rows")

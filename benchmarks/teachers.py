@@ -18,11 +18,11 @@ import torch
 from smollm2 import write_section
 
 from distill.recipe import Recipe
-from distill.train import distill
+from distill.run.train import distill
 from minitron.files import read_json, write_json
-from minitron.loading import load_model, load_tokenizer
-from minitron.quality import Teacher, measure_quality
-from minitron.text import token_blocks
+from minitron.measure.quality import Teacher, measure_quality
+from minitron.measure.text import token_blocks
+from minitron.model.loading import load_model, load_tokenizer
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH = 512

@@ -28,12 +28,12 @@ from smollm2 import write_section
 from transformers import NemotronHConfig, NemotronHForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
-from distill.data import read_text
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.trainer import Trainer
-from distill.work import Work
-from minitron.loading import load_model, load_tokenizer
+from distill.run.trainer import Trainer
+from distill.run.work import Work
+from distill.text.data import read_text
+from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import show
+from cli.option_groups import spread_options
 from cli.options import JsonOption
 from cli.serving import Serving, option
-from cli.spread import spread_options
 from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
-    from minitron.gpus import Gpu
-    from minitron.spec import ModelSpec
-    from minitron.workload import Workload
+    from minitron.memory.gpus import Gpu
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
 
 GpusOption = Annotated[
     list[str], option("--gpu", "A GPU's name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
@@ -34,8 +34,8 @@ PlannedModelsArgument = Annotated[
 
 def compare(models: PlannedModelsArgument, gpus: GpusOption, serving: Serving, as_json: JsonOption = False) -> None:
     """Put models, or GPUs, side by side: what each takes, whether it fits, how far it reaches. Reads no weights."""
-    from minitron.gpus import find_gpu
-    from minitron.spec import read_spec
+    from minitron.memory.gpus import find_gpu
+    from minitron.model.spec import read_spec
 
     devices = [find_gpu(name) for name in gpus]
     specs = [read_spec(path) for path in models]
@@ -58,8 +58,8 @@ def _names(models: list[Path]) -> list[str]:
 
 def row(name: str, spec: "ModelSpec", gpu: "Gpu", serving: Serving) -> dict[str, Any]:
     """One model on one GPU, sizes in bytes."""
-    from minitron.memory import footprint
-    from minitron.questions import UNLIMITED, cautions, largest_batch, largest_context
+    from minitron.memory.footprint import footprint
+    from minitron.memory.questions import UNLIMITED, cautions, largest_batch, largest_context
 
     budget, workload = serving.budget_of(gpu), serving.workload_on(spec, gpu)
     found = footprint(spec, workload, budget.workspace)
@@ -85,8 +85,8 @@ def row(name: str, spec: "ModelSpec", gpu: "Gpu", serving: Serving) -> dict[str,
 
 def _speed(spec: "ModelSpec", workload: "Workload", gpu: "Gpu", serving: Serving) -> float | None:
     """Tokens of answers in a second, by roofline."""
-    from minitron.roofline import estimate, load_of
-    from minitron.serving_speed import can_estimate
+    from minitron.memory.roofline import estimate, load_of
+    from minitron.memory.serving_speed import can_estimate
 
     if not can_estimate(gpu) or workload.context < 2:
         return None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import show
-from cli.chain import DISTILLED, REPORT, Chain, run_chain
 from cli.cutting import Cutting, takes_cutting
+from cli.option_groups import spread_options
 from cli.options import (
     ComputeDtype,
     DataOption,
@@ -31,9 +31,9 @@ from cli.options import (
 from cli.planning import Planning, takes_planning
 from cli.scoring import Scoring, takes_scoring
 from cli.searching import Searching, takes_searching
-from cli.spread import spread_options
 from minitron.errors import MinitronError
 from minitron.units import format_bytes
+from pipeline.chain import DISTILLED, REPORT, Chain, run_chain
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.spread import spread_options
+from cli.option_groups import spread_options
 
 if TYPE_CHECKING:
-    from minitron.scores import Scores
-    from minitron.spec import ModelSpec
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Cutting:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of minitron.plan.make_plan."""
+        """Keyword arguments of minitron.cut.plan.make_plan."""
         return {"rotate": self.rotate, "project": self.project, "refit": self.fit}
 
 

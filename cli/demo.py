@@ -7,13 +7,13 @@ from typing import Annotated, Final
 import typer
 
 from cli import show
-from cli.chain import DISTILLED, PLAN, PRUNED, REPORT, Chain, run_chain
 from cli.compress import print_models
 from cli.cutting import Cutting
 from cli.options import JsonOption, OverwriteOption
 from cli.planning import Planning
 from cli.searching import Searching
 from minitron.units import format_bytes
+from pipeline.chain import DISTILLED, PLAN, PRUNED, REPORT, Chain, run_chain
 
 CONTEXT: Final = 2048
 BATCH_TOKENS: Final = 4096
@@ -52,8 +52,9 @@ def command(
     """Compress the built-in 6.7M-parameter hybrid by a third and distil it, in a few minutes."""
     from distill.recipe import Recipe
     from minitron import builtin
-    from minitron.memory import footprint, workload_of
-    from minitron.spec import read_spec
+    from minitron.memory.footprint import footprint
+    from minitron.memory.workload import workload_of
+    from minitron.model.spec import read_spec
 
     started = time.monotonic()
     spec = read_spec(builtin.MODEL)
@@ -106,7 +107,7 @@ def _tell(run: Path) -> None:
     """What was cut."""
     from cli.prune import print_cut
     from minitron import builtin
-    from minitron.plan import load_plan
-    from minitron.spec import read_spec
+    from minitron.cut.plan import load_plan
+    from minitron.model.spec import read_spec
 
     print_cut(read_spec(builtin.MODEL), read_spec(run / PRUNED), load_plan(run / PLAN))

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import show
-from cli.keeping import Keeping, takes_keeping
 from cli.options import (
     DeviceOption,
     JsonOption,
@@ -33,14 +32,15 @@ from cli.options import (
     StudentArgument,
     TeacherOption,
 )
+from cli.teacher_options import Keeping, takes_keeping
 from cli.training import Training, takes_training
 from minitron.errors import MinitronError
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
-    from distill.records import Source
-    from distill.result import DistillResult
-    from distill.stages import Stage
+    from distill.run.result import DistillResult
+    from distill.run.stages import Stage
+    from distill.text.records import Source
 
 ValidationOption = Annotated[
     Path | None,
@@ -111,13 +111,13 @@ def command(
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
     from distill.processes import joined
-    from distill.records import parse_source
-    from distill.stages import distill_stages
-    from distill.train import distill
+    from distill.run.stages import distill_stages
+    from distill.run.train import distill
+    from distill.text.records import parse_source
+    from minitron.cut.prune import DISTILLATION
     from minitron.files import read_json
     from minitron.progress import silent
-    from minitron.prune import DISTILLATION
-    from minitron.report_training import add_training, require_report
+    from minitron.report.document import add_training, require_report
 
     started = time.monotonic()
     sources = [parse_source(typed) for typed in data or ()]
@@ -164,7 +164,7 @@ def command(
 
 def _stages(recipe: Path | None, training: Training, *, has_data: bool) -> tuple["Stage", ...]:
     """What to do: the stages of the recipe file, or one as typed."""
-    from distill.stages import Stage, read_recipe
+    from distill.run.stages import Stage, read_recipe
 
     if recipe is None:
         if not has_data:
@@ -179,7 +179,7 @@ def _stages(recipe: Path | None, training: Training, *, has_data: bool) -> tuple
 
 def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:
     """What --json says of the text that went in."""
-    from minitron.text import text_hash
+    from minitron.measure.text import text_hash
 
     found: dict[str, Any] = {
         "data": [{"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources]
@@ -191,8 +191,8 @@ def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, An
 
 def print_result(result: "DistillResult") -> None:
     """The curve, and what there was to gain."""
-    from distill import mtp, router_load
-    from distill.tasks import task_metrics
+    from distill.run import mtp, router_load
+    from distill.run.tasks import task_metrics
 
     rows: list[list[show.Cell]] = [
         [

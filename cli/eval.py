@@ -26,7 +26,7 @@ from minitron.errors import MinitronError
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
-    from minitron.evaluate import Evaluation
+    from minitron.measure.evaluate import Evaluation
 
 AgainstOption = Annotated[
     Path | None,
@@ -54,8 +54,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints on a text: perplexity, divergence from a teacher, size, speed, memory, lm-eval tasks."""
-    from minitron.evaluate import evaluate_folders
-    from minitron.text import text_hash
+    from minitron.measure.evaluate import evaluate_folders
+    from minitron.measure.text import text_hash
 
     started = time.monotonic()
     if len(set(models)) < len(models):

@@ -19,7 +19,7 @@ from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
-    from minitron.spec import ModelSpec
+    from minitron.model.spec import ModelSpec
 
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAP_WIDTH: Final = 60
@@ -27,7 +27,7 @@ _MAP_WIDTH: Final = 60
 
 def command(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Say what a checkpoint holds: layers, sizes, parameters, bytes. Reads no weights."""
-    from minitron.spec import read_spec
+    from minitron.model.spec import read_spec
 
     spec = read_spec(model)
     description, origin = describe(model, spec)
@@ -41,7 +41,7 @@ def describe(model: Path, spec: "ModelSpec") -> tuple[dict[str, Any], str]:
     """The document of --json, and a few words on where `weight_bytes` comes from.
 
     Raises MinitronError where `model` is a folder whose safetensors headers do not fit its config.json."""
-    from minitron.checkpoint import Checkpoint
+    from minitron.model.checkpoint import Checkpoint
 
     parameters = spec.parameters()
     mtp = parameters.mtp

@@ -18,11 +18,12 @@ from minitron.errors import MinitronError, NothingFits
 from minitron.units import format_parameters
 
 if TYPE_CHECKING:
-    from minitron.memory import Budget, Workload
-    from minitron.plan import Plan
-    from minitron.scores import Scores
-    from minitron.search import SearchResult
-    from minitron.spec import ModelSpec
+    from minitron.cut.plan import Plan
+    from minitron.cut.scores import Scores
+    from minitron.memory.budget import Budget
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
+    from minitron.search.search import SearchResult
 
 
 _PRUNED = "PRUNED"
@@ -78,7 +79,7 @@ def command(
 ) -> None:
     """Say whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
     from minitron.files import refuse_existing
-    from minitron.spec import read_spec
+    from minitron.model.spec import read_spec
 
     spec = read_spec(model)
     outputs = [path for path in (output, html, markdown) if path is not None]
@@ -91,7 +92,7 @@ def command(
         refuse_existing(path, overwrite=overwrite)
     known = None
     if scores is not None:
-        from minitron.scores import load_scores
+        from minitron.cut.scores import load_scores
 
         known = load_scores(scores)
     result = _search(model, spec, planning, known, as_json=as_json)
@@ -131,8 +132,8 @@ def _search(
 
 
 def _print_model(model: Path, spec: "ModelSpec", planning: Planning, budget: "Budget", workload: "Workload") -> None:
-    from minitron.questions import cautions, fits, remedies
-    from minitron.terms import terms
+    from minitron.memory.footprint_lines import terms
+    from minitron.memory.questions import cautions, fits, remedies
 
     plan_view.print_budget(model, budget, workload)
     plan_view.print_cautions(cautions(spec, workload, budget.gpu))
@@ -150,7 +151,7 @@ def _serve(model: Path, spec: "ModelSpec", result: "SearchResult") -> str:
     """The command that serves the model, or what is to be cut from it where it does not fit; empty for no engine.
 
     Of a model of which only the config is here the name stands in."""
-    from minitron.vllm import serve_line
+    from minitron.memory.vllm import serve_line
 
     if result.workload.engine.name != "vllm":
         return ""
@@ -168,9 +169,9 @@ def document_of(
     speed: dict[str, Any] | None = None,
     sieves: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document of the report; `sieves` is that of minitron.report_sieves, where candidates were measured."""
-    from minitron.questions import remedies
-    from minitron.report import build_report
+    """The document of the report; `sieves` is that of minitron.report.sieves, where candidates were measured."""
+    from minitron.memory.questions import remedies
+    from minitron.report.document import build_report
 
     budget, workload = result.budget, result.workload
     limit = planning.budget_of if budget.gpu is not None else None
@@ -189,7 +190,7 @@ def document_of(
 
 def _speed(planning: Planning, spec: "ModelSpec", result: "SearchResult") -> dict[str, Any] | None:
     """The model's speed and that of the chosen candidate, where the GPU's numbers are known."""
-    from minitron.serving_speed import speed_document
+    from minitron.memory.serving_speed import speed_document
 
     models = {"model": spec}
     if result.best.sizes != result.parent.sizes or result.best.kept != result.parent.kept:
@@ -215,7 +216,7 @@ def _write(
     if output.suffix == ".json":
         plan.save(output, overwrite=overwrite)
         return
-    from minitron.report import write_report
+    from minitron.report.document import write_report
 
     write_report(output, document, overwrite=overwrite, beside=plan.files())
 
@@ -225,16 +226,16 @@ def _write_parts(document: dict[str, Any], html: Path | None, markdown: Path | N
 
     for name, path in (("report.html", html), ("report.md", markdown)):
         if path is not None:
-            from minitron.report import report_files
+            from minitron.report.document import report_files
 
             refuse_existing(path, overwrite=overwrite)
             write_text(path, report_files(document)[name])
 
 
 def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Question, *, as_json: bool) -> None:
-    from minitron.gpus import GPUS
-    from minitron.questions import cautions, solve
-    from minitron.terms import terms
+    from minitron.memory.footprint_lines import terms
+    from minitron.memory.gpus import GPUS
+    from minitron.memory.questions import cautions, solve
 
     if question is Question.GPU and planning.device is None and planning.budget is None:
         budget = planning.budget_of(max(GPUS.values(), key=lambda gpu: gpu.usable))
@@ -255,12 +256,12 @@ def _solve(model: Path, spec: "ModelSpec", planning: Planning, question: Questio
 
 def _plan(model: Path, spec: "ModelSpec", result: "SearchResult", scores: "Scores | None") -> "Plan":
     """The chosen plan, with the indices that stay where there are scores."""
-    from minitron.plan import make_plan
+    from minitron.cut.plan import make_plan
 
     def by_magnitude(axis: str, layer: int | None) -> Any:
         # Reads the weights of the few axes that no score covers, and torch for that: only where it is needed.
-        from minitron.checkpoint import Checkpoint
-        from minitron.magnitude import weight_magnitude
+        from minitron.cut.magnitude import weight_magnitude
+        from minitron.model.checkpoint import Checkpoint
 
         return weight_magnitude(Checkpoint(model), spec)(axis, layer)
 

@@ -7,11 +7,14 @@ from cli import show
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
-    from minitron.memory import Budget, Footprint, Workload
-    from minitron.questions import Answer, Remedy
-    from minitron.search import Candidate, SearchResult
-    from minitron.spec import ModelSpec
-    from minitron.terms import Term
+    from minitron.memory.budget import Budget
+    from minitron.memory.footprint import Footprint
+    from minitron.memory.footprint_lines import Term
+    from minitron.memory.questions import Answer, Remedy
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
+    from minitron.search.candidate import Candidate
+    from minitron.search.search import SearchResult
 
 _MAP_WIDTH: Final = 60
 _SHORT: Final = 34
@@ -143,7 +146,7 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
 
 
 def _lines(whole: "Footprint", cut: "Footprint") -> list[list[show.Cell]]:
-    from minitron.terms import TITLES
+    from minitron.memory.footprint_lines import TITLES
 
     first, second = whole.to_json(), cut.to_json()
     return [

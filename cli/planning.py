@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import spread_options
 from cli.options import bytes_option, parse_assignments
 from cli.serving import Serving, option
-from cli.spread import spread_options
 from minitron.errors import MinitronError
 
 if TYPE_CHECKING:
-    from minitron.gpus import Gpu
-    from minitron.lattice import Lattice
-    from minitron.memory import Budget, Workload
-    from minitron.scores import Scores
-    from minitron.search import SearchResult
-    from minitron.spec import ModelSpec
-    from minitron.steps import LatticeOptions
+    from minitron.cut.scores import Scores
+    from minitron.memory.budget import Budget
+    from minitron.memory.gpus import Gpu
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
+    from minitron.search.lattice import Lattice
+    from minitron.search.search import SearchResult
+    from minitron.search.search_steps import LatticeOptions
 
 
 class Sort(StrEnum):
@@ -111,7 +112,7 @@ class Planning(Serving):
     @property
     def device(self) -> "Gpu | None":
         """The GPU that was named, or one of which only the memory is known."""
-        from minitron.gpus import Gpu, find_gpu
+        from minitron.memory.gpus import Gpu, find_gpu
         from minitron.units import GiB, format_bytes
 
         if self.gpu_memory is None:
@@ -122,7 +123,7 @@ class Planning(Serving):
 
     def budget_of_device(self) -> "Budget":
         """The bytes there are; raises MinitronError unless there is either a GPU or a --budget."""
-        from minitron.memory import Budget
+        from minitron.memory.budget import Budget
 
         gpu = self.device
         if (gpu is None) == (self.budget is None):
@@ -138,8 +139,8 @@ class Planning(Serving):
 
     def lattice_options(self) -> "LatticeOptions":
         """What is to be searched other than by default."""
-        from minitron.depth import LayerLimits
-        from minitron.steps import LatticeOptions
+        from minitron.search.depth import LayerLimits
+        from minitron.search.search_steps import LatticeOptions
 
         return LatticeOptions(
             multiples=_numbers("--multiple", self.multiple, int),
@@ -155,7 +156,7 @@ class Planning(Serving):
 
     def search(self, spec: "ModelSpec", scores: "Scores | None" = None) -> "SearchResult":
         """The architectures that fit, best first; raises MinitronError where there are none."""
-        from minitron.search import search
+        from minitron.search.search import search
 
         budget, workload = self.budget_of_device(), self.workload(spec)
         lattice = self.build_lattice(spec, scores)
@@ -163,7 +164,7 @@ class Planning(Serving):
 
     def build_lattice(self, spec: "ModelSpec", scores: "Scores | None" = None) -> "Lattice":
         """Every architecture to look at."""
-        from minitron.search import build_lattice
+        from minitron.search.search import build_lattice
 
         return build_lattice(
             spec,

@@ -29,9 +29,9 @@ from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
-    from minitron.plan import Plan
-    from minitron.scores import Scores
-    from minitron.spec import ModelSpec
+    from minitron.cut.plan import Plan
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
 
 CalibrationOption = Annotated[
     Path | None,
@@ -64,9 +64,9 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Cut a checkpoint to a budget, to a plan, or to sizes given by hand."""
+    from minitron.cut.prune import prune
     from minitron.files import refuse_existing
-    from minitron.prune import prune
-    from minitron.spec import read_spec
+    from minitron.model.spec import read_spec
 
     started = time.monotonic()
     by_hand = parse_assignments("--set", sizes or ())
@@ -128,9 +128,9 @@ def _plan(
     device: str | None,
 ) -> "Plan":
     """The plan with the indices that stay, from what was given."""
-    from minitron.checkpoint import Checkpoint
-    from minitron.magnitude import weight_magnitude
-    from minitron.plan import load_plan, make_plan
+    from minitron.cut.magnitude import weight_magnitude
+    from minitron.cut.plan import load_plan, make_plan
+    from minitron.model.checkpoint import Checkpoint
 
     # Before minutes of scoring, not after: a checkpoint that is not understood whole is refused.
     checkpoint = Checkpoint(model)
@@ -169,8 +169,8 @@ def _sizes(spec: "ModelSpec", by_hand: dict[str, str]) -> dict[str, int]:
 
 def _layers(spec: "ModelSpec", planning: Planning, count: int, scores: "Scores") -> tuple[int, ...]:
     """The `count` layers that stay when only their number is given."""
-    from minitron.depth import depth_of
-    from minitron.memory import Workload
+    from minitron.memory.workload import Workload
+    from minitron.search.depth import depth_of
 
     if count == len(spec.layers):
         return tuple(range(count))
@@ -187,7 +187,7 @@ def _scores(
     place: Path,
     device: str | None,
 ) -> "Scores":
-    from minitron.scores import load_scores
+    from minitron.cut.scores import load_scores
 
     if path is not None:
         scores = load_scores(path)

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from minitron.scores import Scores
-    from minitron.spec import ModelSpec
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
 
 
 class LayerMethod(StrEnum):
@@ -91,9 +91,9 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Find out how much every part of a model matters: forward passes over calibration text, no gradients."""
-    from importance.calibrate import calibrate
+    from importance.score.calibrate import calibrate
     from minitron.files import refuse_existing
-    from minitron.spec import read_spec
+    from minitron.model.spec import read_spec
 
     started = time.monotonic()
     refuse_existing(output, overwrite=overwrite)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import spread_options
 from cli.options import ComputeDtype, count_option
-from cli.spread import spread_options
 from minitron.progress import Progress
 
 if TYPE_CHECKING:
-    from minitron.scores import Scores
+    from minitron.cut.scores import Scores
 
 
 class LayerScores(StrEnum):
@@ -25,7 +25,7 @@ class LayerScores(StrEnum):
 
 
 class EstimatorName(StrEnum):
-    """How channels are judged: the names in importance.estimators.ESTIMATORS, which needs torch."""
+    """How channels are judged: the names in importance.score.estimators.ESTIMATORS, which needs torch."""
 
     BEST = "best"
     ACTIVATION = "activation"
@@ -114,7 +114,7 @@ class Scoring:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of importance.calibrate.calibrate."""
+        """Keyword arguments of importance.score.calibrate.calibrate."""
         return {
             "samples": self.samples,
             "sequence_length": self.sequence_length,
@@ -131,7 +131,7 @@ class Scoring:
 
     def run(self, model: Path, data: Path, *, place: Path, device: str | None, progress: Progress) -> "Scores":
         """The scores of `model` on the text `data`; `place` is a folder for what is too large for memory."""
-        from importance.calibrate import calibrate
+        from importance.score.calibrate import calibrate
 
         return calibrate(model, data, moments_folder=place, device=device, progress=progress, **self.arguments)
 

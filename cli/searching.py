@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import spread_options
 from cli.options import count_option
-from cli.spread import spread_options
-from cli.stages import Stages
 from minitron.errors import MinitronError
+from pipeline.stages import Stages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from cli.cutting import Cutting
     from cli.planning import Planning
-    from importance.judge import Judge
-    from importance.sieves import Planner
-    from importance.verdicts import Sieved
+    from importance.search.sieves import Planner
+    from importance.search.trial import Judge
+    from importance.search.verdicts import Sieved
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
     from minitron.progress import Progress
-    from minitron.scores import Scores
-    from minitron.spec import ModelSpec
 
 TASK = "task:"
 """Before the name of an lm-eval task, or the path of its YAML file, in --objective."""
@@ -149,8 +149,8 @@ class Measured:
 
         With a `store` a search that was stopped goes on where it was.  Raises MinitronError where nothing fits, or the
         text to judge by was calibrated on."""
-        from importance.sieves import SieveOptions, sieve
-        from minitron.loading import DTYPES, find_device, load_model
+        from importance.search.sieves import SieveOptions, sieve
+        from minitron.model.loading import DTYPES, find_device, load_model
 
         dtype = DTYPES[self.scoring["dtype"]]
         parent = load_model(model, dtype=dtype, device=find_device(device))
@@ -175,7 +175,7 @@ class Measured:
     def _judge(
         self, model: Path, calibration: Path, parent: PreTrainedModel, spec: ModelSpec, store: Path | None
     ) -> Judge:
-        from importance.judge import Judge
+        from importance.search.trial import Judge
 
         objective: Any = self.searching.objective
         if objective.startswith(TASK):
@@ -185,10 +185,10 @@ class Measured:
 
     def _blocks(self, model: Path, calibration: Path) -> NDArray[np.int64]:
         """The judging sequences; raises MinitronError where they overlap with those that calibrated."""
-        from importance.blocks import require_apart
-        from importance.calibrate import calibration_blocks
-        from minitron.loading import load_tokenizer
-        from minitron.text import token_blocks
+        from importance.score.blocks import require_apart
+        from importance.score.calibrate import calibration_blocks
+        from minitron.measure.text import token_blocks
+        from minitron.model.loading import load_tokenizer
 
         length, samples = self.scoring["sequence_length"], self.scoring["samples"]
         seen, judging = calibration_blocks(
@@ -205,8 +205,8 @@ class Measured:
     def _task(self, model: Path, name: str) -> Callable[[PreTrainedModel], float]:
         """What a model lacks of a full score: 1 less the mean of the task's accuracies (acc_norm before acc), or of its
         first metric."""
-        from minitron.benchmarks import Benchmarks
-        from minitron.loading import load_tokenizer
+        from minitron.measure.benchmarks import Benchmarks
+        from minitron.model.loading import load_tokenizer
 
         benchmarks, tokenizer = Benchmarks([name]), load_tokenizer(model)
         batch_size = self.scoring["batch_size"]

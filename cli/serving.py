@@ -12,10 +12,10 @@ from cli.options import bytes_option, count_option, parse_assignments
 from minitron.errors import MinitronError
 
 if TYPE_CHECKING:
-    from minitron.gpus import Gpu
-    from minitron.memory import Budget
-    from minitron.spec import ModelSpec
-    from minitron.workload import Engine, Workload
+    from minitron.memory.budget import Budget
+    from minitron.memory.gpus import Gpu
+    from minitron.memory.workload import Engine, Workload
+    from minitron.model.spec import ModelSpec
 
 _LARGE_GPU_GIB = 70
 _STATES = "fp32, bf16, fp16"
@@ -124,8 +124,8 @@ class Serving:
 
     def budget_of(self, gpu: "Gpu") -> "Budget":
         """The bytes that a GPU gives."""
-        from minitron import vllm
-        from minitron.memory import UTILIZATION, Budget
+        from minitron.memory import vllm
+        from minitron.memory.budget import UTILIZATION, Budget
 
         plain = self.engine is EngineName.PLAIN
         return Budget(
@@ -150,7 +150,7 @@ class Serving:
 
     def engine_on(self, gpu: "Gpu | None") -> "Engine":
         """The engine's settings."""
-        from minitron.workload import Engine
+        from minitron.memory.workload import Engine
 
         large = gpu is not None and gpu.usable_GiB >= _LARGE_GPU_GIB
         return Engine(
@@ -163,9 +163,9 @@ class Serving:
 
     def workload_on(self, spec: "ModelSpec", gpu: "Gpu | None") -> "Workload":
         """What the model is to serve; raises MinitronError where neither --context nor the config says how long."""
-        from minitron.memory import workload_of
-        from minitron.parallel import require_splits
-        from minitron.precision import precision_of
+        from minitron.memory.parallel import require_splits
+        from minitron.memory.precision import precision_of
+        from minitron.memory.workload import workload_of
 
         context = self.context or spec.config.get("max_position_embeddings")
         if not isinstance(context, int):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.option_groups import spread_options
 from cli.options import ComputeDtype, SeedOption, SequenceLengthOption, count_option
-from cli.spread import spread_options
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from distill.divergences import parse_loss
+from distill.losses.divergences import parse_loss
 from minitron.errors import MinitronError
-from minitron.loading import DTYPES
+from minitron.model.loading import DTYPES
 
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
@@ -20,7 +20,7 @@ TRAINED: Final = ("all", "router", "all-but-router")
 """All parameters, those of the routers of mixtures of experts alone, or all others."""
 
 KERNELS: Final = ("own", "liger")
-"""Who computes the loss: distill.losses, or liger-kernel where it is exact for the request."""
+"""Who computes the loss: distill.losses.chunked, or liger-kernel where it is exact for the request."""
 
 SELECTED: Final = ("last", "best")
 """The weights after the last step, or those of the validation with the lowest KL."""
@@ -107,7 +107,7 @@ class Recipe:
     """Records of a source that may be broken and left out; one more stops the run before it begins."""
 
     loss: str = "forward_kl"
-    """A name of distill.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
+    """A name of distill.losses.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
 
     loss_kernel: str = "own"
     """A name of KERNELS."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from tiny_models import HYBRID_SIZES, LAYERS, PATTERN
 
-from minitron.gpus import find_gpu
-from minitron.memory import Budget, Workload
-from minitron.scores import Scores
-from minitron.spec import ModelSpec, read_spec, spec_of
+from minitron.cut.scores import Scores
+from minitron.memory.budget import Budget
+from minitron.memory.gpus import find_gpu
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec, read_spec, spec_of
 from minitron.units import GiB
 
 MODELS = Path(__file__).parent / "reference" / "models"

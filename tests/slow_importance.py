@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from importance.calibrate import score_model
-from minitron.loading import load_model
-from minitron.scores import Scores
-from minitron.spec import ModelSpec, read_spec
+from importance.score.calibrate import score_model
+from minitron.cut.scores import Scores
+from minitron.model.loading import load_model
+from minitron.model.spec import ModelSpec, read_spec
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""Losses between two distributions over the vocabulary, and their gradients in chunks."""

@@ -1,0 +1,81 @@
+"""The model card of a distilled checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.run import mtp, router_load
+from distill.run.tasks import task_metrics
+from minitron.units import format_bytes
+
+if TYPE_CHECKING:
+    from distill.run.result import DistillResult
+
+
+def model_card(
+    student: Path,
+    teacher: Path,
+    source: Mapping[str, Any],
+    result: "DistillResult",
+    earlier: Sequence["DistillResult"] = (),
+) -> str:
+    """The README.md: from what, how, on what, and what came of it; `source` is distill.text.data.Text's, `earlier` are
+    the stages before."""
+    recipe = result.recipe
+    before, after = result.curve[0], result.selected
+    lines = [
+        "---",
+        "tags: [minitron, distilled]",
+        "---",
+        f"# {student.resolve().name}, distilled",
+        "",
+        f"`{student.resolve().name}`, trained by Minitron on the logits of `{teacher.resolve().name}` "
+        f"({result.teacher_precision}): {result.steps:,} steps of {recipe.batch_tokens:,} tokens, "
+        f"{result.tokens:,} tokens in all.",
+        "",
+        "| held-out text | before | after | teacher |",
+        "|---|---|---|---|",
+        f"| KL(teacher \\|\\| student), nats | {before['kl']:.4f} | {after['kl']:.4f} | 0 |",
+        f"| same likeliest next token | {before['top1_agreement']:.2%} | {after['top1_agreement']:.2%} | 100% |",
+        f"| perplexity | {before['perplexity']:.3f} | {after['perplexity']:.3f} | {result.perplexity_teacher:.3f} |",
+        "",
+    ]
+    for metric, value in task_metrics(after).items():
+        lines.insert(-1, f"| {metric} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
+    for sentence in (router_load.told(before, after), mtp.told(before, after)):
+        if sentence is not None:
+            lines += [sentence, ""]
+    for number, stage in enumerate(earlier, 1):
+        lines += [
+            f"Stage {number} before: {stage.tokens:,} tokens in sequences of {stage.recipe.sequence_length:,}, "
+            f"KL {stage.kl_before:.4f} to {stage.kl_after:.4f}.",
+            "",
+        ]
+    if (drift := result.drift) is not None:
+        lines += [
+            f"The teacher in {result.teacher_precision} takes {format_bytes(drift.stored_bytes)} instead of "
+            f"{format_bytes(drift.bf16_bytes)} and drifts from itself in bf16 by a KL of {drift.kl:.3g} nats, with the "
+            f"same likeliest next token {drift.top1_agreement:.2%} of the time ({drift.tokens:,} held-out tokens).",
+            "",
+        ]
+    lines += ["## Data", ""]
+    for use, file in source.items():
+        weight = f", weight {file['weight']:g}" if "weight" in file else ""
+        lines.append(f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`{weight}")
+    lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
+    lines += [
+        f"- {name.replace('_', ' ')}: {value}" for name, value in recipe.to_json().items() if value not in (None, [])
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _curve(result: "DistillResult") -> list[str]:
+    head = ["step", "tokens", "KL", "perplexity", *task_metrics(result.curve[0])]
+    rows = [
+        [
+            *(f"{point['step']:,}", f"{point['tokens']:,}", f"{point['kl']:.4f}", f"{point['perplexity']:.3f}"),
+            *(f"{value:.4g}" for value in task_metrics(point).values()),
+        ]
+        for point in result.curve
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

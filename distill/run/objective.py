@@ -1,0 +1,219 @@
+"""What a student is trained to: the recipe's mix of losses over one batch of sequences.
+
+Shape letters: B sequences, T tokens, N = B * T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from distill.losses.chunked import chunked_loss, hidden_cosine, sparse_loss
+from distill.losses.divergences import Sparse, parse_loss
+from distill.losses.liger import liger_loss
+from distill.recipe import Recipe
+from distill.run.mtp import PREFIX, Predictor
+from distill.teacher.cache import TeacherCache
+from distill.teacher.streamed import StreamedTeacher
+from distill.teacher.teacher_source import Reference
+from minitron.measure.quality import hidden_states
+
+PROJECTION = "projection"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the models at once."""
+
+    ids: Tensor
+    """[B, T]."""
+
+    counted: Tensor | None
+    """[B, T]: which of them are to be learnt; None is all."""
+
+    places: tuple[tuple[int, int], ...]
+    """(part of the text, number among that part's) of each sequence."""
+
+    divisor: int
+    """Tokens that count in the whole batch, over all passes and processes."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is to be learnt at each of N tokens."""
+
+    theirs: Tensor | Sparse
+    """The teacher's states [N, H], or what a cache kept of it."""
+
+    mask: Tensor | None
+    following: Tensor | None
+    """As for distill.losses.chunked.chunked_loss."""
+
+    def of(self, numbers: Tensor) -> _Rows:
+        """Those of some of the tokens."""
+        mask, following = (None if one is None else one[numbers] for one in (self.mask, self.following))
+        return _Rows(self.theirs[numbers], mask, following)
+
+
+class Objective(nn.Module):
+    """The loss of a student beside its teacher; a module, so that the student's parameters are there while it runs."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: Reference, recipe: Recipe, mtp: Predictor | None = None
+    ) -> None:
+        """Where hidden states of two widths are compared, a linear that is trained along turns one into the other;
+        `mtp` is the student's own multi-token-prediction block, where it is trained along."""
+        super().__init__()
+        self.student, self.recipe, self.mtp = student, recipe, mtp
+        # Not a part of this module: its parameters are its own affair.
+        self._teacher = (teacher,)
+        self._copied_head: Tensor | None = None
+        self.projection: nn.Parameter | None = None
+        if recipe.cosine_weight and not isinstance(teacher, TeacherCache):
+            self.projection = _projection(student, teacher)
+
+    @property
+    def teacher(self) -> Reference:
+        """What the student is compared with."""
+        return self._teacher[0]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: the student's parameters and what goes along with them."""
+        own = {} if self.projection is None else {PROJECTION: self.projection}
+        if self.mtp is not None:
+            own |= {f"{PREFIX}{name}": parameter for name, parameter in self.mtp.named_parameters()}
+        return dict(self.student.named_parameters()) | own
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 matmuls over fp32 weights, where the recipe wants bf16."""
+        return torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives, done while the student's parameters are whole."""
+        return work()
+
+    def loss(self, part: Pass, place: int) -> Tensor:
+        """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
+        before it.  Chance follows from `place`, the number of the first sequence since the run began."""
+        recipe, head = self.recipe, self.student.get_output_embeddings().weight
+        rows = self._rows(part)
+        with self.autocast():
+            mine = hidden_states(self.student, part.ids)
+            how = {"divisor": part.divisor, "lm_weight": recipe.lm_weight, "seed": _seed(recipe.seed, place)}
+            total = self._compare(mine.flatten(0, 1), head, rows, how)
+            if self.mtp is not None:
+                ids = part.ids.to(mine.device)
+                drafted = self.mtp(mine[:, :-1], self.student.get_input_embeddings()(ids[:, 1:]))
+                later = rows.of(torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, 1:].flatten())
+                how = {"lm_weight": recipe.mtp_lm_weight, "seed": _seed(recipe.seed, place, 1)}
+                # The weight goes into the divisor: what adds to the head's gradient at once knows no other.
+                how["divisor"] = part.divisor / recipe.mtp_weight
+                total = total + self._compare(drafted.flatten(0, 1), head, later, how)
+            if recipe.cosine_weight:
+                assert isinstance(rows.theirs, Tensor)
+                cosine = hidden_cosine(
+                    mine.flatten(0, 1), rows.theirs, self.projection, mask=rows.mask, divisor=part.divisor
+                )
+                total = total + recipe.cosine_weight * cosine
+        return total
+
+    def _rows(self, part: Pass) -> _Rows:
+        """What is to be learnt at each token of some sequences."""
+        recipe, device = self.recipe, self.student.device
+        mask = None if part.counted is None else before_counted(part.counted).to(device)
+        next_ids = following(part.ids).to(device) if recipe.lm_weight or recipe.mtp_lm_weight else None
+        if isinstance(self.teacher, TeacherCache):
+            return _Rows(self.teacher.targets(part.places).to(device), mask, next_ids)
+        with torch.no_grad():
+            theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
+        return _Rows(theirs, mask, next_ids)
+
+    def _compare(self, states: Tensor, head: nn.Parameter, rows: _Rows, how: dict[str, Any]) -> Tensor:
+        """The loss of states [N, H] beside what the teacher says of the same tokens."""
+        loss = parse_loss(self.recipe.loss)
+        asked = how | {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(head)}
+        if isinstance(rows.theirs, Sparse):
+            assert isinstance(self.teacher, TeacherCache)
+            del asked["seed"]
+            return sparse_loss(loss, states, head, rows.theirs, vocab=self.teacher.vocab, **asked)
+        if self.recipe.loss_kernel == "liger":
+            theirs = self._teacher_head(self.student.device)
+            return liger_loss(loss, states, head, rows.theirs, theirs, mask=rows.mask, divisor=how["divisor"])
+        return chunked_loss(
+            loss,
+            states,
+            head,
+            rows.theirs,
+            self._teacher_head(self.student.device),
+            temperature=self.recipe.temperature,
+            vocab_chunk=self.recipe.vocab_chunk,
+            compiled=self.recipe.compile,
+            **asked,
+        )
+
+    def _teacher_states(self, ids: Tensor) -> Tensor:
+        """[B, T, H] of sequences [B, T]."""
+        if isinstance(self.teacher, StreamedTeacher):
+            return self.teacher.hidden_states(ids)
+        assert isinstance(self.teacher, PreTrainedModel)
+        return hidden_states(self.teacher, ids)
+
+    def _teacher_head(self, device: torch.device) -> Tensor:
+        """The teacher's output layer, of which the student's device has a copy where the teacher is on another."""
+        head = _output_weight(self.teacher)
+        if head.device == device:
+            return head
+        if self._copied_head is None:
+            self._copied_head = head.to(device)
+        return self._copied_head
+
+    def _head_gradient(self, head: nn.Parameter) -> Tensor | None:
+        """Where the output layer's gradient may be added at once; of one that is dealt out autograd must hear."""
+        if isinstance(self, FSDPModule) or not (head.requires_grad and torch.is_grad_enabled()):
+            return None
+        if head.grad is None:
+            head.grad = torch.zeros_like(head)
+        return head.grad
+
+
+def following(ids: Tensor) -> Tensor:
+    """[B, T] -> [N]: the token after each one; -1 after the last of a sequence, where it is not known."""
+    shifted = torch.full_like(ids, -1)
+    shifted[:, :-1] = ids[:, 1:]
+    return shifted.flatten()
+
+
+def before_counted(counted: Tensor) -> Tensor:
+    """[B, T] -> [N]: whether the token after each one is to be learnt."""
+    shifted = torch.zeros_like(counted)
+    shifted[:, :-1] = counted[:, 1:]
+    return shifted.flatten()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _output_weight(model: Reference) -> Tensor:
+    """[V, H] of a model's output layer."""
+    assert not isinstance(model, TeacherCache)
+    found: Tensor = model.weight if isinstance(model, StreamedTeacher) else model.get_output_embeddings().weight
+    return found
+
+
+def _projection(student: PreTrainedModel, teacher: Reference) -> nn.Parameter | None:
+    """[H', H] from the student's width to the teacher's, the same for every run; None where they are equal."""
+    mine, theirs = (_output_weight(model).shape[1] for model in (student, teacher))
+    if mine == theirs:
+        return None
+    start = torch.randn(theirs, mine, generator=torch.Generator().manual_seed(0)) / mine**0.5
+    return nn.Parameter(start.to(student.device))

@@ -1,0 +1,140 @@
+"""The folders that a run leaves: the selected student with its own files, trained weights and a model card, and beside
+it the last or the best one where that is another."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distill.run.card import model_card
+from distill.run.checkpoints import read_weights
+from distill.run.mtp import PREFIX, Predictor
+from distill.run.request import beside
+from distill.run.result import DistillResult
+from distill.run.trainer import Trainer
+from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
+from minitron.files import new_folder, write_json, write_text
+from minitron.model.checkpoint import Checkpoint, ShardWriter
+from minitron.model.loading import load_model
+from minitron.report.training import training_document
+
+DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
+
+
+def write_student(
+    model: PreTrainedModel,
+    student: Path,
+    output: Path,
+    *,
+    card: str,
+    mtp: Predictor | None = None,
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the trained `model` of the folder `student` to `output` under the names and in the types `student` has.
+
+    transformers turns its in-memory weights back into the names of a checkpoint, but loses parts of the config, drops
+    multi-token-prediction blocks (`mtp` is the trained one) and writes the type it trained in.  So only the tensors are
+    taken from what it saves; everything else, and every tensor that it does not build, comes from `student`.  `card`
+    becomes README.md, `training` distillation.json."""
+    source = Checkpoint(student)
+    with new_folder(output, overwrite=overwrite) as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            model.save_pretrained(scratch)
+            trained = Checkpoint(Path(scratch))
+            drafts = {} if mtp is None else dict(mtp.stored(student))
+            if strangers := trained.headers.keys() - source.headers.keys():
+                raise RuntimeError(f"{student} has no {sorted(strangers)[0]}, which transformers saved")
+            with ShardWriter(folder) as writer:
+                for name, header in source.headers.items():
+                    tensor = drafts[name] if name in drafts else _trained_tensor(model, name, source, trained)
+                    if tuple(tensor.shape) != header.shape:
+                        raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
+                    writer.add(name, tensor.to(DTYPES.get(header.dtype, tensor.dtype)))
+        copy_companions(student, folder)
+        for name in ("config.json", RECORD):
+            if (student / name).is_file():
+                shutil.copy2(student / name, folder / name)
+        write_text(folder / "README.md", card)
+        if training is not None:
+            write_json(folder / DISTILLATION, dict(training))
+
+
+def _trained_tensor(model: PreTrainedModel, name: str, source: Checkpoint, trained: Checkpoint) -> Tensor:
+    if name in trained.headers:
+        return trained.tensor(name)
+    if name == "lm_head.weight":
+        # A tied output layer that the student's folder spells out: transformers saves the embedding alone.
+        tied: Tensor = model.get_output_embeddings().weight.detach().cpu()
+        return tied
+    if name.startswith("mtp."):
+        return source.tensor(name)
+    raise RuntimeError(f"transformers did not save {name}")
+
+
+def write_outputs(
+    trainer: Trainer,
+    result: DistillResult,
+    student: Path,
+    *,
+    teacher: Path,
+    source: Mapping[str, Any],
+    origin: Path,
+    earlier: Sequence[DistillResult],
+    overwrite: bool,
+    note: Callable[[str], None],
+) -> None:
+    """Write `result.output`, and first the folder beside it: where the output is there, all is.
+
+    `student` is the folder that was trained, `origin` the one that the first of several stages began with, `source` the
+    text as distill.text.data.Text tells it."""
+    for point, folder in reversed(_written(trainer, result.output)):
+        step = int(point["step"])
+        written = replace(result, selected_step=step)
+        model, mtp = _weights_of(trainer, step, student)
+        write_student(
+            model,
+            student,
+            folder,
+            mtp=mtp,
+            card=model_card(origin, teacher, source, written, earlier),
+            training=training_document(written.to_json(), written.losses),
+            overwrite=overwrite,
+        )
+        if folder != result.output:
+            note(f"Written beside it: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
+
+
+def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, Any], Path]]:
+    """(validation, folder) of the weights to write: those selected, and the others where they differ."""
+    last, best, chosen = trainer.curve[-1], trainer.best, trainer.selected
+    other = last if chosen is best else best
+    found = [(chosen, output)]
+    return found if chosen["step"] == other["step"] else [*found, (other, beside(output, trainer.recipe))]
+
+
+def _weights_of(trainer: Trainer, step: int, folder: Path) -> tuple[PreTrainedModel, Predictor | None]:
+    """The student of `folder` and its multi-token-prediction block, where that was trained, as they were after a step,
+    the last one's or the best one's, in one piece."""
+    if step != trainer.step:
+        weights = trainer.checkpoints.best_weights(step)
+    elif trainer.processes.world_size == 1:
+        return trainer.student, trainer.objective.mtp
+    else:
+        newest = trainer.checkpoints.newest()
+        assert newest is not None  # the last step is always saved
+        weights = read_weights(newest)
+    whole = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    mtp = None if trainer.objective.mtp is None else Predictor(folder, whole)
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            parameter.copy_(weights[name])
+        for name, parameter in () if mtp is None else mtp.named_parameters():
+            parameter.copy_(weights[f"{PREFIX}{name}"])
+    return whole, mtp

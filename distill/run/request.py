@@ -1,0 +1,95 @@
+"""What a run is asked to do: its inputs, and whether they fit each other."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.losses.divergences import parse_loss
+from distill.losses.liger import BETAS, is_usable
+from distill.recipe import Recipe
+from distill.run.mtp import require_block
+from distill.run.tasks import asker
+from distill.teacher.teacher_source import Teaching
+from distill.text.data import describe
+from distill.text.records import Source
+from minitron.errors import MinitronError
+from minitron.files import read_json, refuse_existing
+from minitron.measure.text import text_hash
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.loading import require_same_tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A student, its teacher, a text and a recipe."""
+
+    student: Path
+    teaching: Teaching
+    sources: tuple[Source, ...]
+    validation: Path | None
+    recipe: Recipe
+
+    def check(self, output: Path, *, overwrite: bool) -> None:
+        """Raise MinitronError where the inputs do not fit each other or `output` exists; nothing is loaded."""
+        student, teacher = self.student, self.teaching.folder
+        texts = [source.path for source in self.sources]
+        inputs = [path for path in (student, teacher, *texts, self.validation) if path is not None]
+        for path in (output, beside(output, self.recipe)):
+            refuse_existing(path, overwrite=overwrite, inputs=inputs)
+        if student.resolve() == teacher.resolve():
+            raise MinitronError(
+                f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher."
+            )
+        for folder in (student, teacher):
+            Checkpoint(folder)
+        require_same_tokenizer(student, teacher)
+        self.teaching.check(self.recipe)
+        asker(self.recipe, student)
+        if self.recipe.loss_kernel == "liger":
+            sizes = {read_json(folder / "config.json").get("vocab_size") for folder in (student, teacher)}
+            require_liger(self.recipe, same_vocabulary=len(sizes) == 1, cached=self.teaching.cache is not None)
+        if self.recipe.mtp_weight:
+            require_block(student)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the run's result depends on.  Raises MinitronError where a text is missing."""
+        return {
+            "student": {"config": text_hash(self.student / "config.json"), "weights": _weights_hash(self.student)},
+            "recipe": self.recipe.to_json(),
+            **self.teaching.fingerprint,
+            "text": describe(self.sources, self.validation),
+            # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
+            **({"teacher_offloaded": True} if self.teaching.offload else {}),
+            **({} if self.teaching.cache is None else {"cached": True}),
+        }
+
+
+def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool) -> None:
+    """Raise MinitronError unless liger-kernel can be used here and is exact for what is asked."""
+    reasons = {
+        f"the loss {recipe.loss}": parse_loss(recipe.loss).name not in BETAS,
+        f"a temperature of {recipe.temperature:g}": recipe.temperature != 1.0,
+        "an LM weight": bool(recipe.lm_weight or recipe.mtp_lm_weight),
+        "a vocab chunk": recipe.vocab_chunk is not None,
+        "two vocabularies of different length": not same_vocabulary,
+        "a teacher's cache": cached,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise MinitronError(f"liger-kernel's loss is not exact with {reason}; leave --loss-kernel out.")
+    if not is_usable():
+        raise MinitronError(
+            "--loss-kernel liger needs liger-kernel and a GPU, and one of them is missing here; leave it out."
+        )
+
+
+def beside(output: Path, recipe: Recipe) -> Path:
+    """Where the weights that are not selected go: OUTPUT.best, or OUTPUT.last where the best are."""
+    return output.with_name(f"{output.name}.{'last' if recipe.select == 'best' else 'best'}")
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted({header.file for header in Checkpoint(folder).headers.values()})
+    return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()

@@ -1,0 +1,313 @@
+"""The loop: a student's steps towards its teacher, and all that must be kept to go on with them after a kill.
+
+Shape letters: B sequences, T tokens, H hidden.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from distill.losses.slopes import chunks
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.run.allocator import keep_freed_memory
+from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
+from distill.run.compiled import Compiled
+from distill.run.mtp import Predictor, measure_drafts
+from distill.run.objective import Objective, Pass
+from distill.run.router_load import counted, load_of
+from distill.run.tasks import Ask
+from distill.run.work import Work
+from distill.teacher.fp8 import ROUTERS
+from distill.teacher.streamed import StreamedTeacher
+from distill.teacher.teacher_source import Reference, answers
+from distill.text.data import Batch, Text
+from minitron.errors import MinitronError
+from minitron.measure import quality
+from minitron.measure.benchmarks import Results
+
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+_COUNT: Final = "step"
+_RANDOM: Final = "rng.cpu"
+
+_AHEAD: Final = 2**16
+"""Tokens that a streamed teacher is asked about at once: 512 MiB of states at a width of 4,096."""
+
+
+class Trainer:
+    """A student, its optimiser and where the run stands."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Reference,
+        text: Text,
+        recipe: Recipe,
+        work: Work,
+        processes: Processes,
+        ask: Ask | None = None,
+        mtp: Predictor | None = None,
+    ) -> None:
+        """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
+        `ask` tasks too."""
+        self.student, self.text, self.recipe = student, text, recipe
+        self.objective = Objective(student, teacher, recipe, mtp)
+        self.work, self.processes = work, processes
+        self.checkpoints = Checkpoints(
+            work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
+        )
+        # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
+        # training mode, which reads weights past their modules.
+        student.eval().requires_grad_(recipe.train != "router")
+        if recipe.train != "all":
+            _choose_trained(student, routers=recipe.train == "router")
+        models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+        self._compiled = Compiled(models if recipe.compile else [])
+        if student.device.type == "cpu":
+            keep_freed_memory()
+        if recipe.activation_checkpointing:
+            for layer in student.base_model.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        processes.shard(self.objective, student.base_model.layers)
+        if isinstance(teacher, PreTrainedModel):
+            processes.shard(teacher.base_model, teacher.base_model.layers)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.parameters, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            fused=True,
+        )
+        # Its teacher's answers to the held-out text are needed at every validation and never change.
+        self._reference = answers(teacher, student.device)
+        self._asked = 0
+        """The step up to which a streamed teacher was asked about sequences."""
+        self._ask = ask
+        self.step = 0
+        self.position = 0
+        """Sequences read so far, over all processes."""
+        self.seconds = 0.0
+        """Time spent in steps."""
+        self.losses: list[float] = []
+        """The loss of every step so far; nan where it was skipped."""
+        self.skipped = 0
+        """Steps in a row that were skipped."""
+        self.curve: list[dict[str, Any]] = []
+        """The validations so far."""
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return self.objective.trained
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The validation with the lowest KL, the first of equals; the one before training where there is no other."""
+        return min(self.curve[1:] or self.curve, key=lambda point: point["kl"])
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        """The validation of the weights that the recipe selects."""
+        return self.best if self.recipe.select == "best" else self.curve[-1]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left, or patience ran out."""
+        since = sum(point["step"] > self.best["step"] for point in self.curve)
+        return self.step >= self.recipe.total_steps or since >= (self.recipe.patience or self.step + 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.recipe.batch_tokens
+
+    def train_step(self) -> dict[str, Any]:
+        """Read one batch and make one step of the optimiser; returns its metrics.
+
+        Where loss or gradient is not finite, weights and optimiser stay as they were.  Raises MinitronError when that
+        happens more often in a row than the recipe allows."""
+        started = time.perf_counter()
+        recipe, processes = self.recipe, self.processes
+        batch = self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed)
+        mine = processes.share(recipe.sequences_per_step)
+        self._ask_ahead(mine)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [
+            self._forward_backward(part, self.position + first)
+            for first, part in _passes(batch, mine, recipe.sequences_per_pass)
+        ]
+        loss = float(processes.sum(torch.stack(parts).sum()))
+        parameters = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        norm = float(processes.gather(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)))
+        good = math.isfinite(loss) and math.isfinite(norm)
+        self.skipped = 0 if good else self.skipped + 1
+        if self.skipped > recipe.most_skipped:
+            self.checkpoints.settle()
+            raise MinitronError(
+                f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}, and so for {self.skipped} "
+                "steps in a row; begin anew (--overwrite) with a lower --learning-rate or --precision fp32; "
+                f"the last good checkpoint is {self.checkpoints.newest()}."
+            )
+        rate = recipe.learning_rate_at(self.step)
+        if good:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        else:
+            loss, norm = math.nan, math.nan
+        self.step += 1
+        self.position += recipe.sequences_per_step
+        self.losses.append(loss)
+        self.seconds += time.perf_counter() - started
+        found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
+
+    def _ask_ahead(self, mine: slice) -> None:
+        """Ask a streamed teacher about the sequences of the steps to come: it reads its layers once for all of them."""
+        recipe, teacher = self.recipe, self.objective.teacher
+        if not isinstance(teacher, StreamedTeacher) or self.step < self._asked:
+            return
+        each = recipe.sequences_per_step
+        steps = min(max(1, _AHEAD // recipe.batch_tokens), recipe.total_steps - self.step)
+        blocks = [self.text.batch(self.position + i * each, each, seed=recipe.seed).ids[mine] for i in range(steps)]
+        # The same sequences go together whatever the first step is: a run that goes on has the same numbers.
+        teacher.ask(np.concatenate(blocks), math.gcd(len(blocks[0]), recipe.sequences_per_pass))
+        self._asked = self.step + steps
+
+    def _forward_backward(self, part: Pass, place: int) -> Tensor:
+        """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
+        with self._compiled.on():
+            loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
+            # Each process has a part of the batch's loss, of whose gradients the mean is taken.
+            (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def validate(self) -> dict[str, Any]:
+        """The student against the teacher on the held-out sequences; the result joins the curve."""
+
+        def measure() -> quality.Quality:
+            with self.objective.autocast():
+                return quality.measure_quality(
+                    self.student,
+                    self.text.validation,
+                    teacher=self._reference,
+                    batch_size=self.recipe.sequences_per_pass,
+                )
+
+        def drafted(mtp: Predictor) -> dict[str, float]:
+            with self.objective.autocast():
+                return measure_drafts(
+                    self.student, mtp, self.text.validation, self._reference, self.recipe.sequences_per_pass
+                )
+
+        def asked(ask: Ask) -> Results:
+            with self.objective.autocast():
+                return ask(self.student)
+
+        with torch.no_grad():
+            with counted(self.student) as tokens:
+                found = self.objective(measure)
+            results: dict[str, Any] = {}
+            if self.objective.mtp is not None:
+                results |= self.objective(partial(drafted, self.objective.mtp))
+            if self._ask is not None:
+                results["tasks"] = self.objective(partial(asked, self._ask))
+        self.processes.collect(self.objective)
+        assert found.kl_to_teacher is not None and found.top1_agreement is not None  # there was a teacher
+        point = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "kl": found.kl_to_teacher,
+            "perplexity": found.perplexity,
+            "top1_agreement": found.top1_agreement,
+            **load_of(tokens),
+            **results,
+        }
+        self.curve.append(point)
+        return point
+
+    def keep_best(self) -> None:
+        """Keep the weights of this moment where its validation is the best so far and not the last of the run."""
+        if self.best["step"] != self.step or self.step == self.recipe.total_steps:
+            return
+        self.checkpoints.save_best(self.step, self._weights)
+
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{WEIGHTS}{name}": parameter for name, parameter in self.parameters.items()}
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; all processes take part."""
+        tensors = self._weights | {_RANDOM: torch.get_rng_state()}
+        for name, parameter in self.parameters.items():
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"{moment}.{name}"] = value
+        state = {
+            "step": self.step,
+            "position": self.position,
+            "seconds": self.seconds,
+            "losses": [None if math.isnan(loss) else loss for loss in self.losses],
+            "skipped": self.skipped,
+            "curve": list(self.curve),
+        }
+        self.checkpoints.save(self.step, tensors, state)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Path) -> None:
+        """Become what `save` wrote."""
+        known = names_of(checkpoint)
+        tensors = self._weights | {_RANDOM: torch.get_rng_state()}
+        for name, parameter in self.parameters.items():
+            moments = {
+                moment: torch.zeros_like(parameter) if moment != _COUNT else torch.zeros((), device=parameter.device)
+                for moment in (*_MOMENTS, _COUNT)
+                if f"{moment}.{name}" in known
+            }
+            self.optimizer.state[parameter] = moments
+            tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
+        state = self.checkpoints.restore(checkpoint, tensors)
+        torch.set_rng_state(tensors[_RANDOM])
+        self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
+        self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
+        self.skipped, self.curve = state["skipped"], state["curve"]
+
+
+def _passes(batch: Batch, mine: slice, size: int) -> list[tuple[int, Pass]]:
+    """What one process works on, in passes of `size` sequences, each with its first one's number in the batch."""
+    divisor = batch.ids.size if batch.counted is None else max(int(batch.counted[:, 1:].sum()), 1)
+    numbers = range(len(batch.ids))[mine]
+    ids, places = batch.ids[mine], batch.places[mine]
+    counted = None if batch.counted is None else torch.from_numpy(batch.counted[mine])
+    return [
+        (
+            numbers[part.start],
+            Pass(torch.from_numpy(ids[part]), None if counted is None else counted[part], places[part], divisor),
+        )
+        for part in chunks(len(ids), size)
+    ]
+
+
+def _choose_trained(model: PreTrainedModel, *, routers: bool) -> None:
+    """Train routers, or leave them as they are; raises MinitronError where there are none."""
+    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
+    if not found:
+        raise MinitronError("the student has no routers; leave --train out.")
+    for module in found:
+        module.requires_grad_(routers)
+
+
+def _parameter_groups(named: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed; norms' gains, biases and the vectors of Mamba layers are not."""
+    parameters = [parameter for parameter in named.values() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]

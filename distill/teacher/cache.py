@@ -1,0 +1,231 @@
+"""What a sparse loss reads of a teacher, kept on disk: later runs learn from it with no teacher in memory.
+
+    about.json                  teacher, text, loss and seed: a cache is used for nothing else
+    heldout.safetensors         the teacher's hidden states of the held-out text, and its output layer
+    part-0-000000.safetensors   a run of sequences of a source: ids, weights and log p, checksum in the metadata
+
+Shape letters: S sequences of a shard, T tokens, K tokens kept of the vocabulary, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distill.losses.divergences import Loss, Sparse
+from distill.losses.slopes import chunks, rows_at_once
+from distill.teacher.streamed import StreamedTeacher
+from distill.text.data import Text
+from minitron.errors import MinitronError
+from minitron.files import new_file, read_json, write_json
+from minitron.measure import quality
+from minitron.progress import Progress, silent
+
+ABOUT: Final = "about.json"
+HELDOUT: Final = "heldout.safetensors"
+
+SHARD_TOKENS: Final = 2**18
+"""Tokens of a shard: with twelve kept of each it takes 24 MiB."""
+
+DTYPES: Final = {"ids": torch.int32, "weights": torch.float16, "log_p": torch.float16}
+
+
+class TeacherCache:
+    """A folder that answers for a teacher."""
+
+    def __init__(self, folder: Path, text: Text, about: Mapping[str, Any]) -> None:
+        """Begins the cache where there is none yet.  Raises MinitronError where the folder is another's."""
+        self.folder, self.text = folder, text
+        wanted = json.loads(json.dumps(dict(about)))
+        path = folder / ABOUT
+        if path.is_file():
+            found = read_json(path)
+            apart = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            if apart:
+                raise MinitronError(
+                    f"{folder} caches a teacher with another {', '.join(apart)}; give another folder for this run."
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise MinitronError(f"{folder} exists and is no teacher's cache; give another folder.")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, wanted)
+        self.vocab = int(wanted["vocab_size"])
+        """Tokens of the vocabulary that were looked at; the others are padding."""
+        self._open: dict[Path, dict[str, Tensor]] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every training sequence and the held-out ones are there."""
+        return (self.folder / HELDOUT).is_file() and not self.missing
+
+    def write(
+        self,
+        teacher: quality.Answers,
+        loss: Loss,
+        start: Mapping[str, Any],
+        *,
+        missing: Sequence[tuple[int, int, int]] | None = None,
+        held_out: bool = True,
+        vocab: int,
+        seed: int = 0,
+        batch_size: int = 1,
+        progress: Progress = silent,
+    ) -> None:
+        """Ask the teacher for all that is missing, of the first `vocab` tokens of its vocabulary; `start` is kept with
+        it (see `start`).  What is there already, shard by shard, is not asked for again.  One of many processes writes
+        the shards `missing` alone, and what is `held_out` if it is told so."""
+        missing = self.missing if missing is None else missing
+        length = self.text.parts[0].sequence_length
+        total = sum(stop - first for _, first, stop in missing) * length
+        with torch.inference_mode(), progress("caching the teacher", float(total), "tokens") as advance:
+            for part, first, stop in missing:
+                found = []
+                if isinstance(teacher, StreamedTeacher):
+                    whole = np.stack([self.text.parts[part].sequence(number)[0] for number in range(first, stop)])
+                    teacher.ask(whole, batch_size, advance)
+                for place in range(first, stop, batch_size):
+                    numbers = range(place, min(place + batch_size, stop))
+                    ids = np.stack([self.text.parts[part].sequence(number)[0] for number in numbers])
+                    seeds = [_seed(seed, part, number) for number in numbers]
+                    found += _picked(teacher, torch.from_numpy(ids), loss, vocab, seeds)
+                    if not isinstance(teacher, StreamedTeacher):
+                        advance(ids.size)
+                tensors = {
+                    name: torch.stack([_narrow(getattr(one, name), dtype) for one in found])
+                    for name, dtype in DTYPES.items()
+                }
+                self._save(self._shard(part, first), tensors)
+            if held_out and not (self.folder / HELDOUT).is_file():
+                self._save_heldout(teacher, start, batch_size)
+
+    def targets(self, places: Sequence[tuple[int, int]]) -> Sparse:
+        """What was kept of the sequences (part, number), for all of their tokens in a row: [S * T, K] each."""
+        found: dict[str, list[Tensor]] = {name: [] for name in DTYPES}
+        for part, number in places:
+            shard = self._load(self._shard(part, number - number % self._run))
+            for name, rows in found.items():
+                rows.append(shard[name][number % self._run])
+        whole = {name: torch.cat(rows) for name, rows in found.items()}
+        weights = whole["weights"].float()
+        # Rounded to sixteen bits they no longer add up to one.
+        weights /= weights.sum(-1, keepdim=True)
+        return Sparse(whole["ids"].long(), weights, whole["log_p"].float())
+
+    def answers(self, device: torch.device) -> Answers:
+        """The teacher's answers to the held-out text."""
+        tensors = self._load(self.folder / HELDOUT)
+        return Answers(self.text.validation, tensors["states"], tensors["head"].to(device))
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """What was measured of the teacher when it was there."""
+        with _opened(self.folder / HELDOUT) as file:
+            return dict(json.loads(file.metadata()["start"]))
+
+    @property
+    def _run(self) -> int:
+        return max(1, SHARD_TOKENS // self.text.parts[0].sequence_length)
+
+    def _shard(self, part: int, first: int) -> Path:
+        return self.folder / f"part-{part}-{first // self._run:06d}.safetensors"
+
+    @property
+    def missing(self) -> list[tuple[int, int, int]]:
+        """(part, first sequence, the one after the last) of every shard that is not there."""
+        return [
+            (number, first, min(first + self._run, part.sequences))
+            for number, part in enumerate(self.text.parts)
+            for first in range(0, part.sequences, self._run)
+            if not self._shard(number, first).is_file()
+        ]
+
+    def _save(self, path: Path, tensors: dict[str, Tensor], **more: str) -> None:
+        with new_file(path) as partial:
+            save_file(tensors, partial, metadata={"sha256": _checksum(tensors)} | more)
+
+    def _save_heldout(self, teacher: quality.Answers, start: Mapping[str, Any], batch_size: int) -> None:
+        blocks = self.text.validation
+        states = [
+            teacher.hidden_states(torch.from_numpy(blocks[place : place + batch_size])).cpu()
+            for place in range(0, len(blocks), batch_size)
+        ]
+        head = teacher.head.get_parameter("weight").detach().cpu().contiguous()
+        tensors = {"states": torch.cat(states).contiguous(), "head": head}
+        self._save(self.folder / HELDOUT, tensors, start=json.dumps(dict(start)))
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """A file's tensors, mapped; the first time their checksum is taken."""
+        if path not in self._open:
+            with _opened(path) as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                if _checksum(tensors) != (file.metadata() or {}).get("sha256"):
+                    raise MinitronError(f"{path} is damaged: its checksum is another; remove it and cache it again.")
+            self._open[path] = tensors
+        return self._open[path]
+
+
+class Answers:
+    """The held-out part of a cache, in the place of a teacher (minitron.measure.quality.Answers)."""
+
+    def __init__(self, blocks: NDArray[np.int64], states: Tensor, head: Tensor) -> None:
+        """`states` [S, T, H] of the sequences `blocks` [S, T]; `head` [V, H]."""
+        self._states = {block.tobytes(): one for block, one in zip(blocks, states, strict=True)}
+        self.head: nn.Module = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
+        self.head.weight = nn.Parameter(head, requires_grad=False)
+
+    def hidden_states(self, ids: Tensor) -> Tensor:
+        """[B, T, H] of held-out sequences [B, T]; raises KeyError for others."""
+        weight: Tensor = self.head.get_parameter("weight")
+        return torch.stack([self._states[row.tobytes()] for row in ids.cpu().numpy()]).to(weight.device)
+
+
+def _picked(teacher: quality.Answers, ids: Tensor, loss: Loss, vocab: int, seeds: list[int]) -> list[Sparse]:
+    """What is kept of each of the sequences [S, T]."""
+    pick = loss.divergence.pick
+    assert pick is not None
+    head = teacher.head.get_parameter("weight")[:vocab]
+    found = []
+    for states, seed in zip(teacher.hidden_states(ids), seeds, strict=True):
+        chance = torch.Generator(states.device).manual_seed(seed)
+        parts = [
+            pick(torch.log_softmax((states[part].to(head.dtype) @ head.T).float(), -1), round(loss.parameter), chance)
+            for part in chunks(len(states), rows_at_once(len(head), states.device))
+        ]
+        found.append(Sparse(*(torch.cat([getattr(part, name) for part in parts]) for name in DTYPES)))
+    return found
+
+
+def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """On the CPU in `dtype`; what is lower than it knows becomes its lowest."""
+    limit = torch.finfo(dtype).min if dtype.is_floating_point else 0
+    return tensor.clamp_min(limit).to("cpu", dtype)
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise MinitronError(f"{path} cannot be read ({error}); remove it and cache it again.") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""A model's large weights kept in FP8 E4M3, one scale an output channel; made bf16 while their layer runs, where it
+cannot multiply in FP8.
+
+Shape letters: O output channels, I input channels, E experts.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.teacher.e4m3 import dequantise, quantise
+from distill.teacher.fp8_linear import Fp8Linear, multiplies_in_fp8
+from minitron.errors import MinitronError
+
+_ATTENTION: Final = ("q_proj", "qkv_proj")
+"""Linears by which a module is known as attention: it alone makes queries."""
+
+ATTENTION: Final = "attention"
+BEFORE: Final = "before-attention"
+NOTHING: Final = "none"
+"""What `parse_kept` reads beside numbers."""
+
+ROUTERS: Final = ("gate", "router")
+"""Names of a router that is a linear layer; in a gated MLP the linear is called gate_proj."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a teacher stays in bf16, beside embedding, output layer, router, conv1d and norms, which always do."""
+
+    attention: bool = True
+    """All of attention."""
+
+    before_attention: bool = True
+    """The linears of the last Mamba layer before each attention layer, on which attention is most sensitive (the choice
+    of NVIDIA's FP8 checkpoints of Nemotron 3 Nano)."""
+
+    layers: frozenset[int] = frozenset()
+    """Whole layers by number."""
+
+    def __str__(self) -> str:
+        words = [word for word, kept in ((ATTENTION, self.attention), (BEFORE, self.before_attention)) if kept]
+        return ",".join([*words, *map(str, sorted(self.layers))]) or NOTHING
+
+
+def parse_kept(typed: str) -> Kept:
+    """`attention,before-attention,3,7-9`, or `none`; raises MinitronError for anything else."""
+    words = [word.strip() for word in typed.split(",")]
+    layers: set[int] = set()
+    for word in words:
+        if word in (ATTENTION, BEFORE) or (word == NOTHING and len(words) == 1):
+            continue
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        if found is None:
+            raise MinitronError(
+                f"{word!r} says nothing about what stays in bf16; give {ATTENTION}, {BEFORE} and numbers of layers, "
+                f"separated by commas, or {NOTHING}."
+            )
+        layers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return Kept(ATTENTION in words, BEFORE in words, frozenset(layers))
+
+
+DEFAULT: Final = Kept()
+
+
+def store_in_fp8(model: PreTrainedModel, name: str, weight: str) -> bool:
+    """Replace one weight of the module `name` in place.  A linear layer multiplies in FP8 where its device does; the
+    bf16 weight of another exists while its forward runs and at no other time.  Returns whether it did, which is always.
+    """
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Linear) and multiplies_in_fp8(module):
+        model.set_submodule(name, Fp8Linear(module))
+        return True
+    numbers, scale = quantise(getattr(module, weight).detach())
+    delattr(module, weight)
+    module.register_parameter(f"{weight}_fp8", nn.Parameter(numbers, requires_grad=False))
+    module.register_parameter(f"{weight}_scale", nn.Parameter(scale, requires_grad=False))
+    module.register_forward_pre_hook(_Materialise(weight))
+    module.register_forward_hook(_Forget(weight), always_call=True)
+    return True
+
+
+class _Materialise:
+    """Gives a layer its bf16 weight before it runs."""
+
+    def __init__(self, weight: str) -> None:
+        self.weight = weight
+
+    def __call__(self, module: nn.Module, arguments: Any) -> None:
+        numbers, scale = getattr(module, f"{self.weight}_fp8"), getattr(module, f"{self.weight}_scale")
+        setattr(module, self.weight, dequantise(numbers, scale))
+
+
+class _Forget:
+    """Takes it away after."""
+
+    def __init__(self, weight: str) -> None:
+        self.weight = weight
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        # Absent where another hook failed before ours ran.
+        if hasattr(module, self.weight):
+            delattr(module, self.weight)
+
+
+def fp8_weights(model: PreTrainedModel, keep: Kept = DEFAULT) -> Iterator[tuple[str, nn.Module, str]]:
+    """(module's name, module, weight's name) of what goes to FP8: linears and fused experts' [E, O, I]."""
+    kept = {id(module) for module in _kept_modules(model, keep)}
+    for name, module in model.named_modules():
+        if id(module) in kept or name.rpartition(".")[2] in ROUTERS:
+            continue
+        if isinstance(module, nn.Linear):
+            yield name, module, "weight"
+        elif not isinstance(module, nn.modules.conv._ConvNd):
+            for weight, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    yield name, module, weight
+
+
+def _kept_modules(model: PreTrainedModel, keep: Kept) -> Iterator[nn.Module]:
+    yield model.get_output_embeddings()
+    mamba: list[nn.Module] = []
+    for number, layer in enumerate(model.base_model.layers):
+        if number in keep.layers:
+            yield from layer.modules()
+        attention = [module for module in layer.modules() if any(hasattr(module, name) for name in _ATTENTION)]
+        before = mamba if attention and keep.before_attention else []
+        for module in (attention if keep.attention else []) + before:
+            yield from module.modules()
+        mamba = [module for module in layer.modules() if hasattr(module, "conv1d")] or mamba
+
+
+def stored_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all parameters and buffers, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,186 @@
+"""Where a run's teacher comes from: a model in memory, or the cache of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.losses.divergences import parse_loss
+from distill.processes import Processes
+from distill.recipe import Recipe
+from distill.teacher.cache import TeacherCache
+from distill.teacher.drift import Drift, drift_by_layer, is_large, warning
+from distill.teacher.fp8 import DEFAULT, Kept
+from distill.teacher.loading import Teacher, known_spec, load_teacher, require_precision
+from distill.teacher.streamed import StreamedTeacher
+from distill.text.data import Text
+from minitron.errors import MinitronError
+from minitron.files import read_json
+from minitron.measure import quality
+from minitron.measure.quality import Answers, measure_quality
+from minitron.measure.text import text_hash
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.spec import read_spec
+from minitron.progress import Progress, silent
+
+Reference: TypeAlias = PreTrainedModel | TeacherCache | StreamedTeacher
+"""What a student is compared with."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, and how it is kept."""
+
+    folder: Path
+    device: torch.device
+
+    precision: str = "bf16"
+    """A name of distill.teacher.loading.PRECISIONS."""
+
+    keep: Kept = DEFAULT
+    """What of a teacher in FP8 stays in bf16."""
+
+    offload: bool = False
+    """Whether its layers are read from the disk for many sequences at once, instead of being kept."""
+
+    cache: Path | None = None
+    """The folder in which a sparse loss's part of the teacher is kept."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise MinitronError where the teacher cannot be kept so, or a cache does not hold what the loss reads."""
+        require_precision(self.precision, self.device)
+        if self.offload:
+            read_spec(self.folder)
+            if self.precision != "bf16":
+                raise MinitronError(
+                    f"an offloaded teacher is read as it is stored and never in {self.precision}; "
+                    "leave --teacher-precision or --offload-teacher out."
+                )
+        if self.cache is None:
+            return
+        if parse_loss(recipe.loss).divergence.pick is None:
+            raise MinitronError(
+                f"a cache holds a few tokens of the teacher's distributions and the loss {recipe.loss} reads them "
+                "whole; add --loss sampled:12 or leave --cache-teacher out."
+            )
+        if recipe.temperature != 1.0 or recipe.cosine_weight:
+            raise MinitronError(
+                "a cache holds probabilities at temperature 1 and no hidden states; leave --temperature and "
+                "--cosine-weight out, or --cache-teacher."
+            )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run depends on of its teacher.  It may be very large: its weights are named by their headers."""
+        config, weights = text_hash(self.folder / "config.json"), Checkpoint(self.folder).fingerprint
+        found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
+        found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
+        return found
+
+    def prepare(
+        self,
+        student: Path,
+        text: Text,
+        recipe: Recipe,
+        start: Mapping[str, Any] | None,
+        processes: Processes,
+        progress: Progress = silent,
+    ) -> tuple[Reference, dict[str, Any]]:
+        """(what to learn from, what was measured of it: its perplexity and its drift, on the held-out sequences); the
+        second from `start` where a run that began before knows it."""
+        if self.cache is None:
+            if self.offload:
+                return self._streamed(text, recipe, progress)
+            kept = self._load(text if start is None else None, recipe, progress)
+            return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
+        vocab = min(int(read_json(folder / "config.json")["vocab_size"]) for folder in (student, self.folder))
+        about = self.fingerprint | {
+            "text": text.source,
+            "loss": recipe.loss,
+            "seed": recipe.seed,
+            "vocab_size": vocab,
+            "sequence_length": recipe.sequence_length,
+            "validation_sequences": recipe.validation_sequences,
+        }
+        if processes.is_first:
+            TeacherCache(self.cache, text, about)
+        processes.wait()
+        cache = TeacherCache(self.cache, text, about)
+        complete, missing = cache.is_complete, cache.missing
+        # All have seen the same before any of them writes.
+        processes.wait()
+        if not complete:
+            teacher, measured = self._answering(text, recipe, progress)
+            cache.write(
+                teacher,
+                parse_loss(recipe.loss),
+                measured,
+                missing=missing[processes.share(len(missing))],
+                held_out=processes.is_first,
+                vocab=vocab,
+                seed=recipe.seed,
+                batch_size=recipe.sequences_per_pass,
+                progress=progress,
+            )
+            processes.wait()
+        return cache, cache.start
+
+    def warn(self, start: Mapping[str, Any], text: Text, recipe: Recipe, progress: Progress = silent) -> str | None:
+        """What to tell of a large drift, with the layers that make up most of it where the family is known."""
+        if start["drift"] is None or not is_large(Drift(**start["drift"]), start["before"]["kl"]):
+            return None
+        found: dict[int, float] = {}
+        if known_spec(self.folder) is not None:
+            size = recipe.sequences_per_pass
+            found = drift_by_layer(
+                self.folder,
+                keep=self.keep,
+                device=self.device,
+                blocks=text.validation,
+                batch_size=size,
+                progress=progress,
+            )
+        return warning(Drift(**start["drift"]), start["before"]["kl"], found, self.keep)
+
+    def _streamed(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[StreamedTeacher, dict[str, Any]]:
+        """The teacher that is read layer by layer, asked about the held-out text, and what was measured of it."""
+        teacher = StreamedTeacher(self.folder, self.device)
+        with progress("asking the teacher", float(text.validation.size), "tokens") as advance:
+            perplexity = teacher.ask_held_out(text.validation, recipe.sequences_per_pass, advance)
+        return teacher, {"perplexity_teacher": perplexity, "drift": None}
+
+    def _answering(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[Answers, dict[str, Any]]:
+        if self.offload:
+            return self._streamed(text, recipe, progress)
+        kept = self._load(text, recipe, progress)
+        return quality.Teacher(kept.model, memory=0), _measured(kept, text, recipe)
+
+    def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
+        return load_teacher(
+            self.folder,
+            precision=self.precision,
+            keep=self.keep,
+            device=self.device,
+            blocks=None if text is None else text.validation,
+            batch_size=recipe.sequences_per_pass,
+            progress=progress,
+        )
+
+
+def answers(reference: Reference, device: torch.device) -> Answers:
+    """What a reference says of the held-out text, kept: it is asked at every validation."""
+    if isinstance(reference, TeacherCache):
+        return reference.answers(device)
+    return reference if isinstance(reference, StreamedTeacher) else quality.Teacher(reference)
+
+
+def _measured(teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:
+    if teacher.drift is not None:
+        return {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
+    found = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
+    return {"perplexity_teacher": found.perplexity, "drift": None}

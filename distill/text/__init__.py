@@ -1,0 +1,1 @@
+"""Text for training: records, tokens, batches."""

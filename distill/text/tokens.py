@@ -1,0 +1,151 @@
+"""Records as one long row of token ids, on disk where it is long: which of them count is kept beside them.
+
+Shape letters: N tokens of all records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from distill.text.records import Broken, Message, Record, Source, records
+from minitron.errors import MinitronError
+from minitron.files import new_folder, read_json, write_json
+
+AT_ONCE: Final = 2**20
+"""Tokens in memory before they are written."""
+
+ASSISTANT: Final = "assistant"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All tokens of a source, every record followed by the end-of-text token."""
+
+    ids: NDArray[np.int32]
+    """[N]."""
+
+    counted: NDArray[np.bool_] | None
+    """[N]: what the student is to learn to say; None is all of it."""
+
+    broken: int
+    """Records that were left out."""
+
+    named: tuple[str, ...]
+    """The first of those."""
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    folder: Path | None,
+    *,
+    assistant_only: bool = False,
+    most_broken: int = 10,
+) -> Tokens:
+    """The tokens of a source; given a folder they are mapped from files in it, and not made again where it is there.
+
+    Conversations go through the tokenizer's chat template; `assistant_only` counts what the assistant says and the end
+    of its turn.  Raises MinitronError where there is no chat template, or it writes earlier messages anew when later
+    ones come."""
+    if folder is not None and folder.exists():
+        return _mapped(folder)
+    broken = Broken(most_broken)
+    runs = _runs(tokenizer, source, broken, assistant_only)
+    if folder is None:
+        ids, counted = _joined(list(runs))
+        return Tokens(ids, counted if assistant_only else None, broken.count, tuple(broken.named))
+    with new_folder(folder) as partial:
+        with (partial / "ids").open("wb") as ids_file, (partial / "counted").open("wb") as counted_file:
+            for part in _batches(runs):
+                ids, counted = _joined(part)
+                ids.tofile(ids_file)
+                if assistant_only:
+                    counted.tofile(counted_file)
+        about = {"assistant_only": assistant_only, "broken": broken.count, "named": broken.named}
+        write_json(partial / "about.json", about)
+    return _mapped(folder)
+
+
+def _mapped(folder: Path) -> Tokens:
+    about = read_json(folder / "about.json")
+
+    def load(name: str, dtype: type) -> NDArray[np.generic]:
+        path = folder / name
+        # An empty file cannot be mapped.
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+    counted = load("counted", np.bool_) if about["assistant_only"] else None
+    return Tokens(load("ids", np.int32), counted, about["broken"], tuple(about["named"]))  # type: ignore[arg-type]
+
+
+Run = tuple[list[int], list[bool]]
+
+
+def _joined(runs: list[Run]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    ids = [np.asarray(run[0], dtype=np.int32) for run in runs] or [np.empty(0, np.int32)]
+    counted = [np.asarray(run[1], dtype=np.bool_) for run in runs] or [np.empty(0, np.bool_)]
+    return np.concatenate(ids), np.concatenate(counted)
+
+
+def _batches(runs: Iterator[Run]) -> Iterator[list[Run]]:
+    part: list[Run] = []
+    size = 0
+    for run in runs:
+        part.append(run)
+        size += len(run[0])
+        if size >= AT_ONCE:
+            yield part
+            part, size = [], 0
+    yield part
+
+
+def _runs(tokenizer: PreTrainedTokenizerBase, source: Source, broken: Broken, assistant_only: bool) -> Iterator[Run]:
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    for record in records(source, broken):
+        ids, counted = _record(tokenizer, record, assistant_only)
+        # What ends a record counts as what came before it.
+        yield ids + end, counted + counted[-1:] * len(end) if counted else [not assistant_only] * len(end)
+
+
+def _record(tokenizer: PreTrainedTokenizerBase, record: Record, assistant_only: bool) -> Run:
+    if isinstance(record, str):
+        # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
+        ids = list(tokenizer(record, add_special_tokens=False, verbose=False)["input_ids"])
+        return ids, [not assistant_only] * len(ids)
+    if not tokenizer.chat_template:
+        raise MinitronError(
+            "the text holds conversations and the student's tokenizer has no chat template; "
+            "give a tokenizer with one, or text."
+        )
+    whole = _chat(tokenizer, record)
+    counted = [not assistant_only] * len(whole)
+    if assistant_only:
+        for number, message in enumerate(record):
+            if message["role"] == ASSISTANT:
+                start = len(_prefix(tokenizer, record[:number], whole, prompt=True))
+                stop = len(_prefix(tokenizer, record[: number + 1], whole, prompt=False))
+                counted[start:stop] = [True] * (stop - start)
+    return whole, counted
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool = False) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: list[int], prompt: bool) -> list[int]:
+    """The first messages as the whole conversation has them."""
+    found = _chat(tokenizer, messages, prompt) if messages or prompt else []
+    if whole[: len(found)] != found:
+        raise MinitronError(
+            "the chat template writes earlier messages anew when later ones come, so that what the assistant said "
+            "cannot be told apart; leave --assistant-only out."
+        )
+    return found

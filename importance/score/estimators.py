@@ -1,0 +1,343 @@
+"""From the activations of a batch to a number a channel: sums that grow batch by batch, and what becomes of them.
+
+Shape letters: B sequences, T tokens, C channels, G groups of a norm, R tokens routed to E experts of F channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minitron.errors import MinitronError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Named sums over batches, all that a calibration run keeps: their size follows from the model alone."""
+
+    sums: dict[Hashable, Tensor] = field(default_factory=dict)
+    """In float64, each on the device where its numbers arise."""
+
+    def add(self, name: Hashable, amount: Tensor) -> None:
+        """Add a batch's part to the sum `name`, which begins at zero."""
+        if name in self.sums:
+            self.sums[name] += amount
+        else:
+            self.sums[name] = amount.to(torch.float64, copy=True)
+
+    def forget(self, name: Hashable) -> None:
+        """Let go of a sum, if there is one of that name."""
+        self.sums.pop(name, None)
+
+    def note(self, name: Hashable, value: Callable[[], Tensor]) -> None:
+        """Keep what is the same for every batch: `value` is called the first time only."""
+        if name not in self.sums:
+            self.sums[name] = value().double()
+
+    def __getitem__(self, name: Hashable) -> Array:
+        """The sum so far; raises KeyError where nothing was added."""
+        return self.sums[name].cpu().numpy()
+
+
+@dataclass
+class Batch:
+    """What a module deep in the model cannot see of the batch that passes."""
+
+    sequences: int = 0
+    """B; every layer is given [B, T, hidden], modules inside it may be given all tokens in one row."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which expert each of R rows belongs to, and which sequence it comes from."""
+
+    expert: Tensor
+    """[R], ascending."""
+
+    sequence: Tensor
+    """[R]."""
+
+    experts: int
+    """E."""
+
+    sequences: int
+    """B."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number a channel that is added up over batches, in its two forms."""
+
+    batch: Callable[[Tensor], Tensor]
+    """Activations [B, T, C] -> [C], or [1] where all channels have the same."""
+
+    routed: Callable[[Tensor, Routing], Tensor]
+    """Activations [R, F] -> [E, F] or [E, 1]: every expert's own tokens."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an estimator judges the channels of one place by."""
+
+    shape: tuple[int, ...]
+    """(C,), or (E, F) for the channels of routed experts; that of the scores."""
+
+    sums: Mapping[str, Array]
+    """The estimator's statistics by name, summed over all batches: the shape above, or its last size 1.  Where it reads
+    weights, "weights" is the L2 norm of those by which each channel is read."""
+
+    random: np.random.Generator
+    """Where an estimator takes its dice from."""
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A way to judge channels.  A score is an amplitude: squares of scores are what adds up over a head's channels."""
+
+    statistics: Mapping[str, Statistic]
+    """By name, what it wants to know of the activations."""
+
+    finish: Callable[[Evidence], Array]
+    """The scores of the channels of one place."""
+
+    reads_weights: bool = False
+    """Whether it asks for the norms of the weights."""
+
+    surgeon: bool = False
+    """Whether scores by second moments (importance.score.surgeon) take the place of these wherever there are any."""
+
+    gradients: bool = False
+    """Whether its statistics are of the activations times the loss's gradient by them, seen on the way back."""
+
+    @property
+    def hidden(self) -> Estimator:
+        """What judges hidden channels: many linears read each, so that an estimator that needs weights gives way."""
+        return ACTIVATION if self.reads_weights else self
+
+    def of(self, axis: str) -> Estimator:
+        """What judges an axis: itself, whatever it is (see ByAxis)."""
+        return self
+
+    def see(self, totals: Totals, place: Hashable, whole: Tensor, shaped: Callable[[Tensor], Tensor]) -> None:
+        """Add activations to `totals`: `whole` is what passes in the model, `shaped` makes [B, T, C] of it."""
+
+        def add(seen: Tensor) -> None:
+            for name, statistic in self.statistics.items():
+                totals.add((place, name), statistic.batch(shaped(seen)))
+
+        self._now_or_backward(whole, add)
+
+    def see_routed(self, totals: Totals, place: Hashable, activations: Tensor, routing: Routing) -> None:
+        """Add [R, F] activations of a place inside routed experts to `totals`."""
+
+        def add(seen: Tensor) -> None:
+            for name, statistic in self.statistics.items():
+                totals.add((place, name), statistic.routed(seen, routing))
+
+        self._now_or_backward(activations, add)
+
+    def _now_or_backward(self, activations: Tensor, add: Callable[[Tensor], None]) -> None:
+        """`add` the activations, or, when gradients come, their product with these."""
+        if not self.gradients:
+            add(activations)
+        elif activations.requires_grad:
+            held = activations.detach()
+
+            def hook(gradient: Tensor) -> None:
+                add(held * gradient)
+
+            activations.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def see_weights(self, totals: Totals, place: Hashable, weight: Tensor, dims: tuple[int, ...]) -> None:
+        """Note the L2 norm along `dims` of the weights that read the channels of a place, if it matters."""
+        if self.reads_weights:
+            totals.note((place, "weights"), lambda: torch.linalg.vector_norm(weight, dim=dims, dtype=wide(weight)))
+
+    def scores(self, totals: Totals, place: Hashable, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+        """What follows from all that was seen of a place."""
+        names = [*self.statistics, *(["weights"] if self.reads_weights else [])]
+        return self.finish(Evidence(shape, {name: totals[place, name] for name in names}, random))
+
+
+@dataclass(frozen=True)
+class ByAxis:
+    """An estimator for each axis."""
+
+    default: Estimator
+
+    others: Mapping[str, Estimator]
+    """Axis -> what judges it instead."""
+
+    @property
+    def gradients(self) -> bool:
+        """Whether some axis needs a backward pass."""
+        return any(estimator.gradients for estimator in (self.default, *self.others.values()))
+
+    def of(self, axis: str) -> Estimator:
+        """What judges an axis."""
+        return self.others.get(axis, self.default)
+
+
+def mean_absolute_squares(activations: Tensor) -> Tensor:
+    """[B, T, C] -> [C]: sum over sequences of (mean over the sequence of |a|)^2.
+
+    The square root of its sum over all batches is A(c), Minitron's importance (Muralidharan et al. 2024, arXiv
+    2407.14679, section 2.2: mean over the sequence, L2 over the batch, the best of nine aggregations)."""
+    means = activations.abs().sum(1, dtype=wide(activations)) / activations.shape[1]
+    return means.double().square().sum(0)
+
+
+def routed_mean_absolute_squares(activations: Tensor, routing: Routing) -> Tensor:
+    """[R, F] -> [E, F]: sum over sequences of the squared mean of |a| over those tokens that an expert got of it.
+
+    A sequence of which it got no token adds nothing."""
+    segments = routing.experts * routing.sequences
+    segment = routing.expert * routing.sequences + routing.sequence
+    counts = torch.bincount(segment, minlength=segments)
+    sums = sums_by(segment, activations.abs().to(wide(activations)), segments)
+    means = sums / counts.clamp_min(1)[:, None]
+    return means.double().square().view(routing.experts, routing.sequences, -1).sum(1)
+
+
+def sums_by(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """[R], [R, ...] -> [size, ...]: the sum of the values of each index."""
+    return values.new_zeros(size, *values.shape[1:]).index_add_(0, index, values)
+
+
+def summed_squares(products: Tensor) -> Tensor:
+    """[B, T, C] -> [C]: sum over sequences of (sum over the sequence)^2."""
+    return products.sum(1, dtype=wide(products)).double().square().sum(0)
+
+
+def routed_summed_squares(products: Tensor, routing: Routing) -> Tensor:
+    """[R, F] -> [E, F]: the same over those tokens of a sequence that an expert got."""
+    segment = routing.expert * routing.sequences + routing.sequence
+    sums = sums_by(segment, products.to(wide(products)), routing.experts * routing.sequences)
+    return sums.double().square().view(routing.experts, routing.sequences, -1).sum(1)
+
+
+SUMMED: Final = Statistic(summed_squares, routed_summed_squares)
+MEAN_ABSOLUTE: Final = Statistic(mean_absolute_squares, routed_mean_absolute_squares)
+
+# In float64: a variance is the small difference of two large sums.
+TOKENS: Final = Statistic(
+    lambda activations: activations.new_full((1,), activations.shape[:-1].numel(), dtype=torch.float64),
+    lambda activations, routing: torch.bincount(routing.expert, minlength=routing.experts)[:, None],
+)
+SUM: Final = Statistic(
+    lambda activations: activations.sum((0, 1), dtype=torch.float64),
+    lambda activations, routing: sums_by(routing.expert, activations.double(), routing.experts),
+)
+SQUARES: Final = Statistic(
+    lambda activations: activations.double().square().sum((0, 1)),
+    lambda activations, routing: sums_by(routing.expert, activations.double().square(), routing.experts),
+)
+
+
+def activation(evidence: Evidence) -> Array:
+    """A(c), see `mean_absolute_squares`."""
+    scores: Array = np.sqrt(evidence.sums["mean_absolute"])
+    return scores
+
+
+def contribution(evidence: Evidence) -> Array:
+    """A(c) * ||W_c||_2: how much of the output comes by way of the channel."""
+    return activation(evidence) * evidence.sums["weights"]
+
+
+def fluctuation(evidence: Evidence) -> Array:
+    """sqrt(||W_c||_2^2 * Var(a_c)), the variance over all tokens: what is lost when the channel is held at its mean.
+
+    FLAP's metric (An et al. 2023, arXiv 2312.11983) is the square of it, which ranks channels alike and adds up over a
+    head; an expert without tokens counts as zero."""
+    tokens = np.maximum(evidence.sums["tokens"], 1)
+    mean = evidence.sums["sum"] / tokens
+    # Rounding can leave the variance of a constant a hair below zero.
+    variance = np.maximum(evidence.sums["squares"] / tokens - mean**2, 0)
+    scores: Array = evidence.sums["weights"] * np.sqrt(variance)
+    return scores
+
+
+def magnitude(evidence: Evidence) -> Array:
+    """||W_c||_2: nothing but the weights."""
+    return evidence.sums["weights"]
+
+
+def taylor(evidence: Evidence) -> Array:
+    """sqrt(sum over sequences of (sum over tokens of a_c dL/da_c)^2), L the sequence's cross entropy in nats.
+
+    To first order the loss changes by the inner sum when the channel is set to zero (Molchanov et al. 2019, Importance
+    Estimation for Neural Network Pruning, arXiv 1906.10771, equation 8, on activations)."""
+    scores: Array = np.sqrt(evidence.sums["summed"])
+    return scores
+
+
+def chance(evidence: Evidence) -> Array:
+    """Uniform in [0, 1): the control that every other estimator has to beat."""
+    return evidence.random.random(evidence.shape)
+
+
+ACTIVATION: Final = Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation)
+
+ESTIMATORS: Final[dict[str, Estimator]] = {
+    "activation": ACTIVATION,
+    "contribution": Estimator({"mean_absolute": MEAN_ABSOLUTE}, contribution, reads_weights=True),
+    "surgeon": Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation, surgeon=True),
+    "flap": Estimator({"tokens": TOKENS, "sum": SUM, "squares": SQUARES}, fluctuation, reads_weights=True),
+    "magnitude": Estimator({}, magnitude, reads_weights=True),
+    "taylor": Estimator({"summed": SUMMED}, taylor, gradients=True),
+    "random": Estimator({}, chance),
+}
+"""W_c are the weights of the linear that reads channel c: its column, over all experts for what they all read.  No
+linear reads the x of a Mamba mixer before it is convolved and scanned: there W_c is the row of in_proj making it."""
+
+
+BEST: Final = "best"
+DEFAULTS: Final = dict.fromkeys(("ffn", "shared_ffn", "expert_ffn", "query_head"), ESTIMATORS["surgeon"])
+"""Axis -> what measures best there of all that need no backward pass (benchmarks/estimators.py); `activation` does on
+all others, and on these where no second moments are taken."""
+
+
+def find_estimator(name: str) -> Estimator | ByAxis:
+    """The entry of ESTIMATORS, or for BEST that of each axis in DEFAULTS; raises MinitronError for any other name."""
+    if name == BEST:
+        return ByAxis(ACTIVATION, DEFAULTS)
+    if name not in ESTIMATORS:
+        raise MinitronError(f"there is no estimator {name!r}; use one of {', '.join([BEST, *ESTIMATORS])}.")
+    return ESTIMATORS[name]
+
+
+def energy_shares(states: Tensor, gate: Tensor | None, groups: int) -> Tensor:
+    """[..., C] -> [C]: sum over tokens of x_c^2 / (mean of x^2 over c's group of channels), x the input of an RMS norm.
+
+    x is `states` or, for a gated norm (Mamba-2), states * silu(gate).  Groups are equal runs of channels; a token whose
+    group is all zeros counts as zero."""
+    if gate is None:
+        inputs = states.to(wide(states), copy=True)
+    else:
+        inputs = torch.nn.functional.silu(gate.to(wide(gate))).mul_(states)
+    # In place, for these are the largest tensors that observing makes.
+    squares = inputs.square_().reshape(-1, groups, states.shape[-1] // groups)
+    means = squares.mean(-1).clamp_min_(torch.finfo(squares.dtype).tiny)
+    return torch.einsum("tg,tgc->gc", means.reciprocal_(), squares).flatten()
+
+
+def dissimilarity(before: Tensor, after: Tensor) -> Tensor:
+    """[B, T, C] twice -> []: sum over tokens of 1 - cosine of what goes into a layer and what comes out.
+
+    Block influence (Men et al. 2024, ShortGPT, arXiv 2403.03853, equation 1)."""
+    cosines = torch.cosine_similarity(before.to(wide(before)), after.to(wide(after)), dim=-1)
+    return (1 - cosines).double().sum()
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The type to reckon in: fp32, or float64 for a tensor of that."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,170 @@
+"""The surgeon: which inputs of a linear are missed least when the others take over what they can.
+
+Optimal Brain Surgeon for whole columns (Hassibi and Stork 1992; Kurtic et al. 2023, ZipLM, arXiv 2302.04089, algorithm
+1): with C = E[a a^T] + ridge the rise of E|W a - W' a_K|^2 on leaving out the inputs S, the rest refitted, is
+tr(W_S ((C^-1)_SS)^-1 W_S^T).  The least goes, W and C^-1 are brought up to date, and so on to the last.
+
+Shape letters: C inputs, G groups of them that go together, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from importance.score.estimators import Array, Totals, wide
+from importance.score.moments import RIDGES, SHARE_KEPT, Moments, parameter
+from minitron.cut.refit import RIDGE, InputSite
+from minitron.cut.scores import Key
+from minitron.model.axes import Indices
+from minitron.model.spec import ModelSpec
+
+AT_ONCE: Final = 64
+"""Single inputs go in rounds of this share of one in so many of those left, at least one: by then others have taken
+over, yet C^3 operations stay C^3."""
+
+ROWS: Final = 256
+"""Outputs that are judged at once: in float64 a large weight takes as much as the moments do."""
+
+
+def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1, parts: int = 1) -> Array:
+    """[G]: the rise of the error at which each group of `width` neighbouring inputs goes, all that went before it
+    included, so that scores ascend in the order of removal.
+
+    `weight` is [O, C], `moments` E[a a^T] [C, C], `ridge` a share of the mean of its diagonal.  Groups stand in `parts`
+    equal runs, of each of which the same number goes: the heads of a KV group."""
+    inverse = torch.from_numpy(np.array(moments, dtype=np.float64))
+    count = inverse.shape[0] // width
+    scale = float(inverse.diagonal().mean())
+    scores = np.zeros(count)
+    if scale <= 0:
+        return scores
+    inverse.div_(scale).diagonal().add_(ridge)
+    # In place, and LAPACK goes by columns: a copy of the largest matrices is 128 MiB.
+    torch.cholesky_inverse(torch.linalg.cholesky(inverse.mT, out=inverse.mT), out=inverse.mT)
+    left = weight.detach().to("cpu", torch.float64, copy=True)
+    remaining = np.arange(count)
+    total = 0.0
+    while len(remaining):
+        errors = _errors(left, inverse, remaining, width)
+        gone = _next(errors, remaining, count // parts, parts, width)
+        for group, error in sorted(zip(remaining[gone], errors[gone], strict=True), key=lambda pair: pair[1]):
+            total += max(float(error), 0.0) * scale
+            scores[group] = total
+        columns = torch.from_numpy((remaining[gone][:, None] * width + np.arange(width)).ravel())
+        block = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        left.addmm_(left[:, columns], block, alpha=-1.0)
+        inverse.addmm_(inverse[:, columns], block, alpha=-1.0)
+        remaining = np.delete(remaining, gone)
+    return np.sqrt(scores)
+
+
+def _errors(weight: Tensor, inverse: Tensor, remaining: Indices, width: int) -> Array:
+    """[remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T)."""
+    columns = torch.from_numpy(remaining[:, None] * width + np.arange(width))
+    if width == 1:
+        chosen = columns[:, 0]
+        return np.asarray((weight[:, chosen].square().sum(0) / inverse.diagonal()[chosen]).numpy())
+    blocks = inverse[columns[:, :, None], columns[:, None, :]]
+    own = weight[:, columns].permute(1, 2, 0)
+    return np.asarray((own * torch.linalg.solve(blocks, own)).sum((1, 2)).numpy())
+
+
+def _next(errors: Array, remaining: Indices, size: int, parts: int, width: int) -> Indices:
+    """Places in `remaining` of those that go next: from the runs of which the most are left."""
+    run = remaining // size
+    counts = np.bincount(run, minlength=parts)
+    allowed = np.where(counts[run] == counts.max(), errors, np.inf)
+    several = 1 if width > 1 or parts > 1 else max(1, len(remaining) // AT_ONCE)
+    return np.argsort(allowed, kind="stable")[:several]
+
+
+def surgeon_scores(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    totals: Totals,
+    moments: Moments,
+    *,
+    judge: Callable[[str], bool],
+    layer: int,
+) -> tuple[dict[Key, Array], dict[Key, float]]:
+    """(axis, layer) -> the surgeon's scores of one layer as minitron.cut.scores.Scores holds them, none of an axis that
+    it is not to `judge`; and the ridge of every site whose second moments were seen, the one of
+    importance.score.moments.RIDGES that is best on the batches held back.
+
+    Mamba heads are not judged: what they write passes a norm that they share, and there activations rank better."""
+    scores: dict[Key, Array] = {}
+    ridges: dict[Key, float] = {}
+    for key, site in moments.sites.items():
+        if key[1] != layer:
+            continue
+        weights = model.get_parameter(parameter(site))
+        # What experts share they read with all their weights.
+        stacks: dict[int | None, Tensor] = {None: weights.flatten(0, -2)}
+        if site.by_expert:
+            stacks = dict(enumerate(weights))
+        ridges[key] = _ridge(stacks, totals, moments, site)
+        moments.merge(totals, site)
+        if not judge(key[0]) or key[0] == "mamba_channel":
+            continue
+        width, parts = _grouping(spec, key[0])
+        found = [
+            removal_scores(weight, moments.matrix(totals, site, expert), ridges[key], width, parts)
+            for expert, weight in stacks.items()
+        ]
+        scores[key] = np.stack(found) if site.by_expert else found[0]
+    return scores, ridges
+
+
+def _grouping(spec: ModelSpec, axis: str) -> tuple[int, int]:
+    """(inputs that go together, equal runs that lose the same number of such groups)."""
+    if axis == "query_head":
+        return spec.sizes["v_head_dim" if "v_head_dim" in spec.sizes else "head_dim"], spec.sizes["kv_head"]
+    return 1, 1
+
+
+def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:
+    """The ridge that is best on the batches held back, the same for all experts; RIDGE where too few were seen."""
+    if not moments.has_judged(totals, site):
+        return RIDGE
+    kept_count = round(SHARE_KEPT * site.size)
+    errors = np.zeros(len(RIDGES))
+    for expert, weight in stacks.items():
+        weight = weight.detach().cpu()
+        fitted, judged = (moments.matrix(totals, site, expert, part) for part in ("fitted", "judged"))
+        norms = torch.linalg.vector_norm(weight, dim=0, dtype=wide(weight)).double().numpy()
+        carried = norms**2 * np.diagonal(fitted)
+        kept = np.sort(np.argsort(-carried, kind="stable")[:kept_count])
+        errors += [refit_error(weight, fitted, judged, kept, ridge) for ridge in RIDGES]
+    return RIDGES[int(errors.argmin())]
+
+
+def refit_error(
+    weight: Tensor,
+    fitted: Array,
+    judged: Array,
+    kept: Indices,
+    ridge: float,
+) -> float:
+    """E|W a - W' a_K|^2 on tokens that W' was not fitted on (minitron.cut.refit).
+
+    `weight` [O, C] is W; `fitted` and `judged` are E[a a^T] [C, C] of the two sets of tokens; `ridge` is a share of the
+    mean of the diagonal of `fitted`."""
+    inner = torch.from_numpy(fitted[np.ix_(kept, kept)])
+    strength = ridge * float(np.diag(fitted).mean())
+    inner.diagonal().add_(strength)
+    if strength > 0:
+        torch.linalg.cholesky(inner.mT, out=inner.mT)
+    seen, unseen = torch.from_numpy(fitted), torch.from_numpy(judged)
+    total = 0.0
+    for rows in torch.split(weight, ROWS):
+        change = rows.to(torch.float64, copy=True)
+        reads = torch.cholesky_solve((change @ seen)[:, kept].mT, inner.mT).mT if strength > 0 else change[:, kept]
+        change[:, kept] -= reads
+        total += float(((change @ unseen) * change).sum())
+    return total

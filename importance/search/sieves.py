@@ -1,0 +1,351 @@
+"""Two sieves: what fits in closed form, and of that what is measured to lose the least.
+
+Sieve 1 is the search over the whole lattice (minitron.search.search).  Sieve 2 measures each axis alone and some random
+combinations, fits the damage model (importance.search.damage), ranks everything that fits by it and measures the best
+for real; with what it learns it does so again, a few rounds.  The measured order is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from importance.search.damage import Coordinates, DamageModel, Heldout, measure_curves
+from importance.search.trial import Judge, Judgement
+from importance.search.verdicts import Sieved, Verdict
+from minitron.cut.plan import Plan, make_plan
+from minitron.cut.scores import Scores
+from minitron.cut.selection import Fallback
+from minitron.errors import MinitronError
+from minitron.memory.budget import Budget
+from minitron.memory.workload import Workload
+from minitron.progress import Advance, Progress, silent
+from minitron.search.candidate import Candidate
+from minitron.search.depth import Kept
+from minitron.search.lattice import Lattice, Points
+from minitron.search.search import SearchResult, Worth, default_worth, fitting, one_a_layout, search
+from minitron.search.search_steps import DEPTH
+
+Planner = Callable[[Mapping[str, int], Kept], Plan]
+"""(config key -> size, kept layers) -> the plan that the candidate would be cut by."""
+
+POOL: Final = 512
+"""Of so many best predicted ones a round chooses."""
+
+NEAR: Final = 1.3
+"""What is predicted to lose at most so many times what the best does is worth a measurement for its difference."""
+
+SAME: Final = 0.05
+"""Candidates nearer than this in the direction in which they were cut (DamageModel.directions, of length 1) lose
+the same within what the model can tell."""
+
+FEW: Final = 4
+"""A round of fewer measurements spends none on less memory."""
+
+STEP_DOWN: Final = 0.05
+"""By so much of the budget each round's candidate of less memory stays below it."""
+
+WARMTH: Final = 0.3
+"""How far from the best predicted the combinations stray that are drawn near it: a candidate predicted to lose e^0.3
+times as much is drawn 1/e times as often."""
+
+FOCUS: Final = 0.5
+"""How much more a good candidate weighs in the fit that ranks than one that loses more (DamageModel)."""
+
+OBJECTIVE_NAMES: Final = {"kl": "KL to the parent", "perplexity": "perplexity against the parent's"}
+
+
+@dataclass(frozen=True)
+class SieveOptions:
+    """How much is measured."""
+
+    sizes: int = 3
+    """Measured cuts of each axis alone."""
+
+    combinations: int = 32
+    """Random architectures that fit, to which the interactions of axes are fitted."""
+
+    finalists: int = 24
+    """Candidates that the model chooses to be measured."""
+
+    rounds: int = 3
+    """In so many equal parts; before each the model is fitted anew to all that was measured."""
+
+    top: int = 10
+    """How many candidates come back."""
+
+    seed: int = 0
+    """Of the random architectures."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"sizes": 1, "combinations": 4, "finalists": 1, "rounds": 1, "top": 1}.items():
+            if getattr(self, name) < least:
+                raise MinitronError(f"{name} = {getattr(self, name)} is too few to search with; give {least} or more.")
+
+
+def planner(judge: Judge, scores: Scores, fallback: Fallback | None = None, **options: Any) -> Planner:
+    """Plans by `scores`; `options` are those of minitron.cut.plan.make_plan."""
+
+    def plan(sizes: Mapping[str, int], kept: Kept) -> Plan:
+        return make_plan(judge.spec, sizes, kept, scores, fallback=fallback, **options)
+
+    return plan
+
+
+def sieve(
+    judge: Judge,
+    lattice: Lattice,
+    workload: Workload,
+    budget: Budget,
+    scores: Scores,
+    *,
+    plan: Planner | None = None,
+    options: SieveOptions | None = None,
+    progress: Progress = silent,
+) -> Sieved:
+    """The candidates of `lattice` that fit `budget`, of which the judge finds that they lose the least.
+
+    `plan` makes the plan of an architecture, by the scores unless given.  With a store in the judge a search that was
+    stopped goes on where it was: what it asks for is the same, and what is in the store is not measured again.  Raises
+    MinitronError where nothing fits."""
+    options = options or SieveOptions()
+    lattice = one_a_layout(lattice, scores)
+    first = search(lattice, workload, budget, scores=scores, top=options.combinations + options.finalists)
+    run = _Run(judge, lattice, workload, budget, scores, plan or planner(judge, scores), options, first.feasible)
+    if first.feasible <= options.combinations + options.finalists:
+        with progress("Judging candidates", first.feasible, "candidates") as run.advance:
+            run.measure(first.candidates, "all that fit were measured")
+        return run.outcome(first)
+    with progress("Judging candidates", run.expected, "candidates") as run.advance:
+        run.learn()
+        for number in range(1, options.rounds + 1):
+            run.round(number)
+    return run.outcome(first)
+
+
+class _Run:
+    """A search under way."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        lattice: Lattice,
+        workload: Workload,
+        budget: Budget,
+        scores: Scores,
+        plan: Planner,
+        options: SieveOptions,
+        feasible: int,
+    ) -> None:
+        self.judge, self.lattice, self.workload, self.budget, self.scores = judge, lattice, workload, budget, scores
+        self.plan, self.options, self.feasible = plan, options, feasible
+        self.coordinates = Coordinates(lattice, scores)
+        self.measured: dict[tuple[Any, ...], tuple[Candidate, str, float | None, Judgement]] = {}
+        self.alone: set[tuple[Any, ...]] = set()
+        self.advance: Advance = lambda amount, note="": None
+        self.model: DamageModel | None = None
+        self.heldout: Heldout | None = None
+
+    @property
+    def expected(self) -> int:
+        """Measurements to come: fewer where an axis has few sizes."""
+        curves = sum(min(self.options.sizes, len(self.coordinates.settings(name))) for name in self.coordinates.names)
+        return curves + self.options.combinations + self.options.finalists
+
+    def learn(self) -> None:
+        """Measure every axis alone, then random combinations: half anywhere, half where the curves like it."""
+        self.curves = measure_curves(self.coordinates, self._loss, self.options.sizes)
+        self.fit()
+        rng = np.random.default_rng(self.options.seed)
+        half = self.options.combinations // 2
+        anywhere = Worth(lambda points: rng.random(points.shape), "chance")
+        self.measure(self._best(anywhere, half), "a random combination, to fit the damage model")
+        self.measure(
+            self._best(Worth(lambda points: self._likely(points, rng), "chance"), 2 * self.options.combinations),
+            "a random combination near the best predicted, to fit the damage model",
+            most=self.options.combinations - half,
+        )
+        self.fit()
+        assert self.model is not None
+        self.heldout = self.model.heldout
+        self.fit(FOCUS)
+
+    def _likely(self, points: Points, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Values whose largest are a draw without replacement, each with chances predicted^(-1 / WARMTH) (the Gumbel
+        trick: Efraimidis and Spirakis 2006 in logarithms)."""
+        assert self.model is not None
+        predicted = points.spread(self.model.predict(points))
+        return np.asarray(rng.gumbel(size=points.shape) - np.log(np.maximum(predicted, 1e-12)) / WARMTH)
+
+    def _loss(self, sizes: Mapping[str, int], kept: Kept) -> float:
+        """One axis alone: measured for its curve; no candidate, for it need not fit."""
+        found = self.judge.judge(self.plan(sizes, kept))
+        self.alone.add(self._key(sizes, kept))
+        self.advance(1, f"alone: {found.loss:.4g}")
+        return found.loss
+
+    def _key(self, sizes: Mapping[str, int], kept: Kept) -> tuple[Any, ...]:
+        """An architecture, however much of it was said."""
+        return kept, tuple(sorted((self.lattice.spec.named_sizes | dict(sizes) | {DEPTH: len(kept)}).items()))
+
+    def _best(self, worth: Worth, top: int) -> tuple[Candidate, ...]:
+        return search(self.lattice, self.workload, self.budget, scores=self.scores, worth=worth, top=top).candidates
+
+    def measure(self, candidates: Iterable[Candidate], origin: str, most: int | None = None) -> None:
+        """Measure at most `most` candidates that were not measured before."""
+        done = 0
+        for candidate in candidates:
+            key = self._key(candidate.sizes, candidate.kept)
+            if key in self.measured or (most is not None and done == most):
+                continue
+            predicted = None if self.model is None else float(self.model.predict(self.points([candidate]))[0])
+            found = self.judge.judge(self.plan(candidate.sizes, candidate.kept))
+            self.measured[key] = candidate, origin, predicted, found
+            done += 1
+            self.advance(1, f"least {min(entry[3].loss for entry in self.measured.values()):.4g}")
+
+    def fit(self, focus: float = 0.0) -> None:
+        """Fit the model to all candidates measured so far."""
+        candidates = [entry[0] for entry in self.measured.values()]
+        losses = [entry[3].loss for entry in self.measured.values()]
+        self.model = DamageModel(self.coordinates, self.curves, self.points(candidates), losses, focus=focus)
+
+    def points(self, candidates: Sequence[Candidate]) -> Points:
+        """Candidates as points of the lattice."""
+        spec, depths = self.lattice.spec, {kept: number for number, kept in enumerate(self.lattice.depths)}
+        sizes = {
+            axis: np.array(
+                [candidate.sizes.get(spec.key(axis), spec.sizes[axis]) for candidate in candidates], dtype=np.int64
+            )
+            for axis in sorted(self.lattice.varied)
+        }
+        depth = np.array([depths[candidate.kept] for candidate in candidates], dtype=np.int64)
+        return Points(depth, sizes, depth.shape)
+
+    def round(self, number: int) -> None:
+        """Measure one part of the finalists: what the model likes best, of that what differs most, and the best of less
+        memory; then fit the model anew."""
+        assert self.model is not None
+        model, options = self.model, self.options
+        # The parts are as equal as they can be.
+        wanted = options.finalists * number // options.rounds - options.finalists * (number - 1) // options.rounds
+        found = search(
+            self.lattice,
+            self.workload,
+            self.budget,
+            scores=self.scores,
+            worth=Worth(lambda points: -model.predict(points), "predicted loss"),
+            top=POOL,
+        )
+        before = len(self.measured)
+        if wanted >= FEW:
+            smaller = self._smaller(found.front, number)
+            self.measure(smaller, f"round {number}: the best predicted of less memory", most=1)
+        pool = [
+            candidate
+            for candidate in found.candidates
+            if self._key(candidate.sizes, candidate.kept) not in self.measured
+        ]
+        left = wanted - (len(self.measured) - before)
+        for candidate, why in self._choose(pool, left):
+            self.measure([candidate], f"round {number}: {why}")
+        self.fit(FOCUS)
+
+    def _smaller(self, front: Sequence[Candidate], number: int) -> list[Candidate]:
+        """Of the front of memory and predicted loss those that take less than the budget by STEP_DOWN each round, the
+        largest first."""
+        most = self.budget.available * (1.0 - STEP_DOWN * number)
+        return [candidate for candidate in reversed(front) if candidate.footprint.total <= most]
+
+    def _choose(self, pool: Sequence[Candidate], wanted: int) -> list[tuple[Candidate, str]]:
+        """(candidate, why) for at most `wanted` of the pool, the best predicted first: half the best ones that are
+        not nearly the same as what is known, half those of the good ones that are farthest from all of it."""
+        if not pool or wanted < 1:
+            return []
+        assert self.model is not None
+        predicted = self.model.predict(self.points(pool))
+        places = self.model.directions(self.points(pool))
+        known = self.model.directions(self.points([entry[0] for entry in self.measured.values()]))
+        distance = np.linalg.norm(places[:, None] - known[None], axis=2).min(1, initial=np.inf)
+        good = predicted <= NEAR * predicted[0]
+        chosen: list[tuple[Candidate, str]] = []
+        left = np.ones(len(pool), dtype=bool)
+        for number in range(min(wanted, len(pool))):
+            if number % 2 == 0:
+                fresh = np.flatnonzero(left & (distance > SAME))
+                place = int(fresh[0]) if len(fresh) else int(np.flatnonzero(left)[0])
+                why = "among the best predicted"
+            else:
+                place = int(np.where(left & good, distance, -1.0).argmax())
+                place = place if left[place] else int(np.flatnonzero(left)[0])
+                why = "unlike the others among the best predicted"
+            left[place] = False
+            distance = np.minimum(distance, np.linalg.norm(places - places[place], axis=1))
+            chosen.append((pool[place], why))
+        return chosen
+
+    def outcome(self, first: SearchResult) -> Sieved:
+        """All that was measured, in the order of what was measured."""
+        order = sorted(self.measured.values(), key=lambda entry: entry[3].loss)
+        front = first.front
+        if self.model is not None:
+            predict = self.model.predict
+            worth = Worth(lambda points: -predict(points), "predicted loss")
+            front = search(
+                self.lattice, self.workload, self.budget, scores=self.scores, worth=worth, top=self.options.top
+            ).front
+        ranks = self._ranks([entry[0] for entry in order])
+        least, top = order[0][3].loss, self.options.top
+        verdicts = tuple(
+            Verdict(
+                candidate=candidate,
+                origin=origin,
+                first_rank=ranks[0][place],
+                predicted=predicted,
+                predicted_rank=None if self.model is None else ranks[1][place],
+                measured=measured,
+                measured_rank=place + 1,
+                kept=place < top,
+                reason=_reason(place, measured.loss, least, top, len(order)),
+            )
+            for place, (candidate, origin, predicted, measured) in enumerate(order)
+        )
+        name = OBJECTIVE_NAMES.get(self.judge.objective, self.judge.objective)
+        result = replace(
+            first,
+            candidates=tuple(verdict.candidate for verdict in verdicts[:top]),
+            ranking=f"ranked by {name}, measured on {self.judge.blocks.size:,} tokens",
+            front=front,
+        )
+        evaluations = len(self.alone | self.measured.keys())
+        return Sieved(result, verdicts, self.model, self.heldout, evaluations, self.judge.objective)
+
+    def _ranks(self, candidates: Sequence[Candidate]) -> tuple[list[int], list[int]]:
+        """(by sieve 1, by the damage model): the place of each candidate, from 1, among all that fit."""
+        points = self.points(candidates)
+        rankings = [default_worth(self.lattice, self.scores).of]
+        if self.model is not None:
+            predict = self.model.predict
+            rankings.append(lambda points: -predict(points))
+        own = [np.asarray(points.spread(ranking(points)), dtype=np.float64) for ranking in rankings]
+        better = np.zeros((2, len(candidates)), dtype=np.int64)
+        for block, fits in fitting(self.lattice, self.workload, self.budget):
+            for number, ranking in enumerate(rankings):
+                values = np.sort(np.asarray(block.spread(ranking(block)), dtype=np.float64)[fits])
+                # A hair of slack: the same point summed in another order is no better than itself.
+                slack = 1e-9 * np.abs(own[number])
+                better[number] += len(values) - np.searchsorted(values, own[number] + slack, side="right")
+        by_first, by_model = (better + 1).tolist()
+        return by_first, by_model
+
+
+def _reason(place: int, loss: float, least: float, top: int, count: int) -> str:
+    """Why a candidate was kept or dropped."""
+    if place == 0:
+        return f"chosen: the least loss of the {count} that were measured"
+    times = f"{loss / least:.3g} times the least loss" if least > 0 else f"{loss - least:.3g} above the least loss"
+    return f"kept: {times}" if place < top else f"dropped: {times}"

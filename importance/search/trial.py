@@ -1,0 +1,201 @@
+"""The judge: how far a candidate, cut in memory, is from its parent on text that chose none of its parts.
+
+Shapes: S sequences of T tokens.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from minitron.cut.in_memory import cut_model
+from minitron.cut.plan import Plan
+from minitron.errors import MinitronError, NotFinite
+from minitron.measure.quality import Quality, Teacher, measure_quality
+from minitron.model.spec import ModelSpec
+
+Loss = Callable[[PreTrainedModel], float]
+"""What a model lost, less is better; the parent's is taken off it."""
+
+OBJECTIVES: Final[dict[str, Callable[[Quality, Quality], float]]] = {
+    "kl": lambda cut, parent: cut.kl_to_teacher or 0.0,
+    "perplexity": lambda cut, parent: math.log(cut.perplexity) - math.log(parent.perplexity),
+}
+"""name -> (quality of the candidate, of the parent) -> nats lost, 0 for the parent."""
+
+HOPELESS: Final = 100.0
+"""Nats that a candidate is said to lose whose logits are not finite: more than any other."""
+
+SAMPLE: Final = 256
+"""Numbers of each tensor that tell one model's weights from another's."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was measured of one candidate."""
+
+    loss: float
+    """What the objective says, 0 for the parent: nats of KL or of mean log likelihood, or a task's score lost."""
+
+    kl: float
+    """KL(parent || candidate) of the next token's distribution in nats, mean over tokens."""
+
+    perplexity: float
+    top1_agreement: float
+    """Share of the tokens after which both like the same next token best."""
+
+    seconds: float
+    """For the cut and the pass over the text."""
+
+    def to_json(self) -> dict[str, float]:
+        """All fields."""
+        return asdict(self)
+
+
+class Judge:
+    """Measures candidates of one model on one text; what it has measured once it knows."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: ModelSpec,
+        blocks: NDArray[np.int64],
+        *,
+        batch_size: int = 1,
+        objective: str | tuple[str, Loss] = "kl",
+        store: Path | None = None,
+    ) -> None:
+        """`model`, whose spec is `spec`, is the parent; `blocks` [S, T] the judging text, no part of which the scores
+        may have seen (`require_apart`).  `objective` is a name in OBJECTIVES, or a name of one's own with the function
+        that measures a model.  `store` keeps every measurement in a file of JSON lines, from which a judge of the same
+        weights, text and objective takes what it holds.
+
+        Raises MinitronError for an unknown objective."""
+        self.model, self.spec, self.blocks, self.batch_size = model, spec, blocks, batch_size
+        self._measure: Loss | None = None
+        if isinstance(objective, tuple):
+            self.objective, self._measure = objective
+        else:
+            self.objective = objective
+        if self._measure is None and self.objective not in OBJECTIVES:
+            raise MinitronError(f"{self.objective!r} is no objective; choose one of {', '.join(OBJECTIVES)}.")
+        self.teacher = Teacher(model)
+        self.measured = 0
+        """Candidates measured by this judge, without those that it found in its store."""
+        self._store = None if store is None else Store(store)
+        self._known: dict[str, Judgement] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parent's config and a sample of its weights, its dtype, the text and the objective."""
+        found = hashlib.sha256(f"{self.spec.fingerprint} {self.model.dtype} {self.objective}".encode())
+        found.update(np.ascontiguousarray(self.blocks).tobytes() + str(self.blocks.shape).encode())
+        for tensor in self.model.state_dict().values():
+            found.update(tensor.flatten()[:SAMPLE].double().cpu().numpy().tobytes())
+        return found.hexdigest()
+
+    @cached_property
+    def parent(self) -> Quality:
+        """The parent on the judging text."""
+        return measure_quality(self.model, self.blocks, batch_size=self.batch_size)
+
+    @cached_property
+    def _parent_loss(self) -> float:
+        return 0.0 if self._measure is None else self._measure(self.model)
+
+    def judge(self, plan: Plan) -> Judgement:
+        """What the candidate of `plan` is worth: cut in memory by the code that cuts files, then read over the text.
+
+        A candidate whose logits are not finite loses HOPELESS nats; raises NotFinite where the parent's are not."""
+        name = plan_digest(plan)
+        key = f"{self.fingerprint}/{name}"
+        if name not in self._known:
+            found = None if self._store is None else self._store.get(key)
+            if found is None:
+                found = self._judge(plan)
+                self.measured += 1
+                if self._store is not None:
+                    self._store.put(key, found)
+            self._known[name] = found
+        return self._known[name]
+
+    @torch.inference_mode()
+    def _judge(self, plan: Plan) -> Judgement:
+        started, parent = time.monotonic(), self.parent
+        small = cut_model(self.model, self.spec, plan)
+        try:
+            quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size)
+        except NotFinite:
+            worst = math.exp(HOPELESS)
+            return Judgement(HOPELESS, HOPELESS, worst, 0.0, round(time.monotonic() - started, 4))
+        if self._measure is None:
+            loss = OBJECTIVES[self.objective](quality, parent)
+        else:
+            loss = self._measure(small) - self._parent_loss
+        return Judgement(
+            loss=loss,
+            kl=max(quality.kl_to_teacher or 0.0, 0.0),
+            perplexity=quality.perplexity,
+            top1_agreement=quality.top1_agreement or 0.0,
+            seconds=round(time.monotonic() - started, 4),
+        )
+
+
+class Store:
+    """Measurements in a file of JSON lines; a line that the machine stopped in the midst of is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises MinitronError where `path` holds something else."""
+        self.path = path
+        self._found: dict[str, Judgement] = {}
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = [line for line in text.split("\n") if line]
+        for line in lines:
+            record = _record(line)
+            if record is not None:
+                key = record.pop("key")
+                self._found[key] = Judgement(**record)
+        if len(lines) > 1 and not self._found:
+            raise MinitronError(f"{path} holds no measurements; remove the file or name another.")
+        # What follows the last newline was cut off: the next line must not be glued to it.
+        self._torn = bool(text) and not text.endswith("\n")
+
+    def get(self, key: str) -> Judgement | None:
+        """What was measured under `key`."""
+        return self._found.get(key)
+
+    def put(self, key: str, judgement: Judgement) -> None:
+        """Add one line, on the disk when this returns."""
+        self._found[key] = judgement
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if self._torn else "") + json.dumps({"key": key} | judgement.to_json()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn = False
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    whole = isinstance(found, dict) and found.keys() == {"key", *(field.name for field in fields(Judgement))}
+    return found if whole else None
+
+
+def plan_digest(plan: Plan) -> str:
+    """A hash of what a plan cuts: equal plans cut equal models, whatever led to them."""
+    cuts = {name: value for name, value in plan.to_json().items() if name not in ("scores", "report", "parameters")}
+    return hashlib.sha256(json.dumps(cuts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What stays of a model, and cutting it, in files and in memory."""

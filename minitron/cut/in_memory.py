@@ -1,0 +1,111 @@
+"""Cut a loaded model: a plan and a transformers model in, a smaller transformers model out, no file between.
+
+The code that cuts is that of files (minitron.cut.prune.Cutter), so a candidate that is judged in memory is the one that
+is written later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from minitron.cut.plan import Plan
+from minitron.cut.prune import Cutter
+from minitron.errors import MinitronError
+from minitron.model.layerwise import fused_name
+from minitron.model.spec import ModelSpec
+
+
+@torch.no_grad()
+def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrainedModel:
+    """What `plan` leaves of `model`, whose spec is `spec`, in eval mode, on its device and in its dtypes.
+
+    Tensors that the cut leaves whole are shared with `model`: train a copy of the result, not the result.  In the dtype
+    that the checkpoint is stored in the tensors are bit for bit those that minitron.cut.prune.prune writes; in a wider
+    one rescaled gains and projections keep the bits that a file rounds away.  A multi-token-prediction block, which
+    transformers does not build, is left out.
+
+    Raises MinitronError where the plan is another model's or names no indices, or `model` is not of this spec."""
+    whole = dict(tensors(model, spec))
+    cutter = Cutter(spec, plan, whole.__getitem__)
+    pieces: dict[str, Tensor] = {}
+    for name, tensor in whole.items():
+        for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
+            if small is not None:
+                pieces[small[0]] = small[1]
+    config = type(model.config).from_dict(json.loads(json.dumps(dict(cutter.target.config)), object_hook=_number))
+    with torch.device("meta"), no_init_weights():
+        # Never the parent's config object: transformers lets modules write into it.
+        result: PreTrainedModel = type(model)._from_config(
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    state = _in_memory(cutter.target, pieces, result.state_dict())
+    missing, unexpected = result.load_state_dict(state, strict=False, assign=True)
+    result.tie_weights()
+    _fill_buffers(result, model, plan.layers)
+    left = [name for name, tensor in [*result.named_parameters(), *result.named_buffers()] if tensor.is_meta]
+    if unexpected or left:
+        raise RuntimeError(
+            f"{spec.family.name}: a cut in memory left {[*unexpected, *left, *missing][:3]} without a home"
+        )
+    result.generation_config = model.generation_config
+    result.requires_grad_(False)
+    return result.eval()
+
+
+def tensors(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a loaded model as its checkpoint holds them: one tensor an expert, no prediction block.
+
+    Raises MinitronError where `model` lacks a tensor of the spec or has it in another shape."""
+    state = model.state_dict()
+    for expected in spec.expected():
+        if expected.name.startswith("mtp."):
+            continue
+        found = state.get(expected.name)
+        if found is None and "expert" in expected.index:
+            stacked = state.get(fused_name(expected.name))
+            found = None if stacked is None else stacked[expected.index["expert"]]
+        if found is None or tuple(found.shape) != expected.shape:
+            raise MinitronError(
+                f"the loaded model has {'no' if found is None else 'another shape of'} {expected.name}; "
+                "give the spec of the folder that it was loaded from."
+            )
+        yield expected.name, found
+
+
+def _number(found: dict[str, Any]) -> Any:
+    """An object of config.json as transformers reads it: `{"__float__": "Infinity"}` is a number."""
+    return float(found["__float__"]) if found.keys() == {"__float__"} else found
+
+
+def _in_memory(target: ModelSpec, pieces: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the names that transformers uses, experts stacked."""
+    state: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for expected in target.expected():
+        if expected.name.startswith("mtp."):
+            continue
+        if expected.name in names:
+            state[expected.name] = pieces[expected.name]
+        else:
+            experts.setdefault(fused_name(expected.name), []).append(pieces[expected.name])
+    return state | {name: torch.stack(parts) for name, parts in experts.items()}
+
+
+def _fill_buffers(result: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
+    """Give `result` the buffers that no checkpoint holds, such as rotary frequencies, from the parent."""
+    for name, buffer in list(result.named_buffers()):
+        if buffer.is_meta:
+            old = re.sub(r"(\.layers\.)(\d+)\.", lambda found: f"{found[1]}{layers[int(found[2])]}.", name)
+            source = model.get_buffer(old)
+            if source.shape != buffer.shape:
+                raise RuntimeError(f"the buffer {name} follows from sizes that were cut; compute it anew")
+            parent, _, attribute = name.rpartition(".")
+            setattr(result.get_submodule(parent), attribute, source)

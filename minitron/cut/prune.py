@@ -1,0 +1,298 @@
+"""Prune: a plan and a checkpoint in, a smaller checkpoint out, a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.cut.plan import Plan
+from minitron.cut.rotation import is_hidden_norm, norms_read
+from minitron.cut.selection import layer_of, norm_groups, pick
+from minitron.errors import MinitronError
+from minitron.files import new_folder, refuse_existing, write_json, write_text
+from minitron.model.axes import Basis, Cut, axes_of, cut, numel
+from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
+from minitron.model.families import Rule
+from minitron.model.spec import ModelSpec, read_spec
+from minitron.progress import Progress, silent
+from minitron.units import format_bytes, format_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Weights = Callable[[str], Tensor]
+    """A tensor of the model by its name in the family's first dialect."""
+
+RECORD: Final = "minitron.json"
+"""The file in which a pruned folder says what was promised of it and what it was made from."""
+
+WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+DISTILLATION: Final = "distillation.json"
+"""What a distilled folder holds of its training: `training` of minitron/report.schema.json."""
+
+REWRITTEN: Final = (
+    "config.json",
+    "README.md",
+    RECORD,
+    DISTILLATION,
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a cut promised and wrote."""
+
+    parameters: int
+    """Numbers written, the multi-token-prediction block's among them."""
+
+    weight_bytes: int
+    """Bytes of all tensors written."""
+
+    source_parameters: int
+    source_weight_bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        """The results of the command."""
+        return dict(vars(self))
+
+
+class Cutter:
+    """Cuts the tensors of one model, in a file or in memory, one at a time."""
+
+    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights | None = None) -> None:
+        """`weights` gives any tensor of the model by its name in the family's first dialect: a rotated model's norms
+        have their gains folded into other tensors.  Raises MinitronError where the plan is another model's or does not
+        say which indices stay."""
+        plan.require(spec)
+        if not plan.has_indices:
+            raise MinitronError("the plan names sizes but no indices; give --scores or --data to choose them.")
+        self.spec, self.plan, self.target = spec, plan, plan.target(spec)
+        self.weights = weights
+        self._new_layer = {old: new for new, old in enumerate(plan.layers)}
+        self._read = {rule: norms for rules in spec.rules.values() for rule, norms in norms_read(rules).items()}
+
+    def place(self, name: str) -> tuple[str, Rule, dict[str, int]] | None:
+        """(new name, rule, indices) of a tensor that stays; None for one that goes."""
+        rule, index = self.spec.find(name)
+        new = dict(index)
+        if "layer" in index:
+            if index["layer"] not in self._new_layer:
+                return None
+            new["layer"] = self._new_layer[index["layer"]]
+        if "expert" in index:
+            kept = pick(self.plan.keep, "expert", layer_of(self.spec, index), None)
+            if isinstance(kept, np.ndarray):
+                rank = int(np.searchsorted(kept, index["expert"]))
+                if rank == len(kept) or kept[rank] != index["expert"]:
+                    return None
+                new["expert"] = rank
+        return rule.pattern.rename(name, new), rule, index
+
+    def shape(self, rule: Rule) -> tuple[int, ...]:
+        """The shape that a tensor of this rule has after the cut."""
+        return tuple(int(numel(dim, self.target.sizes)) for dim in rule.dims)
+
+    def cut(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """(new name, smaller tensor), or None where the tensor goes.  What is not cut comes back bit for bit."""
+        placed = self.place(name)
+        if placed is None:
+            return None
+        new_name, rule, index = placed
+        return new_name, self._cut(tensor, rule, index, self._read.get(rule, ()))
+
+    def untied(self, name: str) -> tuple[str, Rule] | None:
+        """(name, rule) of the output layer that the cut model has of its own, where `name` is the embedding that it
+        shared in the model; None for other tensors and where nothing changes."""
+        rule, index = self.spec.find(name)
+        for output in self.target.rules["model"]:
+            if output.tied_to == rule.name and output not in self.spec.rules["model"]:
+                return output.pattern.format(index), output
+        return None
+
+    def untie(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """(name, tensor) of that output layer, made from the embedding `tensor` of that name."""
+        found = self.untied(name)
+        if found is None:
+            return None
+        return found[0], self._cut(tensor, found[1], {}, norms_read(self.target.rules["model"])[found[1]])
+
+    def _cut(self, tensor: Tensor, rule: Rule, index: Mapping[str, int], norms: tuple[Rule, ...]) -> Tensor:
+        layer, expert = layer_of(self.spec, index), index.get("expert")
+
+        def choose(axis: str) -> Cut | None:
+            chosen = pick(self.plan.keep, axis, layer, expert)
+            # Of queries and keys, which meet in a product, one side is projected and the other on the dual.
+            reads = axis == rule.scaled_by or axis in axes_of(rule.dims[-1])
+            return chosen.flipped if isinstance(chosen, Basis) and reads else chosen
+
+        if self.plan.rotates and is_hidden_norm(rule):
+            (gain,) = self.plan.gains[rule.pattern.format(index)]
+            return tensor.new_full((self.target.sizes["hidden"],), gain)
+        wide = tensor
+        if self.plan.rotates and norms:
+            gains = [self._gain(norm, index) for norm in norms]
+            wide = (tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()) * _cat(gains).to(tensor.device)
+        dims = rule.dims
+        if (fold := self.plan.folds.get(rule.pattern.format(index))) is not None:
+            # The inputs that stay take over what those that go can be foretold from: that cuts the last dimension.
+            wide, dims = _fold(wide, fold), dims[:-1]
+        small = cut(wide, dims, self.spec.sizes, choose)
+        return self._rescale(small, rule, rule.pattern.format(index)).to(tensor.dtype)
+
+    def _gain(self, norm: Rule, index: Mapping[str, int]) -> Tensor:
+        if self.weights is None:
+            raise ValueError("a rotated cut needs the weights of the model's norms")
+        gain = self.weights(norm.pattern.format(index))
+        return gain.double() if gain.dtype.itemsize == 8 else gain.float()
+
+    def _rescale(self, tensor: Tensor, rule: Rule, name: str) -> Tensor:
+        wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+        if factors := self.plan.gains.get(name):
+            groups = wide.reshape(norm_groups(self.spec, rule), -1)
+            return (groups * wide.new_tensor(factors)[:, None]).reshape(tensor.shape).to(tensor.dtype)
+        old, new = (sizes.get(rule.scaled_by) for sizes in (self.spec.sizes, self.target.sizes))
+        if old is None or new is None or old == new:
+            return tensor
+        return (wide * math.sqrt(new / old)).to(tensor.dtype)
+
+
+def _fold(tensor: Tensor, fold: NDArray[np.float32]) -> Tensor:
+    import torch
+
+    wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+    return wide @ torch.from_numpy(fold).to(wide)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(parts)
+
+
+def prune(
+    model: Path,
+    plan: Plan,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    note: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """Write to `output` what `plan` leaves of the checkpoint `model`; `note` goes into the record and the model card.
+
+    Reads one tensor and holds one output shard at a time.  Raises MinitronError, with nothing written, where the
+    checkpoint is not understood whole, the plan is another model's, or what was written is not what was promised."""
+    refuse_existing(output, overwrite=overwrite, inputs=[model])
+    spec = read_spec(model)
+    if spec.config.get("quantization_config"):
+        raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
+    checkpoint = Checkpoint(model)
+    checkpoint.check(spec)
+    names = {rule.pattern.format(index): name for name in checkpoint.headers for rule, index in [spec.find(name)]}
+    cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
+    promised = promise(checkpoint, cutter)
+    with new_folder(output, overwrite=overwrite) as folder:
+        with (
+            ShardWriter(folder, shard_bytes=shard_bytes) as writer,
+            progress("cutting", checkpoint.weight_bytes, "B") as advance,
+        ):
+            for name, tensor in checkpoint.tensors():
+                for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
+                    if small is not None:
+                        writer.add(*small)
+                advance(checkpoint.headers[name].num_bytes)
+        result = Pruned(
+            parameters=writer.num_parameters,
+            weight_bytes=writer.weight_bytes,
+            source_parameters=checkpoint.num_parameters,
+            source_weight_bytes=checkpoint.weight_bytes,
+        )
+        if promised != {"parameters": result.parameters, "weight_bytes": result.weight_bytes}:
+            raise RuntimeError(f"promised {promised}, wrote {result}: a rule of {spec.family.name} is wrong")
+        Checkpoint(folder).check(cutter.target)
+        _write_rest(model, folder, cutter, promised, note or {})
+    return result
+
+
+def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
+    """{"parameters", "weight_bytes"} of what a cut will write, from headers alone."""
+    parameters = weight_bytes = 0
+    for name, header in checkpoint.headers.items():
+        for placed in (cutter.place(name), cutter.untied(name)):
+            if placed is not None:
+                count = math.prod(cutter.shape(placed[1]))
+                parameters += count
+                weight_bytes += count * DTYPE_BYTES[header.dtype]
+    return {"parameters": parameters, "weight_bytes": weight_bytes}
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what stands beside the weights: tokenizer, generation config, chat template, licence."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and file.name not in REWRITTEN:
+            shutil.copy2(file, folder / file.name)
+
+
+def _write_rest(
+    model: Path, folder: Path, cutter: Cutter, promised: Mapping[str, int], note: Mapping[str, Any]
+) -> None:
+    copy_companions(model, folder)
+    # JSON as people write it, not ours: a config keeps the order of its keys.
+    write_text(folder / "config.json", json.dumps(dict(cutter.target.config), indent=2) + "\n")
+    plan = cutter.plan
+    write_json(
+        folder / RECORD,
+        {
+            "made_by": "minitron prune",
+            "source": {"name": model.resolve().name, "config": cutter.spec.fingerprint},
+            "promised": dict(promised),
+            "sizes": dict(plan.sizes),
+            "layers": list(plan.layers),
+            "scores": plan.scores,
+            "note": dict(note),
+        },
+    )
+    write_text(folder / "README.md", model_card(model, cutter, promised, note))
+
+
+def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: Mapping[str, Any]) -> str:
+    """The README.md of a pruned checkpoint: what was done to what."""
+    old, new = cutter.spec, cutter.target
+    rows = [
+        f"| {key} | {size:,} | {new.named_sizes[key]:,} |"
+        for key, size in old.named_sizes.items()
+        if new.named_sizes.get(key, size) != size
+    ]
+    dropped = [layer for layer in range(len(old.layers)) if layer not in cutter.plan.layers]
+    lines = [
+        "---",
+        "tags: [minitron, pruned]",
+        "---",
+        f"# {model.resolve().name}, pruned",
+        "",
+        f"Cut from `{model.resolve().name}` by Minitron. "
+        f"{format_parameters(promised['parameters'])} parameters, {format_bytes(promised['weight_bytes'])} of weights. "
+        "Not trained since: distil it from its parent before use (`minitron distill`).",
+        "",
+        "| size | parent | this model |",
+        "|---|---|---|",
+        *(rows or ["| (none changed) | | |"]),
+        "",
+        f"Layers: `{old.letters}` to `{new.letters}`; dropped: {', '.join(map(str, dropped)) or 'none'}.",
+        "",
+    ]
+    if plan_scores := cutter.plan.scores:
+        lines.append(f"Chosen by activation importance on calibration text (SHA-256 `{plan_scores['data'][:16]}...`).")
+    lines += [f"{key}: {value}" for key, value in note.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,76 @@
+"""Rotation: the residual stream in another orthonormal basis, of which the weakest directions can be left out.
+
+RMSNorm(x) = g * x / rms(x), and a rotation changes no root mean square: fold each norm's gain g into the linears that
+read it, and the whole model may be written in any orthonormal basis Q of the stream (Ashkboos et al. 2024, SliceGPT,
+arXiv 2401.15024, section 3, with one Q for all layers so that the result needs no new matrix).  Where the columns of Q
+are the eigenvectors of the normalised stream's covariance, the last ones carry the least of it: they are what is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.model.axes import Axis, Basis, Dim, Stack
+from minitron.model.families import Rule
+
+HIDDEN = Axis("hidden")
+
+
+class Directions:
+    """The principal directions of covariances, computed when first asked for and kept."""
+
+    def __init__(self, covariance: Mapping[tuple[str, int | None], NDArray[Any]]) -> None:
+        """`covariance` is that of Scores: (axis, layer) -> [size, size]."""
+        self._covariance = covariance
+        self._found: dict[tuple[str, int | None], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    def __contains__(self, key: tuple[str, int | None]) -> bool:
+        return key in self._covariance
+
+    def energies(self, key: tuple[str, int | None]) -> NDArray[np.float64]:
+        """[size]: what each direction carries, the strongest first."""
+        return self._of(key)[0]
+
+    def basis(self, key: tuple[str, int | None], kept: int) -> Basis:
+        """The `kept` strongest directions."""
+        return Basis(self._of(key)[1][:, :kept])
+
+    def share(self, key: tuple[str, int | None], kept: int) -> float:
+        """What the `kept` strongest directions carry of the whole, 0 to 1."""
+        energies = self.energies(key)
+        return float(energies[:kept].sum() / energies.sum()) if energies.sum() > 0 else kept / len(energies)
+
+    def _of(self, key: tuple[str, int | None]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if key not in self._found:
+            energies, vectors = np.linalg.eigh(self._covariance[key].astype(np.float64))
+            # Ascending, and rounding can leave a direction without energy a hair below zero.
+            self._found[key] = np.maximum(energies[::-1], 0.0), np.ascontiguousarray(vectors[:, ::-1])
+        return self._found[key]
+
+
+def is_hidden_norm(rule: Rule) -> bool:
+    """Whether a rule is the gain of a norm of the residual stream."""
+    return rule.norm_group == "1" and rule.dims == (HIDDEN,)
+
+
+def norms_read(rules: tuple[Rule, ...]) -> dict[Rule, tuple[Rule, ...]]:
+    """rule of a linear that reads the normalised stream -> the norms it reads, one for each `hidden` in its last
+    dimension, given the `rules` of one kind of layer (or of the model) in the order of their families' tables: a linear
+    reads what was normalised last before it.  An embedding, which no norm precedes, only writes."""
+    norms: list[Rule] = []
+    found: dict[Rule, tuple[Rule, ...]] = {}
+    for rule in rules:
+        if is_hidden_norm(rule):
+            norms.append(rule)
+        elif len(rule.dims) > 1 and norms and (count := _times_hidden(rule.dims[-1])):
+            found[rule] = tuple(norms[-count:])
+    return found
+
+
+def _times_hidden(dim: Dim) -> int:
+    parts = dim.parts if isinstance(dim, Stack) else (dim,)
+    return sum(part == HIDDEN for part in parts)

@@ -1,0 +1,168 @@
+"""Scores: how much every index of every axis matters, as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.arrays import release, save_arrays
+from minitron.cut.rotation import Directions
+from minitron.errors import MinitronError
+from minitron.files import new_file, refuse_existing
+from minitron.model.spec import ModelSpec
+
+Key = tuple[str, int | None]
+"""(axis, layer); the layer is None for an axis that all layers share."""
+
+VERSION: Final = 1
+
+_BASIS: Final = ("matrix", "dual", "strength")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a calibration run found out about a model.  Larger is more important, everywhere.
+
+    `importance` holds, by (axis, layer):
+        ("hidden", None)          [hidden]        residual stream channels, combined over all norms
+        ("ffn", layer)            [ffn]           MLP channels
+        ("shared_ffn", layer)     [shared_ffn]    shared-expert channels
+        ("query_head", layer)     [query_head]    attention heads
+        ("mamba_channel", layer)  [mamba_head, mamba_head_dim]   from which channels, then heads, are chosen
+        ("ssm_state", layer)      [ssm_state]     states of a Mamba mixer, one for all its groups
+        ("expert", layer)         [expert]        routed experts
+        ("expert_ffn", layer)     [expert, expert_ffn]   each expert's channels by its own tokens
+        ("latent_in", layer)      [latent_in]     latent channels that experts read
+        ("latent_out", layer)     [latent_out]    latent channels that experts write
+        ("layer", None)           [layers]        what leaving out the layer does to the logits
+    """
+
+    importance: Mapping[Key, NDArray[np.float64]]
+
+    energy: Mapping[str, NDArray[np.float64]]
+    """Norm gain's name (the family's first dialect) -> [channels] mean over tokens of x_c^2 / mean over the norm's
+    group of x^2: the share of its input that each channel carries, 1 on average.  From it follows by how much the gain
+    grows when the norm averages over fewer channels."""
+
+    model: str
+    """Fingerprint of the config scored (ModelSpec.fingerprint)."""
+
+    data: str
+    """SHA-256 of the calibration text."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How they were made: samples, sequence length, estimators, seconds."""
+
+    covariance: Mapping[Key, NDArray[Any]] = field(default_factory=dict)
+    """(axis, layer) -> [size, size], or [groups, size, size]: the second moments of what passes in a space that is
+    linear on both sides, from which the directions follow that a cut by projection keeps.  ("hidden", None): the
+    residual stream divided by its root mean square, over all norms (minitron.cut.rotation); others: the inputs of a
+    linear (minitron.cut.refit.input_sites), [expert, size, size] for those of each expert."""
+
+    ridges: Mapping[Key, float] = field(default_factory=dict)
+    """(axis, layer) -> the ridge that refits on its covariance take, a share of the mean of the diagonal."""
+
+    bases: Mapping[Key, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = field(default_factory=dict)
+    """(axis, layer) -> (matrix, dual, strengths), [size, size] or [groups, size, size] the first two and [size] the
+    last: a basis of a space that is linear on both sides, and what each direction is worth, the strongest first
+    (importance.score.balanced_bases)."""
+
+    def __post_init__(self) -> None:
+        keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
+        for name, values in [*keyed, *self.energy.items()]:
+            if not np.isfinite(values).all():
+                raise MinitronError(f"scores: {name} is not finite; the model or the calibration text is broken.")
+            release(values)
+
+    @cached_property
+    def directions(self) -> Directions:
+        """The principal directions of every covariance."""
+        return Directions(self.covariance)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a plan made from these scores names."""
+        return {"model": self.model, "data": self.data, "settings": dict(self.settings)}
+
+    def require(self, spec: ModelSpec) -> None:
+        """Raise MinitronError unless these are scores of this very model."""
+        if self.model != spec.fingerprint:
+            raise MinitronError(
+                "the scores were made from a model with another config.json; score this one with minitron score."
+            )
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
+        refuse_existing(path, overwrite=overwrite)
+        tensors: dict[str, NDArray[Any]] = {
+            f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()
+        }
+        # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
+        tensors |= {
+            f"covariance/{_write(key)}": found.astype(np.float32, copy=False) for key, found in self.covariance.items()
+        }
+        for key, parts in self.bases.items():
+            tensors |= {
+                f"{table}/{_write(key)}": np.asarray(part, np.float32)
+                for table, part in zip(_BASIS, parts, strict=True)
+            }
+        tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
+        metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
+        metadata["ridges"] = {_write(key): ridge for key, ridge in self.ridges.items()}
+        with new_file(path) as partial:
+            save_arrays(partial, tensors, {"minitron": json.dumps(metadata)})
+
+
+def load_scores(path: Path) -> Scores:
+    """The scores in a file that `Scores.save` wrote; raises MinitronError for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MinitronError(f"{path} does not exist; make it with minitron score.")
+    try:
+        with safe_open(path, "np") as file:
+            header = json.loads((file.metadata() or {}).get("minitron", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise MinitronError(f"{path} is no readable safetensors file ({error}); score the model again.") from None
+    if header is None or header.get("version") != VERSION:
+        raise MinitronError(f"{path} holds no scores of this version of Minitron; make them with minitron score.")
+    keyed: dict[str, dict[Key, NDArray[np.float64]]] = {
+        "importance": {},
+        "covariance": {},
+        **{table: {} for table in _BASIS},
+    }
+    energy: dict[str, NDArray[np.float64]] = {}
+    for name, values in tensors.items():
+        table, _, rest = name.partition("/")
+        if table == "energy":
+            energy[rest] = values
+        else:
+            keyed[table][_read(rest)] = values
+    return Scores(
+        keyed["importance"],
+        energy,
+        header["model"],
+        header["data"],
+        header["settings"],
+        keyed["covariance"],
+        {_read(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
+        {key: (matrix, keyed["dual"][key], keyed["strength"][key]) for key, matrix in keyed["matrix"].items()},
+    )
+
+
+def _read(text: str) -> Key:
+    axis, _, layer = text.partition("/")
+    return axis, int(layer) if layer else None
+
+
+def _write(key: Key) -> str:
+    axis, layer = key
+    return axis if layer is None else f"{axis}/{layer}"

@@ -1,0 +1,239 @@
+"""Which indices stay: from scores and new sizes to kept indices and norm gains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.cut.rotation import is_hidden_norm
+from minitron.cut.scores import Key, Scores
+from minitron.errors import MinitronError
+from minitron.model.axes import Basis, Cut, Dim, Indices, axes_of, rows
+from minitron.model.families import Rule
+from minitron.model.spec import MTP, ModelSpec
+
+Keep = Mapping[Key, Cut]
+"""(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
+None for an axis that all layers share; layers of the multi-token-prediction block count on from the last layer."""
+
+HIDDEN: Final[Key] = ("hidden", None)
+
+Fallback = Callable[[str, int | None], NDArray[np.float64]]
+"""(axis, layer) -> [size] importance of an axis that the scores do not cover."""
+
+
+def places(spec: ModelSpec) -> Iterator[tuple[int | None, str]]:
+    """(layer, kind) of everything that holds tensors: the model itself, its layers, the prediction block's layers."""
+    yield None, "model"
+    yield from enumerate(spec.layers + spec.mtp_layers)
+
+
+def axes_at(spec: ModelSpec, kind: str) -> frozenset[str]:
+    """The axes whose indices are chosen for each layer of `kind` by itself, or for `model` those that all share."""
+    shared = frozenset().union(*(rule.axes for rule in spec.rules["model"]))
+    here = frozenset().union(*(rule.axes for rule in spec.rules[kind]))
+    return here if kind == "model" else here - shared
+
+
+def choose(
+    spec: ModelSpec,
+    scores: Scores,
+    named_sizes: Mapping[str, int],
+    layers: tuple[int, ...],
+    fallback: Fallback | None = None,
+    *,
+    rotate: bool = False,
+    project: bool = False,
+) -> dict[Key, Cut]:
+    """The most important indices of every axis that shrinks, for the layers that stay; with `rotate` the strongest
+    directions of the residual stream in the place of its channels, with `project` those of every space that the scores
+    hold a basis of.
+
+    Raises MinitronError for a size that cannot be reached: larger than the model's, not the same number in every
+    group, or of an axis that neither the scores nor `fallback` know."""
+    target = spec.resized(named_sizes).sizes
+    for axis, size in target.items():
+        if size > spec.sizes[axis]:
+            raise MinitronError(
+                f"{spec.key(axis)} = {size} is more than the model's {spec.sizes[axis]}; pruning only cuts."
+            )
+        if size < spec.sizes[axis] and axis in spec.family.fixed:
+            raise MinitronError(f"{spec.key(axis)} cannot be cut in a {spec.family.name} model; leave it as it is.")
+    keep: dict[Key, Cut] = {}
+    for layer, kind in places(spec):
+        if layer is not None and layer < len(spec.layers) and layer not in layers:
+            continue
+        chooser = _Chooser(spec, scores, target, layer, fallback)
+        for axis in sorted(axes_at(spec, kind), key=_ORDER.get_rank):
+            size = target[axis]
+            if size < spec.sizes[axis] and project and (axis, layer) in scores.bases:
+                matrix, dual, _ = scores.bases[axis, layer]
+                keep[axis, layer] = Basis(matrix[..., :size], dual[..., :size])
+            elif size < spec.sizes[axis]:
+                chooser.choose(axis)
+        keep |= {(axis, layer): kept for axis, kept in chooser.kept.items()}
+    if rotate and HIDDEN in keep:
+        keep[HIDDEN] = scores.directions.basis(HIDDEN, target["hidden"])
+    return keep
+
+
+def rotates(spec: ModelSpec, scores: Scores) -> bool:
+    """Whether a cut of the residual stream rotates it where nobody says: where the scores hold its covariance and the
+    output layer is not tied to the embedding, which a rotation would part."""
+    return HIDDEN in scores.directions and not spec.is_tied
+
+
+class _Order:
+    """KV heads are chosen before the query heads in them, head channels before the heads whose worth they decide."""
+
+    FIRST = ("kv_head", "mamba_head_dim")
+
+    def get_rank(self, axis: str) -> tuple[bool, str]:
+        return axis not in self.FIRST, axis
+
+
+_ORDER = _Order()
+
+
+class _Chooser:
+    """The choice for one layer, axis after axis."""
+
+    def __init__(
+        self, spec: ModelSpec, scores: Scores, target: Mapping[str, int], layer: int | None, fallback: Fallback | None
+    ) -> None:
+        self.spec, self.scores, self.target, self.layer, self.fallback = spec, scores, target, layer, fallback
+        self.kept: dict[str, Indices] = {}
+
+    def choose(self, axis: str) -> None:
+        worth = self._importance(axis)
+        size, wanted = self.spec.sizes[axis], self.target[axis]
+        group = self.spec.family.grouped.get(axis)
+        if group is None:
+            # A router with groups of experts picks groups first, so each must stay of one size.
+            groups = int(self.spec.config.get("n_group") or 1) if axis == "expert" else 1
+            self.kept[axis] = top(worth, wanted, groups, self.spec.key(axis))
+            return
+        members = np.arange(size).reshape(self.spec.sizes[group], -1)[self.kept.get(group, slice(None))]
+        inside = top(worth[members.ravel()], wanted, len(members), self.spec.key(axis))
+        self.kept[axis] = members.ravel()[inside]
+
+    def _importance(self, axis: str) -> NDArray[np.float64]:
+        """[size], or [expert, size]."""
+        found = self._find(axis)
+        if found is not None:
+            return found
+        # All query heads of a KV head go with it.
+        if axis == "kv_head" and (heads := self._find("query_head")) is not None:
+            return _energy(heads.reshape(self.spec.sizes["kv_head"], -1), 1)
+        if axis in ("mamba_head", "mamba_head_dim") and (channels := self._find("mamba_channel")) is not None:
+            if axis == "mamba_head_dim":
+                return _energy(channels, 0)
+            return _energy(channels[:, self.kept.get("mamba_head_dim", slice(None))], 1)
+        if self.fallback is not None:
+            return self.fallback(axis, self.layer)
+        where = "" if self.layer is None else f" in layer {self.layer}"
+        raise MinitronError(
+            f"the scores do not cover {self.spec.key(axis)}{where}; leave it at {self.spec.sizes[axis]} "
+            "or score the model again."
+        )
+
+    def _find(self, axis: str) -> NDArray[np.float64] | None:
+        return self.scores.importance.get((axis, self.layer))
+
+
+def _energy(values: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
+    """The squared L2 norm along one dimension: it orders as the norm does."""
+    return np.asarray(np.square(values).sum(dim))
+
+
+def top(worth: NDArray[np.float64], wanted: int, groups: int, name: str) -> Indices:
+    """The `wanted` most important of [size] or [rows, size] in ascending order, the same number from each of `groups`.
+
+    Equal ones: the first.  Raises MinitronError where the groups cannot be served alike."""
+    if wanted % groups or wanted < groups:
+        raise MinitronError(f"{name} = {wanted} does not give each of {groups} groups the same number; use a multiple.")
+    blocks = worth.reshape(*worth.shape[:-1], groups, -1)
+    best = np.argsort(-blocks, axis=-1, kind="stable")[..., : wanted // groups]
+    start = np.arange(groups)[:, None] * blocks.shape[-1]
+    return np.sort(best + start, axis=-1).reshape(*worth.shape[:-1], wanted).astype(np.int64)
+
+
+def kept_rows(spec: ModelSpec, keep: Keep, dim: Dim, layer: int | None, expert: int | None = None) -> Indices:
+    """The rows of one dimension that stay in one layer; raises ValueError where a basis leaves no rows as they were."""
+    kept: dict[str, Indices] = {}
+    for axis in axes_of(dim):
+        chosen = pick(keep, axis, layer, expert)
+        if isinstance(chosen, Basis):
+            raise ValueError(f"{axis} is projected: no rows of it stay")
+        if chosen is not None:
+            kept[axis] = chosen
+    return rows(dim, spec.sizes, kept)
+
+
+def pick(keep: Keep, axis: str, layer: int | None, expert: int | None) -> Cut | None:
+    """The cut of an axis at one place; None where the axis stays whole there."""
+    kept = keep.get((axis, layer), keep.get((axis, None)))
+    return kept[expert] if isinstance(kept, np.ndarray) and kept.ndim == 2 else kept
+
+
+def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) -> dict[str, tuple[float, ...]]:
+    """Norm gain's name -> the factor of each of its groups, for every norm that averages over fewer channels.
+
+    RMSNorm(x)_c = g_c x_c / sqrt(mean x^2).  Over the kept channels the mean is (size / kept) * E times the old one, E
+    the share of the energy that they carry, so the gain times sqrt(size / kept * E) leaves the output of the kept
+    channels as it was (exactly, where E is the same for all tokens and the norm's epsilon negligible).  In a rotated
+    stream the gain itself is folded away and that factor is what is left."""
+    found: dict[str, tuple[float, ...]] = {}
+    for tensor in spec.expected():
+        rule = tensor.rule
+        layer = layer_of(spec, tensor.index)
+        if not rule.norm_group or (layer is not None and layer < len(spec.layers) and layer not in layers):
+            continue
+        chosen = keep.get(HIDDEN) if is_hidden_norm(rule) else None
+        if isinstance(chosen, Basis):
+            share = scores.directions.share(HIDDEN, chosen.kept)
+            found[tensor.name] = (float(np.sqrt(tensor.shape[0] / chosen.kept * share)),)
+        elif len(kept := kept_rows(spec, keep, rule.dims[0], layer)) < tensor.shape[0]:
+            found[tensor.name] = _factors(
+                scores.energy.get(tensor.name, np.ones(tensor.shape[0])), kept, norm_groups(spec, rule)
+            )
+    return found
+
+
+def _factors(energy: NDArray[np.float64], kept: Indices, groups: int) -> tuple[float, ...]:
+    """[size] what each channel carries -> for each group sqrt(size / kept * share kept)."""
+    whole = energy.reshape(groups, -1).sum(1)
+    part = energy[kept].reshape(groups, -1).sum(1)
+    share = np.divide(part, whole, out=np.ones(groups), where=(whole > 0) & (part > 0))
+    return tuple(float(factor) for factor in np.sqrt(len(energy) / len(kept) * share))
+
+
+def norm_groups(spec: ModelSpec, rule: Rule) -> int:
+    """Over how many groups of channels a norm takes separate means."""
+    return 1 if rule.norm_group == "1" else spec.sizes[rule.norm_group]
+
+
+def layer_of(spec: ModelSpec, index: Mapping[str, int]) -> int | None:
+    """The layer that a tensor's indices speak of, the prediction block's counted on from the last; None for none."""
+    if "layer" in index:
+        return index["layer"]
+    return len(spec.layers) + index["mtp_layer"] if "mtp_layer" in index else None
+
+
+__all__ = [
+    "MTP",
+    "Keep",
+    "axes_at",
+    "choose",
+    "gains",
+    "kept_rows",
+    "layer_of",
+    "norm_groups",
+    "pick",
+    "places",
+    "rotates",
+    "top",
+]

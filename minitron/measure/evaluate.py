@@ -1,0 +1,158 @@
+"""What checkpoints are worth, side by side: size, quality, speed and memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from minitron.cut.prune import RECORD
+from minitron.errors import MinitronError
+from minitron.files import read_json
+from minitron.measure.benchmarks import Benchmarks, Results
+from minitron.measure.quality import Quality, Teacher, measure_quality
+from minitron.measure.speed import Speed, measure_speed
+from minitron.measure.text import token_blocks
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one checkpoint; None where it was not asked for."""
+
+    model: Path
+    """The folder."""
+
+    parameters: int
+    """Numbers in all tensors, from the headers of the safetensors files."""
+
+    weight_bytes: int
+    """Bytes of all tensors, from the same headers."""
+
+    quality: Quality
+    """Perplexity on the text and, beside a teacher, KL divergence and top-1 agreement."""
+
+    speed: Speed | None = None
+    """Tokens per second and peak memory, from a process that held this model alone."""
+
+    tasks: Results = field(default_factory=dict)
+    """lm-eval's metrics by task."""
+
+    promised: Mapping[str, int] | None = None
+    """{"parameters", "weight_bytes"} that `minitron prune` promised; None for a folder that it did not write."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object; sizes are bytes."""
+        return {
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "perplexity": self.quality.perplexity,
+            "kl_to_teacher": self.quality.kl_to_teacher,
+            "top1_agreement": self.quality.top1_agreement,
+            "prefill_tokens_per_s": self.speed and self.speed.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.speed and self.speed.decode_tokens_per_s,
+            "peak_memory": self.speed and self.speed.peak_memory,
+            "tasks": self.tasks,
+            "promised": self.promised and dict(self.promised),
+        }
+
+
+def evaluate_folders(
+    models: Sequence[Path],
+    *,
+    text: Path,
+    against: Path | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+    sequence_length: int = 1024,
+    samples: int | None = None,
+    batch_size: int = 1,
+    dtype: str = "bf16",
+    device: str | None = None,
+    speed: bool = True,
+    progress: Progress = silent,
+) -> list[Evaluation]:
+    """Measure every folder of `models` on `text`, one model in memory at a time beside the teacher `against`.
+
+    Quality is over at most `samples` sequences of `sequence_length` tokens, spread over the text; `speed` times the
+    first of them.  Where it is asked for, a process of its own times every model before the first is loaded here, so
+    a script that calls this needs the usual `if __name__ == "__main__":`.  `tasks` are names or YAML files of lm-eval,
+    of which `task_limit` items are asked.  `dtype` is a key of loading.DTYPES; `device` is as torch spells it, the
+    first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model, the text is too
+    short, a tokenizer is not the teacher's, or there is no such device."""
+    number, place = DTYPES[dtype], find_device(device)
+    checkpoints = [Checkpoint(folder) for folder in models]
+    promises = [_read_promise(folder) for folder in models]
+    benchmarks = Benchmarks(tasks, limit=task_limit) if tasks else None
+    if against is not None:
+        for folder in models:
+            require_same_tokenizer(folder, against)
+    tokenizers = [load_tokenizer(folder) for folder in models]
+    blocks = [token_blocks(item, text, sequence_length=sequence_length, samples=samples) for item in tokenizers]
+
+    speeds: list[Speed | None] = [None] * len(models)
+    if speed:
+        speeds = _time(models, [item[0] for item in blocks], number, place, progress)
+    teacher = None if against is None else Teacher(load_model(against, dtype=number, device=place))
+    evaluations = []
+    for i, folder in enumerate(models):
+        model = _load_or_reuse(folder, against, teacher, number, place)
+        with progress(f"evaluating {folder.name}", blocks[i].size, "tokens") as advance:
+            quality = measure_quality(model, blocks[i], teacher=teacher, batch_size=batch_size, advance=advance)
+        evaluations.append(
+            Evaluation(
+                model=folder,
+                parameters=checkpoints[i].num_parameters,
+                weight_bytes=checkpoints[i].weight_bytes,
+                quality=quality,
+                speed=speeds[i],
+                tasks=benchmarks.run(model, tokenizers[i], batch_size=batch_size) if benchmarks else {},
+                promised=promises[i],
+            )
+        )
+        # Otherwise this model would still be held while the next one is loaded.
+        del model
+    return evaluations
+
+
+def _time(
+    models: Sequence[Path],
+    prompts: Sequence[NDArray[np.int64]],
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> list[Speed | None]:
+    speeds: list[Speed | None] = []
+    with progress("timing", len(models), "models") as advance:
+        for folder, prompt in zip(models, prompts, strict=True):
+            speeds.append(measure_speed(folder, prompt, dtype=dtype, device=device))
+            advance(1)
+    return speeds
+
+
+def _load_or_reuse(
+    folder: Path, against: Path | None, teacher: Teacher | None, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    if teacher is not None and against is not None and folder.resolve() == against.resolve():
+        return teacher.model
+    return load_model(folder, dtype=dtype, device=device)
+
+
+def _read_promise(folder: Path) -> dict[str, int] | None:
+    """What `minitron prune` wrote into the folder of the size it would have."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    promised = record.get("promised") if isinstance(record, dict) else None
+    if promised is None:
+        return None
+    if not isinstance(promised, dict) or not all(isinstance(value, int) for value in promised.values()):
+        raise MinitronError(f"{path}: `promised` is no table of whole numbers; prune again or remove the file.")
+    return promised

@@ -1,0 +1,59 @@
+"""The bytes that a model may take: what a GPU has for software, less what something else needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.memory.gpus import Gpu
+from minitron.units import GiB, format_bytes
+
+UTILIZATION: Final = 0.95
+"""The share of a GPU that a budget takes where nobody says otherwise: the rest is the driver's and the allocator's."""
+
+WORKSPACE: Final = round(0.65 * GiB)
+"""Activations and buffers where nobody says otherwise: an estimate, in the middle of the 0.5 to 0.8 GiB that make the
+published choice of Nemotron Nano 2 come out.  Engines report 0.8 to 2.5 GiB at their default batch sizes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The bytes there are."""
+
+    usable: int
+    """What the device has for software."""
+
+    utilization: float = 1.0
+    """The share of it that may be used."""
+
+    reserve: int = 0
+    """What something else needs, such as a vision encoder."""
+
+    workspace: int | None = 0
+    """What activations and buffers take: a line of the footprint, so not subtracted here; None for the engine's own
+    estimate."""
+
+    gpu: Gpu | None = None
+    """The device, where it is known."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilization <= 1:
+            raise MinitronError(f"a utilization of {self.utilization} is no share of memory; give one from 0 to 1.")
+        if self.reserve < 0 or (self.workspace or 0) < 0:
+            raise MinitronError("the reserve and the workspace cannot be negative; give 0 or more.")
+        if self.available <= 0:
+            raise MinitronError(
+                f"nothing is left of {format_bytes(self.usable)} x {self.utilization} after a reserve of "
+                f"{format_bytes(self.reserve)}; reserve less or take a larger GPU."
+            )
+
+    @property
+    def available(self) -> int:
+        """What a footprint may come to."""
+        return int(self.usable * self.utilization) - self.reserve
+
+    def to_json(self) -> dict[str, Any]:
+        """The terms by name, without the device."""
+        terms = {name: getattr(self, name) for name in ("usable", "utilization", "reserve", "workspace")}
+        return terms | {"available": self.available}

@@ -1,0 +1,207 @@
+"""The memory that a model takes while it serves: weights, KV cache, Mamba states, and what the engine adds.
+
+The plain law is the sum of what the model holds and what its sequences keep, nothing rounded to an engine's blocks:
+
+    weights     every parameter and buffer, without the multi-token-prediction block, which engines load on request only
+    KV cache    attention layers x tokens x sequences x keys and values of a token
+    conv state  Mamba layers x sequences x (conv_kernel - 1) inputs of every convolution channel
+    SSM state   Mamba layers x sequences x heads x head width x state size
+    workspace   activations and buffers: a stated number, no part of the law
+
+vLLM's law (minitron.memory.vllm) adds what its blocks round up, and its buffers.  All numbers are bytes, on one GPU
+where a model is split among several.  A sliding window is not counted: every attention layer keeps the whole context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+
+from minitron.memory import vllm
+from minitron.memory.budget import WORKSPACE
+from minitron.memory.parallel import per_gpu
+from minitron.memory.precision import FORMATS, Tally, precision_of, tally_of, weight_bytes
+from minitron.memory.workload import (
+    CUDA_GRAPHS,
+    ENGINE_CONTEXT,
+    KV_BITS,
+    NUMBER_BITS,
+    Workload,
+)
+from minitron.model.axes import numel
+from minitron.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where the bytes go.  Whole numbers, or arrays with one number a candidate."""
+
+    weights: Any = 0
+    mtp_weights: Any = 0
+    """The multi-token-prediction block, where it drafts tokens."""
+
+    lora: Any = 0
+    vision_encoder: Any = 0
+    kv_cache: Any = 0
+    conv_state: Any = 0
+    ssm_state: Any = 0
+    prefix_states: Any = 0
+    """States of cached prefixes, one a sequence."""
+
+    block_rounding: Any = 0
+    """What the pool's blocks hold beyond the four lines above."""
+
+    null_block: Any = 0
+    graph_blocks: Any = 0
+    """Blocks that only CUDA graphs ask for."""
+
+    workspace: Any = 0
+    """Activations and buffers."""
+
+    cuda_graphs: Any = 0
+    engine_context: Any = 0
+
+    @property
+    def lines(self) -> dict[str, Any]:
+        """The terms by name, in the order in which they are told."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def total(self) -> Any:
+        """The sum of all lines."""
+        return sum(self.lines.values())
+
+    def to_json(self) -> dict[str, int]:
+        """The lines and their total; of those that are zero only what every footprint has."""
+        found = {name: int(value) for name, value in (self.lines | {"total": self.total}).items()}
+        return {name: value for name, value in found.items() if value or name in _ALWAYS}
+
+
+_ALWAYS: Final = ("weights", "kv_cache", "conv_state", "ssm_state", "workspace", "total")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What layers keep between tokens, in bytes on one GPU.  Whole numbers, or arrays."""
+
+    token: Any
+    """Keys and values of a token in one attention layer."""
+
+    conv: Any
+    """The last inputs of the convolution in one Mamba layer."""
+
+    ssm: Any
+    """The recurrent state of one Mamba layer."""
+
+    attention: Any
+    """Attention layers."""
+
+    mamba: Any
+    """Mamba layers."""
+
+
+def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Kept:
+    """What layers keep, where `local` are the sizes on one GPU.
+
+    The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width x state size numbers, beside the last
+    conv_kernel - 1 inputs of x, B and C, one more for every drafted token."""
+    numbers: dict[str, Any] = {"kv_per_token": 0, "conv_channels": 0, "ssm_state": 0}
+    for kind, cache in spec.family.cache.items():
+        for part in numbers:
+            dim = cache.dim(part)
+            if dim is not None and kind in spec.layers:
+                numbers[part] = numbers[part] + numel(dim, local)
+    columns = local["conv_kernel"] - 1 + workload.speculative_tokens if "conv_kernel" in local else 0
+    halves = round(2 * KV_BITS[workload.kv])
+    return Kept(
+        token=-(-numbers["kv_per_token"] * halves // 16),
+        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
+        ssm=numbers["ssm_state"] * (NUMBER_BITS[workload.ssm_state] // 8),
+        attention=vllm.attention_layers(spec, counts, workload.speculative_tokens > 0),
+        mamba=vllm.mamba_layers(spec, counts),
+    )
+
+
+def footprint(
+    spec: ModelSpec,
+    workload: Workload,
+    workspace: int | None = 0,
+    sizes: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
+) -> Footprint:
+    """The bytes that a model takes: exact for weights, caches and states, a stated estimate for the rest.
+
+    `sizes` (axis -> size) and `counts` (layer kind -> layers) stand in for the model's own: as numpy arrays of int64
+    they count many candidates at once.  A mixture of formats depends on which layers stay, so it needs their `tally`
+    (minitron.memory.precision) instead of `counts`.  `workspace`: bytes, or None for the engine's estimate."""
+    sizes = dict(spec.sizes) | dict(sizes or {})
+    counts = dict(spec.kind_counts()) | dict(tally.kinds if tally else counts or {})
+    local = per_gpu(sizes, workload.tensor_parallel)
+    weights, mtp = _weights(spec, workload, local, counts, tally)
+    keep = kept(spec, workload, local, counts)
+    lines = _kept_lines(workload, keep) if workload.engine.name == "plain" else _pool_lines(workload, keep)
+    if workspace is None:
+        estimate = vllm.activations(spec, workload, sizes, local) if workload.engine.name == "vllm" else WORKSPACE
+    found = {
+        "weights": weights,
+        "mtp_weights": mtp if workload.speculative_tokens else 0,
+        "lora": _lora(spec, workload, local, counts),
+        "vision_encoder": workload.vision_encoder,
+        "workspace": estimate if workspace is None else workspace,
+        **lines,
+    }
+    if workload.engine.name == "vllm":
+        found["engine_context"] = ENGINE_CONTEXT
+        found["cuda_graphs"] = CUDA_GRAPHS if workload.engine.cuda_graphs else 0
+    return Footprint(**{name: int(value) if np.ndim(value) == 0 else value for name, value in found.items()})
+
+
+def _weights(
+    spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any], tally: Tally | None
+) -> tuple[Any, Any]:
+    precision = precision_of(spec, workload.weights, workload.keep)
+    if precision.uniform is not None:
+        found = spec.parameters(local, counts)
+        return found.total * precision.uniform.bits // 8, found.mtp * precision.uniform.bits // 8
+    if tally is None:
+        tally = tally_of(spec, precision)
+        if any(counts[kind] is not count and counts[kind] != count for kind, count in tally.kinds.items()):
+            raise ValueError("a mixture of formats depends on which layers stay: give their tally")
+    return weight_bytes(spec, tally, local)
+
+
+def _kept_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
+    sequences = workload.batch * (1 + workload.speculative_tokens)
+    return {
+        "kv_cache": keep.attention * keep.token * (workload.context * workload.batch),
+        "conv_state": keep.mamba * keep.conv * sequences,
+        "ssm_state": keep.mamba * keep.ssm * sequences,
+    }
+
+
+def _pool_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
+    pool = vllm.pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba)
+    lines = _kept_lines(workload, keep)
+    if workload.engine.prefix_caching:
+        lines["prefix_states"] = workload.batch * keep.mamba * (keep.conv + keep.ssm)
+    lines["block_rounding"] = (pool.needed - 1) * pool.block - sum(lines.values())
+    lines["null_block"] = pool.block
+    lines["graph_blocks"] = (pool.blocks - pool.needed) * pool.block
+    return lines
+
+
+def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Any:
+    """Adapters in bf16: rank x (inputs + outputs) of every projection (Hu et al. 2021), routed experts left out."""
+    if not workload.lora_rank:
+        return 0
+    found: Any = 0
+    for kind, rules in spec.rules.items():
+        if kind in spec.layers:
+            for rule in rules:
+                if rule.name.endswith("_proj.weight") and "expert" not in rule.pattern.axes:
+                    found = found + counts[kind] * sum(numel(dim, local) for dim in rule.dims)
+    return found * (workload.lora_rank * workload.loras * FORMATS["bf16"].bits // 8)

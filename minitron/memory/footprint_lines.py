@@ -1,0 +1,280 @@
+"""Terms: every line of a footprint with its formula, the numbers in it, and where they come from.
+
+A reader with a pencil gets the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from minitron.memory import vllm
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import Footprint, Kept, footprint, kept
+from minitron.memory.parallel import per_gpu
+from minitron.memory.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
+from minitron.memory.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
+from minitron.model.axes import numel
+from minitron.model.spec import MTP, ModelSpec
+
+ORIGINS: Final = ("exact", "published", "estimated", "given")
+"""Where a number comes from: from the config alone, from a publication or an engine's source, from logs of other runs,
+from the person who asks."""
+
+TITLES: Final[dict[str, str]] = {
+    "weights": "weights",
+    "mtp_weights": "MTP weights",
+    "lora": "LoRA adapters",
+    "vision_encoder": "vision encoder",
+    "kv_cache": "KV cache",
+    "conv_state": "conv state",
+    "ssm_state": "SSM state",
+    "prefix_states": "prefix states",
+    "block_rounding": "block rounding",
+    "null_block": "null block",
+    "graph_blocks": "graph blocks",
+    "workspace": "workspace",
+    "cuda_graphs": "CUDA graphs",
+    "engine_context": "engine context",
+    "total": "total",
+}
+"""line of a footprint -> how it is called."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One line of a footprint."""
+
+    name: str
+    """Its name in Footprint.lines."""
+
+    bytes: int
+    formula: str
+    """In words."""
+
+    filled: str
+    """The same with the numbers filled in: what it comes to is `bytes`, to the byte."""
+
+    origin: str
+    """A name in ORIGINS."""
+
+    note: str = ""
+    """Where the number comes from, or what it covers."""
+
+    @property
+    def title(self) -> str:
+        """How it is called."""
+        return TITLES[self.name]
+
+    def to_json(self) -> dict[str, Any]:
+        """The term as a JSON object."""
+        return {**vars(self), "title": self.title}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the formulas are filled from."""
+
+    spec: ModelSpec
+    workload: Workload
+    budget: Budget | None
+    found: Footprint
+    sizes: Mapping[str, Any]
+    """On one GPU."""
+
+    keep: Kept
+    pool: vllm.Pool
+
+
+def terms(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> tuple[Term, ...]:
+    """The lines of a model's footprint that are not zero, those that every model has among them.
+
+    For a pruned candidate give the spec that is left (ModelSpec.resized)."""
+    sizes = per_gpu(spec.sizes, workload.tensor_parallel)
+    keep = kept(spec, workload, sizes, spec.kind_counts())
+    case = _Case(
+        spec,
+        workload,
+        budget,
+        footprint(spec, workload, budget.workspace if budget else 0),
+        sizes,
+        keep,
+        vllm.pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba),
+    )
+    always = {"weights", "kv_cache", "workspace"}
+    return tuple(
+        Term(name, int(count), *_TELL[name](case))
+        for name, count in case.found.lines.items()
+        if count or name in always
+    )
+
+
+def _n(value: Any) -> str:
+    return f"{int(value):,}"
+
+
+def _bytes_each(bits: float) -> str:
+    return f"{bits / 8:g} B"
+
+
+def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
+    workload, spec = case.workload, case.spec
+    precision = precision_of(spec, workload.weights, workload.keep)
+    split = "" if workload.tensor_parallel == 1 else f", what one of {workload.tensor_parallel} GPUs holds"
+    mtp = ", without the MTP block" if spec.mtp_layers else ""
+    parameters = spec.parameters(case.sizes).total
+    note = precision.mixture.source + split + mtp
+    if precision.uniform is not None:
+        filled = f"{_n(parameters)} x {_bytes_each(precision.uniform.bits)}"
+        return "parameters x bytes of one", filled, "exact", note
+    formula = "numbers of each format x bytes of one + scales"
+    return formula, _filled_mixture(case, precision), precision.mixture.origin, note
+
+
+def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> str:
+    """`30,491,811,840 x 0.5 B (nvfp4) + ... + 1,905,785,984 B (scales)`, of the model or of its MTP block."""
+    numbers: dict[str, int] = {}
+    found = tally_of(case.spec, precision)
+    for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
+        if (kind == "mtp" or kind.startswith(MTP)) == mtp:
+            each = prod(int(numel(dim, case.sizes)) for dim in part.rule.dims)
+            experts = int(case.sizes["expert"]) if "expert" in part.rule.pattern.axes else 1
+            numbers[part.form.name] = numbers.get(part.form.name, 0) + part.count * each * experts
+    told = [f"{_n(count)} x {_bytes_each(FORMATS[name].bits)} ({name})" for name, count in numbers.items()]
+    total = case.found.mtp_weights if mtp else case.found.weights
+    scales = int(total) - sum(count * FORMATS[name].bits // 8 for name, count in numbers.items())
+    return " + ".join([*told, *([f"{_n(scales)} B (scales)"] if scales else [])])
+
+
+def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
+    precision = precision_of(case.spec, case.workload.weights, case.workload.keep)
+    formula = "numbers of each format x bytes of one; no published recipe quantises the MTP block"
+    return formula, _filled_mixture(case, precision, mtp=True), "exact", "loaded to draft tokens"
+
+
+def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
+    keep, load = case.keep, case.workload
+    drafts = ", the MTP block's among them" if load.speculative_tokens else ""
+    return (
+        "attention layers x tokens x sequences x keys and values of a token",
+        f"{_n(keep.attention)} x {_n(load.context)} x {_n(load.batch)} x {_n(keep.token)} B",
+        "exact",
+        f"{_n(keep.attention)} attention layers, {load.kv}, {_bytes_each(KV_BITS[load.kv])} a number{drafts}",
+    )
+
+
+def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
+    keep, load = case.keep, case.workload
+    columns = case.sizes["conv_kernel"] - 1 + load.speculative_tokens
+    channels = int(keep.conv) * 8 // (columns * NUMBER_BITS[load.conv_state]) if columns else 0
+    return (
+        "Mamba layers x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
+        f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(channels)} x {columns} x "
+        f"{_bytes_each(NUMBER_BITS[load.conv_state])}",
+        "exact",
+        f"{_n(keep.mamba)} Mamba layers, {load.conv_state}",
+    )
+
+
+def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
+    keep, load, sizes = case.keep, case.workload, case.sizes
+    return (
+        "Mamba layers x sequences x states x heads x head width x state size x bytes of one",
+        f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(sizes['mamba_head'])} x "
+        f"{_n(sizes['mamba_head_dim'])} x {_n(sizes['ssm_state'])} x {_bytes_each(NUMBER_BITS[load.ssm_state])}",
+        "exact",
+        f"{_n(keep.mamba)} Mamba layers, {load.ssm_state}",
+    )
+
+
+def _tell_prefix(case: _Case) -> tuple[str, str, str, str]:
+    keep, load = case.keep, case.workload
+    return (
+        "sequences x Mamba layers x state of a layer",
+        f"{_n(load.batch)} x {_n(keep.mamba)} x {_n(keep.conv + keep.ssm)} B",
+        "exact",
+        "the state at the end of a cached prefix, beside the running one",
+    )
+
+
+def _tell_rounding(case: _Case) -> tuple[str, str, str, str]:
+    pool, found = case.pool, case.found
+    inside = ("kv_cache", "conv_state", "ssm_state", "prefix_states")
+    held = sum(found.lines[name] for name in inside)
+    return (
+        "(blocks - null block) x bytes of a block - caches and states",
+        f"{_n(pool.needed - 1)} x {_n(pool.block)} B - {_n(held)} B",
+        "exact",
+        f"blocks of {_n(pool.block_size)} tokens, {_n(pool.groups)} groups of {_n(pool.group)} layers, pages of "
+        f"{_n(pool.page)} B, {_n(pool.per_sequence)} blocks a sequence",
+    )
+
+
+def _tell_null(case: _Case) -> tuple[str, str, str, str]:
+    pool = case.pool
+    return "layers of a group x page", f"{_n(pool.group)} x {_n(pool.page)} B", "exact", "stands for what is not there"
+
+
+def _tell_graph_blocks(case: _Case) -> tuple[str, str, str, str]:
+    pool = case.pool
+    return (
+        "(max_num_seqs - blocks needed) x bytes of a block",
+        f"({_n(pool.blocks)} - {_n(pool.needed)}) x {_n(pool.block)} B",
+        "exact",
+        "full CUDA graphs want a block for every sequence that may run",
+    )
+
+
+def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
+    budget, load = case.budget, case.workload
+    if budget is None or budget.workspace is not None:
+        note = "--workspace" if case.found.workspace else "not counted unless --workspace says so"
+        return "activations and buffers", f"{_n(case.found.workspace)} B", "given", note
+    if load.engine.name == "plain":
+        note = "the middle of what makes Nemotron Nano 2's published choice come out, 0.5 to 0.8 GiB"
+        return "activations and buffers", f"{_n(case.found.workspace)} B", "estimated", note
+    found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
+    filled, what = f"{_n(found)} B", "the least that logs show"
+    if found == vllm.sampler(case.spec, load):
+        vocab = case.spec.sizes["vocab"]
+        filled, what = f"{SAMPLER_COPIES} x {_n(load.max_num_seqs)} x {_n(vocab)} x 4 B", "the sampler's warm-up"
+    elif found > LEAST_ACTIVATIONS:
+        width = vllm.widest(case.spec, case.sizes)
+        filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes['hidden'])} + {_n(width)}) x 2 B"
+        what = f"a step of {_n(tokens)} tokens through the widest layer"
+    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the least that logs show"
+    return formula, filled, "estimated", f"{what}; logs show peaks of 0.8 to 2.5 GiB"
+
+
+def _fixed(formula: str, origin: str, note: str, name: str) -> Callable[[_Case], tuple[str, str, str, str]]:
+    return lambda case: (formula, f"{_n(case.found.lines[name])} B", origin, note)
+
+
+def _tell_lora(case: _Case) -> tuple[str, str, str, str]:
+    load = case.workload
+    width = int(case.found.lora) // (load.lora_rank * load.loras * FORMATS["bf16"].bits // 8)
+    return (
+        "adapters x rank x (inputs + outputs of every projection) x bytes of one",
+        f"{_n(load.loras)} x {_n(load.lora_rank)} x {_n(width)} x 2 B",
+        "exact",
+        "bf16, routed experts left out",
+    )
+
+
+_TELL: Final[dict[str, Callable[[_Case], tuple[str, str, str, str]]]] = {
+    "weights": _tell_weights,
+    "mtp_weights": _tell_mtp,
+    "lora": _tell_lora,
+    "vision_encoder": _fixed("kept free for the vision encoder", "given", "--vision", "vision_encoder"),
+    "kv_cache": _tell_kv,
+    "conv_state": _tell_conv,
+    "ssm_state": _tell_ssm,
+    "prefix_states": _tell_prefix,
+    "block_rounding": _tell_rounding,
+    "null_block": _tell_null,
+    "graph_blocks": _tell_graph_blocks,
+    "workspace": _tell_workspace,
+    "cuda_graphs": _fixed("recorded steps", "estimated", "logs show 0.04 to 1.4 GiB", "cuda_graphs"),
+    "engine_context": _fixed("CUDA's context and libraries", "estimated", "about 0.15 GiB in logs", "engine_context"),
+}

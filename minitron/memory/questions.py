@@ -1,0 +1,254 @@
+"""Questions to the planner: does it fit, what would make it fit, and what is the most that fits.
+
+Every answer is the forward question asked again: an inverse answer is the largest (or smallest) value for which the
+footprint stays within the budget, found by bisection, as every footprint grows with context and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import footprint
+from minitron.memory.gpus import GPUS, Gpu
+from minitron.memory.precision import FORMATS, precision_of
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec
+from minitron.units import format_bytes
+
+MILDEST: Final = ("bf16", "fp8", "int8", "nvfp4", "int4")
+"""Formats of weights from the mildest to the harshest."""
+
+UNLIMITED: Final = 2**40
+"""The answer where nothing that grows fills the memory: beyond this none is looked for."""
+
+NATIVE: Final = {"fp8": (8, 9), "nvfp4": (10, 0), "bf16": (8, 0)}
+"""format -> the compute capability from which tensor cores know it."""
+
+Limit = Callable[[Gpu], Budget]
+"""GPU -> the budget that it gives."""
+
+
+def total_of(spec: ModelSpec, workload: Workload, budget: Budget) -> int:
+    """Bytes of the model under the workload."""
+    return int(footprint(spec, workload, budget.workspace).total)
+
+
+def fits(spec: ModelSpec, workload: Workload, budget: Budget) -> bool:
+    """Whether the model's footprint stays within the budget."""
+    return total_of(spec, workload, budget) <= budget.available
+
+
+def largest(good: Callable[[int], bool]) -> int:
+    """The largest whole number for which `good` holds, where it holds up to some number and no further; 0 where it
+    does not hold for 1, and UNLIMITED where it always holds."""
+    if not good(1):
+        return 0
+    high = 2
+    while high < UNLIMITED and good(high):
+        high *= 2
+    if high >= UNLIMITED:
+        return UNLIMITED
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def largest_context(spec: ModelSpec, workload: Workload, budget: Budget) -> int:
+    """Tokens of the longest sequences that fit, 0 where none does."""
+    return largest(lambda context: fits(spec, replace(workload, context=context), budget))
+
+
+def largest_batch(spec: ModelSpec, workload: Workload, budget: Budget) -> int:
+    """The most sequences that fit, 0 where none does."""
+    return largest(lambda batch: fits(spec, replace(workload, batch=batch), budget))
+
+
+def smallest_gpu(spec: ModelSpec, workload: Workload, limit: Limit) -> Gpu | None:
+    """The GPU of the table with the least memory on which it fits, None where there is none."""
+    found = (gpu for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.usable) if _fits_on(spec, workload, limit, gpu))
+    return next(found, None)
+
+
+def _fits_on(spec: ModelSpec, workload: Workload, limit: Limit, gpu: Gpu) -> bool:
+    try:
+        return fits(spec, workload, limit(gpu))
+    except MinitronError:  # the reserve alone is more than such a GPU has
+        return False
+
+
+def mildest_weights(spec: ModelSpec, workload: Workload, budget: Budget) -> str | None:
+    """The mildest format of weights in which it fits, None where there is none."""
+    return next((name for name in MILDEST if fits(spec, replace(workload, weights=name), budget)), None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an inverse question comes to."""
+
+    question: str
+    """context, batch, gpu or weights."""
+
+    value: int | str
+    workload: Workload
+    """The workload with the answer in it."""
+
+    budget: Budget
+    total: int
+    """Bytes of the footprint then."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as a JSON object, bytes as whole numbers."""
+        return {
+            "question": self.question,
+            "value": self.value,
+            "total_bytes": self.total,
+            "available_bytes": self.budget.available,
+            "spare_bytes": self.budget.available - self.total,
+        }
+
+
+def solve(question: str, spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit) -> Answer:
+    """The answer to `question`, a name in QUESTIONS; raises MinitronError where there is none."""
+    if question not in QUESTIONS:
+        raise MinitronError(f"{question!r} cannot be solved for; choose {', '.join(QUESTIONS)}.")
+    if question == "gpu":
+        gpu = smallest_gpu(spec, workload, limit)
+        budget = budget if gpu is None else limit(gpu)
+        value: int | str | None = None if gpu is None else gpu.name
+    else:
+        value = {"context": largest_context, "batch": largest_batch, "weights": mildest_weights}[question](
+            spec, workload, budget
+        )
+        answer: dict[str, Any] = {question: value}
+        workload = replace(workload, **answer) if value else workload
+    if not value:
+        raise MinitronError(
+            f"no {QUESTIONS[question]} fits: {format_bytes(total_of(spec, workload, budget))} are needed at "
+            f"{workload.context:,} tokens x {workload.batch:,}, and there are {format_bytes(budget.available)}; ask "
+            "for less, quantise or prune."
+        )
+    return Answer(question, value, workload, budget, total_of(spec, workload, budget))
+
+
+QUESTIONS: Final = {
+    "context": "length of context",
+    "batch": "batch",
+    "gpu": "GPU of the table",
+    "weights": "format of weights",
+}
+"""What can be solved for -> how it is called."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change after which it fits."""
+
+    change: str
+    """What to do, in words."""
+
+    flags: str
+    """The options that do it, empty where another command or device does."""
+
+    total: int
+    """Bytes then."""
+
+    available: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The remedy as a JSON object."""
+        return {
+            "change": self.change,
+            "flags": self.flags,
+            "total_bytes": self.total,
+            "available_bytes": self.available,
+            "spare_bytes": self.available - self.total,
+        }
+
+
+def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit | None = None) -> tuple[Remedy, ...]:
+    """What would make a model fit that does not, each alone; where no change of numbers alone is enough, two together.
+
+    The mildest first: numbers kept narrower, then less to serve, then a larger GPU (where `limit` says what its budget
+    is).  Pruning is the search's part."""
+    narrower = [change for change in _narrower(spec, workload, budget.gpu) if fits(spec, change[2], budget)]
+    if not narrower:
+        changes = list(_narrower(spec, workload, budget.gpu))
+        pairs = ((a, b) for place, a in enumerate(changes) for b in changes[place + 1 :])
+        narrower = [both for a, b in pairs if (both := _joined(workload, a, b)) and fits(spec, both[2], budget)][:2]
+    found = [Remedy(text, flags, total_of(spec, load, budget), budget.available) for text, flags, load in narrower]
+    found += _less(spec, workload, budget)
+    if limit is not None and (gpu := smallest_gpu(spec, workload, limit)):
+        other = limit(gpu)
+        found.append(
+            Remedy(f"a larger GPU: {gpu.name}", f"--gpu '{gpu.name}'", total_of(spec, workload, other), other.available)
+        )
+    return tuple(found)
+
+
+_Change = tuple[str, str, Workload]
+
+
+def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[_Change]:
+    """Numbers kept in fewer bits, one change at a time."""
+    bits = {name: form.bits for name, form in FORMATS.items()}
+    if spec.sizes.get("ssm_state") and workload.ssm_state == "fp32":
+        yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
+    if workload.kv in ("fp32", "bf16", "fp16"):
+        yield f"keys and values in FP8{_emulated('fp8', gpu)}", "--kv fp8", replace(workload, kv="fp8")
+    for name in ("fp8", "nvfp4"):
+        if bits[name] < bits[workload.weights]:
+            told = f"weights in {name.upper()}{_emulated(name, gpu)}"
+            yield told, f"--weights {name}", replace(workload, weights=name)
+
+
+def _emulated(name: str, gpu: Gpu | None) -> str:
+    """A warning where the GPU's tensor cores do not know the format."""
+    known = gpu is None or gpu.capability is None or gpu.capability >= NATIVE[name]
+    return "" if known else " (not native)"
+
+
+def _joined(workload: Workload, one: _Change, other: _Change) -> _Change | None:
+    """Both changes at once; None where both change the same number."""
+    first, second = ({k: v for k, v in vars(c[2]).items() if v != getattr(workload, k)} for c in (one, other))
+    if set(first) & set(second):
+        return None
+    return f"{one[0]} and {other[0]}", f"{one[1]} {other[1]}", replace(workload, **first, **second)
+
+
+def _less(spec: ModelSpec, workload: Workload, budget: Budget) -> Iterator[Remedy]:
+    if batch := min(largest_batch(spec, workload, budget), workload.batch - 1):
+        load = replace(workload, batch=batch)
+        yield Remedy(f"a smaller batch: {batch:,}", f"--batch {batch}", total_of(spec, load, budget), budget.available)
+    if context := min(largest_context(spec, workload, budget), workload.context - 1):
+        load = replace(workload, context=context)
+        yield Remedy(
+            f"less context: {context:,} tokens", f"--context {context}", total_of(spec, load, budget), budget.available
+        )
+
+
+def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str, ...]:
+    """What a person should know of the device: dtypes that its tensor cores do not have, memory that is shared."""
+    found = []
+    if gpu is not None and gpu.unified:
+        found.append(
+            f"{gpu.name} shares its memory with the CPU: the system and its page cache take their part of it too."
+        )
+    if gpu is not None and gpu.capability is not None:
+        precision = precision_of(spec, workload.weights, workload.keep)
+        used = {workload.weights, workload.kv, *(clause.form for clause in precision.mixture.clauses)}
+        for name in sorted(used & set(NATIVE)):
+            if gpu.capability < NATIVE[name]:
+                have, want = (".".join(map(str, version)) for version in (gpu.capability, NATIVE[name]))
+                found.append(
+                    f"{gpu.name} has no native {name.upper()} (compute capability {have}, {want} is needed): the bytes "
+                    "hold, but matmuls are emulated or refused."
+                )
+    longest = spec.config.get("max_position_embeddings")
+    if isinstance(longest, int) and workload.context > longest:
+        found.append(f"{workload.context:,} tokens are more than the {longest:,} that the config names as the longest.")
+    return tuple(found)

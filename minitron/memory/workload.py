@@ -1,0 +1,187 @@
+"""Workload: what a model is to serve, how its numbers are kept, and by which engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.memory.precision import COMPUTED, FORMATS
+from minitron.model.spec import ModelSpec
+from minitron.units import MiB
+
+NUMBER_BITS: Final[dict[str, int]] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8}
+"""Bits of one number outside matrices."""
+
+KV_BITS: Final[dict[str, int | float]] = {**NUMBER_BITS, "nvfp4": 4.5}
+"""Bits of one key or value; in NVFP4 sixteen numbers of a head share an FP8 scale."""
+
+STATE_DTYPES: Final = COMPUTED
+"""What a recurrent state can be kept in: no engine has a narrower one."""
+
+# As configs write them.
+_CONFIG_DTYPES: Final = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What serves the model, and the settings of it that take memory."""
+
+    name: str = "plain"
+    """`plain`: what the model holds and its sequences keep, nothing rounded.  `vllm`: vLLM's blocks and buffers."""
+
+    prefix_caching: bool = True
+    """vLLM: keep the state of a finished prefix beside the running one."""
+
+    cuda_graphs: bool = True
+    """vLLM: record decoding steps as full CUDA graphs, for which every sequence needs a block of its own."""
+
+    max_num_seqs: int | None = None
+    """vLLM: sequences that may run at once; the batch by default."""
+
+    max_num_batched_tokens: int = 2048
+    """vLLM: tokens of one step.  2048 is its default on GPUs of less than 70 GiB, 8192 on larger ones."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise MinitronError(f"no engine is called {self.name!r}; choose {' or '.join(ENGINES)}.")
+        if (self.max_num_seqs is not None and self.max_num_seqs < 1) or self.max_num_batched_tokens < 1:
+            raise MinitronError("max_num_seqs and max_num_batched_tokens must be at least 1; give larger ones.")
+
+
+ENGINES: Final = ("plain", "vllm")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the model is to serve, and how its numbers are kept."""
+
+    context: int
+    """Tokens of one sequence, prompt and answer together."""
+
+    batch: int = 1
+    """Sequences at the same time."""
+
+    weights: str = "bf16"
+    """A name in minitron.memory.precision.FORMATS; fp8 and nvfp4 mean the published mixture where there is one."""
+
+    kv: str = "bf16"
+    """Keys and values of attention: a name in KV_BITS."""
+
+    ssm_state: str = "fp32"
+    """The recurrent state of Mamba layers.  Engines keep it in fp32 where the config does not say otherwise: it is
+    written again at every token, and rounding adds up."""
+
+    conv_state: str = "bf16"
+    """The last inputs of the convolution in Mamba layers."""
+
+    keep: Mapping[str, str] = field(default_factory=dict)
+    """component -> the format of its tensors, whatever `weights` says."""
+
+    tensor_parallel: int = 1
+    """GPUs among which each tensor is split; all bytes are then those of one of them."""
+
+    speculative_tokens: int = 0
+    """Tokens that the multi-token-prediction block drafts at a step.  Its weights and keys and values count then, and
+    a state is kept for every drafted token, to go back to when it is refused."""
+
+    lora_rank: int = 0
+    """Rank of LoRA adapters served along; 0 for none."""
+
+    loras: int = 1
+    """How many such adapters are in memory at once."""
+
+    vision_encoder: int = 0
+    """Bytes kept free for a vision encoder."""
+
+    engine: Engine = Engine()
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.batch < 1:
+            raise MinitronError(
+                f"a workload of {self.context} tokens x {self.batch} sequences is empty; give at least one of each."
+            )
+        for what, known in (
+            ("weights", tuple(FORMATS)),
+            ("kv", tuple(KV_BITS)),
+            ("ssm_state", STATE_DTYPES),
+            ("conv_state", STATE_DTYPES),
+        ):
+            if getattr(self, what) not in known:
+                raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
+        if self.engine.name == "vllm" and self.kv == "int8":
+            raise MinitronError("vLLM has no plain int8 cache of keys and values; choose --kv fp8.")
+        if self.tensor_parallel < 1:
+            raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
+        if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:
+            raise MinitronError("speculative tokens, LoRA rank and reserves cannot be negative; give 0 or more.")
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that the engine makes room for."""
+        return max(self.batch, self.engine.max_num_seqs or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**vars(self), "keep": dict(self.keep), "engine": dict(vars(self.engine))}
+
+
+_QUANTISERS: Final = {
+    "fp8": "fp8",
+    "nvfp4": "nvfp4",
+    "mixed_precision": "nvfp4",
+    "fbgemm_fp8": "fp8",
+}
+"""What configs call a quantised checkpoint (quant_algo of modelopt, else quant_method) -> its format here."""
+
+
+def quantised_as(config: Mapping[str, Any]) -> str | None:
+    """The format of a checkpoint that is quantised already, by its quantization_config; None for any other."""
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    named = str(found.get("quant_algo") or found.get("quant_method")).lower()
+    if named in ("gptq", "awq"):
+        return {4: "int4", 8: "int8"}.get(int(found.get("bits") or 0))
+    return _QUANTISERS.get(named)
+
+
+def workload_of(
+    spec: ModelSpec,
+    context: int,
+    batch: int = 1,
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+    ssm_state: str | None = None,
+    conv_state: str | None = None,
+    **more: Any,
+) -> Workload:
+    """A workload in which the model's config decides what is left open; `more` are further fields of Workload.
+
+    Weights take the format that the config's quantization_config names, else its dtype, else bf16; keys, values and
+    convolution states the dtype in which activations are computed, which is that of the weights unless those are
+    quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
+    config = spec.config
+    stored = _CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
+    weights = weights or quantised_as(config) or stored
+    computed = weights if weights in COMPUTED else "bf16"
+    stated = _CONFIG_DTYPES.get(str(config.get("mamba_ssm_cache_dtype")), "fp32")
+    if more.get("speculative_tokens") and not spec.mtp_layers:
+        raise MinitronError("this model has no multi-token-prediction block to draft tokens with; leave --mtp out.")
+    return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed, **more)
+
+
+# Read off the logs of real runs: see docs/planning.md.
+ENGINE_CONTEXT: Final = 154 * MiB
+"""CUDA's context and libraries of a vLLM process."""
+
+CUDA_GRAPHS: Final = 205 * MiB
+"""Recorded steps: between 0.04 and 1.4 GiB in logs."""
+
+LEAST_ACTIVATIONS: Final = 819 * MiB
+"""The smallest activation peak in logs, which range from 0.8 to 2.5 GiB."""
+
+SAMPLER_COPIES: Final = 9.65
+"""How many copies of [max_num_seqs, vocab] fp32 logits vLLM's sampler takes while it warms up: 9.6 to 9.7 were read."""

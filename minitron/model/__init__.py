@@ -1,0 +1,1 @@
+"""A model as data: axes, families, specs, checkpoints, and loading them."""

@@ -1,0 +1,186 @@
+"""A model whose weights are read when they are needed and let go afterwards; what is not in memory is on meta."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from minitron.errors import MinitronError
+from minitron.model.axes import Name
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.spec import ModelSpec
+
+EMBEDDING: Final = "embedding"
+OUTPUT: Final = "output"
+"""The final norm and the output layer."""
+
+Part = int | str
+"""What is in memory at one time: a layer by its number, EMBEDDING or OUTPUT."""
+
+
+def layers_module(spec: ModelSpec) -> str:
+    """The module that holds the layers in a row."""
+    rule = spec.rules[spec.layers[0]][0]
+    return Name(rule.name.partition(".{layer}")[0]).format({})
+
+
+def final_norm_module(spec: ModelSpec) -> str:
+    """The norm between the last layer and the output layer."""
+    rule = next(rule for rule in spec.rules["model"] if rule.norm_group)
+    return rule.pattern.format({}).removesuffix(".weight")
+
+
+class LayerwiseModel:
+    """The model of a checkpoint folder, part by part in memory."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+        """No weight is read yet.  Raises MinitronError where the checkpoint is not one of `spec`."""
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.checkpoint = Checkpoint(folder)
+        self.checkpoint.check(spec)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"), no_init_weights():
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.model.requires_grad_(False)
+        self.model.eval()
+        for name, tensor in self.model.state_dict().items():
+            if tensor.dtype != self._dtype(name):
+                self._put(name, tensor.to(self._dtype(name)))
+        self._compute_buffers()
+        self._parts = self._sort()
+
+    def bytes_of(self, part: Part) -> int:
+        """The memory that a part takes."""
+        whole = self.model.state_dict(keep_vars=True)
+        return sum(whole[name].numel() * self._dtype(name).itemsize for name in self._parts[part])
+
+    @contextmanager
+    def resident(self, *parts: Part) -> Iterator[None]:
+        """Until the block ends the weights of these parts are in memory."""
+        names = dict.fromkeys(name for part in parts for name in self._parts[part])
+        try:
+            for name in names:
+                self._put(name, self._read(name, self._parts_of(name)))
+            yield
+        finally:
+            for name in names:
+                self._put(name, self._get(name).to("meta"))
+            give_back()
+
+    def load(self, placed: Callable[[str], None], last: Iterable[str] = ()) -> None:
+        """Put every weight in memory for good, one after the other; `placed` is told each one's name as soon as it is
+        there, and may change it before the next one is read.  Of a layer's those named in `last` come at the end."""
+        behind = frozenset(last)
+        tied = {rule.name for rule in self.spec.family.rules["model"] if rule.tied_to} if self.spec.is_tied else set()
+        for part in (EMBEDDING, *range(len(self.spec.layers)), OUTPUT):
+            for name in sorted(self._parts[part].keys() - tied, key=lambda name: (name in behind, name)):
+                self._put(name, self._read(name, self._parts[part][name]))
+                placed(name)
+            give_back()
+        self.model.tie_weights()
+
+    def _sort(self) -> dict[Part, dict[str, list[str]]]:
+        """Part -> (name in memory -> the checkpoint's tensors of which it is made, one or one an expert)."""
+        stored = {_canonical(self.spec, name): name for name in self.checkpoint.headers}
+        tied = {rule.name: rule.tied_to for rule in self.spec.family.rules["model"] if rule.tied_to}
+        names = self.model.state_dict().keys()
+        embedding = next(name for name, module in self.model.named_modules() if module is self._embeddings())
+        parts: dict[Part, dict[str, list[str]]] = {EMBEDDING: {}, OUTPUT: {}}
+        for expected in self.spec.expected():
+            if expected.name.startswith("mtp.") or expected.name not in stored:
+                continue
+            name = expected.name if expected.name in names else fused_name(expected.name)
+            outside: Part = EMBEDDING if name.startswith(f"{embedding}.") else OUTPUT
+            own = parts.setdefault(expected.index.get("layer", outside), {})
+            own.setdefault(name, []).append(stored[expected.name])
+        for name, source in tied.items():
+            if self.spec.is_tied:
+                parts[OUTPUT][name] = parts[EMBEDDING][source]
+        missing = names - {name for part in parts.values() for name in part}
+        if missing:
+            raise MinitronError(
+                f"{self.checkpoint.folder} holds nothing for {sorted(missing)[0]}, so that it cannot be read layer by "
+                "layer; score it without --offload, and as a teacher keep it in bf16."
+            )
+        return parts
+
+    def _parts_of(self, name: str) -> list[str]:
+        return next(part[name] for part in self._parts.values() if name in part)
+
+    def _embeddings(self) -> nn.Module:
+        module: nn.Module = self.model.get_input_embeddings()
+        return module
+
+    def _read(self, name: str, stored: list[str]) -> Tensor:
+        dtype, shape = self._dtype(name), self._get(name).shape
+        # A copy, for what safetensors gives is a view of the mapped file and holds its pages.
+        if len(stored) == 1:
+            found = self.checkpoint.tensor(stored[0])
+            return found.to(self.device, dtype, copy=True)
+        # Row by row: a list of all experts beside their stack would take the layer twice.
+        stack = torch.empty(shape, dtype=dtype, device=self.device)
+        for row, one in zip(stack, stored, strict=True):
+            row.copy_(self.checkpoint.tensor(one))
+        return stack
+
+    def _dtype(self, name: str) -> torch.dtype:
+        """As transformers loads it: some parameters stay in fp32 whatever is asked for."""
+        kept: Iterable[str] = self.model._keep_in_fp32_modules_strict or ()
+        return torch.float32 if any(word in name for word in kept) else self.dtype
+
+    def _get(self, name: str) -> Tensor:
+        module, attribute = self._place(name)
+        found: Tensor = getattr(module, attribute)
+        return found
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        module, attribute = self._place(name)
+        if attribute in module._buffers:
+            module._buffers[attribute] = tensor
+        else:
+            module._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        path, _, attribute = name.rpartition(".")
+        return self.model.get_submodule(path), attribute
+
+    def _compute_buffers(self) -> None:
+        """Buffers that no checkpoint holds, such as rotary frequencies, follow from the config: their modules are built
+        once more, off the meta device."""
+        stored = self.model.state_dict().keys()
+        for name in {name for name, _ in self.model.named_buffers()} - stored:
+            path, attribute = name.rpartition(".")[::2]
+            module = self.model.get_submodule(path)
+            if getattr(module, attribute).is_meta:
+                fresh = type(module)(self.model.config)
+                module._buffers.update(
+                    {key: value.to(self.device) for key, value in fresh._buffers.items() if value is not None}
+                )
+
+
+def fused_name(name: str) -> str:
+    """The name of the stacked tensor [E, ...] in which transformers keeps an expert's: `experts.3.up_proj.weight` is
+    row 3 of `experts.up_proj`."""
+    return re.sub(r"\.experts\.\d+\.(\w+)\.weight$", r".experts.\1", name)
+
+
+def give_back() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can (glibc): it is much after a layer."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _canonical(spec: ModelSpec, name: str) -> str:
+    rule, index = spec.find(name)
+    return rule.pattern.format(index)

@@ -1,0 +1,295 @@
+"""ModelSpec: a family and a config, and what follows from the two without a weight being read."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.files import read_json
+from minitron.model.axes import Dim, numel
+from minitron.model.families import FAMILIES, Family, Rule
+
+MTP: Final = "mtp_"
+"""Prefix of the kinds of the layers in the multi-token-prediction block."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers a model holds.  Without the multi-token-prediction block, save for `mtp`."""
+
+    total: Any
+    """Every weight and persistent buffer, embeddings included."""
+
+    active: Any
+    """What one token uses: of the routed experts only as many as a token is sent to; embeddings included."""
+
+    mtp: Any
+    """The multi-token-prediction block."""
+
+    by_component: dict[str, Any]
+    """total, by heading."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One tensor that a checkpoint of this model must hold."""
+
+    name: str
+    """In the family's first dialect: the name in transformers' memory, but one tensor an expert."""
+
+    shape: tuple[int, ...]
+    rule: Rule
+    index: Mapping[str, int]
+    """The indices in the name: layer, expert."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as data."""
+
+    family: Family
+    config: Mapping[str, Any]
+    """config.json as the source spells it."""
+
+    def __post_init__(self) -> None:
+        for axis in self.axes:
+            if self.sizes[axis] < 1:
+                raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; it must be at least 1.")
+        for axis, group in self.family.grouped.items():
+            if axis in self.axes and self.sizes[axis] % self.sizes[group]:
+                raise MinitronError(
+                    f"config.json: {self.key(axis)} = {self.sizes[axis]} does not divide into "
+                    f"{self.key(group)} = {self.sizes[group]} equal groups."
+                )
+        for axis, unit in self.family.multiples.items():
+            if self.sizes[axis] % self.sizes[unit]:
+                raise MinitronError(
+                    f"config.json: {self.key(axis)} = {self.sizes[axis]} is no multiple of {self.key(unit)} = "
+                    f"{self.sizes[unit]}, and transformers loads no {self.family.name} model without; choose one."
+                )
+        if "expert" in self.axes and self.experts_per_token > self.sizes["expert"]:
+            raise MinitronError(
+                f"config.json: {self.family.experts_per_token} = {self.experts_per_token} is more than the "
+                f"{self.sizes['expert']} experts there are."
+            )
+
+    @cached_property
+    def letters(self) -> str:
+        """One letter a layer."""
+        return self.family.layout(self.config)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The kind of every layer."""
+        return tuple(self.family.letters[letter] for letter in self.letters)
+
+    @cached_property
+    def mtp_layers(self) -> tuple[str, ...]:
+        """The kind of every layer of the multi-token-prediction block; empty where there is none."""
+        return tuple(MTP + self.family.letters[letter] for letter in self.family.mtp_layout(self.config))
+
+    @cached_property
+    def rules(self) -> dict[str, tuple[Rule, ...]]:
+        """kind -> the tensors that this model has; only kinds that it has."""
+        kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
+        found = {kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.config)) for kind in kinds}
+        return found | ({"mtp": self.family.mtp_rules} if self.mtp_layers else {})
+
+    @cached_property
+    def axes(self) -> frozenset[str]:
+        """The axes that this model's tensors have: a dense model has no experts, whatever its config says of them."""
+        return frozenset().union(*(rule.axes for rules in self.rules.values() for rule in rules))
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """axis -> size."""
+        return {axis: self._size(axis) for axis in self.family.sizes if axis in self.axes}
+
+    def _size(self, axis: str) -> int:
+        size = self.family.sizes[axis]
+        for key in size.keys:
+            if self.config.get(key) is not None:
+                return _whole(key, self.config[key])
+        if size.default is None:
+            raise MinitronError(
+                f"config.json has no {size.keys[0]}; a {self.family.name} model of this layout needs it."
+            )
+        return size.default(self.config)
+
+    def key(self, axis: str) -> str:
+        """The config key of an axis in this config's dialect."""
+        keys = self.family.sizes[axis].keys
+        return next((key for key in keys if key in self.config), keys[0])
+
+    @cached_property
+    def keys(self) -> dict[str, tuple[str, ...]]:
+        """config key -> the axes whose size it gives."""
+        found: dict[str, tuple[str, ...]] = {}
+        for axis in self.sizes:
+            found[self.key(axis)] = (*found.get(self.key(axis), ()), axis)
+        return found
+
+    @cached_property
+    def named_sizes(self) -> dict[str, int]:
+        """config key -> size, num_hidden_layers among them: how a person names an architecture."""
+        return {"num_hidden_layers": len(self.layers)} | {key: self.sizes[axes[0]] for key, axes in self.keys.items()}
+
+    @property
+    def experts_per_token(self) -> int:
+        """How many routed experts a token is sent to."""
+        return _whole(self.family.experts_per_token, self.config[self.family.experts_per_token])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the config."""
+        return hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode()).hexdigest()
+
+    def kind_counts(self) -> Counter[str]:
+        """kind -> how many layers of it, the multi-token-prediction block's under their own kinds."""
+        return Counter(self.layers + self.mtp_layers)
+
+    def parameters(self, sizes: Mapping[str, Any] | None = None, counts: Mapping[str, Any] | None = None) -> Parameters:
+        """The parameter counts, exact (design: each tensor's product of dimensions, times layers, times experts).
+
+        `sizes` and `counts` stand in for the model's own: as numpy arrays they count many candidates at once."""
+        sizes = dict(self.sizes) | dict(sizes or {})
+        counts = dict(self.kind_counts()) | dict(counts or {}) | {"model": 1, "mtp": 1}
+        by_component: dict[str, Any] = {}
+        mtp: Any = 0
+        idle: Any = 0
+        for kind, rules in self.rules.items():
+            for rule in rules:
+                count = counts[kind] * _product(rule.dims, sizes)
+                if "expert" in rule.pattern.axes:
+                    unused = sizes["expert"] - self.experts_per_token
+                    idle = idle + (0 if kind.startswith(MTP) else count * unused)
+                    count = count * sizes["expert"]
+                if kind.startswith(MTP) or kind == "mtp":
+                    mtp = mtp + count
+                else:
+                    by_component[rule.component] = by_component.get(rule.component, 0) + count
+        total = sum(by_component.values())
+        return Parameters(total=total, active=total - idle, mtp=mtp, by_component=by_component)
+
+    def expected(self) -> Iterator[Expected]:
+        """Every tensor that a checkpoint of this model must hold, layer by layer."""
+        places: list[tuple[str, dict[str, int]]] = [("model", {})]
+        places += [(kind, {"layer": layer}) for layer, kind in enumerate(self.layers)]
+        places += [(kind, {"mtp_layer": layer}) for layer, kind in enumerate(self.mtp_layers)]
+        if self.mtp_layers:
+            places.append(("mtp", {"mtp_last": len(self.mtp_layers) - 1}))
+        for kind, index in places:
+            for rule in self.rules[kind]:
+                shape = tuple(int(numel(dim, self.sizes)) for dim in rule.dims)
+                for expert in range(self.sizes["expert"]) if "expert" in rule.pattern.axes else (None,):
+                    full = index if expert is None else index | {"expert": expert}
+                    yield Expected(rule.pattern.format(full), shape, rule, full)
+
+    def find(self, name: str) -> tuple[Rule, dict[str, int]]:
+        """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""
+        for kind, rules in self.rules.items():
+            for rule in rules:
+                index = rule.pattern.match(name)
+                if index is not None and self._holds(kind, index):
+                    return rule, index
+        raise MinitronError(
+            f"no rule of the family {self.family.name} names the tensor {name!r}; a checkpoint that is not understood "
+            "whole is not touched, so remove that tensor or add a rule."
+        )
+
+    def _holds(self, kind: str, index: Mapping[str, int]) -> bool:
+        """Whether the place that a name speaks of is one of this model's, of that kind."""
+        if "expert" in index and index["expert"] >= self.sizes["expert"]:
+            return False
+        if "layer" in index:
+            return index["layer"] < len(self.layers) and self.layers[index["layer"]] == kind
+        if "mtp_layer" in index:
+            return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
+        return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer shares the embedding's numbers."""
+        return any(rule.tied_to and not rule.exists(self.config) for rule in self.family.rules["model"])
+
+    def untied(self) -> ModelSpec:
+        """The spec of the same model with an output layer of its own."""
+        return ModelSpec(self.family, {**self.config, "tie_word_embeddings": False}) if self.is_tied else self
+
+    def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
+        """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
+
+        A width that the config left to a default, such as head_dim, is written out: the default may follow from a size
+        that changed.  Raises MinitronError for a key that this model has no axis for."""
+        config = copy.deepcopy(dict(self.config))
+        for key, value in named_sizes.items():
+            if key == "num_hidden_layers":
+                continue
+            if key not in self.keys:
+                raise MinitronError(
+                    f"{key} is no size of this model; its sizes are {', '.join(sorted(self.named_sizes))}."
+                )
+            for axis in self.keys[key]:
+                for dialect in self.family.sizes[axis].keys:
+                    if dialect in config or dialect == key:
+                        config[dialect] = int(value)
+        if layers is not None and layers != tuple(range(len(self.layers))):
+            self.family.edit_layout(config, layers)
+        probe = ModelSpec(self.family, config)
+        for axis, size in self.sizes.items():
+            wanted = named_sizes.get(self.key(axis), size)
+            if probe.sizes.get(axis, wanted) != wanted:
+                config[self.key(axis)] = int(wanted)
+        return ModelSpec(self.family, config)
+
+
+def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:
+    total: Any = 1
+    for dim in dims:
+        total = total * numel(dim, sizes)
+    return total
+
+
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MinitronError(f"config.json: {key} is {value!r}; it must be a whole number.")
+    return value
+
+
+def spec_of(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a config.json document; raises MinitronError for a model type that no family reads."""
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        raise MinitronError(
+            f"config.json: model_type is {model_type!r}; the known families are {', '.join(sorted(FAMILIES))}."
+        )
+    return ModelSpec(family, config)
+
+
+def config_path(model: Path) -> Path:
+    """The config.json of MODEL, which is a checkpoint folder or the file itself."""
+    if model.is_dir():
+        model = model / "config.json"
+    if not model.is_file():
+        raise MinitronError(f"{model} does not exist; give a checkpoint folder or a config.json.")
+    return model
+
+
+def read_spec(model: Path) -> ModelSpec:
+    """The spec of MODEL: a checkpoint folder, a config.json, or a JSON document that holds one under `config`."""
+    path = config_path(model)
+    config = read_json(path)
+    if isinstance(config, dict) and "model_type" not in config and isinstance(config.get("config"), dict):
+        config = config["config"]
+    if not isinstance(config, dict):
+        raise MinitronError(f"{path} is no config.json: it holds a {type(config).__name__}, not an object.")
+    return spec_of(config)

@@ -1,0 +1,327 @@
+"""The report of a plan: one JSON document, and the page and the Markdown that are made of it alone.
+
+    document = build_report(spec, name, result, command="minitron plan ...")
+    write_report(folder, document, overwrite=False)        report.html, report.json, report.md
+
+The document obeys report.schema.json beside this file.  The name of every number ends in its unit: `total_bytes`,
+`context_tokens`, `layer_indices`, `kept_share` (of 1), `sizes_count` (of what each key names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from minitron import __version__
+from minitron.errors import MinitronError
+from minitron.files import new_folder, read_json, write_bytes, write_json, write_text
+from minitron.memory.curves import Curves, batch_curves, context_curves
+from minitron.memory.footprint_lines import Term
+from minitron.memory.footprint_lines import terms as terms_of
+from minitron.memory.questions import Remedy, cautions
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec
+from minitron.report.text import SIZE_LABELS, model_name, summary
+from minitron.search.candidate import Candidate
+from minitron.search.kept_importance import kept_importance
+from minitron.search.search import SearchResult
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+
+VERSION: Final = 1
+"""The version of the document; it grows whenever a reader of the old one would misread the new one."""
+
+SCHEMA: Final = Path(__file__).with_name("report.schema.json")
+
+_CURVES: Final = 4
+"""Candidates whose curves are drawn: more lines than that cannot be told apart."""
+
+PARENT: Final = "model"
+"""The label of the model as it is; candidates are #1, #2, ..."""
+
+
+def build_report(
+    spec: ModelSpec,
+    model: str,
+    result: SearchResult,
+    *,
+    terms: Sequence[Term] | None = None,
+    remedies: Sequence[Remedy] = (),
+    scores: Scores | None = None,
+    speed: Mapping[str, Any] | None = None,
+    command: str = "",
+    serve: str = "",
+    sieves: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The document.  `model` is a name or path; of a path its last part is shown.
+
+    `terms` are those of the model as it is (minitron.memory.footprint_lines); those of the chosen candidate are
+    computed here. `remedies` are what else would make it fit (minitron.memory.questions), left out where it does.
+    `speed` obeys `$defs/speed` of the schema; `serve` is the command that serves what fits, empty where no engine was
+    named. `sieves` says how candidates were measured (minitron.report.sieves), None where none was."""
+    workload, budget = result.workload, result.budget
+    labels = [PARENT, *(f"#{place}" for place in range(1, len(result.candidates) + 1))]
+    shown = _described(spec, [result.parent, *result.candidates, *result.front])
+    candidates = [
+        _candidate(label, candidate, shown, budget.available)
+        for label, candidate in zip(labels, [result.parent, *result.candidates], strict=True)
+    ]
+    chosen = result.best if result.candidates else None
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "minitron": __version__,
+        "command": command,
+        "serve": serve,
+        "summary": "",
+        "model": _model(spec, model),
+        "gpu": _gpu(result),
+        "workload": _workload(workload),
+        "budget": {
+            "usable_bytes": budget.usable,
+            "utilization_share": budget.utilization,
+            "reserve_bytes": budget.reserve,
+            "available_bytes": budget.available,
+        },
+        "parent": candidates[0],
+        "candidates": candidates[1:],
+        "chosen_index": result.chosen if result.candidates else None,
+        "front": _front(spec, result, shown),
+        "searched_architectures": result.searched,
+        "feasible_architectures": result.feasible,
+        "ranking": result.ranking,
+        "terms": {
+            "parent": _terms(terms_of(spec, workload, budget) if terms is None else terms),
+            "chosen": [] if chosen is None else _terms(terms_of(_left(spec, chosen), workload, budget)),
+        },
+        "curves": _all_curves(spec, result, labels),
+        "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
+        "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
+        "sieves": None if sieves is None else dict(sieves),
+        "speed": None if speed is None else dict(speed),
+        "warnings": _warnings(spec, result, labels),
+    }
+    document["summary"] = summary(document)
+    return document
+
+
+def report_files(document: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> text, of the page and the Markdown that are made of a document."""
+    from minitron.report.html import to_html
+    from minitron.report.markdown import to_markdown
+
+    return {"report.html": to_html(document), "report.md": to_markdown(document)}
+
+
+def write_report(
+    folder: Path, document: Mapping[str, Any], *, overwrite: bool, beside: Mapping[str, Any] | None = None
+) -> None:
+    """Write report.html, report.json and report.md as one folder, in one step, with `beside` as more files by name,
+    JSON or bytes.
+
+    Raises MinitronError where the folder exists and `overwrite` is not given."""
+    texts = report_files(document)
+    with new_folder(folder, overwrite=overwrite) as partial:
+        for name, value in {"report.json": document, **(beside or {})}.items():
+            if isinstance(value, bytes):
+                write_bytes(partial / name, value)
+            else:
+                write_json(partial / name, value)
+        for name, text in texts.items():
+            write_text(partial / name, text)
+
+
+def require_report(folder: Path) -> dict[str, Any]:
+    """The document of a report folder; raises MinitronError where it holds none."""
+    document = read_json(folder / "report.json")
+    if not isinstance(document, dict) or "candidates" not in document:
+        raise MinitronError(f"{folder} holds no report; give the folder that `minitron plan --report` wrote.")
+    return document
+
+
+def add_training(folder: Path, training: Mapping[str, Any]) -> None:
+    """Write the learning curve into the report that is in `folder`, in place of one that was there."""
+    document = require_report(folder) | {"training": dict(training)}
+    for name, text in report_files(document).items():
+        write_text(folder / name, text)
+    write_json(folder / "report.json", document)
+
+
+def read_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the document."""
+    schema: dict[str, Any] = read_json(SCHEMA)
+    return schema
+
+
+def _model(spec: ModelSpec, model: str) -> dict[str, Any]:
+    counts = spec.parameters()
+    longest = spec.config.get("max_position_embeddings")
+    return {
+        "name": model_name(model),
+        "family": spec.family.name,
+        "config_sha256": spec.fingerprint,
+        "letters": spec.letters,
+        "kinds": {letter: spec.family.letters[letter] for letter in dict.fromkeys(spec.letters)},
+        "sizes_count": spec.named_sizes,
+        "size_labels": {key: SIZE_LABELS.get(axes[0], axes[0].replace("_", " ")) for key, axes in spec.keys.items()}
+        | {"num_hidden_layers": SIZE_LABELS["num_hidden_layers"]},
+        "parameters": int(counts.total),
+        "active_parameters": int(counts.active),
+        "mtp_parameters": int(counts.mtp),
+        "longest_context_tokens": longest if isinstance(longest, int) else None,
+    }
+
+
+def _gpu(result: SearchResult) -> dict[str, Any] | None:
+    gpu = result.budget.gpu
+    if gpu is None:
+        return None
+    return {
+        "name": gpu.name,
+        "usable_bytes": gpu.usable,
+        "bandwidth_GB_per_s": gpu.bandwidth,
+        "bf16_TFLOP_per_s": gpu.bf16,
+        "fp8_TFLOP_per_s": gpu.fp8,
+        "nvfp4_TFLOP_per_s": gpu.nvfp4,
+        "compute_capability": None if gpu.capability is None else ".".join(map(str, gpu.capability)),
+        "unified": gpu.unified,
+    }
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    engine = workload.engine
+    return {
+        "context_tokens": workload.context,
+        "batch_sequences": workload.batch,
+        "weights": workload.weights,
+        "kv": workload.kv,
+        "ssm_state": workload.ssm_state,
+        "conv_state": workload.conv_state,
+        "keep": dict(workload.keep),
+        "tensor_parallel_gpus": workload.tensor_parallel,
+        "speculative_tokens": workload.speculative_tokens,
+        "lora_rank_count": workload.lora_rank,
+        "loras_count": workload.loras,
+        "vision_encoder_bytes": workload.vision_encoder,
+        "engine": {
+            "name": engine.name,
+            "prefix_caching": engine.prefix_caching,
+            "cuda_graphs": engine.cuda_graphs,
+            "max_num_sequences": workload.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+        },
+    }
+
+
+def _described(spec: ModelSpec, candidates: Sequence[Candidate]) -> list[str]:
+    """The sizes by which an architecture is described: those in which candidates differ, or the widest known."""
+    keys = ["num_hidden_layers", *spec.keys]
+    varied = [key for key in keys if len({candidate.sizes.get(key) for candidate in candidates}) > 1]
+    return varied or [key for key in ("num_hidden_layers", "hidden_size") if key in spec.named_sizes]
+
+
+def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available: int) -> dict[str, Any]:
+    lines = candidate.footprint.to_json()
+    total = lines.pop("total")
+    return {
+        "label": label,
+        "shown_sizes": [key for key in shown if key in candidate.sizes],
+        "sizes_count": dict(candidate.sizes),
+        "letters": candidate.letters,
+        "kept_layer_indices": list(candidate.kept),
+        "parameters": candidate.parameters,
+        "score_parameters": float(candidate.score),
+        "lines_bytes": lines,
+        "total_bytes": total,
+        "spare_bytes": available - total,
+        "fits": candidate.fits,
+    }
+
+
+def _front(spec: ModelSpec, result: SearchResult, shown: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "shown_sizes": [key for key in shown if key in candidate.sizes],
+            "sizes_count": dict(candidate.sizes),
+            "parameters": candidate.parameters,
+            "score_parameters": float(candidate.score),
+            "total_bytes": int(candidate.footprint.total),
+            "fits": candidate.fits,
+        }
+        for candidate in result.front
+    ]
+
+
+def _left(spec: ModelSpec, candidate: Candidate) -> ModelSpec:
+    """The model that a candidate leaves."""
+    return spec.resized(candidate.sizes, candidate.kept)
+
+
+def _terms(terms: Sequence[Term]) -> list[dict[str, Any]]:
+    return [term.to_json() for term in terms]
+
+
+def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> dict[str, Any]:
+    """The model's and the first few candidates' curves, the chosen one's among them."""
+    places = list(range(len(result.candidates)))
+    drawn = sorted(sorted(places, key=lambda place: (place != result.chosen, place))[:_CURVES])
+    same = (dict(result.parent.sizes), result.parent.kept)
+    models = {PARENT: spec} | {
+        labels[1 + place]: _left(spec, candidate)
+        for place in drawn
+        if (dict((candidate := result.candidates[place]).sizes), candidate.kept) != same
+    }
+    longest = spec.config.get("max_position_embeddings")
+    context = context_curves(models, result.workload, result.budget, longest if isinstance(longest, int) else None)
+    return {
+        "context": _curves(context, "tokens", "context_tokens"),
+        "batch": _curves(batch_curves(models, result.workload, result.budget), "sequences", "batch_sequences"),
+    }
+
+
+def _curves(curves: Curves, unit: str, quantity: str) -> dict[str, Any]:
+    return {
+        quantity: list(curves.points),
+        "series": [
+            {
+                "label": label,
+                "total_bytes": list(curve.totals),
+                f"largest_{unit}": curve.largest,
+                "at_largest_bytes": curve.at_largest,
+            }
+            for label, curve in curves.series.items()
+        ],
+    }
+
+
+def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, Any]]:
+    """One row an axis: the share of its importance that each layer keeps."""
+    shares = kept_importance(spec, scores, chosen.sizes, chosen.kept)
+    rows = []
+    for axis in dict.fromkeys(axis for axis, _ in shares):
+        layers = {layer: share for (name, layer), share in shares.items() if name == axis}
+        kept, whole = chosen.sizes[spec.key(axis)], spec.sizes[axis]
+        rows.append(
+            {
+                "axis": axis,
+                "label": SIZE_LABELS.get(axis, axis.replace("_", " ")),
+                "kept_count": kept,
+                "whole_count": whole,
+                "kept_share": kept / whole,
+                # An axis that all layers share has one share and names no layer.
+                "layer_indices": [layer for layer in layers if layer is not None],
+                "importance_shares": list(layers.values()),
+            }
+        )
+    return rows
+
+
+def _warnings(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What is to be known of the device and the workload, then the dead zones with the candidates that lie in them."""
+    found = [{"text": text, "source": "", "labels": []} for text in cautions(spec, result.workload, result.budget.gpu)]
+    zones: dict[tuple[str, str], list[str]] = {}
+    for label, candidate in zip(labels[1:], result.candidates, strict=True):
+        for zone in candidate.warnings:
+            zones.setdefault((zone.sentence, zone.source), []).append(label)
+    return [*found, *({"text": text, "source": source, "labels": names} for (text, source), names in zones.items())]

@@ -1,0 +1,236 @@
+"""A report as Markdown: what one would paste into a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minitron.report import training as report_training
+from minitron.report.sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
+from minitron.report.text import (
+    ORIGIN_LABELS,
+    SPEED_COLUMNS,
+    Document,
+    budget_sum,
+    changes,
+    chosen,
+    device,
+    how_obtained,
+    is_parent,
+    limit,
+    line_label,
+    sequences,
+    serving,
+    warned,
+    warning_text,
+)
+from minitron.units import format_bytes, format_parameters
+
+
+def to_markdown(document: Document) -> str:
+    """The report as GitHub-flavoured Markdown, from the document alone."""
+    sections = [
+        [f"## {_text(document['model']['name'])} on {_text(device(document))}", "", _text(document["summary"])],
+        _memory(document),
+        _candidates(document),
+        _layers(document),
+        _sieves(document),
+        _training(document),
+        _limits(document),
+        _terms(document),
+        _remedies(document),
+        _warnings(document),
+        _speed(document),
+        ["### How the numbers were obtained", "", *(f"- {_text(line)}" for line in how_obtained(document))],
+        _command(document),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table and on one line."""
+    for sign in "\\`*_[]<>|#":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())
+
+
+def _code(text: str) -> str:
+    """Text as code: fenced by more backticks than it holds in a row."""
+    text = " ".join(text.splitlines())
+    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+    fence = "`" * (longest + 1)
+    # A bar would end the cell even inside code.
+    return f"{fence}{' ' if longest else ''}{text.replace('|', chr(92) + '|')}{' ' if longest else ''}{fence}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """A table whose first `words` columns are set to the left, the others to the right."""
+    rule = [":--" if place < words else "--:" for place in range(len(columns))]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
+
+
+def _memory(document: Document) -> list[str]:
+    parent, best = document["parent"], chosen(document)
+    models = [parent] if best is None or is_parent(document, best) else [parent, best]
+    names = list(dict.fromkeys(name for model in models for name, count in model["lines_bytes"].items() if count))
+    rows = [
+        [line_label(name), *(format_bytes(model["lines_bytes"].get(name, 0)) for model in models)] for name in names
+    ]
+    rows.append(["**total**", *(f"**{format_bytes(model['total_bytes'])}**" for model in models)])
+    rows.append(["budget", *(format_bytes(document["budget"]["available_bytes"]) for _ in models)])
+    rows.append(["to spare", *(format_bytes(model["spare_bytes"]) for model in models)])
+    columns = ["", "the model", *(f"chosen ({model['label']})" for model in models[1:])]
+    head = f"### Memory at {_text(serving(document))}, budget {_text(budget_sum(document))}"
+    return [head, "", *_table(columns, rows)]
+
+
+def _candidates(document: Document) -> list[str]:
+    found, model = document["candidates"], document["model"]
+    if not found:
+        return []
+    keys = [key for key in model["sizes_count"] if any(key in changes(document, candidate) for candidate in found)]
+
+    def row(candidate: Mapping[str, Any], label: str) -> list[str]:
+        sizes = [candidate["sizes_count"].get(key) for key in keys]
+        scored = format_parameters(candidate["score_parameters"])
+        return [
+            label,
+            *("-" if size is None else f"{size:,}" for size in sizes),
+            format_parameters(candidate["parameters"]),
+            *([scored] if _ranked_otherwise(document) else []),
+            format_bytes(candidate["total_bytes"]),
+            format_bytes(candidate["spare_bytes"]),
+        ]
+
+    labels = [candidate["label"] + (" (!)" if warned(document, candidate) else "") for candidate in found]
+    labels[document["chosen_index"]] = f"**{labels[document['chosen_index']]} chosen**"
+    columns = ["", *(_text(model["size_labels"][key]) for key in keys), "parameters"]
+    columns += [*(["effective"] if _ranked_otherwise(document) else []), "memory", "to spare"]
+    rows = [row(document["parent"], "the model"), *(row(c, label) for c, label in zip(found, labels, strict=True))]
+    told = f"{document['feasible_architectures']:,} of {document['searched_architectures']:,} architectures fit; "
+    return ["### Candidates", "", told + _text(document["ranking"]) + ":", "", *_table(columns, rows)]
+
+
+def _ranked_otherwise(document: Document) -> bool:
+    """Whether the score is something else than the parameters."""
+    return any(candidate["score_parameters"] != candidate["parameters"] for candidate in document["candidates"])
+
+
+def _layers(document: Document) -> list[str]:
+    best = chosen(document)
+    if best is None or is_parent(document, best):
+        return []
+    letters, kept = document["model"]["letters"], set(best["kept_layer_indices"])
+    dropped = [f"{layer} ({letters[layer]})" for layer in range(len(letters)) if layer not in kept]
+    marks = "".join(letter if layer in kept else "." for layer, letter in enumerate(letters))
+    legend = ", ".join(f"{letter} {kind}" for letter, kind in document["model"]["kinds"].items())
+    gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "Every layer stays."
+    return ["### Layers", "", "```", f"model   {letters}", f"chosen  {marks}", "```", "", f"{legend}. {gone}"]
+
+
+def _sieves(document: Document) -> list[str]:
+    if document["sieves"] is None:
+        return []
+    verdicts = in_order(document)
+    rows = [[_text(cell) for cell in cells(document, verdict)] for verdict in verdicts[:ROWS]]
+    for row, verdict in zip(rows, verdicts, strict=False):
+        if is_built(document, verdict):
+            row[0] = f"**{row[0]}**"
+    left = len(verdicts) - len(rows)
+    more = ["", f"{left} more were measured; report.html and report.json hold them."] if left else []
+    told = [f"- {_text(line)}" for line in sentences(document)]
+    return ["### How it was chosen", "", *told, "", *_table(COLUMNS, rows), *more]
+
+
+def _training(document: Document) -> list[str]:
+    if document.get("training") is None:
+        return []
+    found = [[_text(cell) for cell in row] for row in report_training.rows(document)]
+    place = document["training"]["selected_index"]
+    found[place][0] = f"**{found[place][0]}**"
+    head = [_text(column) for column in report_training.columns(document)]
+    said = _text(report_training.sentence(document))
+    return ["### How it was brought back", "", said, "", *_table(head, found, 0)]
+
+
+def _limits(document: Document) -> list[str]:
+    curves, workload = document["curves"], document["workload"]
+    contexts, batches = curves["context"]["series"], curves["batch"]["series"]
+    columns = [
+        "",
+        f"longest context at {sequences(workload['batch_sequences'])}, tokens",
+        f"most sequences at {workload['context_tokens']:,} tokens",
+    ]
+    rows = [
+        [
+            "the model" if context["label"] == "model" else context["label"],
+            limit(context, "tokens"),
+            limit(batch, "sequences"),
+        ]
+        for context, batch in zip(contexts, batches, strict=True)
+    ]
+    return ["### What fits at most", "", *_table(columns, rows)]
+
+
+def _terms(document: Document) -> list[str]:
+    best = chosen(document)
+    which = "parent" if best is None or is_parent(document, best) else "chosen"
+    found = document["terms"][which]
+    rows = [
+        [term["title"], f"{term['bytes']:,}", _text(term["formula"]), _text(term["filled"]), term["origin"]]
+        for term in found
+    ]
+    what = "the model" if which == "parent" or best is None else f"the chosen one, {best['label']}"
+    columns = ["", "bytes", "formula", "filled in", "origin"]
+    origins = dict.fromkeys(term["origin"] for term in found)
+    legend = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
+    return [f"### How each term of {what} is reckoned", "", *_table(columns, rows, 5), "", legend + "."] if rows else []
+
+
+def _remedies(document: Document) -> list[str]:
+    rows = [
+        [
+            _text(r["change"]),
+            _code(r["flags"]) if r["flags"] else "",
+            format_bytes(r["total_bytes"]),
+            format_bytes(r["spare_bytes"]),
+        ]
+        for r in document["remedies"]
+    ]
+    return (
+        ["### What else would make it fit", "", *_table(["", "options", "needs", "to spare"], rows, 2)] if rows else []
+    )
+
+
+def _warnings(document: Document) -> list[str]:
+    told = [
+        f"- {_text(warning_text(warning))}" + (f" ({_text(warning['source'])})" if warning["source"] else "")
+        for warning in document["warnings"]
+    ]
+    return ["### Warnings", "", *told] if told else []
+
+
+def _speed(document: Document) -> list[str]:
+    speed = document["speed"]
+    if speed is None:
+        return []
+    rows = [
+        [
+            _text(row["label"]),
+            f"{row['batch_sequences']:,}",
+            f"{row['output_tokens_per_s']:,.4g}",
+            f"{row['decode_tokens_per_s']:,.4g}",
+            f"{row['prefill_tokens_per_s']:,.0f}",
+            f"{row['first_token_s']:.3g}",
+        ]
+        for row in speed["rows"]
+    ]
+    columns = list(SPEED_COLUMNS)
+    return ["### Speed, an estimate", "", _text(speed["note"]), "", *_table(columns, rows)]
+
+
+def _command(document: Document) -> list[str]:
+    # On one line, so that nothing in it ends the code.
+    typed = [" ".join(document[name].splitlines()) for name in ("command", "serve") if document[name]]
+    made = f"Made by Minitron {_text(document['minitron'])}"
+    return [made + ":", "", "~~~~sh", *typed, "~~~~"] if typed else [made + "."]

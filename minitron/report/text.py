@@ -1,0 +1,242 @@
+"""What a report says in words: made of the document alone, and the same on the page and in the Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from minitron.memory.footprint_lines import TITLES
+from minitron.units import format_bytes, format_parameters
+
+Document = Mapping[str, Any]
+
+TIMES: Final = "\u00d7"
+MINUS: Final = "\u2212"
+
+SIZE_LABELS: Final[dict[str, str]] = {
+    "num_hidden_layers": "layers",
+    "hidden": "hidden",
+    "vocab": "vocabulary",
+    "ffn": "FFN",
+    "query_head": "query heads",
+    "kv_head": "KV heads",
+    "qk_head_dim": "head width",
+    "v_head_dim": "head width",
+    "mamba_head": "Mamba heads",
+    "mamba_head_dim": "Mamba head width",
+    "mamba_group": "Mamba groups",
+    "ssm_state": "SSM state",
+    "conv_kernel": "convolution taps",
+    "expert": "experts",
+    "expert_ffn": "expert FFN",
+    "shared_ffn": "shared FFN",
+    "latent_in": "latent",
+    "latent_out": "latent",
+}
+"""axis -> how a reader calls its size; axes that are not here are called by their name."""
+
+KIND_LABELS: Final[dict[str, str]] = {
+    "mamba": "Mamba-2",
+    "attention": "attention",
+    "mlp": "MLP",
+    "moe": "mixture of experts",
+    "decoder": "attention + MLP",
+}
+"""kind of a layer -> how a reader calls it."""
+
+ORIGIN_LABELS: Final[dict[str, str]] = {
+    "exact": "follows from config.json and the workload alone",
+    "published": "from a publication or an engine's source",
+    "estimated": "from logs of other runs; yours will differ",
+    "given": "stated by whoever asked",
+}
+"""origin of a number -> what that means."""
+
+
+SPEED_COLUMNS: Final = ("", "sequences", "output, tokens/s", "decode, tokens/s", "prefill, tokens/s", "first token, s")
+"""The columns of the table of speeds; output is that of answers over the time of prompts and answers."""
+
+
+def model_name(model: str) -> str:
+    """What a model is called: of a path its last part, without `config.json` and the ending."""
+    path = Path(model)
+    if path.name == "config.json":
+        path = path.resolve().parent if path.parent == Path() else path.parent
+    return (path.name.removesuffix(".json") or path.resolve().name) if model else "the model"
+
+
+def line_label(name: str) -> str:
+    """How a line of a footprint is called."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def memory_unit(document: Document) -> tuple[str, int]:
+    """The unit of all memory axes, and its bytes: the largest in which the budget or the model comes to one."""
+    most = max(document["budget"]["available_bytes"], document["parent"]["total_bytes"])
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    return next((unit for unit in units if most >= unit[1]), units[-1])
+
+
+def parameter_unit(document: Document) -> tuple[str, float]:
+    """The unit of all axes of parameters, and how many it is: billions, millions or thousands."""
+    units = (("B", 1e9), ("M", 1e6), ("k", 1e3))
+    return next((unit for unit in units if document["parent"]["parameters"] >= unit[1]), units[-1])
+
+
+def sequences(count: int) -> str:
+    """`1 sequence`, `8 sequences`."""
+    return "1 sequence" if count == 1 else f"{count:,} sequences"
+
+
+def serving(document: Document) -> str:
+    """The workload in words: 131,072 tokens times 1 sequence."""
+    workload = document["workload"]
+    return f"{workload['context_tokens']:,} tokens {TIMES} {sequences(workload['batch_sequences'])}"
+
+
+def device(document: Document) -> str:
+    """What there is: the GPU's name, or the budget."""
+    gpu, gpus = document["gpu"], document["workload"]["tensor_parallel_gpus"]
+    if gpu is None:
+        return f"a budget of {format_bytes(document['budget']['available_bytes'])}"
+    return str(gpu["name"]) if gpus == 1 else f"{gpus} {TIMES} {gpu['name']}"
+
+
+def chosen(document: Document) -> Mapping[str, Any] | None:
+    """The chosen candidate, None where nothing fits."""
+    place = document["chosen_index"]
+    found: Mapping[str, Any] | None = None if place is None else document["candidates"][place]
+    return found
+
+
+def is_parent(document: Document, candidate: Mapping[str, Any]) -> bool:
+    """Whether a candidate is the model as it is."""
+    return all(candidate[part] == document["parent"][part] for part in ("sizes_count", "kept_layer_indices"))
+
+
+def architecture(document: Document, candidate: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
+    """The sizes that tell candidates apart: `56 layers, hidden 4,480, FFN 15,680`."""
+    labels, sizes = document["model"]["size_labels"], candidate["sizes_count"]
+    told = []
+    for key in candidate["shown_sizes"] if keys is None else keys:
+        size = sizes.get(key)
+        if size is None:
+            told.append(f"no {labels[key]}")
+        else:
+            told.append(f"{size:,} layers" if key == "num_hidden_layers" else f"{labels[key]} {size:,}")
+    return ", ".join(told)
+
+
+def changes(document: Document, candidate: Mapping[str, Any]) -> list[str]:
+    """Config keys whose size the candidate changes; a size that no layer has any more among them."""
+    before = document["parent"]["sizes_count"]
+    return [key for key, size in before.items() if candidate["sizes_count"].get(key) != size]
+
+
+def verdict(document: Document) -> str:
+    """Whether the model fits as it is, and by how much."""
+    parent, spare = document["parent"], document["parent"]["spare_bytes"]
+    budget = format_bytes(document["budget"]["available_bytes"])
+    if spare >= 0:
+        return f"It needs {format_bytes(parent['total_bytes'])} of {budget}: {format_bytes(spare)} to spare."
+    weights = parent["lines_bytes"].get("weights", 0)
+    alone = " Its weights alone exceed the budget." if weights > document["budget"]["available_bytes"] else ""
+    return f"It needs {format_bytes(parent['total_bytes'])} of {budget}: {format_bytes(-spare)} too much.{alone}"
+
+
+def summary(document: Document) -> str:
+    """Fits or not, by how much, and what was chosen: one sentence."""
+    name, parent, best = document["model"]["name"], document["parent"], chosen(document)
+    fits, spare = parent["fits"], parent["spare_bytes"]
+    head = (
+        f"{name} {'fits' if fits else 'does not fit'} {device(document)} at {serving(document)}: it needs "
+        f"{format_bytes(parent['total_bytes'])} of {format_bytes(document['budget']['available_bytes'])}, "
+        f"{format_bytes(abs(spare))} {'to spare' if fits else 'too much'}"
+    )
+    if best is None:
+        return f"{head}, and none of {document['searched_architectures']:,} smaller architectures fits either."
+    if is_parent(document, best):
+        return f"{head}, so nothing has to be cut."
+    kept = best["parameters"] / parent["parameters"]
+    return (
+        f"{head}; cut to {architecture(document, best, changes(document, best))} it keeps "
+        f"{format_parameters(best['parameters'])} parameters ({kept:.0%}) and needs "
+        f"{format_bytes(best['total_bytes'])}, "
+        f"{format_bytes(best['spare_bytes'])} to spare."
+    )
+
+
+def budget_terms(document: Document) -> str:
+    """What the budget is reckoned from: 22.060 GiB times 0.95 - 1.300 GiB reserved."""
+    budget = document["budget"]
+    used = f" {TIMES} {budget['utilization_share']:g}" if budget["utilization_share"] < 1 else ""
+    reserved = f" {MINUS} {format_bytes(budget['reserve_bytes'])} reserved" if budget["reserve_bytes"] else ""
+    return f"{format_bytes(budget['usable_bytes'])}{used}{reserved}"
+
+
+def budget_sum(document: Document) -> str:
+    """The same with what it comes to, where that is something else."""
+    terms, result = budget_terms(document), format_bytes(document["budget"]["available_bytes"])
+    return result if terms == result else f"{terms} = {result}"
+
+
+def numbers_kept(document: Document) -> str:
+    """In which formats the numbers are kept."""
+    workload = document["workload"]
+    parts = [f"weights {workload['weights']}", f"keys and values {workload['kv']}"]
+    parts += [f"{component} {form}" for component, form in workload["keep"].items()]
+    if "ssm_state" in document["model"]["sizes_count"] or "ssm_state" in document["parent"]["lines_bytes"]:
+        parts += [f"SSM state {workload['ssm_state']}", f"convolution state {workload['conv_state']}"]
+    return ", ".join(parts)
+
+
+def how_obtained(document: Document) -> list[str]:
+    """How the numbers came about, a sentence each."""
+    workload = document["workload"]
+    told = [
+        "All sizes follow from config.json alone; no weight was read and nothing was run."
+        if document["sieves"] is None
+        else "All sizes follow from config.json alone; what candidates lose was measured on the weights.",
+        f"{document['searched_architectures']:,} architectures were counted one by one, "
+        f"{document['feasible_architectures']:,} of them fit; the list is {document['ranking']}.",
+        f"Numbers are kept as: {numbers_kept(document)}.",
+        "The engine is plain: the sum of what the model holds and its sequences keep, nothing rounded to blocks."
+        if workload["engine"]["name"] == "plain"
+        else f"The engine is {workload['engine']['name']}: memory is counted in its blocks, with its buffers.",
+    ]
+    if workload["tensor_parallel_gpus"] > 1:
+        told.append(f"Sizes are those of one of {workload['tensor_parallel_gpus']} GPUs that share the model.")
+    estimated = [term["title"] for term in document["terms"]["parent"] if term["origin"] == "estimated"]
+    if estimated:
+        told.append(f"Estimated, not counted: {', '.join(estimated)}.")
+    told.append("1 GiB = 2^30 bytes, 1 MiB = 2^20 bytes; 1k tokens = 1,024.")
+    return told
+
+
+def limit(series: Mapping[str, Any], unit: str) -> str:
+    """The largest context or batch at which one model fits, in words."""
+    largest = series[f"largest_{unit}"]
+    if largest is None:
+        return "any"
+    return f"{largest:,}" if largest else "none"
+
+
+def warned(document: Document, candidate: Mapping[str, Any]) -> bool:
+    """Whether a warning is about this very candidate."""
+    return any(candidate["label"] in warning["labels"] for warning in document["warnings"])
+
+
+def warning_text(warning: Mapping[str, Any]) -> str:
+    """A warning with the candidates that it is about in front."""
+    return f"{', '.join(warning['labels'])}: {warning['text']}" if warning["labels"] else str(warning["text"])
+
+
+def task_metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`birds acc` -> value, of lm-eval's metrics by task; standard errors are left out."""
+    return {
+        f"{task} {metric}": value
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+        if "_stderr" not in metric
+    }

@@ -1,0 +1,1 @@
+"""Which architectures fit a budget, and which of them keep the most."""

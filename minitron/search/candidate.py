@@ -1,0 +1,67 @@
+"""One architecture of a search: its sizes, its layers, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitron.memory.footprint import Footprint
+from minitron.search.depth import Kept
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A warning about one candidate."""
+
+    name: str
+    """What it is about."""
+
+    sentence: str
+    """What the candidate does, and what was seen of the like."""
+
+    source: str
+    """Where it was published."""
+
+    def to_json(self) -> dict[str, str]:
+        """The fields by name."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One architecture and what it costs."""
+
+    sizes: Mapping[str, int]
+    """config key -> size, num_hidden_layers among them; also those that stay, but none that no layer has any more."""
+
+    kept: Kept
+    """Kept layers of the parent."""
+
+    letters: str
+    """One letter a kept layer."""
+
+    parameters: int
+    """Without the multi-token-prediction block."""
+
+    footprint: Footprint
+    fits: bool
+
+    score: float
+    """Effective parameters where scores were given, else parameters."""
+
+    warnings: tuple[Zone, ...] = ()
+    """Where published runs of the like went wrong."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate as a JSON object, bytes as whole numbers."""
+        return {
+            "sizes": dict(self.sizes),
+            "layers": self.letters,
+            "kept_layers": list(self.kept),
+            "parameters": self.parameters,
+            "footprint": self.footprint.to_json(),
+            "fits": self.fits,
+            "score": self.score,
+            "warnings": [zone.to_json() for zone in self.warnings],
+        }

@@ -1,0 +1,241 @@
+"""The lattice: every architecture that a search looks at, as depths times a list of sizes for each width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.errors import MinitronError
+from minitron.model.families import Rule
+from minitron.model.spec import ModelSpec
+from minitron.search.depth import Kept
+from minitron.search.search_steps import (
+    STEPS,
+    Choice,
+    LatticeOptions,
+    Times,
+    default_sizes,
+    default_widths,
+    fewest_layers,
+    parse_widths,
+    router_groups,
+)
+
+__all__ = [
+    "STEPS",
+    "Choice",
+    "Lattice",
+    "LatticeOptions",
+    "Points",
+    "Times",
+    "default_sizes",
+    "default_widths",
+    "fewest_layers",
+    "joined",
+    "parse_widths",
+]
+
+Whole = NDArray[np.int64]
+
+
+def _axes(rule: Rule) -> frozenset[str]:
+    """The axes in a tensor's shape and in its name."""
+    return rule.axes | frozenset(rule.pattern.axes)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Depths times widths."""
+
+    spec: ModelSpec
+
+    depths: tuple[Kept, ...]
+    """Kept layers of every depth to try."""
+
+    widths: Mapping[str, tuple[Choice, ...]]
+    """config key -> the sizes to try; a key that is not here stays at the model's size, but for axes whose groups are
+    cut: they follow, so that each group that stays is whole."""
+
+    def __post_init__(self) -> None:
+        if not self.depths or len(set(self.depths)) < len(self.depths):
+            raise MinitronError("the lattice needs depths that differ; give each of them once.")
+        for axis, group in self.spec.family.grouped.items():
+            key = self.spec.key(axis) if axis in self.spec.sizes else ""
+            if self.spec.key(group) not in self.widths:
+                for choice in self.widths.get(key, ()):
+                    if isinstance(choice, int) and choice % self.spec.sizes[group]:
+                        raise MinitronError(
+                            f"{key} = {choice} is no multiple of {self.spec.key(group)} = {self.spec.sizes[group]}; "
+                            "choose one, so that each group keeps the same number."
+                        )
+
+    @property
+    def points(self) -> int:
+        """How many points the lattice has, those that break a constraint among them."""
+        return len(self.depths) * prod(len(choices) for choices in self.widths.values())
+
+    @cached_property
+    def followers(self) -> dict[str, str]:
+        """axis that nobody names -> the axis of its groups, whose sizes are searched: query heads of KV heads."""
+        grouped = self.spec.family.grouped.items()
+        return {
+            axis: group
+            for axis, group in grouped
+            if axis in self.spec.sizes
+            and self.spec.key(group) in self.widths
+            and self.spec.key(axis) not in self.widths
+        }
+
+    @cached_property
+    def varied(self) -> frozenset[str]:
+        """The axes that have more than the model's own size."""
+        return frozenset(axis for key in self.widths for axis in self.spec.keys[key]) | frozenset(self.followers)
+
+    @cached_property
+    def _hidden(self) -> Whole:
+        """The sizes of the residual stream to try."""
+        key = self.spec.key("hidden")
+        return np.array(self.widths.get(key, (self.spec.sizes["hidden"],)), dtype=np.int64)
+
+    @cached_property
+    def _tables(self) -> dict[str, Whole]:
+        """config key -> [hidden sizes, choices] its size; 0 where the choice is out of the question there."""
+        hidden_key = self.spec.key("hidden")
+        tables: dict[str, Whole] = {}
+        for key, choices in self.widths.items():
+            if key == hidden_key:
+                continue
+            rows = []
+            for hidden in self._hidden.tolist():
+                row = [choice if isinstance(choice, int) else round(choice.factor * hidden) for choice in choices]
+                # A ratio may ask for more than there is, or for a size that another choice has named.
+                rows.append(
+                    [n if n <= self.spec.named_sizes[key] and n not in row[:i] else 0 for i, n in enumerate(row)]
+                )
+            tables[key] = np.array(rows, dtype=np.int64)
+        return tables
+
+    def values(self, axis: str) -> tuple[int, ...]:
+        """Every size that some point gives to an axis, ascending."""
+        key = self.spec.key(axis)
+        if axis == "hidden":
+            return tuple(sorted(set(self._hidden.tolist())))
+        if key in self._tables:
+            return tuple(sorted(set(self._tables[key].ravel().tolist()) - {0}))
+        if group := self.followers.get(axis):
+            return tuple(self.spec.sizes[axis] // self.spec.sizes[group] * size for size in self.values(group))
+        return (self.spec.sizes[axis],)
+
+    @cached_property
+    def kinds(self) -> dict[str, Whole]:
+        """layer kind -> [depths] how many of it each depth keeps."""
+        return {
+            kind: np.array([sum(self.spec.layers[layer] == kind for layer in kept) for kept in self.depths])
+            for kind in dict.fromkeys(self.spec.layers)
+        }
+
+    @cached_property
+    def has(self) -> dict[str, NDArray[np.bool_]]:
+        """config key -> [depths] whether a layer that has its axes, or the model outside layers, stays."""
+        always = np.ones(len(self.depths), dtype=bool)
+        users = {
+            axis: [kind for kind, rules in self.spec.rules.items() if any(axis in _axes(rule) for rule in rules)]
+            for axis in self.spec.sizes
+        }
+        return {
+            key: np.any([self.kinds[kind] > 0 if kind in self.kinds else always for kind in users[axes[0]]], axis=0)
+            for key, axes in self.spec.keys.items()
+        }
+
+    def chunks(self, length: int = 2**18) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
+        """All points in blocks of at most `length`, larger sizes first, each with a mask of those that keep the
+        constraints.  The arrays of a block are as small as they can be and broadcast against each other."""
+        shape = (len(self.depths), len(self._hidden), *(table.shape[1] for table in self._tables.values()))
+        for block in _blocks(shape, length):
+            depth, hidden, *others = (
+                np.arange(part.start, part.stop).reshape([-1 if i == place else 1 for i in range(len(shape))])
+                for place, part in enumerate(block)
+            )
+            sizes: dict[str, Whole] = {}
+            if self.spec.key("hidden") in self.widths:
+                sizes["hidden"] = self._hidden[hidden]
+            for (key, table), choice in zip(self._tables.items(), others, strict=True):
+                # Only a size given as a multiple differs from one hidden size to the next.
+                along = hidden if (table != table[0]).any() else np.zeros_like(hidden[:, :1])
+                size = table[along, choice]
+                if not self.has[key].all():
+                    # Without a layer that has the axis its sizes are all the same model: the first stands for it.
+                    only = np.where(choice == 0, self.spec.named_sizes[key], 0)
+                    size = np.where(self.has[key][depth], size, only)
+                sizes |= dict.fromkeys(self.spec.keys[key], size)
+            for axis, group in self.followers.items():
+                sizes[axis] = sizes[group] * (self.spec.sizes[axis] // self.spec.sizes[group])
+            points = Points(depth, sizes, tuple(part.stop - part.start for part in block))
+            yield points, np.broadcast_to(self._allowed(points), points.shape)
+
+    def _allowed(self, points: Points) -> NDArray[np.bool_]:
+        """[points] whether each keeps whole groups, enough experts, and nothing that the model does not have."""
+        allowed = np.ones((1,) * len(points.shape), dtype=bool)
+        whole: dict[str, Any] = {**self.spec.sizes, **points.sizes}
+        for axis, size in points.sizes.items():
+            least = self.spec.experts_per_token if axis == "expert" else 1
+            allowed = allowed & (size >= least) & (size % router_groups(self.spec, axis) == 0)
+        for axis, group in self.spec.family.grouped.items():
+            if axis in points.sizes or group in points.sizes:
+                inside = self.spec.sizes[axis] // self.spec.sizes[group]
+                groups = np.maximum(whole[group], 1)
+                allowed = allowed & (whole[axis] % groups == 0) & (whole[axis] // groups <= inside)
+        for axis, unit in self.spec.family.multiples.items():
+            if axis in points.sizes or unit in points.sizes:
+                allowed = allowed & (whole[axis] % np.maximum(whole[unit], 1) == 0)
+        return allowed
+
+
+def _blocks(shape: tuple[int, ...], length: int) -> Iterator[tuple[slice, ...]]:
+    """A grid in blocks of at most `length` points, in row-major order."""
+    inner = prod(shape[1:])
+    if inner <= length or len(shape) == 1:
+        rows = max(1, length // inner)
+        for start in range(0, shape[0], rows):
+            yield slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:])
+    else:
+        for row in range(shape[0]):
+            for rest in _blocks(shape[1:], length):
+                yield slice(row, row + 1), *rest
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some points of a lattice, as arrays that broadcast against each other."""
+
+    depth: Whole
+    """Index into Lattice.depths."""
+
+    sizes: Mapping[str, Whole]
+    """axis -> its size, for the axes that the lattice varies."""
+
+    shape: tuple[int, ...]
+    """What the arrays broadcast to."""
+
+    def spread(self, values: Any) -> NDArray[Any]:
+        """One value a point, from values that may be the same for many."""
+        return np.broadcast_to(np.asarray(values), self.shape)
+
+    def select(self, which: NDArray[np.int64]) -> Points:
+        """The points at the given places in row-major order, as flat arrays."""
+        place = np.unravel_index(which, self.shape)
+        sizes = {axis: self.spread(size)[place] for axis, size in self.sizes.items()}
+        return Points(self.spread(self.depth)[place], sizes, which.shape)
+
+
+def joined(parts: Sequence[Points]) -> Points:
+    """Several flat selections of one lattice's points as one."""
+    depth = np.concatenate([part.depth for part in parts])
+    sizes = {axis: np.concatenate([part.sizes[axis] for part in parts]) for axis in parts[0].sizes}
+    return Points(depth, sizes, depth.shape)

@@ -1,0 +1,336 @@
+"""The search: every point of a lattice is counted in closed form, what fits the budget is ranked, the best come back.
+
+Nothing is loaded and nothing is guessed: a candidate's bytes follow from its sizes alone (minitron.memory.footprint).
+Points are counted in chunks, so that memory stays bounded however large the lattice is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.errors import MinitronError, NothingFits
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import Footprint, footprint
+from minitron.memory.parallel import splits
+from minitron.memory.precision import Precision, Tally, precision_of, tally
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec
+from minitron.search.candidate import Candidate, Zone
+from minitron.search.dead_zones import dead_zones
+from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
+from minitron.search.effective_parameters import Shares
+from minitron.search.lattice import Lattice, LatticeOptions, Points, default_widths, fewest_layers, parse_widths
+from minitron.search.pareto import Best, Front
+from minitron.search.search_steps import DEPTH, config_key
+from minitron.units import format_bytes
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+
+SORTS: Final = {
+    "score": "ranked by {score}",
+    "memory": "ranked by memory, the largest that fits first",
+}
+"""How candidates can be ordered -> how the order is told."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What to rank by in the place of effective parameters."""
+
+    of: Callable[[Points], Any]
+    """Points of the lattice with one depth a layout (`one_a_layout`) -> what each is worth, as an array that broadcasts
+    to their shape: larger is better."""
+
+    ranking: str
+    """What it is, in words: `ranked by` stands before it."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What fits."""
+
+    budget: Budget
+    workload: Workload
+
+    parent: Candidate
+    """The model as it is."""
+
+    candidates: tuple[Candidate, ...]
+    """The best that fit, best first; no two are equal."""
+
+    searched: int
+    """Architectures counted."""
+
+    feasible: int
+    """Those of them that fit."""
+
+    ranking: str
+    """By what the candidates are ordered, in words."""
+
+    chosen: int = 0
+    """Index of the candidate to build."""
+
+    front: tuple[Candidate, ...] = ()
+    """The architectures that no other beats in (memory, score), the smallest first, whether they fit or not, up to the
+    memory of the model itself; thinned to some dozens (minitron.search.pareto)."""
+
+    @property
+    def best(self) -> Candidate:
+        """The chosen candidate."""
+        return self.candidates[self.chosen]
+
+    @property
+    def warnings(self) -> tuple[Zone, ...]:
+        """What published runs say against the chosen candidate."""
+        return self.best.warnings
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `minitron plan`; sizes in bytes."""
+        gpu = self.budget.gpu
+        return {
+            "gpu": None if gpu is None else gpu.name,
+            "workload": self.workload.to_json(),
+            "budget": self.budget.to_json(),
+            "parent": self.parent.to_json(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "chosen": self.chosen,
+            "searched": self.searched,
+            "feasible": self.feasible,
+            "ranking": self.ranking,
+            "front": [candidate.to_json() for candidate in self.front],
+        }
+
+
+def build_lattice(
+    spec: ModelSpec,
+    workload: Workload,
+    *,
+    lattice: Mapping[str, str] | None = None,
+    layers: int | None = None,
+    pattern: str | None = None,
+    keep_attention: int | None = None,
+    scores: Scores | None = None,
+    options: LatticeOptions | None = None,
+) -> Lattice:
+    """The lattice that a person asks for.
+
+    `lattice` is config key -> sizes as typed (`4480,4800` or `3x,3.5x`); once it names one key, what neither it nor the
+    options name stays at the model's size.  `layers` or `pattern` set the depth.  What none of them says follows from
+    the table minitron.search.search_steps.STEPS.  Raises MinitronError for what contradicts itself or cannot be
+    reached."""
+    options = options or LatticeOptions()
+    by_hand = dict(lattice or {})
+    counts = by_hand.pop(DEPTH, None)
+    if sum(given is not None for given in (layers, pattern, counts)) > 1:
+        raise MinitronError("the depth is given twice; choose one of --layers, --pattern and num_hidden_layers.")
+    if pattern is not None and keep_attention is not None:
+        raise MinitronError("--pattern says which attention layers stay, so --keep-attention has no say; give one.")
+    _require_no_contradiction(spec, options, by_hand, pattern, [layers, pattern, counts])
+    widths = default_widths(spec, options)
+    if lattice:
+        wanted = options.keys(spec)
+        widths = parse_widths(spec, by_hand) | {key: sizes for key, sizes in widths.items() if key in wanted}
+    numbers = [layers] if layers is not None else _layer_counts(counts) if counts else []
+    limits: dict[str, Any] = {"scores": scores, "keep_attention": keep_attention, "limits": options.layers}
+    if pattern is not None:
+        kept: tuple[Kept, ...] = (match_pattern(spec, pattern, scores),)
+    elif numbers:
+        kept = tuple(depth_of(spec, workload, number, **limits) for number in numbers)
+    else:
+        still = (
+            lattice and DEPTH not in options.keys(spec) and options.layers == LayerLimits() and not options.every_mix
+        )
+        fewest = len(spec.layers) if still else fewest_layers(spec, options)
+        kept = (mixes if options.every_mix else depths)(spec, workload, fewest, **limits)
+    return Lattice(spec, _in_steps(spec, kept, options), widths)
+
+
+def _require_no_contradiction(
+    spec: ModelSpec, options: LatticeOptions, by_hand: Mapping[str, str], pattern: str | None, depth: list[Any]
+) -> None:
+    """Raise MinitronError where the options and the rest say different things about one axis."""
+    wanted, left = options.keys(spec), {config_key(spec, name, cut=False) for name in options.leave}
+    for key in by_hand:
+        if key in wanted | left:
+            raise MinitronError(f"{key} has its sizes from the lattice, so no other option has a say; give one.")
+    if DEPTH in wanted | left and any(given is not None for given in depth):
+        raise MinitronError("the depth is given, so no option about num_hidden_layers has a say; give one.")
+    if pattern is not None and (options.layers != LayerLimits() or options.every_mix):
+        raise MinitronError("--pattern says which layers stay, so limits on them have no say; give one.")
+    if options.every_mix and any(given is not None for given in depth):
+        raise MinitronError("the depth is given, so there is one mix of layers only; leave one of the two out.")
+
+
+def _in_steps(spec: ModelSpec, kept: tuple[Kept, ...], options: LatticeOptions) -> tuple[Kept, ...]:
+    """The depths that are a multiple of what was asked for, the first always."""
+    multiple = options.step(spec, "layer").multiple
+    return tuple(one for place, one in enumerate(kept) if place == 0 or len(one) % multiple == 0)
+
+
+def _layer_counts(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise MinitronError(f"num_hidden_layers: {text!r} is no list of numbers; write it like 54,56.")
+    return sorted({int(word) for word in words}, reverse=True)
+
+
+def search(
+    lattice: Lattice,
+    workload: Workload,
+    budget: Budget,
+    *,
+    scores: Scores | None = None,
+    sort: str = "score",
+    worth: Worth | None = None,
+    top: int = 10,
+) -> SearchResult:
+    """The `top` best architectures of the lattice that fit the budget.
+
+    `sort` is a name in SORTS: `score` ranks by effective parameters (minitron.search.effective_parameters) where scores
+    are given and by kept parameters where not, `memory` by the footprint; of equal ones the first of the lattice comes
+    first.  `worth` stands in for `score`, also in the front; a candidate's own score is not changed by it. Raises
+    MinitronError where nothing fits, with what the smallest lacks."""
+    if sort not in SORTS:
+        raise MinitronError(f"candidates cannot be sorted by {sort!r}; choose {' or '.join(SORTS)}.")
+    if top < 1:
+        raise MinitronError(f"a list of the best {top} is empty; ask for at least 1.")
+    lattice = one_a_layout(lattice, scores)
+    spec = lattice.spec
+    shares = None if scores is None else Shares(lattice, scores)
+    worth = worth or default_worth(lattice, scores, shares)
+    count = _Counter(workload, budget, precision_of(spec, workload.weights, workload.keep))
+    whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
+    parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
+    best, front = Best(top), Front(parent.footprint.total, budget.available)
+    smallest: tuple[int, Points] | None = None
+    searched = feasible = 0
+    for points, allowed, totals in count.blocks(lattice):
+        values = points.spread(worth.of(points))
+        fits = allowed & (totals <= budget.available)
+        searched += int(np.count_nonzero(allowed))
+        feasible += int(np.count_nonzero(fits))
+        if not feasible and allowed.any():
+            least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
+            if smallest is None or totals.flat[least] < smallest[0]:
+                smallest = int(totals.flat[least]), points.select(np.array([least]))
+        best.add(points, fits, totals if sort == "memory" else values)
+        front.add(points, allowed, totals, values)
+    if not searched:
+        raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
+    if smallest is not None and not feasible:
+        raise NothingFits(_miss(count.candidates(lattice, None, smallest[1])[0], budget, searched))
+    return SearchResult(
+        budget=budget,
+        workload=workload,
+        parent=parent,
+        candidates=count.candidates(lattice, shares, best.points),
+        searched=searched,
+        feasible=feasible,
+        ranking=SORTS[sort].format(score=worth.ranking),
+        front=count.candidates(lattice, shares, front.points()),
+    )
+
+
+def default_worth(lattice: Lattice, scores: Scores | None, shares: Shares | None = None) -> Worth:
+    """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
+    if scores is None:
+        return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
+    shares = shares or Shares(lattice, scores)
+    return Worth(shares.effective_parameters, "effective parameters (by the scores given)")
+
+
+def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
+    """Every point of the lattice in blocks, each with a mask of the architectures that fit the budget."""
+    count = _Counter(workload, budget, precision_of(lattice.spec, workload.weights, workload.keep))
+    for points, allowed, totals in count.blocks(lattice):
+        yield points, allowed & (totals <= budget.available)
+
+
+def one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
+    """The lattice with one depth for each sequence of layers: which of several equal layers went makes no other
+    architecture.  The one that keeps the most by the scores stays, without scores the first."""
+    worth = layer_scores(lattice.spec, scores)
+    found: dict[str, Kept] = {}
+    for kept in lattice.depths:
+        letters = "".join(lattice.spec.letters[layer] for layer in kept)
+        rival = found.setdefault(letters, kept)
+        if worth is not None and worth[list(kept)].sum() > worth[list(rival)].sum():
+            found[letters] = kept
+    return replace(lattice, depths=tuple(found.values())) if len(found) < len(lattice.depths) else lattice
+
+
+def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
+    return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
+
+
+def _worth(lattice: Lattice, shares: Shares | None, points: Points) -> Any:
+    """What candidates are ranked by: effective parameters, or parameters where there are no scores."""
+    if shares is not None:
+        return shares.effective_parameters(points)
+    return lattice.spec.parameters(points.sizes, _counts(lattice, points)).total
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """How points are counted."""
+
+    workload: Workload
+    budget: Budget
+    precision: Precision
+
+    def footprint(self, spec: ModelSpec, points: Points, kept: Tally) -> Footprint:
+        """Bytes of every point; `kept` is the tally of the lattice's depths."""
+        tallied = kept.at(points.depth)
+        return footprint(spec, self.workload, self.budget.workspace, points.sizes, tally=tallied)
+
+    def blocks(self, lattice: Lattice) -> Iterator[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]:
+        """All points in blocks, each with a mask of those that keep the constraints and with their bytes."""
+        spec = lattice.spec
+        kept = tally(spec, self.precision, lattice.depths)
+        for points, allowed in lattice.chunks():
+            allowed = allowed & splits({**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
+            yield points, allowed, points.spread(self.footprint(spec, points, kept).total)
+
+    def candidates(self, lattice: Lattice, shares: Shares | None, points: Points) -> tuple[Candidate, ...]:
+        """Flat points in full."""
+        spec = lattice.spec
+        counted = self.footprint(spec, points, tally(spec, self.precision, lattice.depths))
+        lines = {name: points.spread(bytes_).tolist() for name, bytes_ in counted.lines.items()}
+        parameters = points.spread(_worth(lattice, None, points)).tolist()
+        scores = parameters if shares is None else points.spread(_worth(lattice, shares, points)).tolist()
+        found = []
+        for place, (depth, score) in enumerate(zip(points.depth.tolist(), scores, strict=True)):
+            sizes = spec.sizes | {axis: int(size[place]) for axis, size in points.sizes.items()}
+            kept = lattice.depths[depth]
+            bytes_ = Footprint(**{name: line[place] for name, line in lines.items()})
+            candidate = Candidate(
+                sizes={DEPTH: len(kept)}
+                | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][depth]},
+                kept=kept,
+                letters="".join(spec.letters[layer] for layer in kept),
+                parameters=parameters[place],
+                footprint=bytes_,
+                fits=bytes_.total <= self.budget.available,
+                score=score,
+            )
+            found.append(replace(candidate, warnings=dead_zones(spec, candidate)))
+        return tuple(found)
+
+
+def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:
+    """Why nothing fits."""
+    need = smallest.footprint
+    term = max(need.lines, key=lambda name: need.lines[name])
+    which = "the only candidate" if searched == 1 else f"the smallest of {searched:,} candidates"
+    return (
+        f"nothing fits into {format_bytes(budget.available)}: {which} needs {format_bytes(need.total)}, "
+        f"{format_bytes(need.total - budget.available)} too much, of which {term.replace('_', ' ')} takes the most, "
+        f"{format_bytes(need.lines[term])}; prune more with --lattice or --layers, or ask for a shorter context, a "
+        "smaller batch, narrower numbers or a larger GPU."
+    )

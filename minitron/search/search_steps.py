@@ -1,0 +1,244 @@
+"""Steps: which sizes of each axis a search looks at, by default and as a person asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import ceil, lcm
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.model.spec import ModelSpec
+from minitron.search.depth import LayerLimits
+
+DEPTH: Final = "num_hidden_layers"
+"""How the number of layers is named among sizes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How an axis is searched by default."""
+
+    multiple: int
+    """Sizes are multiples of this; halved for models so small that fewer than 16 such steps would be left."""
+
+    smallest: int
+    """What the multiple is not halved below."""
+
+    most: float
+    """The largest share of the axis to prune; 0 leaves it alone unless it is named by hand."""
+
+    reason: str
+    """Why these numbers."""
+
+
+STEPS: Final[dict[str, Step]] = {
+    "layer": Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
+    "hidden": Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles, and all layers lose at once"),
+    "ffn": Step(256, 8, 0.5, "full tensor-core tiles, also when split over 2 GPUs; the widest and most redundant axis"),
+    "mamba_head": Step(8, 1, 0.25, "whole warps of the scan; too few heads x width hurt most in published cuts"),
+    "expert": Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts overlap in what they know"),
+    "expert_ffn": Step(64, 8, 0.5, "full tiles of the grouped matmul"),
+    "shared_ffn": Step(128, 8, 0.5, "full tensor-core tiles"),
+    "query_head": Step(1, 1, 0.0, "attention is a small part of these models and recall hangs on it"),
+    "kv_head": Step(1, 1, 0.0, "recall over a long context hangs on it"),
+    "qk_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
+    "v_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
+    "mamba_head_dim": Step(16, 8, 0.0, "at or below 0.8 of the width published candidates fell behind most"),
+    "ssm_state": Step(16, 8, 0.0, "calibration does not score it"),
+    "latent_in": Step(64, 8, 0.0, "calibration does not score it"),
+    "latent_out": Step(64, 8, 0.0, "calibration does not score it"),
+}
+"""axis -> how it is searched where nobody says otherwise."""
+
+_MOST_STEPS: Final = 16
+"""A multiple is halved until the size holds at least so many of it."""
+
+_ALIASES: Final = {"layer": DEPTH, "depth": DEPTH, DEPTH: DEPTH, "latent": "moe_latent_size"}
+"""What people call axes -> the config key."""
+
+
+@dataclass(frozen=True)
+class LatticeOptions:
+    """What a person changes about the default lattice.
+
+    Names are axes (`ffn`, `layer`) or config keys (`intermediate_size`, `num_hidden_layers`)."""
+
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """name -> sizes are multiples of this, instead of what STEPS says; also of the groups that must stay whole."""
+
+    most: Mapping[str, float] = field(default_factory=dict)
+    """name -> the largest share to prune, from 0 to below 1, instead of what STEPS says."""
+
+    leave: Collection[str] = ()
+    """Names that stay as they are."""
+
+    layers: LayerLimits = field(default_factory=LayerLimits)
+    """Which kinds of layers may go, and how many."""
+
+    every_mix: bool = False
+    """Try every number of each kind of layer beside every number of the others, not only one mix for each depth."""
+
+    def __post_init__(self) -> None:
+        for name, multiple in self.multiples.items():
+            if multiple < 1:
+                raise MinitronError(f"{name} cannot be a multiple of {multiple}; give 1 or more.")
+        for name, most in self.most.items():
+            if not 0 <= most < 1:
+                raise MinitronError(
+                    f"{name}: a share of {most:g} cannot be pruned; give one from 0 to below 1, such as 0.25."
+                )
+
+    def keys(self, spec: ModelSpec) -> frozenset[str]:
+        """The config keys that are to be searched although a lattice by hand may leave them out."""
+        return frozenset(config_key(spec, name) for name in (*self.multiples, *self.most))
+
+    def step(self, spec: ModelSpec, axis: str) -> Step:
+        """How an axis is searched; raises MinitronError for names that this model does not have."""
+        key = DEPTH if axis == "layer" else spec.key(axis)
+        default = STEPS.get(axis, Step(1, 1, 0.0, ""))
+        multiple, most = (_of(spec, key, asked) for asked in (self.multiples, self.most))
+        left = key in {config_key(spec, name, cut=False) for name in self.leave}
+        if left and (multiple is not None or most is not None):
+            raise MinitronError(f"{key} is to stay as it is and to be searched; ask for one of the two.")
+        return Step(
+            default.multiple if multiple is None else multiple,
+            default.smallest if multiple is None else multiple,
+            0.0 if left else default.most if most is None else most,
+            default.reason,
+        )
+
+
+def _of(spec: ModelSpec, key: str, asked: Mapping[str, Any]) -> Any:
+    """What was asked for the config key, by whichever of its names; None where nothing was."""
+    found = {value for name, value in asked.items() if config_key(spec, name) == key}
+    if len(found) > 1:
+        raise MinitronError(f"{key} is given twice with different numbers, by different names; give it once.")
+    return next(iter(found), None)
+
+
+def config_key(spec: ModelSpec, name: str, *, cut: bool = True) -> str:
+    """The config key that `name` means: an axis, a config key in any dialect, or what people call it.
+
+    Raises MinitronError for a name that this model does not have and, unless `cut` is false, for what cannot be cut."""
+    called = _ALIASES.get(name, name)
+    if called == DEPTH:
+        return DEPTH
+    for axis in spec.sizes:
+        if called in (axis, *spec.family.sizes[axis].keys):
+            if cut and axis in spec.family.fixed:
+                raise MinitronError(f"{name} cannot be cut in a {spec.family.name} model; leave it out.")
+            return spec.key(axis)
+    free = [axis for axis in spec.sizes if axis not in spec.family.fixed]
+    raise MinitronError(f"{name} is no axis of this model; its axes are layer, {', '.join(free)}.")
+
+
+@dataclass(frozen=True, order=True)
+class Times:
+    """A size given as a multiple of hidden_size: `3.5x`."""
+
+    factor: float
+
+
+Choice = int | Times
+
+
+def default_sizes(spec: ModelSpec, axis: str, options: LatticeOptions | None = None) -> tuple[int, ...]:
+    """The sizes of an axis that STEPS and the options allow, the model's own first, then descending."""
+    options = options or LatticeOptions()
+    size, step = spec.sizes[axis], options.step(spec, axis)
+    if step.most == 0 or axis in spec.family.fixed:
+        return (size,)
+    least = _least(size, step.most)
+    if axis == "expert":
+        least = max(least, spec.experts_per_token)
+    found: set[int] = set()
+    for whole in _wholes(spec, axis, options):
+        multiple = step.multiple
+        while multiple > step.smallest and size // lcm(multiple, whole) < _MOST_STEPS:
+            multiple //= 2
+        multiple = lcm(multiple, whole)
+        found.update(n for n in range(size // multiple * multiple, 0, -multiple) if least <= n < size)
+    return size, *sorted(found, reverse=True)
+
+
+def _wholes(spec: ModelSpec, axis: str, options: LatticeOptions) -> set[int]:
+    """The numbers of which the axis must keep a multiple: one for every size of its groups and of its unit."""
+    group, unit = spec.family.grouped.get(axis), spec.family.multiples.get(axis)
+    groups = _tried(spec, group, options) if group else (router_groups(spec, axis),)
+    units = _tried(spec, unit, options) if unit else (1,)
+    return {lcm(*pair) for pair in product(groups, units)}
+
+
+def _tried(spec: ModelSpec, axis: str, options: LatticeOptions) -> tuple[int, ...]:
+    """The sizes that an axis will have, those that follow from its groups' among them."""
+    sizes, group = default_sizes(spec, axis, options), spec.family.grouped.get(axis)
+    if len(sizes) > 1 or group is None:
+        return sizes
+    inside = spec.sizes[axis] // spec.sizes[group]
+    return tuple(inside * groups for groups in _tried(spec, group, options))
+
+
+def _least(size: int, most: float) -> int:
+    """The smallest size when at most the share `most` goes; a hair above a whole number is that number."""
+    return max(1, ceil(size * (1 - most) - 1e-9))
+
+
+def fewest_layers(spec: ModelSpec, options: LatticeOptions | None = None) -> int:
+    """The least depth that STEPS and the options allow."""
+    return _least(len(spec.layers), (options or LatticeOptions()).step(spec, "layer").most)
+
+
+def default_widths(spec: ModelSpec, options: LatticeOptions | None = None) -> dict[str, tuple[Choice, ...]]:
+    """config key -> sizes to try, for every width that STEPS and the options let shrink."""
+    found = {spec.key(axis): default_sizes(spec, axis, options) for axis in spec.sizes}
+    return {key: sizes for key, sizes in found.items() if len(sizes) > 1}
+
+
+def parse_widths(spec: ModelSpec, texts: Mapping[str, str]) -> dict[str, tuple[Choice, ...]]:
+    """`{"hidden_size": "4480,4800", "intermediate_size": "3x,3.5x"}` as sizes to try, descending without repetition.
+
+    Raises MinitronError for a key that is no size of this model or may not be cut, and for what is no size."""
+    return {key: _parse_choices(spec, key, text) for key, text in texts.items()}
+
+
+def _parse_choices(spec: ModelSpec, key: str, text: str) -> tuple[Choice, ...]:
+    if key not in spec.keys:
+        raise MinitronError(f"{key} is no width of this model; its widths are {', '.join(sorted(spec.keys))}.")
+    if any(axis in spec.family.fixed for axis in spec.keys[key]):
+        raise MinitronError(f"{key} cannot be cut in a {spec.family.name} model; leave it out of the lattice.")
+    choices: set[Choice] = set()
+    for word in text.split(","):
+        times = re.fullmatch(r"(\d+(?:\.\d+)?)x", word.strip())
+        if times and key != "hidden_size":
+            choices.add(Times(float(times[1])))
+        elif word.strip().isdigit():
+            choices.add(_checked(spec, key, int(word)))
+        else:
+            raise MinitronError(
+                f"{key}: {word.strip()!r} is no size; write whole numbers such as 4480, or 3.5x for 3.5 times "
+                "hidden_size."
+            )
+    return tuple(sorted(choices, key=lambda choice: (isinstance(choice, Times), choice), reverse=True))
+
+
+def _checked(spec: ModelSpec, key: str, size: int) -> int:
+    """`size`, which a person gave; raises MinitronError where no cut leads to it."""
+    parent = spec.named_sizes[key]
+    if not 1 <= size <= parent:
+        raise MinitronError(f"{key} = {size} cannot be reached by pruning from {parent}; choose 1 to {parent}.")
+    for axis in spec.keys[key]:
+        if axis == "expert" and size < spec.experts_per_token:
+            raise MinitronError(
+                f"{key} = {size} is fewer than the {spec.experts_per_token} experts that a token is sent to; keep more."
+            )
+        if size % router_groups(spec, axis):
+            raise MinitronError(f"{key} = {size} is no multiple of the router's {router_groups(spec, axis)} groups.")
+    return size
+
+
+def router_groups(spec: ModelSpec, axis: str) -> int:
+    """In how many groups a router picks experts: each must stay of one size."""
+    return int(spec.config.get("n_group") or 1) if axis == "expert" else 1

@@ -1,0 +1,1 @@
+"""The chain from a checkpoint to a recovered smaller one."""

@@ -1,0 +1,124 @@
+"""The choice of an architecture in a run: all sieves of the search, the plan, and the report of how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.searching import Measured
+from minitron.cut.plan import Plan, make_plan
+from minitron.files import write_json
+from pipeline.chain import JUDGEMENTS, SEARCH, Chain, Note
+from pipeline.finalists import NEAR, race, short
+
+if TYPE_CHECKING:
+    from importance.search.verdicts import Sieved
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
+    from minitron.progress import Progress
+    from minitron.search.depth import Kept
+    from minitron.search.search import SearchResult
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why."""
+
+    chain: Chain
+    spec: ModelSpec
+    scores: Scores
+    """As memory is counted (Cutting.counted)."""
+
+    result: SearchResult
+    """Its chosen candidate is the one to build."""
+
+    sieved: Sieved | None
+    """What was measured; None where candidates were ranked by scores alone."""
+
+    finalists: dict[str, Any] | None
+    """What pipeline.finalists.race found; None where one candidate led by far."""
+
+    plan: Plan
+
+    @property
+    def measured(self) -> int:
+        """Architectures that were cut and measured."""
+        return 0 if self.sieved is None else self.sieved.evaluations
+
+    def write_report(self, folder: Path) -> None:
+        """report.html, report.json and report.md, and the plan beside them."""
+        from cli.plan import document_of
+        from minitron.report.document import write_report
+
+        sieves = None
+        if self.sieved is not None:
+            from minitron.report.sieves import sieves_document
+
+            sieves = sieves_document(self.sieved.to_json(), self.finalists)
+        document = document_of(
+            self.chain.model, self.spec, self.chain.planning, self.result, self.scores, sieves=sieves
+        )
+        write_report(folder, document, overwrite=True, beside=self.plan.files())
+
+
+def choose(chain: Chain, spec: ModelSpec, scores: Scores, progress: Progress, note: Note) -> Choice:
+    """Search, measure, race and plan, as the chain's options ask; what is done of it before a stop is not done again.
+
+    Raises MinitronError where nothing fits."""
+    from minitron.cut.magnitude import weight_magnitude
+    from minitron.model.checkpoint import Checkpoint
+
+    fallback = weight_magnitude(Checkpoint(chain.model), spec)
+
+    def plan(sizes: Mapping[str, int], kept: Kept, report: dict[str, Any] | None = None) -> Plan:
+        return make_plan(spec, sizes, kept, scores, fallback=fallback, report=report, **chain.cutting.arguments)
+
+    def choice(result: SearchResult, sieved: Sieved | None, finalists: dict[str, Any] | None) -> Choice:
+        chosen = plan(result.best.sizes, result.best.kept, result.to_json())
+        return Choice(chain, *chain.cutting.counted(spec, scores), result, sieved, finalists, chosen)
+
+    if not chain.searching.measures or chain.planning.sort.value == "memory":
+        return choice(chain.planning.search(*chain.cutting.counted(spec, scores)), None, None)
+    measured = Measured(chain.searching, chain.planning, chain.cutting, dict(chain.scoring), chain.recipe.seed)
+    sieved = measured.run(
+        chain.model,
+        chain.calibration,
+        scores,
+        spec,
+        plan,
+        store=chain.folder / JUDGEMENTS,
+        device=chain.device,
+        progress=progress,
+    )
+    result, finalists = sieved.result, None
+    near = sieved.near_ties(NEAR, chain.searching.finalists) if chain.searching.finalists > 1 else ()
+    if len(near) > 1:
+        finalists = race(
+            near,
+            plan,
+            chain.folder,
+            chain.model,
+            chain.training,
+            short(chain.recipe, chain.searching.finalist_tokens),
+            teacher_precision=chain.teacher_precision,
+            device=chain.device,
+            progress=progress,
+            note=note,
+        )
+        result = replace(result, chosen=finalists["chosen"])
+    write_json(chain.folder / SEARCH, {"measured": sieved.to_json(), "finalists": finalists})
+    note(_told(sieved, finalists))
+    return choice(result, sieved, finalists)
+
+
+def _told(sieved: Sieved, finalists: dict[str, Any] | None) -> str:
+    """The outcome in a sentence."""
+    loss = sieved.verdicts[0].measured.loss
+    text = f"{sieved.evaluations} architectures measured, {sieved.result.feasible:,} fit; the least loss is {loss:.4g}"
+    if sieved.heldout is not None:
+        text += f"; rank correlation of the damage model {sieved.heldout.rank_correlation:.2f}"
+    if finalists is None:
+        return text
+    return f"{text}; finalist {finalists['chosen'] + 1} of {len(finalists['finalists'])} recovers best"

@@ -1,0 +1,122 @@
+"""Cuts of tiny checkpoints: which sizes, random scores, units that contribute nothing, logits before and after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from importance.score.calibrate import score_model
+from minitron.cut.plan import Plan
+from minitron.cut.scores import Scores
+from minitron.cut.selection import axes_at, kept_rows, layer_of, places
+from minitron.model.loading import load_model
+from minitron.model.spec import ModelSpec, read_spec
+
+HYBRID_CUTS: dict[str, dict[str, int]] = {
+    "hidden": {"hidden_size": 24},
+    "ffn": {"intermediate_size": 40},
+    "query_heads": {"num_attention_heads": 2},
+    "kv_heads": {"num_attention_heads": 2, "num_key_value_heads": 1},
+    "head_dim": {"head_dim": 8},
+    "mamba_heads": {"mamba_num_heads": 4},
+    "mamba_head_dim": {"mamba_head_dim": 6},
+    "ssm_state": {"ssm_state_size": 8},
+    "experts": {"n_routed_experts": 4},
+    "expert_ffn": {"moe_intermediate_size": 16},
+    "shared_ffn": {"moe_shared_expert_intermediate_size": 24},
+}
+HYBRID_CUTS["all"] = {key: size for cuts in HYBRID_CUTS.values() for key, size in cuts.items()}
+LATENT_CUTS = {"latent": {"moe_latent_size": 8}, "all": HYBRID_CUTS["all"] | {"moe_latent_size": 8}}
+LLAMA_CUTS: dict[str, dict[str, int]] = {
+    "hidden": {"hidden_size": 24},
+    "ffn": {"intermediate_size": 40},
+    "query_heads": {"num_attention_heads": 2},
+    "kv_heads": {"num_attention_heads": 2, "num_key_value_heads": 1},
+    "all": {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+CASES = [
+    *(("tiny_hybrid", name) for name in HYBRID_CUTS),
+    *(("tiny_hybrid_latent", name) for name in LATENT_CUTS),
+    *(("tiny_llama", name) for name in LLAMA_CUTS),
+    *(("tiny_llama_tied", name) for name in ("hidden", "all")),
+]
+CUTS = {
+    "tiny_hybrid": HYBRID_CUTS,
+    "tiny_hybrid_latent": LATENT_CUTS,
+    "tiny_llama": LLAMA_CUTS,
+    "tiny_llama_tied": LLAMA_CUTS,
+}
+
+
+def random_scores(spec: ModelSpec, seed: int = 0) -> Scores:
+    """Random importance for every axis of every layer, so that kept indices are scattered."""
+    rng = np.random.default_rng(seed)
+    importance: dict[Any, np.ndarray] = {("layer", None): rng.random(len(spec.layers))}
+    for layer, kind in places(spec):
+        for axis in axes_at(spec, kind) - {"kv_head", "mamba_head", "mamba_head_dim"}:
+            shape = (spec.sizes["expert"], spec.sizes[axis]) if axis == "expert_ffn" else (spec.sizes[axis],)
+            importance[axis, layer] = rng.random(shape)
+        if "mamba_head" in axes_at(spec, kind):
+            importance["mamba_channel", layer] = rng.random((spec.sizes["mamba_head"], spec.sizes["mamba_head_dim"]))
+    return Scores(importance, {}, spec.fingerprint, "0" * 64, {})
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarray]:
+    """Make the units that the plan drops contribute nothing, in place; the energies that calibration would then see.
+
+    The norms' epsilon goes to almost zero: against a mean over fewer channels a fixed one weighs differently, which is
+    no fault of the cut."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {key: 1e-12 for key in ("layer_norm_epsilon", "rms_norm_eps") if key in config}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    energy: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        rule, index = spec.find(name)
+        layer = layer_of(spec, index)
+        alive = torch.ones_like(tensor)
+        for place, dim in enumerate(rule.dims):
+            kept = kept_rows(spec, plan.keep, dim, layer, index.get("expert"))
+            mask = torch.zeros(tensor.shape[place])
+            mask[torch.from_numpy(kept)] = 1
+            alive = alive * mask.reshape([-1 if other == place else 1 for other in range(tensor.ndim)])
+            if rule.norm_group:
+                energy[rule.pattern.format(index)] = mask.numpy().astype(np.float64)
+        dropped_layer = layer is not None and layer not in plan.layers
+        tensors[name] = torch.zeros_like(tensor) if dropped_layer else tensor * alive
+        if name.endswith("e_score_correction_bias") and not dropped_layer:
+            # A zero router row still wins tokens; only a bias keeps them away.
+            tensors[name] = tensor - 1e4 * (1 - alive)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return energy
+
+
+def add_mtp(folder: Path, spec_sizes: dict[str, int]) -> None:
+    """Append a multi-token-prediction block, which transformers does not build, by hand."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_nextn_predict_layers": 1, "mtp_layers_block_type": ["full_attention", "moe"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = read_spec(folder)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for tensor in spec.expected():
+        if tensor.name.startswith("mtp."):
+            tensors[tensor.name] = torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def scored(folder: Path, estimator: str = "surgeon", refit: bool = True) -> tuple[ModelSpec, Scores]:
+    spec = read_spec(folder)
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    blocks = np.random.default_rng(0).integers(0, 300, (16, 32))
+    return spec, score_model(model, spec, blocks, estimator=estimator, refit=refit, layers="none")

@@ -1,0 +1,132 @@
+"""Quantised weights against the bytes of published checkpoints."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from planning_models import MODELS, published, tiny
+
+from minitron.errors import MinitronError
+from minitron.memory.footprint import footprint
+from minitron.memory.precision import FORMATS, precision_of, tally, tally_of, weight_bytes
+from minitron.memory.workload import workload_of
+from minitron.search.search import build_lattice
+from minitron.units import GiB
+
+CHECKPOINTS = json.loads((MODELS.parent / "quantized_checkpoints.json").read_text())
+NANO, SUPER = "Nemotron-3-Nano-30B-A3B", "Nemotron-3-Super-120B-A12B"
+
+
+@pytest.mark.parametrize(("model", "weights"), [(NANO, "nvfp4"), (NANO, "fp8"), (SUPER, "nvfp4")])
+def test_published_mixtures_are_reproduced_to_the_byte(model: str, weights: str) -> None:
+    spec = published(model)
+    found = sum(weight_bytes(spec, tally_of(spec, precision_of(spec, weights)), spec.sizes))
+    assert found == CHECKPOINTS[f"{model}-{weights.upper()}"]["bytes"]
+
+
+def test_the_dense_recipe_loads_what_was_published() -> None:
+    """9B-FP8 loads 9.6 GiB, the 9B in bf16 16.5557 GiB (vLLM)."""
+    spec = published("Nemotron-Nano-9B-v2")
+    whole, fp8 = (footprint(spec, workload_of(spec, 1, weights=name)).weights / GiB for name in ("bf16", "fp8"))
+    assert (round(whole, 3), round(fp8, 1)) == (16.556, 9.6)
+
+
+def test_super_counts_its_matrices_as_published() -> None:
+    spec = published(SUPER)
+    parts = tally_of(spec, precision_of(spec, "nvfp4")).parts
+    experts = {True: spec.sizes["expert"], False: 1}
+    matrices = {
+        form: sum(part.count * experts["expert" in part.rule.pattern.axes] for part in parts if part.form.name == form)
+        for form in ("nvfp4", "fp8")
+    }
+    assert matrices == {"nvfp4": 40_961, "fp8": 139}
+
+
+def test_the_mamba_layers_in_front_of_attention_stay_wide() -> None:
+    spec = tiny("MEM*MM*")
+    for part in tally_of(spec, precision_of(spec, "fp8")).parts:
+        if part.rule.name.endswith("mixer.in_proj.weight"):
+            # Four Mamba layers, of which the second and the fourth feed attention.
+            assert part.count == 2
+            assert part.form.name in ("bf16", "fp8")
+
+
+def test_a_tally_follows_the_layers_that_stay() -> None:
+    """Dropping a layer in front of attention can unshield one Mamba layer and shield another."""
+    spec = tiny("MEM*MM*")
+    whole, cut = ([0, 1, 2, 3, 4, 5, 6], [0, 1, 3, 4, 5, 6])
+    both = tally(spec, precision_of(spec, "nvfp4"), [whole, cut])
+    for place, kept in enumerate((whole, cut)):
+        left = spec.resized({}, tuple(kept))
+        alone = weight_bytes(left, tally_of(left, precision_of(left, "nvfp4")), left.sizes)
+        assert weight_bytes(spec, both.at(np.array(place)), spec.sizes) == alone
+
+
+def test_every_candidate_counts_as_the_model_that_it_is() -> None:
+    spec = published(NANO)
+    workload = workload_of(spec, 8192, weights="nvfp4")
+    lattice = build_lattice(spec, workload)
+    kept = tally(spec, precision_of(spec, "nvfp4"), lattice.depths)
+    for points, _ in lattice.chunks(2**12):
+        totals = points.spread(footprint(spec, workload, 0, points.sizes, tally=kept.at(points.depth)).total)
+        for place in np.random.default_rng(0).choice(totals.size, 5, replace=False):
+            where = np.unravel_index(place, points.shape)
+            sizes = {spec.key(axis): int(points.spread(size)[where]) for axis, size in points.sizes.items()}
+            one = spec.resized(sizes, lattice.depths[int(points.spread(points.depth)[where])])
+            assert footprint(one, workload).total == totals[where]
+        break
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "expected"),
+    [
+        ("bf16", 3, 5, 30),
+        ("fp8", 128, 256, 128 * 256 + 8),
+        # Two numbers a byte, a scale for each sixteen, a rest of sixteen counts as one.
+        ("nvfp4", 2, 40, 2 * (20 + 3) + 8),
+        ("int8", 4, 10, 4 * 12),
+        ("int4", 4, 256, 4 * (128 + 2 * 2)),
+    ],
+)
+def test_a_matrix_takes_what_its_format_says(name: str, rows: int, columns: int, expected: int) -> None:
+    assert FORMATS[name].matrix(rows, columns) == expected
+
+
+def test_a_component_may_be_kept_in_another_format() -> None:
+    spec = published("Llama-3.1-8B")
+    plain, kept = (
+        footprint(spec, workload_of(spec, 1, weights="fp8", keep=keep)).weights for keep in ({}, {"attention": "bf16"})
+    )
+    attention = spec.parameters().by_component["attention"]
+    matrices = 4 * len(spec.layers)
+    assert kept - plain == attention - 8 * matrices
+    with pytest.raises(MinitronError, match="the parts are attention, embedding, lm_head, mlp, norm"):
+        precision_of(spec, "fp8", {"moe": "bf16"})
+
+
+def test_four_bits_take_little_more_than_a_quarter() -> None:
+    spec = published("Llama-3.1-8B")
+    whole, quarter = (footprint(spec, workload_of(spec, 1, weights=name)).weights for name in ("bf16", "int4"))
+    components = spec.parameters().by_component
+    matrices = components["attention"] + components["mlp"]
+    assert quarter == whole - 2 * matrices + matrices * Fraction(4 * 128 + 16, 8 * 128)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "nvfp4"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "something new"}, "bf16"),
+    ],
+)
+def test_a_quantised_checkpoint_is_counted_as_it_is(named: dict[str, object], expected: str) -> None:
+    spec = published(NANO)
+    quantised = replace(spec, config={**spec.config, "quantization_config": named})
+    assert workload_of(quantised, 8).weights == expected
+    assert workload_of(quantised, 8, weights="fp8").weights == "fp8"

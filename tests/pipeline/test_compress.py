@@ -1,0 +1,140 @@
+"""The chain: from a text and a budget to a distilled checkpoint, killed anywhere and gone on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline.chain
+from cli.app import run
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.loading import load_model
+
+SMALL = [
+    *("--context", "32", "--weights", "fp32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "256", "--precision", "fp32"),
+    *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4", "--judge-samples", "2"),
+    *("--finalists", "2", "--finalist-tokens", "64"),
+]
+
+
+@pytest.fixture
+def arguments(tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> list[str]:
+    budget = round(Checkpoint(tiny_hybrid).weight_bytes * 0.75)
+    return [
+        *("compress", str(tiny_hybrid), "--data", str(short_text), "--budget", str(budget)),
+        *("-o", str(tmp_path / "run"), *SMALL),
+    ]
+
+
+def states(run_folder: Path) -> dict[str, int]:
+    """The modification times of the artefacts, by which a step that was redone shows."""
+    names = ("scores.safetensors", "plan.json", "pruned", "distilled", "evaluation.json")
+    return {name: (run_folder / name).stat().st_mtime_ns for name in names if (run_folder / name).exists()}
+
+
+def test_a_run_that_stops_in_any_step_goes_on_with_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = dict(pipeline.chain.STEPS)
+
+    def stop(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    before: dict[str, int] = {}
+    for place, (name, (artefact, _)) in enumerate(steps.items()):
+        with monkeypatch.context() as patch:
+            patch.setitem(pipeline.chain.STEPS, name, (artefact, stop))
+            assert run(arguments) == 130
+        now = states(tmp_path / "run")
+        assert len(now) == place
+        assert {key: now[key] for key in before} == before
+        before = now
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"output", "inputs", "settings", "results", "seconds"}
+    models = document["results"]["models"]
+    assert list(models) == ["teacher", "pruned", "distilled"]
+    assert models["teacher"]["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert models["pruned"]["weight_bytes"] == models["distilled"]["weight_bytes"]
+    assert models["pruned"]["promised"]["weight_bytes"] == models["pruned"]["weight_bytes"]
+    assert set(document["results"]["steps"]) == set(steps)
+    load_model(tmp_path / "run" / "distilled")
+    curve = document["results"]["steps"]["distill"]["results"]["curve"]
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert [point["kl_nats"] for point in report["training"]["points"]] == [point["kl"] for point in curve]
+    assert 'id="training"' in (tmp_path / "run" / "report" / "report.html").read_text()
+    assert run(arguments) == 0
+    assert {key: states(tmp_path / "run")[key] for key in before} == before
+
+
+def test_another_request_does_not_go_on_from_a_run(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def done(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+        (chain.folder / "scores.safetensors").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", done))
+    assert run(arguments) == 130
+    assert run([*arguments, "--learning-rate", "0.01"]) == 2
+    assert "run with another training" in capsys.readouterr().err
+    assert run([*arguments, "--learning-rate", "0.01", "--overwrite"]) == 130
+
+
+def test_a_folder_of_something_else_is_not_touched(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert run([*arguments, *more]) == 2
+        assert "no run folder of minitron" in capsys.readouterr().err
+    assert (tmp_path / "run" / "precious").read_text() == "mine"
+
+
+def test_a_run_that_holds_its_own_input_is_not_overwritten(arguments: list[str], tmp_path: Path) -> None:
+    inside = tmp_path / "run" / "data.txt"
+    inside.parent.mkdir()
+    inside.write_text("Anna sees the old road. " * 200)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    arguments[arguments.index("--data") + 1] = str(inside)
+    assert run([*arguments, "--overwrite"]) == 2
+    assert inside.exists()
+
+
+def test_judging_text_is_not_trained_on(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
+    assert run([*arguments, "--text", str(short_text)]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_held_back_is_the_end_of_the_data(
+    arguments: list[str], short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+        assert chain.training.read_text() + chain.heldout.read_text() == short_text.read_text()
+        assert 0.03 < len(chain.heldout.read_text()) / len(short_text.read_text()) < 0.06
+        assert chain.calibration == chain.training
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", look))
+    assert run(arguments) == 130
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--gpu", "A10G"], "--gpu and --budget are both"),
+        (["--tokens", "32"], "less than one step"),
+        (["--distill-sequence-length", "48"], "no multiple of the sequence length"),
+        (["--layers", "4", "--pattern", "M"], "--layers and --pattern"),
+    ],
+)
+def test_contradictions_are_told_before_any_work(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], why: str
+) -> None:
+    assert run([*arguments, *more]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

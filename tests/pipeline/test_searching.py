@@ -1,0 +1,154 @@
+"""How `compress` chooses: what it measures by, the race of the finalists, and layers before widths."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline.finalists
+from cli.app import run
+from minitron.cut.plan import load_plan
+from minitron.cut.scores import load_scores
+from minitron.files import read_json
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.spec import read_spec
+
+
+def arguments_of(model: Path, text: Path, output: Path, share: float = 0.75) -> list[str]:
+    return [
+        *("compress", str(model), "--data", str(text), "-o", str(output), "--context", "32", "--weights", "fp32"),
+        *("--budget", str(round(Checkpoint(model).weight_bytes * share)), "--sequence-length", "32", "--samples", "2"),
+        *("--layer-samples", "2", "--scoring-dtype", "fp32", "--distill-sequence-length", "32", "--batch-tokens", "64"),
+        *("--tokens", "128", "--precision", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4"),
+        *("--judge-samples", "2", "--finalists", "1"),
+    ]
+
+
+@pytest.fixture
+def arguments(tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> list[str]:
+    return arguments_of(tiny_hybrid, short_text, tmp_path / "run")
+
+
+def test_what_is_chosen_was_measured_to_lose_least_and_is_what_is_built(arguments: list[str], tmp_path: Path) -> None:
+    assert run(arguments) == 0
+    search = read_json(tmp_path / "run" / "search.json")
+    report = read_json(tmp_path / "run" / "report" / "report.json")
+    losses = [verdict["measured"]["loss"] for verdict in search["measured"]["verdicts"]]
+    assert losses == sorted(losses)
+    assert search["finalists"] is None
+    best, plan = search["measured"]["verdicts"][0], load_plan(tmp_path / "run" / "plan.json")
+    assert list(plan.layers) == best["kept_layers"]
+    built = read_spec(tmp_path / "run" / "pruned").named_sizes
+    assert all(built[key] == size for key, size in best["sizes"].items() if key in built)
+    assert [verdict["measured_loss"] for verdict in report["sieves"]["verdicts"]] == losses
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+    # The plan in the report is the plan that was cut.
+    assert load_plan(tmp_path / "run" / "report").to_json() == plan.to_json()
+
+
+def test_the_judging_text_calibrates_nothing(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
+    assert run([*arguments, "--judge", str(short_text)]) == 2
+    other = tmp_path / "other.txt"
+    other.write_text("A quite different text is read by the judge, line after line of it. " * 60)
+    assert run([*arguments, "--judge", str(other), "--overwrite"]) == 0
+
+
+def test_without_measurements_scores_alone_decide(arguments: list[str], tmp_path: Path) -> None:
+    assert run([*arguments, "--evaluate", "0"]) == 0
+    assert not (tmp_path / "run" / "search.json").exists()
+    assert read_json(tmp_path / "run" / "report" / "report.json")["sieves"] is None
+
+
+@pytest.mark.parametrize("objective", ["perplexity", "task"])
+def test_other_objectives(arguments: list[str], tmp_path: Path, objective: str) -> None:
+    if objective == "task":
+        items = [{"query": "Ben", "choices": [" eats", " finds"], "gold": place % 2} for place in range(4)]
+        (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        task = tmp_path / "birds.yaml"
+        task.write_text(
+            "task: birds\ndataset_path: json\ndataset_kwargs: {data_files: {test: items.jsonl}}\ntest_split: test\n"
+            "output_type: multiple_choice\ndoc_to_text: '{{query}}'\ndoc_to_choice: '{{choices}}'\n"
+            "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n"
+        )
+        objective = f"task:{task}"
+    assert run([*arguments, "--objective", objective]) == 0
+    search = read_json(tmp_path / "run" / "search.json")["measured"]
+    assert search["objective"] == objective
+    measured = [verdict["measured"] for verdict in search["verdicts"]]
+    assert [found["loss"] for found in measured] == sorted(found["loss"] for found in measured)
+    assert any(found["loss"] != found["kl"] for found in measured)
+
+
+@pytest.mark.parametrize("objective", ["task:", "accuracy"])
+def test_an_objective_that_is_none(
+    arguments: list[str], tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--objective", objective]) == 2
+    assert "--objective" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_race_that_is_stopped_goes_on_with_the_next_finalist(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments += ["--finalists", "2", "--finalist-tokens", "64"]
+    # Whatever is second, it is near enough.
+    monkeypatch.setattr("pipeline.choosing.NEAR", 1e6)
+    done: list[Path] = []
+    distil = pipeline.finalists._distil
+
+    def stop_in_the_second(*given: Any) -> None:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        distil(*given)
+        done.append(given[2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.finalists, "_distil", stop_in_the_second)
+        assert run(arguments) == 130
+    (first,) = (tmp_path / "run" / "finalists").glob("*.json")
+    judged = (tmp_path / "run" / "judgements.jsonl").read_bytes()
+    before = first.stat().st_mtime_ns
+    assert run(arguments) == 0
+    assert first.stat().st_mtime_ns == before
+    assert (tmp_path / "run" / "judgements.jsonl").read_bytes() == judged
+    race = read_json(tmp_path / "run" / "search.json")["finalists"]
+    after = [one["kl_after"] for one in race["finalists"]]
+    assert len(after) == 2 and after[race["chosen"]] == min(after)
+    assert race["finalists"][race["chosen"]]["reason"].startswith("chosen")
+    # Weights of finalists do not stay.
+    assert {path.suffix for path in (tmp_path / "run" / "finalists").iterdir()} == {".json"}
+    verdicts = read_json(tmp_path / "run" / "report" / "report.json")["sieves"]["verdicts"]
+    assert sum(verdict["distilled"] is not None for verdict in verdicts) == 2
+    chosen = race["finalists"][race["chosen"]]
+    assert list(load_plan(tmp_path / "run" / "plan.json").layers) == chosen["kept_layers"]
+
+
+def test_layers_first_and_widths_by_scores_of_what_is_left(arguments: list[str], tmp_path: Path) -> None:
+    assert run([*arguments, "--stages", "depth,width", "--layers", "6"]) == 0
+    folder = tmp_path / "run"
+    plan, shallow = load_plan(folder / "plan.json"), read_spec(folder / "depth")
+    assert len(plan.layers) == len(shallow.layers) == 6
+    load_scores(folder / "depth-scores.safetensors").require(shallow)
+    assert read_spec(folder / "pruned").named_sizes == plan.target(read_spec(Path(arguments[1]))).named_sizes
+
+
+def test_how_it_is_cut_is_up_to_the_user(tiny_llama_tied: Path, short_text: Path, tmp_path: Path) -> None:
+    arguments = ["prune", str(tiny_llama_tied), "--data", str(short_text), "--sequence-length", "32", "--samples", "4"]
+    arguments += ["--layer-scores", "none", "--scoring-dtype", "fp32", "--set", "hidden_size=24"]
+    assert run([*arguments, "-o", str(tmp_path / "selected")]) == 0
+    assert run([*arguments, "-o", str(tmp_path / "rotated"), "--rotate"]) == 0
+    assert read_spec(tmp_path / "selected").is_tied
+    assert not read_spec(tmp_path / "rotated").is_tied
+
+
+def test_a_rotation_of_tied_weights_is_counted(tiny_llama_tied: Path, short_text: Path, tmp_path: Path) -> None:
+    """What is cut by rotation has an output layer of its own, and the budget holds it."""
+    budget = round(Checkpoint(tiny_llama_tied).weight_bytes * 1.1)
+    arguments = ["prune", str(tiny_llama_tied), "--data", str(short_text), "--sequence-length", "32", "--samples", "4"]
+    arguments += ["--layer-scores", "none", "--scoring-dtype", "fp32", "--context", "1", "--weights", "fp32"]
+    arguments += ["--budget", str(budget), "--layers", "4", "--rotate", "--lattice", "hidden_size=24"]
+    assert run([*arguments, "-o", str(tmp_path / "rotated")]) == 0
+    assert not read_spec(tmp_path / "rotated").is_tied
+    assert Checkpoint(tmp_path / "rotated").weight_bytes <= budget

@@ -1,0 +1,230 @@
+"""The page of the report in a real Chromium: Debian's, headless, opened from the disk.
+
+Skips where /usr/bin/chromium or /usr/bin/chromedriver is missing (Debian: apt-get install chromium chromium-driver)."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planning_models import LONG, nano_12b, random_scores
+from training_results import losses, results
+
+from minitron.memory.budget import Budget
+from minitron.memory.gpus import find_gpu
+from minitron.memory.questions import remedies
+from minitron.memory.workload import workload_of
+from minitron.report.charts import figures
+from minitron.report.document import build_report, write_report
+from minitron.report.training import training_document
+from minitron.search.search import build_lattice, search
+from minitron.units import GiB
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM.exists() and DRIVER.exists()), reason=f"{CHROMIUM} or {DRIVER} is missing: no browser to open it in"
+)
+
+# Without these Chromium itself looks for updates, and the log would show requests that are none of the page's.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+)
+DESKTOP, PHONE = (1280, 900), (390, 844)
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The report of Nemotron-Nano-12B-v2 on an A10G, with scores, as a page on the disk and its document."""
+    spec = nano_12b()
+    gpu = find_gpu("A10G")
+    budget, serving, scores = Budget(gpu.usable, 0.95, round(1.3 * GiB), None, gpu), workload_of(spec, LONG), None
+    scores = random_scores(spec)
+    result = search(build_lattice(spec, serving, scores=scores), serving, budget, scores=scores)
+    document = build_report(
+        spec,
+        "Nemotron-Nano-12B-v2",
+        result,
+        scores=scores,
+        remedies=remedies(spec, serving, budget),
+        command="minitron",
+    )
+    document["training"] = training_document(results(), losses())
+    folder = tmp_path_factory.mktemp("browser") / "report"
+    write_report(folder, document, overwrite=False)
+    return folder / "report.html", document
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One headless Chromium for all tests."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def page(chromium: Any, report: tuple[Path, dict[str, Any]]) -> Open:
+    """Opens the page at a size and in a theme, and waits until it is drawn."""
+
+    def open_page(size: tuple[int, int] = DESKTOP, theme: str = "light") -> Any:
+        width, height = size
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        set_theme(chromium, theme)
+        chromium.get("about:blank")
+        for log in ("browser", "performance"):
+            chromium.get_log(log)
+        chromium.get(report[0].as_uri())
+        wait_for(chromium, "document.documentElement.classList.contains('drawn')")
+        return chromium
+
+    return open_page
+
+
+def set_theme(driver: Any, theme: str) -> None:
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    )
+
+
+def wait_for(driver: Any, condition: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not driver.execute_script(f"return Boolean({condition})"):
+        assert time.monotonic() < end, f"not in {seconds} s: {condition}"
+        time.sleep(0.02)
+
+
+def messages(driver: Any) -> list[dict[str, Any]]:
+    return [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_opens_offline_without_errors_and_draws_every_chart(
+    page: Open, report: tuple[Path, dict[str, Any]], size: tuple[int, int], theme: str
+) -> None:
+    driver = page(size, theme)
+    assert driver.get_log("browser") == []
+    asked = [
+        message["params"]["request"]["url"]
+        for message in messages(driver)
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    # The page itself was seen, and nothing else but what it holds.
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report[0].as_uri()]
+    marks = driver.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('.chart')].map((chart) => [chart.id, "
+        "[chart.querySelectorAll('.trace path, .heatmaplayer image').length, "
+        "chart.querySelector('svg.main-svg').getBoundingClientRect().width, chart.clientWidth]]))"
+    )
+    assert set(marks) == set(figures(report[1])) == {"memory", "pareto", "context", "batch", "kept", "training"}
+    for name, (drawn, width, room) in marks.items():
+        assert drawn > 0, name
+        assert 250 < width <= room + 1, name
+
+
+def test_a_point_of_the_front_says_what_it_is(page: Open, report: tuple[Path, dict[str, Any]]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    driver, document = page(), report[1]
+    points = driver.find_elements(By.CSS_SELECTOR, "#pareto .scatterlayer .trace:first-child .points path")
+    assert len(points) == len(document["front"]) > 20
+    place = 5
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", points[place])
+    ActionChains(driver).move_to_element(points[place]).perform()
+    wait_for(driver, "document.querySelector('#pareto .hoverlayer .hovertext')")
+    told = driver.execute_script(
+        "return [...document.querySelectorAll('#pareto .hovertext tspan')].map((line) => line.textContent).join(' ')"
+    )
+    point = document["front"][place]
+    sizes = point["sizes_count"]
+    assert f"{sizes['num_hidden_layers']} layers, hidden {sizes['hidden_size']:,}" in told
+    assert f"FFN {sizes['intermediate_size']:,}" in told
+    assert f"memory {point['total_bytes'] / GiB:,.3f} GiB" in told
+    assert f"parameters {point['parameters'] / 1e9:,.3f} B" in told
+    assert f"score {point['score_parameters'] / 1e9:,.3f} B" in told
+
+
+def test_a_phone_needs_no_sideways_scroll(page: Open) -> None:
+    driver = page(PHONE)
+    width, room = driver.execute_script("return [document.scrollingElement.scrollWidth, innerWidth]")
+    assert room == PHONE[0]
+    assert width <= room
+    # The tables that are wider scroll in boxes of their own.
+    wider = driver.execute_script(
+        "return [...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length"
+    )
+    assert wider >= 1
+
+
+def colours(driver: Any) -> tuple[str, ...]:
+    """Of the page, of a card, and of what two charts draw with."""
+    found: list[str] = driver.execute_script(
+        "const style = (place) => getComputedStyle(document.querySelector(place));"
+        "return [style('body').backgroundColor, style('section').backgroundColor, "
+        "style('#memory .bars .point path').fill, style('#context .scatterlayer path.js-line').stroke, "
+        "style('#memory .ytick text').fill]"
+    )
+    return tuple(found)
+
+
+def test_light_and_dark_differ_and_charts_follow_a_change(page: Open) -> None:
+    driver = page(theme="light")
+    light = colours(driver)
+    set_theme(driver, "dark")
+    fill = "getComputedStyle(document.querySelector('#memory .bars .point path')).fill"
+    wait_for(driver, f"{fill} !== '{light[2]}'")
+    wait_for(driver, "document.readyState === 'complete'")
+    changed = colours(driver)
+    assert all(one != other for one, other in zip(light, changed, strict=True))
+    assert colours(page(theme="dark")) == changed
+
+
+def test_the_layer_map_strikes_out_what_goes(page: Open, report: tuple[Path, dict[str, Any]]) -> None:
+    driver, document = page(), report[1]
+    best = document["candidates"][document["chosen_index"]]
+    tiles = driver.execute_script(
+        "return [...document.querySelectorAll('.map li')].map((tile) => [tile.textContent, "
+        "tile.classList.contains('gone'), getComputedStyle(tile).backgroundImage !== 'none'])"
+    )
+    kept = set(best["kept_layer_indices"])
+    assert tiles == [
+        [letter, layer not in kept, layer not in kept] for layer, letter in enumerate(document["model"]["letters"])
+    ]
+
+
+def test_it_prints(page: Open) -> None:
+    driver = page(theme="dark")
+    printed = driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    assert printed["data"].startswith("JVBERi0")  # %PDF-
+    assert not driver.execute_script("return document.documentElement.classList.contains('printing')")
+    # On paper it is light whatever the screen is, and the charts are as wide as a sheet has room for.
+    driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+    wait_for(driver, "document.querySelector('#memory svg.main-svg').getBoundingClientRect().width < 700")
+    on_paper = driver.execute_script("return getComputedStyle(document.querySelector('section')).backgroundColor")
+    assert on_paper == "rgb(255, 255, 255)"
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    wait_for(driver, "document.querySelector('#memory svg.main-svg').getBoundingClientRect().width > 900")
+    assert driver.get_log("browser") == []
