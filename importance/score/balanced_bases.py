@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from importance.score.estimators import Array, Totals, wide
 from importance.score.moments import TOKENS_AN_INPUT
 from minitron.cut.scores import Key
-from minitron.model.axes import Axis, Dim, Name, Product
+from minitron.model.dims import Dim, Name, Product, Word
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
@@ -101,7 +101,7 @@ def _space(spec: ModelSpec, rules: tuple[Rule, ...], axis: str, layer: int) -> S
 
 
 def _ends(dim: Dim, axis: str) -> bool:
-    return dim == Axis(axis) or (isinstance(dim, Product) and len(dim.factors) == 2 and dim.factors[1] == Axis(axis))
+    return dim == Word(axis) or (isinstance(dim, Product) and len(dim.factors) == 2 and dim.factors[1] == Word(axis))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from importance.score.estimators import Array, Totals
 from minitron.cut.rotation import is_hidden_norm, norms_read
 from minitron.cut.scores import Key
 from minitron.cut.selection import HIDDEN
-from minitron.model.axes import Name
+from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 
 STRIDE: Final = 8

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from importance.score.estimators import Array, Routing, Totals, wide
 from minitron.cut.refit import InputSite, input_sites
 from minitron.cut.scores import Key
-from minitron.model.axes import Name
+from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 
 TOKENS_AN_INPUT: Final = 64

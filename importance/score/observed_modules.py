@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from minitron.cut.scores import Key
-from minitron.model.axes import Axis, Dim, Name, Product, Stack, numel
+from minitron.model.dims import Dim, Name, Product, Stack, Word, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
 CHANNELS: Final = frozenset({"ffn", "shared_ffn", "latent_in", "latent_out"})
 """Axes judged channel by channel at the input of the linear whose last dimension they are."""
 
-X: Final = Product((Axis("mamba_head"), Axis("mamba_head_dim")))
+X: Final = Product((Word("mamba_head"), Word("mamba_head_dim")))
 """The channels of a Mamba mixer's state-space input."""
 
 
@@ -96,7 +96,7 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
 def expert_sites(spec: ModelSpec) -> Iterator[ExpertSite]:
     """The routed experts of every layer that has some."""
     for layer, rule in _layer_rules(spec):
-        if "expert" in rule.pattern.axes and rule.dims[-1] == Axis("expert_ffn"):
+        if "expert" in rule.pattern.axes and rule.dims[-1] == Word("expert_ffn"):
             yield ExpertSite(layer, _module(rule, layer))
 
 
@@ -116,10 +116,10 @@ def _module(rule: Rule, layer: int) -> str:
 
 def _input_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | None:
     match rule.dims[-1]:
-        case Axis(name) if name in CHANNELS:
+        case Word(name) if name in CHANNELS:
             weight = rule.name.partition(_EXPERT)[2].removesuffix(".weight") or "weight"
             return ChannelSite((name, layer), _module(rule, layer), "input", (spec.sizes[name],), weight=weight)
-        case Product((Axis("query_head"), Axis(width))):
+        case Product((Word("query_head"), Word(width))):
             shape = (spec.sizes["query_head"], spec.sizes[width])
             return ChannelSite(("query_head", layer), _module(rule, layer), "input", shape)
     return None
@@ -129,7 +129,7 @@ def _state_space_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | 
     """x among the outputs of in_proj: a better source than the gate z or out_proj's input (facts: 3.56 against 4.11 and
     3.79 of zero-shot loss, arXiv 2504.11409)."""
     first, last = rule.dims
-    if not isinstance(first, Stack) or last != Axis("hidden"):
+    if not isinstance(first, Stack) or last != Word("hidden"):
         return None
     # z and x are spelled alike; x is the second.
     _, x = [place for place, part in enumerate(first.parts) if part == X]

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from importance.score.estimators import Array, Totals, wide
 from importance.score.observed_modules import X
 from minitron.cut.scores import Key
-from minitron.model.axes import Axis, Stack
+from minitron.model.dims import Stack, Word
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
@@ -57,7 +57,7 @@ def _is_in_proj(rule: Rule) -> bool:
         len(rule.dims) == 2
         and isinstance(rule.dims[0], Stack)
         and rule.dims[0].parts.count(X) == 2
-        and (rule.dims[1] == Axis("hidden"))
+        and (rule.dims[1] == Word("hidden"))
     )
 
 

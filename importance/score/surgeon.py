@@ -21,7 +21,7 @@ from importance.score.estimators import Array, Totals, wide
 from importance.score.moments import RIDGES, SHARE_KEPT, Moments, parameter
 from minitron.cut.refit import RIDGE, InputSite
 from minitron.cut.scores import Key
-from minitron.model.axes import Indices
+from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
 AT_ONCE: Final = 64

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.selection import Fallback, layer_of
-from minitron.model.axes import axes_of, rows
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.dims import axes_of, rows
 from minitron.model.spec import ModelSpec
 
 

@@ -12,12 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.cut.basis import Basis, Cut
 from minitron.cut.refit import folds_of
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import HIDDEN, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, write_bytes, write_json
-from minitron.model.axes import Basis, Cut, Indices
+from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
 VERSION: Final = 1

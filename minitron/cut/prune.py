@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.cut.basis import Basis, Cut, cut
 from minitron.cut.plan import Plan
 from minitron.cut.rotation import is_hidden_norm, norms_read
 from minitron.cut.selection import layer_of, norm_groups, pick
 from minitron.errors import MinitronError
 from minitron.files import new_folder, refuse_existing, write_json, write_text
-from minitron.model.axes import Basis, Cut, axes_of, cut, numel
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
+from minitron.model.dims import axes_of, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Progress, silent

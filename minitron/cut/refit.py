@@ -16,9 +16,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.cut.basis import Basis
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import Keep, kept_rows
-from minitron.model.axes import Axis, Basis, Dim, Indices, Product
+from minitron.model.dims import Dim, Indices, Product, Word
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
@@ -57,7 +58,7 @@ def input_sites(spec: ModelSpec) -> Iterator[InputSite]:
 
 def _axes(dim: Dim) -> tuple[str, ...]:
     parts = dim.factors if isinstance(dim, Product) else (dim,)
-    return tuple(part.name for part in parts if isinstance(part, Axis))
+    return tuple(part.name for part in parts if isinstance(part, Word))
 
 
 def _name(dim: Dim) -> str | None:

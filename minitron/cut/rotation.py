@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.model.axes import Axis, Basis, Dim, Stack
+from minitron.cut.basis import Basis
+from minitron.model.dims import Dim, Stack, Word
 from minitron.model.families import Rule
 
-HIDDEN = Axis("hidden")
+HIDDEN = Word("hidden")
 
 
 class Directions:

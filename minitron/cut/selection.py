@@ -8,10 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.cut.basis import Basis, Cut
 from minitron.cut.rotation import is_hidden_norm
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
-from minitron.model.axes import Basis, Cut, Dim, Indices, axes_of, rows
+from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
 from minitron.model.spec import MTP, ModelSpec
 

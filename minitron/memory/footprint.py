@@ -31,7 +31,7 @@ from minitron.memory.workload import (
     NUMBER_BITS,
     Workload,
 )
-from minitron.model.axes import numel
+from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 
 

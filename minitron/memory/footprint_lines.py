@@ -15,7 +15,7 @@ from minitron.memory.footprint import Footprint, Kept, footprint, kept
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
-from minitron.model.axes import numel
+from minitron.model.dims import numel
 from minitron.model.spec import MTP, ModelSpec
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")

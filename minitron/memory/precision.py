@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.model.axes import numel
+from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import MTP, ModelSpec
 

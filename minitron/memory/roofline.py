@@ -28,7 +28,7 @@ from minitron.memory.gpus import Gpu
 from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
-from minitron.model.axes import numel
+from minitron.model.dims import numel
 from minitron.model.spec import MTP, ModelSpec
 
 BANDWIDTH_EFFICIENCY: Final = 0.8

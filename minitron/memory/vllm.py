@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
-from minitron.model.axes import numel
+from minitron.model.dims import numel
 from minitron.model.spec import MTP, ModelSpec
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Name
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 
 EMBEDDING: Final = "embedding"

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import Dim, numel
+from minitron.model.dims import Dim, numel
 from minitron.model.families import FAMILIES, Family, Rule
 
 MTP: Final = "mtp_"

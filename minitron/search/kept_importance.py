@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.cut.basis import Basis
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import Keep, choose, rotates
-from minitron.model.axes import Basis, Indices
+from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
 

@@ -11,6 +11,7 @@ from cuts import add_mtp, logits
 from safetensors.torch import load_file, save_file
 
 from importance.score.calibrate import score_model
+from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, beside, load_plan, make_plan
 from minitron.cut.prune import prune
@@ -18,8 +19,8 @@ from minitron.cut.rotation import is_hidden_norm, norms_read
 from minitron.cut.scores import Scores, load_scores
 from minitron.cut.selection import HIDDEN
 from minitron.errors import MinitronError
-from minitron.model.axes import Basis, axes_of
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.dims import axes_of
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.kept_importance import kept_importance

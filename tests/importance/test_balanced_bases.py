@@ -11,12 +11,12 @@ from cuts import scored
 from tiny_models import save_hybrid
 
 from importance.score.balanced_bases import balanced, spaces
+from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import load_plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.scores import load_scores
 from minitron.cut.selection import Fallback
-from minitron.model.axes import Basis
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.kept_importance import kept_importance

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from minitron.model.axes import Dim, Name, axes_of, parse, parse_shape
+from minitron.model.dims import Dim, Name, axes_of, parse, parse_shape
 
 Config = Mapping[str, Any]
 

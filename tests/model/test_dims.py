@@ -8,27 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron.model.axes import (
-    Axis,
-    Basis,
-    Constant,
-    Dim,
-    Name,
-    Product,
-    Stack,
-    axes_of,
-    cut,
-    numel,
-    parse,
-    parse_shape,
-    rows,
-)
+from minitron.cut.basis import Basis, cut
+from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, numel, parse, parse_shape, rows
 
 NAMES = ("head", "dim", "group", "state")
 
 
 def dims(depth: int = 3) -> st.SearchStrategy[Dim]:
-    leaf = st.one_of(st.sampled_from(NAMES).map(Axis), st.integers(1, 3).map(Constant))
+    leaf = st.one_of(st.sampled_from(NAMES).map(Word), st.integers(1, 3).map(Constant))
     return st.recursive(
         leaf,
         lambda inner: st.one_of(
@@ -41,7 +28,7 @@ def dims(depth: int = 3) -> st.SearchStrategy[Dim]:
 
 def spell(dim: Dim) -> str:
     match dim:
-        case Axis(name):
+        case Word(name):
             return name
         case Constant(size):
             return str(size)
@@ -85,7 +72,7 @@ def test_keeping_all_keeps_every_row(case: tuple) -> None:
 def label(dim: Dim, sizes: dict[str, int]) -> list[tuple]:
     """Brute force: the path of indices that leads to each row."""
     match dim:
-        case Axis(name):
+        case Word(name):
             return [((name, i),) for i in range(sizes[name])]
         case Constant(size):
             return [(("", i),) for i in range(size)]

@@ -1,0 +1,122 @@
+"""Cutting one tensor: by kept indices or by a basis of an axis.
+
+To cut an axis is to keep some of its indices wherever it appears or, where its space is linear on both sides, to
+project on a basis; of the two the first is the special case of a basis made of unit vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.model.dims import Dim, Indices, Product, Stack, Word, axes_of, numel, rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """A cut of one axis by projection.
+
+    What is written to the axis is projected on the columns of one matrix, what is read from it by those of its dual;
+    where the columns are orthonormal the two are the same."""
+
+    matrix: NDArray[np.float64]
+    """[size, kept]: new coordinate j is the inner product with column j.  Or [groups, size, kept]: the axis stands
+    behind another one, equal runs of which have a basis of their own."""
+
+    dual: NDArray[np.float64] | None = None
+    """Of the same shape, for those who read; None where the columns of `matrix` are orthonormal."""
+
+    def __post_init__(self) -> None:
+        shape = self.matrix.shape
+        if len(shape) not in (2, 3) or shape[-1] > shape[-2]:
+            raise ValueError(f"a basis is [size, kept] or [groups, size, kept] with kept <= size, not {shape}")
+        if self.dual is not None and self.dual.shape != shape:
+            raise ValueError(f"the dual of a basis {shape} is of the same shape, not {self.dual.shape}")
+        gram = np.swapaxes(self.matrix, -1, -2) @ (self.matrix if self.dual is None else self.dual)
+        if not np.allclose(gram, np.eye(shape[-1]), atol=1e-4):
+            what = "orthonormal" if self.dual is None else "dual to each other"
+            raise ValueError(f"the columns of a basis must be {what}")
+
+    @property
+    def kept(self) -> int:
+        """How many coordinates stay."""
+        return int(self.matrix.shape[-1])
+
+    @property
+    def flipped(self) -> Basis:
+        """The same cut for those who read."""
+        return self if self.dual is None else Basis(self.dual, self.matrix)
+
+
+Cut = Indices | Basis
+Pick = Callable[[str], "Cut | None"]
+"""The cut of an axis for the tensor at hand; None where the axis stays whole."""
+
+
+def cut(tensor: Tensor, shape: Iterable[Dim], sizes: Mapping[str, int], pick: Pick) -> Tensor:
+    """`tensor` with every axis cut as `pick` says, dimension by dimension.
+
+    Kept indices copy entries bit for bit; a basis multiplies in fp32 (float64 for float64) and rounds once.  Of a basis
+    with a dual the caller picks the side (Basis.flipped)."""
+    for place, dim in enumerate(shape):
+        cuts = {axis: chosen for axis in axes_of(dim) if (chosen := pick(axis)) is not None}
+        if any(isinstance(chosen, Basis) for chosen in cuts.values()):
+            tensor = _project(tensor, place, dim, sizes, cuts)
+        elif cuts:
+            keep = {axis: chosen for axis, chosen in cuts.items() if not isinstance(chosen, Basis)}
+            kept = rows(dim, sizes, keep)
+            if len(kept) < tensor.shape[place]:
+                tensor = tensor.index_select(place, _tensor(kept, tensor))
+    return tensor
+
+
+def _project(tensor: Tensor, place: int, dim: Dim, sizes: Mapping[str, int], cuts: Mapping[str, Cut]) -> Tensor:
+    """`cut` along one dimension in which some axis has a basis: axis by axis instead of row by row."""
+    match dim:
+        case Word(name) if name in cuts:
+            chosen = cuts[name]
+            if not isinstance(chosen, Basis):
+                return tensor.index_select(place, _tensor(chosen, tensor))
+            return _multiply(tensor, place, chosen.matrix)
+        case Product(factors):
+            tensor = tensor.reshape(
+                *tensor.shape[:place], *(numel(factor, sizes) for factor in factors), *tensor.shape[place + 1 :]
+            )
+            # From the right: the runs of a grouped basis are those of the factor before it as it was.
+            for offset, factor in reversed(list(enumerate(factors))):
+                tensor = _project(tensor, place + offset, factor, sizes, cuts)
+            return tensor.flatten(place, place + len(factors) - 1)
+        case Stack(parts):
+            import torch
+
+            projected, start = [], 0
+            for part in parts:
+                length = numel(part, sizes)
+                projected.append(_project(tensor.narrow(place, start, length), place, part, sizes, cuts))
+                start += length
+            return torch.cat(projected, dim=place)
+    return tensor
+
+
+def _multiply(tensor: Tensor, place: int, matrix: NDArray[np.float64]) -> Tensor:
+    """`tensor` [..., size, ...] times [size, kept], or [..., n, size, ...] times [groups, size, kept] run by run."""
+    wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+    factor = _tensor(matrix, tensor).to(wide.dtype)
+    if factor.ndim == 2:
+        return (wide.movedim(place, -1) @ factor).movedim(-1, place).to(tensor.dtype)
+    moved = wide.movedim((place - 1, place), (-2, -1))
+    runs = moved.reshape(*moved.shape[:-2], len(factor), -1, moved.shape[-1]) @ factor
+    return runs.flatten(-3, -2).movedim((-2, -1), (place - 1, place)).to(tensor.dtype)
+
+
+def _tensor(array: NDArray[Any], like: Tensor) -> Tensor:
+    import torch
+
+    return torch.from_numpy(array).to(like.device)
