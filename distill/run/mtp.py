@@ -13,7 +13,6 @@ Shape letters: B sequences, T tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +28,11 @@ from distill.losses.slopes import chunks
 from minitron.errors import MinitronError
 from minitron.measure.quality import CHUNK_LOGITS, Answers, hidden_states
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.spec import read_spec
+from minitron.model.tensor_map import held
 
 PREFIX: Final = "mtp."
 """What the names of its tensors begin with, in a checkpoint and in a run's."""
-
-_EXPERT: Final = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 
 
 class Predictor(nn.Module):
@@ -56,12 +55,14 @@ class Predictor(nn.Module):
             self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
         # It embeds with the model's own.
         self.body.embeddings = nn.Identity()
-        state: dict[str, list[Tensor]] = {}
-        with_names = Checkpoint(folder)
-        for stored, name in _names(with_names):
-            state.setdefault(name, []).append(with_names.tensor(stored).to(model.device, torch.float32, copy=True))
-        whole = {name: torch.stack(rows) if _is_fused(name) else rows[0] for name, rows in state.items()}
-        self.load_state_dict(whole, assign=True)
+        checkpoint, spec = Checkpoint(folder), read_spec(folder)
+        state = {
+            one.name: one.assemble(
+                lambda expected: checkpoint.tensor(expected.name), dtype=torch.float32, device=model.device
+            )
+            for one in held(spec, mtp=True)
+        }
+        self.load_state_dict(state, assign=True)
         self.eval()
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ class Predictor(nn.Module):
     def stored(self, folder: Path) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) as the checkpoint `folder` has them: one tensor an expert."""
         state = self.state_dict()
-        for stored, name in _names(Checkpoint(folder)):
-            expert = _EXPERT.search(stored)
-            yield stored, state[name] if expert is None else state[name][int(expert[1])]
+        for one in held(read_spec(folder), mtp=True):
+            for expected, tensor in one.split(state[one.name]):
+                yield expected.name, tensor
 
 
 @torch.no_grad()
@@ -123,24 +124,3 @@ def require_block(folder: Path) -> None:
     """Raise MinitronError unless the checkpoint `folder` holds a block."""
     if not has_block(folder):
         raise MinitronError(f"{folder} holds no multi-token-prediction block; leave --mtp-weight out.")
-
-
-def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """(name in the checkpoint, name in Predictor), experts in order."""
-
-    def place(name: str) -> tuple[str, int]:
-        expert = _EXPERT.search(name)
-        return _EXPERT.sub("", name), -1 if expert is None else int(expert[1])
-
-    for stored in sorted((name for name in checkpoint.headers if name.startswith(PREFIX)), key=place):
-        number, rest = re.fullmatch(r"mtp\.layers\.(\d+)\.(.+)", stored).groups()  # type: ignore[union-attr]
-        if rest in ("enorm.weight", "hnorm.weight", "eh_proj.weight"):
-            yield stored, rest
-        elif rest == "final_layernorm.weight":
-            yield stored, "body.norm_f.weight"
-        else:
-            yield stored, _EXPERT.sub(r".experts.\2", f"body.layers.{number}.{rest}")
-
-
-def _is_fused(name: str) -> bool:
-    return re.search(r"\.experts\.\w+$", name) is not None

@@ -22,6 +22,7 @@ from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
 from minitron.files import new_folder, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
 from minitron.model.loading import load_model
+from minitron.model.spec import ModelSpec, is_mtp, read_spec
 from minitron.report.training import training_document
 
 DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
@@ -43,7 +44,7 @@ def write_student(
     multi-token-prediction blocks (`mtp` is the trained one) and writes the type it trained in.  So only the tensors are
     taken from what it saves; everything else, and every tensor that it does not build, comes from `student`.  `card`
     becomes README.md, `training` distillation.json."""
-    source = Checkpoint(student)
+    source, spec = Checkpoint(student), read_spec(student)
     with new_folder(output, overwrite=overwrite) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_pretrained(scratch)
@@ -53,7 +54,7 @@ def write_student(
                 raise RuntimeError(f"{student} has no {sorted(strangers)[0]}, which transformers saved")
             with ShardWriter(folder) as writer:
                 for name, header in source.headers.items():
-                    tensor = drafts[name] if name in drafts else _trained_tensor(model, name, source, trained)
+                    tensor = drafts[name] if name in drafts else _trained_tensor(model, spec, name, source, trained)
                     if tuple(tensor.shape) != header.shape:
                         raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
                     writer.add(name, tensor.to(DTYPES.get(header.dtype, tensor.dtype)))
@@ -66,14 +67,18 @@ def write_student(
             write_json(folder / DISTILLATION, dict(training))
 
 
-def _trained_tensor(model: PreTrainedModel, name: str, source: Checkpoint, trained: Checkpoint) -> Tensor:
+def _trained_tensor(
+    model: PreTrainedModel, spec: ModelSpec, name: str, source: Checkpoint, trained: Checkpoint
+) -> Tensor:
     if name in trained.headers:
         return trained.tensor(name)
-    if name == "lm_head.weight":
+    if spec.is_tied and any(
+        rule.tied_to and rule.pattern.match(name) is not None for rule in spec.family.rules["model"]
+    ):
         # A tied output layer that the student's folder spells out: transformers saves the embedding alone.
         tied: Tensor = model.get_output_embeddings().weight.detach().cpu()
         return tied
-    if name.startswith("mtp."):
+    if spec.ignored(name) is not None or is_mtp(spec.kind_of(name)):
         return source.tensor(name)
     raise RuntimeError(f"transformers did not save {name}")
 

@@ -25,12 +25,10 @@ from transformers import PreTrainedModel
 from importance.score.estimators import Array, Totals, wide
 from importance.score.moments import TOKENS_AN_INPUT
 from minitron.cut.scores import Key
-from minitron.model.dims import Dim, Name, Product, Word
+from minitron.model.dims import Dim, Product, Word
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-
-LINEAR: Final = frozenset({"qk_head_dim", "v_head_dim", "latent_in", "latent_out"})
-"""Axes of which nothing but linears is on either side: no activation function, no norm, no convolution."""
+from minitron.model.tensor_map import module_name, weight_of
 
 FLOOR: Final = 1e-6
 """Singular values below this share of the largest are noise: their directions keep it, so that a basis has as many
@@ -54,7 +52,7 @@ class Look:
     @property
     def module(self) -> str:
         """The module in memory."""
-        return Name(self.rule.name.removesuffix(".weight")).format({"layer": self.layer})
+        return module_name(self.rule, self.layer)
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,17 @@ def spaces(spec: ModelSpec) -> Iterator[Space]:
 
 
 def _space(spec: ModelSpec, rules: tuple[Rule, ...], axis: str, layer: int) -> Space | None:
-    linears = [rule for rule in rules if len(rule.dims) == 2]
-    writers = [rule for rule in linears if _ends(rule.dims[0], axis) and rule.scaled_by != axis]
-    readers = [rule for rule in linears if _ends(rule.dims[1], axis)]
+    if not spec.axis(axis).linear:
+        return None
+    linears = [rule for rule in rules if rule.is_linear]
+    writers = [rule for rule in linears if _ends(rule.writes, axis) and rule.scaled_by != axis]
+    readers = [rule for rule in linears if _ends(rule.reads, axis)]
     queries = [rule for rule in linears if rule.scaled_by == axis]
-    biased = any(len(rule.dims) == 1 and axis in rule.axes for rule in rules)
-    if axis not in LINEAR or biased or len(writers) != 1 or not (readers or queries):
+    biased = any(not rule.is_linear and axis in rule.axes for rule in rules)
+    if biased or len(writers) != 1 or not (readers or queries):
         return None
     (writer,) = writers
-    groups = spec.sizes["kv_head"] if isinstance(writer.dims[0], Product) else 1
+    groups = _groups(spec, writer.writes)
 
     def look(rule: Rule, side: str) -> Look:
         return Look(f"{axis}/{side}/{rule.name}", layer, rule, side, groups, spec.sizes[axis])
@@ -96,11 +96,19 @@ def _space(spec: ModelSpec, rules: tuple[Rule, ...], axis: str, layer: int) -> S
     if queries:
         return Space((axis, layer), look(writer, "output"), look(queries[0], "output"))
     # Values are mixed over tokens and experts are added up before they are read.
-    mixed = groups > 1 or "expert" in writer.pattern.axes
+    mixed = groups > 1 or writer.per_expert
     return Space((axis, layer), look(readers[0], "input") if mixed else look(writer, "output"), None, tuple(readers))
 
 
-def _ends(dim: Dim, axis: str) -> bool:
+def _groups(spec: ModelSpec, dim: Dim | None) -> int:
+    """How many heads have a space of their own: those that write to it."""
+    match dim:
+        case Product((Word(heads), Word())):
+            return spec.sizes[heads]
+    return 1
+
+
+def _ends(dim: Dim | None, axis: str) -> bool:
     return dim == Word(axis) or (isinstance(dim, Product) and len(dim.factors) == 2 and dim.factors[1] == Word(axis))
 
 
@@ -184,16 +192,7 @@ def _weights(model: PreTrainedModel, spec: ModelSpec, space: Space) -> Array:
     """[G, A, A]: the sum over readers of W^T W, W's columns head by head."""
     look, total = space.covariance, np.zeros((space.covariance.groups, space.covariance.width, space.covariance.width))
     for rule in space.readers:
-        routed = "expert" in rule.pattern.axes
-        name = rule.name.replace(".{expert}.", ".").removesuffix(".weight") if routed else rule.name
-        weight = model.get_parameter(Name(name).format({"layer": look.layer})).flatten(0, -2)
-        heads = (
-            weight.detach()
-            .double()
-            .cpu()
-            .unflatten(-1, (look.groups, -1, look.width))
-            .permute(1, 0, 2, 3)
-            .flatten(1, 2)
-        )
+        weight = weight_of(model, spec, rule, look.layer).detach().flatten(0, -2).double().cpu()
+        heads = weight.reshape(len(weight), look.groups, -1, look.width).permute(1, 0, 2, 3).flatten(1, 2)
         total += (heads.mT @ heads).numpy()
     return total

@@ -18,7 +18,7 @@ from importance.score.covariance import covariance, observing_covariance
 from importance.score.estimators import Array, ByAxis, Estimator, Totals
 from importance.score.moments import Moments
 from importance.score.observe import block_influence, energy, importance, observing
-from importance.score.state_size import observing_states, state_scores, state_sites
+from importance.score.state_size import STATE, observing_states, state_scores, state_sites
 from importance.score.surgeon import surgeon_scores
 from minitron.arrays import store
 from minitron.cut.scores import Key, Scores
@@ -54,7 +54,7 @@ class Findings:
     @property
     def judges_states(self) -> bool:
         """Whether a mixer's states are judged by what they carry; chance and weights alone judge by themselves."""
-        return bool(self.estimator.of("ssm_state").statistics)
+        return bool(self.estimator.of(STATE).statistics)
 
     @contextmanager
     def observing(self) -> Iterator[None]:

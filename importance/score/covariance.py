@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from importance.score.estimators import Array, Totals
-from minitron.cut.rotation import is_hidden_norm, norms_read
+from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Key
-from minitron.cut.selection import HIDDEN
-from minitron.model.dims import Name
+from minitron.cut.selection import STREAM
+from minitron.model.axes import HIDDEN
+from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import module_name, weight_of
 
 STRIDE: Final = 8
 """At most one token in so many is looked at: neighbours tell little more, and each costs H^2 operations."""
@@ -38,69 +41,74 @@ def observing_covariance(model: PreTrainedModel, spec: ModelSpec, totals: Totals
 
     A norm's part counts by what becomes of an error in it: ||W diag(g)||_F of the linears W that read it, g its gain.
     Weights are read while the norm runs."""
-    stride = max(STRIDE, tokens // (TOKENS_A_CHANNEL * spec.sizes["hidden"]))
+    stride = max(STRIDE, tokens // (TOKENS_A_CHANNEL * spec.sizes[HIDDEN]))
     with ExitStack() as undo:
-        for gain, readers in _norms(spec).items():
-            module = model.get_submodule(gain.removesuffix(".weight"))
-            undo.callback(module.register_forward_hook(_see(model, totals, gain, readers, stride)).remove)
+        for norm in _norms(spec):
+            module = model.get_submodule(module_name(norm.rule, norm.layer))
+            undo.callback(module.register_forward_hook(_see(model, spec, totals, norm, stride)).remove)
         yield
 
 
 def covariance(totals: Totals) -> dict[Key, Array]:
     """(axis, None) -> [H, H]: the weighted mean over tokens and norms of x x^T / mean(x^2), x the stream."""
-    found = totals["covariance", HIDDEN] / totals["weight", HIDDEN]
-    return {HIDDEN: (found + found.T) / 2}
+    found = totals["covariance", STREAM] / totals["weight", STREAM]
+    return {STREAM: (found + found.T) / 2}
 
 
-def _norms(spec: ModelSpec) -> dict[str, list[tuple[str, float]]]:
-    """Norm gain's name -> (parameter in memory, share of tokens that use it) of every linear that reads the norm."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    places = [("model", {}), *((kind, {"layer": layer}) for layer, kind in enumerate(spec.layers))]
-    for kind, index in places:
+@dataclass(frozen=True)
+class _Norm:
+    """A norm of the residual stream and what reads it."""
+
+    rule: Rule
+    layer: int | None
+
+    readers: tuple[Rule, ...]
+    """The linears that read it."""
+
+
+def _norms(spec: ModelSpec) -> list[_Norm]:
+    """Every norm through which the stream is read."""
+    found = []
+    places: list[tuple[str, int | None]] = [("model", None), *((kind, at) for at, kind in enumerate(spec.layers))]
+    for kind, layer in places:
         rules = spec.rules[kind]
+        readers = norms_read(rules)
         for rule in rules:
-            if is_hidden_norm(rule):
-                found[rule.pattern.format(index)] = []
-        for rule, norms in norms_read(rules).items():
-            routed = "expert" in rule.pattern.axes
-            share = spec.experts_per_token / spec.sizes["expert"] if routed else 1.0
-            name = Name(rule.name.replace(".{expert}.", ".").removesuffix(".weight") if routed else rule.name)
-            for norm in norms:
-                found[norm.pattern.format(index)].append((name.format(index), share))
-    if spec.is_tied:
-        final = next(rule for rule in spec.rules["model"] if is_hidden_norm(rule)).pattern.format({})
-        found[final].append((_embedding(spec), 1.0))
+            if reads_stream(rule):
+                found.append(_Norm(rule, layer, tuple(one for one, read in readers.items() if rule in read)))
     return found
 
 
-def _embedding(spec: ModelSpec) -> str:
-    """The name of the tensor that a tied output layer shares."""
-    tied = {rule.tied_to for rule in spec.family.rules["model"] if rule.tied_to}
-    return next(rule for rule in spec.rules["model"] if rule.name in tied).pattern.format({})
-
-
-def _see(model: PreTrainedModel, totals: Totals, gain: str, readers: list[tuple[str, float]], stride: int) -> Any:
+def _see(model: PreTrainedModel, spec: ModelSpec, totals: Totals, norm: _Norm, stride: int) -> Any:
     weight: list[float] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         with torch.no_grad():
             if not weight:
-                weight.append(_sensitivity(model, model.get_parameter(gain), readers))
+                weight.append(_sensitivity(model, spec, norm))
             states = args[0].flatten(0, -2)[::stride]
             states = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
             scale = states.square().mean(-1, keepdim=True).clamp_min_(torch.finfo(states.dtype).tiny).rsqrt_()
             states = states * scale
-            totals.add(("covariance", HIDDEN), (states.T @ states) * weight[0])
-            totals.add(("weight", HIDDEN), torch.tensor(len(states) * weight[0], dtype=torch.float64))
+            totals.add(("covariance", STREAM), (states.T @ states) * weight[0])
+            totals.add(("weight", STREAM), torch.tensor(len(states) * weight[0], dtype=torch.float64))
 
     return hook
 
 
-def _sensitivity(model: PreTrainedModel, gain: Tensor, readers: list[tuple[str, float]]) -> float:
-    """||W diag(g)||_F over all linears that read a norm."""
-    squares = sum(
-        float(gain.double().square() @ _squares(model.get_parameter(name))) * share for name, share in readers
-    )
+def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
+    """||W diag(g)||_F over all linears that read a norm, of experts by the share of tokens that use one."""
+    assert norm.rule.norm is not None
+    gain = model.get_submodule(module_name(norm.rule, norm.layer)).get_parameter("weight").double()
+    if norm.rule.norm.offset:
+        gain = gain + norm.rule.norm.offset
+    squares = 0.0
+    for rule in norm.readers:
+        share = spec.experts_per_token / spec.num_experts if rule.per_expert else 1.0
+        squares += float(gain.square() @ _squares(weight_of(model, spec, rule, norm.layer))) * share
+    if norm.layer is None and spec.is_tied:
+        embedding: Tensor = model.get_input_embeddings().weight
+        squares += float(gain.square() @ _squares(embedding))
     return float(np.sqrt(squares))
 
 

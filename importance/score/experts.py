@@ -4,12 +4,13 @@ transformers keeps the experts of a layer in two stacked tensors and multiplies 
 expert.  While a model is observed the module's forward is replaced by one that returns the same output and looks at
 what it makes on the way: nothing is computed twice.
 
-Shape letters: N tokens, B sequences, k experts a token, R = N*k routed tokens, E experts, F expert_ffn, D the width
-that experts read and write (hidden or latent).
+Shape letters: N tokens, B sequences, k experts a token, R = N*k routed tokens, E experts, F channels of an expert, D
+the width that experts read and write (hidden or latent), P what the first linear makes: F, or gate and up, 2F.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,12 @@ def observed_experts(
     """Until the block ends the module `experts` adds to `totals` what its tokens do.
 
     `estimator` judges the experts' channels, the input of their down projections; experts as a whole are judged by
-    `expert_scores` whatever it is.  The routing is the model's own, with the router's correction bias on.  Raises
-    NotImplementedError for experts of another form than down(act(up(x)))."""
-    if any(getattr(experts, trait, False) for trait in ("has_gate", "has_bias", "is_transposed")):
-        raise NotImplementedError(f"{type(experts).__name__}: experts with a gate, a bias or transposed weights")
-
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return _routed(site, experts, totals, batch, estimator, moments, hidden_states, top_k_index, top_k_weights)
+    `expert_scores` whatever it is.  The routing is the model's own, with the router's correction bias on."""
+    watch = _Watch(site, experts, totals, batch, estimator, moments)
 
     # Another library may have put a forward of its own on the module.
     replaced = experts.__dict__.get("forward")
-    experts.forward = forward
+    experts.forward = watch.forward
     try:
         yield
     finally:
@@ -55,41 +51,65 @@ def expert_scores(site: ExpertSite, totals: Totals) -> Array:
     return totals[site, "output"] / np.maximum(totals[site, "tokens"], 1)
 
 
-def _routed(
-    site: ExpertSite,
-    experts: Any,
-    totals: Totals,
-    batch: Batch,
-    estimator: Estimator,
-    moments: Moments | None,
-    hidden_states: Tensor,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
-) -> Tensor:
-    """[N, D] states, [N, k] experts, [N, k] weights -> [N, D], and the sums go to `totals`."""
-    tokens, chosen = top_k_index.shape
-    # Stable: within an expert tokens keep their order.
-    expert, order = top_k_index.flatten().sort(stable=True)
-    token = order // chosen
-    counts = torch.bincount(expert, minlength=experts.num_experts)
-    parts = counts.tolist()
-    inner = experts.act_fn(_grouped(hidden_states[token], experts.up_proj, parts))
-    outer = _grouped(inner, experts.down_proj, parts) * top_k_weights.flatten()[order, None]
-    with torch.no_grad():
-        routing = Routing(expert, token // (tokens // batch.sequences), experts.num_experts, batch.sequences)
-        norms = outer.to(wide(outer)).square().sum(-1).sqrt()
-        totals.add((site, "tokens"), counts)
-        totals.add((site, "output"), sums_by(expert, norms, experts.num_experts))
-        estimator.see_routed(totals, site.channels, inner, routing)
-        if moments is not None:
-            moments.see_routed(site.layer, totals, inner, routing)
-        # [E, D, F]: one column a channel and expert.
-        estimator.see_weights(totals, site.channels, experts.down_proj, (1,))
-    output = torch.empty_like(outer)
-    output[order] = outer
-    return output.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
+@dataclass(frozen=True)
+class _Watch:
+    """The experts of one layer and what becomes of what is seen of them."""
 
+    site: ExpertSite
+    experts: Any
+    totals: Totals
+    batch: Batch
+    estimator: Estimator
+    moments: Moments | None
 
-def _grouped(rows: Tensor, weights: Tensor, parts: list[int]) -> Tensor:
-    """[R, in] rows in runs of `parts`, [E, out, in] -> [R, out]: each run times the weights of its expert."""
-    return torch.cat([run @ weight.T for run, weight in zip(torch.split(rows, parts), weights, strict=True)])
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """[N, D] states, [N, k] experts, [N, k] weights -> [N, D], and the sums go to `totals`."""
+        experts, site, totals = self.experts, self.site, self.totals
+        tokens, chosen = top_k_index.shape
+        # Stable: within an expert tokens keep their order.
+        expert, order = top_k_index.flatten().sort(stable=True)
+        token = order // chosen
+        counts = torch.bincount(expert, minlength=experts.num_experts)
+        parts = counts.tolist()
+        inner = self._inner(hidden_states[token], parts, expert)
+        outer = self._linear(inner, site.down, parts, expert) * top_k_weights.flatten()[order, None]
+        with torch.no_grad():
+            routing = Routing(
+                expert, token // (tokens // self.batch.sequences), experts.num_experts, self.batch.sequences
+            )
+            norms = outer.to(wide(outer)).square().sum(-1).sqrt()
+            totals.add((site, "tokens"), counts)
+            totals.add((site, "output"), sums_by(expert, norms, experts.num_experts))
+            self.estimator.see_routed(totals, site.channels, inner, routing)
+            if self.moments is not None:
+                self.moments.see_routed(site.layer, totals, inner, routing)
+            # One column a channel and expert.
+            down = experts.get_parameter(site.down)
+            self.estimator.see_weights(totals, site.channels, down, (2,) if self._transposed else (1,))
+        output = torch.empty_like(outer)
+        output[order] = outer
+        return output.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
+
+    @property
+    def _transposed(self) -> bool:
+        """Whether weights are [E, in, out]."""
+        return bool(getattr(self.experts, "is_transposed", False))
+
+    def _inner(self, rows: Tensor, parts: list[int], expert: Tensor) -> Tensor:
+        """[R, D] -> [R, F]: what the down projections read."""
+        if hasattr(self.experts, "up_proj"):
+            made: Tensor = self.experts.act_fn(self._linear(rows, "up_proj", parts, expert))
+            return made
+        # A gate beside it, joined as the model's own way of applying it expects.
+        gated: Tensor = self.experts._apply_gate(self._linear(rows, "gate_up_proj", parts, expert))
+        return gated
+
+    def _linear(self, rows: Tensor, name: str, parts: list[int], expert: Tensor) -> Tensor:
+        """[R, in] rows in runs of `parts` -> [R, out]: each run times the weights of its expert."""
+        weights = self.experts.get_parameter(name)
+        if self._transposed:
+            weights = weights.mT
+        runs = zip(torch.split(rows, parts), weights, strict=True)
+        made = torch.cat([run @ weight.T for run, weight in runs])
+        bias = getattr(self.experts, f"{name}_bias", None)
+        return made if bias is None else made + bias[expert]

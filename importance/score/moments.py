@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from importance.score.estimators import Array, Routing, Totals, wide
 from minitron.cut.refit import InputSite, input_sites
 from minitron.cut.scores import Key
-from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import module_name
 
 TOKENS_AN_INPUT: Final = 64
 """So many tokens for each input are looked at, or all where there are fewer: a matrix of C x C numbers needs several
@@ -47,7 +47,8 @@ class Moments:
         """`tokens` is how many the whole run will see; from it follows which of them are looked at."""
         self.spec = spec
         sites = {site.key: site for site in input_sites(spec) if _numbers(spec, site) <= LARGEST}
-        self.sites = {key: site for key, site in sites.items() if key[0] not in ("latent_in",)}
+        # What all experts read alike passes no module of its own.
+        self.sites = {key: site for key, site in sites.items() if site.by_expert or not site.rule.per_expert}
         self._tokens = tokens
         self._passes: dict[Key, int] = {}
         self._batches: dict[Key, int] = {}
@@ -56,7 +57,7 @@ class Moments:
         """One of so many tokens would be enough."""
         seen = self._tokens
         if site.by_expert:
-            seen = seen * self.spec.experts_per_token // self.spec.sizes["expert"]
+            seen = seen * self.spec.experts_per_token // self.spec.num_experts
         return max(1, seen // (TOKENS_AN_INPUT * site.size))
 
     @contextmanager
@@ -65,7 +66,7 @@ class Moments:
         with ExitStack() as undo:
             for site in self.sites.values():
                 if not site.by_expert:
-                    module = model.get_submodule(parameter(site).removesuffix(".weight"))
+                    module = model.get_submodule(module_name(site.rule, site.layer))
                     undo.callback(module.register_forward_pre_hook(self._hook(site, totals)).remove)
             yield
 
@@ -90,7 +91,7 @@ class Moments:
 
     def see_routed(self, layer: int, totals: Totals, inputs: Tensor, routing: Routing) -> None:
         """Add what the down projections of a layer's experts read: [R, C], sorted by expert."""
-        site = self.sites.get(("expert_ffn", layer))
+        site = next((site for site in self.sites.values() if site.by_expert and site.layer == layer), None)
         stride = 0 if site is None else self._turn(site)
         if site is None or not stride:
             return
@@ -142,12 +143,4 @@ class Moments:
 
 
 def _numbers(spec: ModelSpec, site: InputSite) -> int:
-    return site.size**2 * (spec.sizes["expert"] if site.by_expert else 1)
-
-
-def parameter(site: InputSite) -> str:
-    """The parameter in memory of a site's linear; of experts the stacked one."""
-    name = site.rule.name
-    if "expert" in site.rule.pattern.axes:
-        name = name.replace(".{expert}.", ".").removesuffix(".weight")
-    return Name(name).format({"layer": site.layer})
+    return site.size**2 * (spec.num_experts if site.by_expert else 1)

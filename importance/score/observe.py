@@ -29,6 +29,8 @@ from importance.score.experts import expert_scores, observed_experts
 from importance.score.moments import Moments
 from importance.score.observed_modules import ChannelSite, NormSite, channel_sites, expert_sites, norm_sites
 from minitron.cut.scores import Key
+from minitron.cut.selection import STREAM
+from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.layerwise import layers_module
 from minitron.model.spec import ModelSpec
 
@@ -72,10 +74,10 @@ def observing(
                 before=site.side == "input",
             )
         for norm in norm_sites(spec):
-            watch(norm.module, _sees_norm(totals, norm, estimator.of("hidden").hidden))
+            watch(norm.module, _sees_norm(totals, norm, estimator.of(HIDDEN).hidden))
         for expert in expert_sites(spec):
             experts = model.get_submodule(expert.module)
-            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator.of("expert_ffn"), moments))
+            undo.enter_context(observed_experts(expert, experts, totals, batch, estimator.of(expert.axis), moments))
         if moments is not None:
             undo.enter_context(moments.observing(model, totals))
         yield
@@ -89,15 +91,16 @@ def importance(
     `estimator` is the one that observed, and judges all channels but hidden ones where it needs weights
     (Estimator.hidden); routed experts as a whole are judged by REAP.  `seed` is that of its random numbers."""
     random = np.random.default_rng(seed)
-    found: dict[Key, Array] = {("hidden", None): _hidden(spec, totals, estimator.of("hidden").hidden, random)}
+    found: dict[Key, Array] = {STREAM: _hidden(spec, totals, estimator.of(HIDDEN).hidden, random)}
     for site in channel_sites(spec):
         scores = estimator.of(site.key[0]).scores(totals, site, (prod(site.shape),), random).reshape(site.shape)
         # A head counts as the L2 over its channels; those of Mamba stay apart, for channels are chosen before heads.
-        found[site.key] = np.linalg.norm(scores, axis=-1) if site.key[0] == "query_head" else scores
+        joint = site.key[0] not in spec.sizes
+        found[site.key] = scores if joint or len(site.shape) == 1 else np.linalg.norm(scores, axis=-1)
     for expert in expert_sites(spec):
-        found["expert", expert.layer] = expert_scores(expert, totals)
-        shape = (spec.sizes["expert"], spec.sizes["expert_ffn"])
-        found["expert_ffn", expert.layer] = estimator.of("expert_ffn").scores(totals, expert.channels, shape, random)
+        found[EXPERT, expert.layer] = expert_scores(expert, totals)
+        shape, judge = (spec.num_experts, spec.sizes[expert.axis]), estimator.of(expert.axis)
+        found[expert.axis, expert.layer] = judge.scores(totals, expert.channels, shape, random)
     return found
 
 
@@ -118,7 +121,7 @@ def _hidden(spec: ModelSpec, totals: Totals, estimator: Estimator, random: np.ra
 
     The L2 over samples that A is (see importance.score.estimators) goes on over norms: each is one more reading of the
     same channel, and a channel that one block reads strongly is not averaged away by the many that do not."""
-    shape = (spec.sizes["hidden"],)
+    shape = (spec.sizes[HIDDEN],)
     readings = [estimator.scores(totals, norm, shape, random) for norm in norm_sites(spec) if norm.makes_hidden]
     combined: Array = np.sqrt(np.square(readings).sum(0))
     return combined

@@ -1,23 +1,20 @@
 """Where in a model the activations of an axis pass: read off the family's rules, so that no module is named here.
 
 The linear whose LAST dimension is `ffn` reads the `ffn` activations; the norm whose gain is `hidden` makes the `hidden`
-ones.  Modules carry the names of the family's first dialect, which is the one that transformers uses in memory.
+ones.  Modules carry the names that transformers uses in memory (minitron.model.tensor_map).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
+from minitron.cut.rotation import reads_stream
 from minitron.cut.scores import Key
-from minitron.model.dims import Dim, Name, Product, Stack, Word, numel
+from minitron.cut.selection import norm_groups
+from minitron.model.dims import Product, Stack, Word, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-
-CHANNELS: Final = frozenset({"ffn", "shared_ffn", "latent_in", "latent_out"})
-"""Axes judged channel by channel at the input of the linear whose last dimension they are."""
-
-X: Final = Product((Word("mamba_head"), Word("mamba_head_dim")))
-"""The channels of a Mamba mixer's state-space input."""
+from minitron.model.tensor_map import module_name, parameter_name
 
 
 @dataclass(frozen=True)
@@ -43,21 +40,19 @@ class ChannelSite:
 
 @dataclass(frozen=True)
 class NormSite:
-    """An RMS norm."""
+    """A norm."""
 
     gain: str
-    """The name of its weight."""
+    """The name of its weight, in the family's first dialect."""
+
+    module: str
+    """The module that holds the gain."""
 
     groups: int
     """Over how many equal parts of the channels the mean of squares runs apart."""
 
     makes_hidden: bool
     """Whether its output is the normalised residual stream."""
-
-    @property
-    def module(self) -> str:
-        """The module that holds the gain."""
-        return self.gain.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,12 @@ class ExpertSite:
     layer: int
     module: str
 
+    axis: str
+    """What the channels of an expert are called."""
+
+    down: str
+    """The parameter of the module by which they are read."""
+
     @property
     def channels(self) -> tuple[str, "ExpertSite"]:
         """What the sums over the experts' channels are called, apart from those over experts."""
@@ -75,12 +76,12 @@ class ExpertSite:
 
 def channel_sites(spec: ModelSpec) -> Iterator[ChannelSite]:
     """Every place where channels are judged by what passes, layer by layer; routed experts' own and norms apart."""
+    seen: set[Key] = set()
     for layer, rule in _layer_rules(spec):
-        if len(rule.dims) != 2:
-            continue
         site = _input_site(spec, rule, layer) or _state_space_site(spec, rule, layer)
-        # Every expert reads the same latent channels: one rule, one site.
-        if site is not None:
+        # Every expert reads the same latent channels, some of them with two linears: the first stands for all.
+        if site is not None and site.key not in seen:
+            seen.add(site.key)
             yield site
 
 
@@ -88,54 +89,42 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
     """Every norm that transformers builds: those of the multi-token-prediction block are not among them."""
     rules = [*_layer_rules(spec), *((None, rule) for rule in spec.rules["model"])]
     for layer, rule in rules:
-        if rule.norm_group:
-            groups = 1 if rule.norm_group == "1" else spec.sizes[rule.norm_group]
-            yield NormSite(rule.pattern.format({"layer": layer or 0}), groups, rule.norm_group == "1")
+        if rule.norm is not None:
+            name = rule.pattern.format({"layer": layer or 0})
+            yield NormSite(name, module_name(rule, layer), norm_groups(spec, rule), reads_stream(rule))
 
 
 def expert_sites(spec: ModelSpec) -> Iterator[ExpertSite]:
     """The routed experts of every layer that has some."""
     for layer, rule in _layer_rules(spec):
-        if "expert" in rule.pattern.axes and rule.dims[-1] == Word("expert_ffn"):
-            yield ExpertSite(layer, _module(rule, layer))
+        if rule.per_expert and isinstance(rule.reads, Word) and spec.axis(rule.reads.name).nested_in:
+            yield ExpertSite(layer, module_name(rule, layer), rule.reads.name, parameter_name(rule, layer))
 
 
 def _layer_rules(spec: ModelSpec) -> Iterator[tuple[int, Rule]]:
     return ((layer, rule) for layer, kind in enumerate(spec.layers) for rule in spec.rules[kind])
 
 
-_EXPERT: Final = ".{expert}."
-"""Divides the name of an expert's tensor into the module of all experts and, with .weight behind, its parameter."""
-
-
-def _module(rule: Rule, layer: int) -> str:
-    """The module that a rule's tensor belongs to; one expert's tensor belongs to the module of all of them."""
-    name = rule.name.partition(_EXPERT)[0]
-    return Name(name).format({"layer": layer}).removesuffix(".weight")
-
-
 def _input_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | None:
-    match rule.dims[-1]:
-        case Word(name) if name in CHANNELS:
-            weight = rule.name.partition(_EXPERT)[2].removesuffix(".weight") or "weight"
-            return ChannelSite((name, layer), _module(rule, layer), "input", (spec.sizes[name],), weight=weight)
-        case Product((Word("query_head"), Word(width))):
-            shape = (spec.sizes["query_head"], spec.sizes[width])
-            return ChannelSite(("query_head", layer), _module(rule, layer), "input", shape)
+    match rule.reads:
+        case Word(name) if spec.axis(name).scored_at_input:
+            module, weight = module_name(rule, layer), parameter_name(rule, layer)
+            return ChannelSite((name, layer), module, "input", (spec.sizes[name],), weight=weight)
+        case Product((Word(heads), Word(width))) if not spec.axis(heads).joint:
+            shape = (spec.sizes[heads], spec.sizes[width])
+            return ChannelSite((heads, layer), module_name(rule, layer), "input", shape)
     return None
 
 
 def _state_space_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | None:
     """x among the outputs of in_proj: a better source than the gate z or out_proj's input (facts: 3.56 against 4.11 and
     3.79 of zero-shot loss, arXiv 2504.11409)."""
-    first, last = rule.dims
-    if not isinstance(first, Stack) or last != Word("hidden"):
+    if rule.scan_input is None or not isinstance(rule.writes, Stack):
         return None
-    # z and x are spelled alike; x is the second.
-    _, x = [place for place, part in enumerate(first.parts) if part == X]
-    shape = (spec.sizes["mamba_head"], spec.sizes["mamba_head_dim"])
-    return ChannelSite(("mamba_channel", layer), _module(rule, layer), "output", shape, _size(spec, first.parts[:x]))
-
-
-def _size(spec: ModelSpec, parts: tuple[Dim, ...]) -> int:
-    return sum(int(numel(part, spec.sizes)) for part in parts)
+    x = rule.writes.parts[rule.scan_input]
+    match x:
+        case Product((Word(heads), Word(width))):
+            start = sum(int(numel(part, spec.sizes)) for part in rule.writes.parts[: rule.scan_input])
+            shape = (spec.sizes[heads], spec.sizes[width])
+            return ChannelSite((spec.axis(heads).joint, layer), module_name(rule, layer), "output", shape, start)
+    raise ValueError(f"the scan's input {rule.name} is spelled {x}, not heads*width")

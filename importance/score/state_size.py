@@ -21,11 +21,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from importance.score.estimators import Array, Totals, wide
-from importance.score.observed_modules import X
 from minitron.cut.scores import Key
-from minitron.model.dims import Stack, Word
-from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import module_name
+
+STATE: Final = "ssm_state"
+"""What the states of a mixer are called."""
 
 WINDOW: Final = 128
 """Tokens at the end of a sequence over which states are summed up from zero: older ones have faded."""
@@ -47,18 +48,8 @@ def state_sites(spec: ModelSpec) -> Iterator[StateSite]:
     """Every mixer whose number of states a plan may change."""
     for layer, kind in enumerate(spec.layers):
         for rule in spec.rules[kind]:
-            if _is_in_proj(rule) and "ssm_state" not in spec.family.fixed:
-                name = rule.pattern.format({"layer": layer}).removesuffix(".in_proj.weight")
-                yield StateSite(("ssm_state", layer), name)
-
-
-def _is_in_proj(rule: Rule) -> bool:
-    return (
-        len(rule.dims) == 2
-        and isinstance(rule.dims[0], Stack)
-        and rule.dims[0].parts.count(X) == 2
-        and (rule.dims[1] == Word("hidden"))
-    )
+            if rule.scan_input is not None and STATE in spec.sizes and STATE not in spec.family.fixed:
+                yield StateSite((STATE, layer), module_name(rule, layer).rpartition(".")[0])
 
 
 @contextmanager
@@ -91,7 +82,7 @@ def _hook(site: StateSite, spec: ModelSpec, mixer: nn.Module, totals: Totals) ->
 def state_energies(mixer: nn.Module, spec: ModelSpec, projected: Tensor) -> Tensor:
     """[B, T, in_proj's outputs] -> [N]: sum over read tokens, heads and channels of (C_n h_n)^2."""
     heads, width = spec.sizes["mamba_head"], spec.sizes["mamba_head_dim"]
-    groups, count, inner = spec.sizes["mamba_group"], spec.sizes["ssm_state"], heads * width
+    groups, count, inner = spec.sizes["mamba_group"], spec.sizes[STATE], heads * width
     conv = mixer.get_submodule("conv1d")
     weight = conv.get_parameter("weight").float()
     tail = projected[:, -(WINDOW + weight.shape[-1] - 1) :].to(wide(projected))

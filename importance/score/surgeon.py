@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from importance.score.estimators import Array, Totals, wide
-from importance.score.moments import RIDGES, SHARE_KEPT, Moments, parameter
+from importance.score.moments import RIDGES, SHARE_KEPT, Moments
 from minitron.cut.refit import RIDGE, InputSite
 from minitron.cut.scores import Key
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import weight_of
 
 AT_ONCE: Final = 64
 """Single inputs go in rounds of this share of one in so many of those left, at least one: by then others have taken
@@ -103,16 +104,16 @@ def surgeon_scores(
     for key, site in moments.sites.items():
         if key[1] != layer:
             continue
-        weights = model.get_parameter(parameter(site))
+        weights = weight_of(model, spec, site.rule, site.layer)
         # What experts share they read with all their weights.
         stacks: dict[int | None, Tensor] = {None: weights.flatten(0, -2)}
         if site.by_expert:
             stacks = dict(enumerate(weights))
         ridges[key] = _ridge(stacks, totals, moments, site)
         moments.merge(totals, site)
-        if not judge(key[0]) or key[0] == "mamba_channel":
+        if not judge(key[0]) or key[0] not in spec.sizes:
             continue
-        width, parts = _grouping(spec, key[0])
+        width, parts = _grouping(spec, site)
         found = [
             removal_scores(weight, moments.matrix(totals, site, expert), ridges[key], width, parts)
             for expert, weight in stacks.items()
@@ -121,11 +122,11 @@ def surgeon_scores(
     return scores, ridges
 
 
-def _grouping(spec: ModelSpec, axis: str) -> tuple[int, int]:
-    """(inputs that go together, equal runs that lose the same number of such groups)."""
-    if axis == "query_head":
-        return spec.sizes["v_head_dim" if "v_head_dim" in spec.sizes else "head_dim"], spec.sizes["kv_head"]
-    return 1, 1
+def _grouping(spec: ModelSpec, site: InputSite) -> tuple[int, int]:
+    """(inputs that go together, equal runs that lose the same number of such groups): heads and their groups."""
+    group = spec.family.grouped.get(site.key[0])
+    width = site.size // spec.sizes[site.key[0]]
+    return width, spec.sizes[group] if group else 1
 
 
 def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:

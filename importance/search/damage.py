@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from importance.search.least_squares import Array, nonnegative, spearman
 from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
+from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
 from minitron.search.lattice import Lattice, Points
-from minitron.search.search_steps import DEPTH
 
 EXPONENT: Final = 1.5
 """Loss grows as this power of the share cut where one measured size says nothing of it: what axes of the built-in model
@@ -101,7 +101,7 @@ class Coordinates:
 
     def _share_of_users(self, axis: str) -> Array:
         """[depths] the share of the layers with this axis that stay; 1 for an axis outside layers."""
-        kinds = [kind for kind, rules in self.spec.rules.items() if any(axis in _axes(rule) for rule in rules)]
+        kinds = [kind for kind, rules in self.spec.rules.items() if any(axis in rule.all_axes for rule in rules)]
         if "model" in kinds:
             return np.ones(len(self.lattice.depths))
         stay = [self.lattice.kinds[kind] for kind in kinds if kind in self.lattice.kinds]
@@ -158,10 +158,6 @@ class Coordinates:
         except MinitronError:
             return False
         return True
-
-
-def _axes(rule: Any) -> frozenset[str]:
-    return frozenset(rule.axes) | frozenset(rule.pattern.axes)
 
 
 def spread(settings: Sequence[Setting], wanted: int) -> list[Setting]:

@@ -23,12 +23,12 @@ from minitron.cut.selection import Fallback
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.workload import Workload
+from minitron.model.spec import DEPTH
 from minitron.progress import Advance, Progress, silent
 from minitron.search.candidate import Candidate
 from minitron.search.depth import Kept
 from minitron.search.lattice import Lattice, Points
 from minitron.search.search import SearchResult, Worth, default_worth, fitting, one_a_layout, search
-from minitron.search.search_steps import DEPTH
 
 Planner = Callable[[Mapping[str, int], Kept], Plan]
 """(config key -> size, kept layers) -> the plan that the candidate would be cut by."""

@@ -7,7 +7,6 @@ is written later.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,8 +18,9 @@ from transformers.initialization import no_init_weights
 from minitron.cut.plan import Plan
 from minitron.cut.prune import Cutter
 from minitron.errors import MinitronError
-from minitron.model.layerwise import fused_name
+from minitron.model.layerwise import compute_buffers
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import held
 
 
 @torch.no_grad()
@@ -46,10 +46,10 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
         result: PreTrainedModel = type(model)._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    state = _in_memory(cutter.target, pieces, result.state_dict())
+    state = _in_memory(cutter.target, pieces)
     missing, unexpected = result.load_state_dict(state, strict=False, assign=True)
     result.tie_weights()
-    _fill_buffers(result, model, plan.layers)
+    compute_buffers(result, model.device)
     left = [name for name, tensor in [*result.named_parameters(), *result.named_buffers()] if tensor.is_meta]
     if unexpected or left:
         raise RuntimeError(
@@ -65,19 +65,15 @@ def tensors(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, Tens
 
     Raises MinitronError where `model` lacks a tensor of the spec or has it in another shape."""
     state = model.state_dict()
-    for expected in spec.expected():
-        if expected.name.startswith("mtp."):
-            continue
-        found = state.get(expected.name)
-        if found is None and "expert" in expected.index:
-            stacked = state.get(fused_name(expected.name))
-            found = None if stacked is None else stacked[expected.index["expert"]]
-        if found is None or tuple(found.shape) != expected.shape:
+    for one in held(spec):
+        found = state.get(one.name)
+        if found is None or tuple(found.shape) != one.shape:
             raise MinitronError(
-                f"the loaded model has {'no' if found is None else 'another shape of'} {expected.name}; "
+                f"the loaded model has {'no' if found is None else 'another shape of'} {one.name}; "
                 "give the spec of the folder that it was loaded from."
             )
-        yield expected.name, found
+        for expected, tensor in one.split(found):
+            yield expected.name, tensor
 
 
 def _number(found: dict[str, Any]) -> Any:
@@ -85,27 +81,14 @@ def _number(found: dict[str, Any]) -> Any:
     return float(found["__float__"]) if found.keys() == {"__float__"} else found
 
 
-def _in_memory(target: ModelSpec, pieces: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_memory(target: ModelSpec, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint under the names that transformers uses, experts stacked."""
     state: dict[str, Tensor] = {}
-    experts: dict[str, list[Tensor]] = {}
-    for expected in target.expected():
-        if expected.name.startswith("mtp."):
-            continue
-        if expected.name in names:
-            state[expected.name] = pieces[expected.name]
-        else:
-            experts.setdefault(fused_name(expected.name), []).append(pieces[expected.name])
-    return state | {name: torch.stack(parts) for name, parts in experts.items()}
-
-
-def _fill_buffers(result: PreTrainedModel, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    """Give `result` the buffers that no checkpoint holds, such as rotary frequencies, from the parent."""
-    for name, buffer in list(result.named_buffers()):
-        if buffer.is_meta:
-            old = re.sub(r"(\.layers\.)(\d+)\.", lambda found: f"{found[1]}{layers[int(found[2])]}.", name)
-            source = model.get_buffer(old)
-            if source.shape != buffer.shape:
-                raise RuntimeError(f"the buffer {name} follows from sizes that were cut; compute it anew")
-            parent, _, attribute = name.rpartition(".")
-            setattr(result.get_submodule(parent), attribute, source)
+    for one in held(target):
+        first = pieces[one.expected[0].name]
+        state[one.name] = (
+            first
+            if len(one.expected) == 1
+            else one.assemble(lambda expected: pieces[expected.name], dtype=first.dtype, device=first.device)
+        )
+    return state

@@ -4,8 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.selection import Fallback, layer_of
+from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dims import axes_of, rows
+from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
 
@@ -16,37 +18,34 @@ def weight_magnitude(checkpoint: Checkpoint, spec: ModelSpec) -> Fallback:
     It serves the axes that calibration leaves out: SSM state, head widths, and the multi-token-prediction block, which
     transformers does not build.  Only the layer's own tensors are read."""
     placed: dict[int | None, list[tuple[str, dict[str, int]]]] = {}
-    for name in checkpoint.headers:
-        _, index = spec.find(name)
+    for name, _, index in checkpoint.named_tensors(spec):
         placed.setdefault(layer_of(spec, index), []).append((name, index))
 
     def importance(axis: str, layer: int | None) -> NDArray[np.float64]:
-        size = spec.sizes[axis]
-        experts = spec.sizes.get("expert", 1)
-        energy = np.zeros((experts, size))
+        energy = np.zeros((max(spec.num_experts, 1), spec.sizes[axis]))
         nested = True
         for name, index in placed.get(layer, []):
             rule, _ = spec.find(name)
-            if axis in rule.axes or axis in index:
-                nested = nested and "expert" in index and axis != "expert"
-                energy[index.get("expert", 0) if axis != "expert" else 0] += _energy(
-                    checkpoint, spec, name, axis, index
-                )
+            if axis not in rule.axes and axis not in index:
+                continue
+            nested = nested and rule.per_expert and axis != EXPERT
+            squares = checkpoint.tensor(name).double().square().numpy()
+            for expert, own in enumerate(squares) if rule.is_stacked else ((index.get(EXPERT, 0), squares),):
+                place = dict(index) | ({EXPERT: expert} if rule.is_stacked else {})
+                energy[0 if axis == EXPERT else expert] += _energy(spec, rule, own, axis, place)
         return np.sqrt(energy if nested else energy.sum(0))
 
     return importance
 
 
 def _energy(
-    checkpoint: Checkpoint, spec: ModelSpec, name: str, axis: str, index: dict[str, int]
+    spec: ModelSpec, rule: Rule, squares: NDArray[np.float64], axis: str, index: dict[str, int]
 ) -> NDArray[np.float64]:
-    """[size] sum of squares of one tensor's entries by index of the axis."""
-    rule, _ = spec.find(name)
-    squares = checkpoint.tensor(name).double().square().numpy()
+    """[size] sum of the squared entries of one expert's tensor, or of one that none has, by index of the axis."""
     energy = np.zeros(spec.sizes[axis])
     if axis in index:
         energy[index[axis]] += squares.sum()
-    for place, dim in enumerate(rule.dims):
+    for place, dim in enumerate(rule.matrix):
         if axis in axes_of(dim):
             along = squares.sum(axis=tuple(other for other in range(squares.ndim) if other != place))
             # Rows of other parts of a stack come back for every index alike, which leaves the order as it is.

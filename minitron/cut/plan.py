@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from minitron.cut.basis import Basis, Cut
 from minitron.cut.refit import folds_of
 from minitron.cut.scores import Key, Scores
-from minitron.cut.selection import HIDDEN, Fallback, Keep, choose, gains, rotates
+from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, write_bytes, write_json
 from minitron.model.dims import Indices
@@ -68,7 +68,7 @@ class Plan:
     @property
     def rotates(self) -> bool:
         """Whether the residual stream is cut in another basis (minitron.cut.rotation)."""
-        return isinstance(self.keep.get(HIDDEN), Basis)
+        return isinstance(self.keep.get(STREAM), Basis)
 
     @property
     def has_indices(self) -> bool:
@@ -186,14 +186,14 @@ def make_plan(
     folds: dict[str, NDArray[np.float32]] = {}
     if scores is not None:
         scores.require(spec)
-        if rotate and HIDDEN not in scores.directions:
+        if rotate and STREAM not in scores.directions:
             raise MinitronError("the scores hold no covariance of the residual stream; score the model again.")
         if rotate is None:
             rotate = rotates(spec, scores)
         keep = choose(spec, scores, changed, layers, fallback, rotate=rotate, project=project)
         factors = gains(spec, scores, keep, layers)
         folds = folds_of(scores).of(spec, keep, layers) if refit else {}
-    if isinstance(keep.get(HIDDEN), Basis):
+    if isinstance(keep.get(STREAM), Basis):
         target = spec.untied().resized(named_sizes, layers)
     return Plan(
         model=spec.fingerprint,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut, cut
 from minitron.cut.plan import Plan
-from minitron.cut.rotation import is_hidden_norm, norms_read
+from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.selection import layer_of, norm_groups, pick
 from minitron.errors import MinitronError
 from minitron.files import new_folder, refuse_existing, write_json, write_text
+from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
-from minitron.model.dims import axes_of, numel
+from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Progress, silent
@@ -90,13 +92,13 @@ class Cutter:
             if index["layer"] not in self._new_layer:
                 return None
             new["layer"] = self._new_layer[index["layer"]]
-        if "expert" in index:
-            kept = pick(self.plan.keep, "expert", layer_of(self.spec, index), None)
+        if EXPERT in index:
+            kept = pick(self.plan.keep, EXPERT, layer_of(self.spec, index), None)
             if isinstance(kept, np.ndarray):
-                rank = int(np.searchsorted(kept, index["expert"]))
-                if rank == len(kept) or kept[rank] != index["expert"]:
+                rank = int(np.searchsorted(kept, index[EXPERT]))
+                if rank == len(kept) or kept[rank] != index[EXPERT]:
                     return None
-                new["expert"] = rank
+                new[EXPERT] = rank
         return rule.pattern.rename(name, new), rule, index
 
     def shape(self, rule: Rule) -> tuple[int, ...]:
@@ -128,50 +130,107 @@ class Cutter:
         return found[0], self._cut(tensor, found[1], {}, norms_read(self.target.rules["model"])[found[1]])
 
     def _cut(self, tensor: Tensor, rule: Rule, index: Mapping[str, int], norms: tuple[Rule, ...]) -> Tensor:
-        layer, expert = layer_of(self.spec, index), index.get("expert")
+        name = rule.pattern.format(index)
+        if self.plan.rotates and reads_stream(rule):
+            (gain,) = self.plan.gains[name]
+            assert rule.norm is not None
+            return tensor.new_full((self.target.sizes[HIDDEN],), gain - rule.norm.offset)
+        whole = tensor
+        if self.plan.rotates and norms:
+            gains = _cat([self._gain(norm, index) for norm in norms]).to(tensor.device)
+            whole = _widened(tensor) * (gains[:, None] if rule.transposed else gains)
+        fold = self.plan.folds.get(name)
+        if not rule.is_stacked:
+            small = self._cut_matrix(whole, rule, index, fold)
+        else:
+            small = _stack(
+                self._cut_matrix(whole[expert], rule, {**index, EXPERT: expert}, None if fold is None else fold[expert])
+                for expert in self._experts(layer_of(self.spec, index))
+            )
+        return self._rescale(small, rule, name).to(tensor.dtype)
+
+    def _cut_matrix(
+        self, tensor: Tensor, rule: Rule, index: Mapping[str, int], fold: NDArray[np.float32] | None
+    ) -> Tensor:
+        """One expert's tensor, or one that no experts share, cut along all its dimensions."""
+        layer, expert = layer_of(self.spec, index), index.get(EXPERT)
 
         def choose(axis: str) -> Cut | None:
             chosen = pick(self.plan.keep, axis, layer, expert)
             # Of queries and keys, which meet in a product, one side is projected and the other on the dual.
-            reads = axis == rule.scaled_by or axis in axes_of(rule.dims[-1])
+            reads = axis == rule.scaled_by or (rule.reads is not None and axis in axes_of(rule.reads))
             return chosen.flipped if isinstance(chosen, Basis) and reads else chosen
 
-        if self.plan.rotates and is_hidden_norm(rule):
-            (gain,) = self.plan.gains[rule.pattern.format(index)]
-            return tensor.new_full((self.target.sizes["hidden"],), gain)
-        wide = tensor
-        if self.plan.rotates and norms:
-            gains = [self._gain(norm, index) for norm in norms]
-            wide = (tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()) * _cat(gains).to(tensor.device)
-        dims = rule.dims
-        if (fold := self.plan.folds.get(rule.pattern.format(index))) is not None:
-            # The inputs that stay take over what those that go can be foretold from: that cuts the last dimension.
-            wide, dims = _fold(wide, fold), dims[:-1]
-        small = cut(wide, dims, self.spec.sizes, choose)
-        return self._rescale(small, rule, rule.pattern.format(index)).to(tensor.dtype)
+        dims = rule.matrix
+        if fold is None:
+            return cut(tensor, dims, self.spec.sizes, choose)
+        # The inputs that stay take over what those that go can be foretold from: that cuts the inputs.
+        if not rule.transposed:
+            return cut(_fold(tensor, fold), dims[:-1], self.spec.sizes, choose)
+        return cut(_fold(tensor.mT, fold), (dims[1],), self.spec.sizes, choose).mT.contiguous()
+
+    def _experts(self, layer: int | None) -> Iterable[int]:
+        """The experts of a layer that stay."""
+        kept = pick(self.plan.keep, EXPERT, layer, None)
+        return kept.tolist() if isinstance(kept, np.ndarray) else range(self.spec.num_experts)
 
     def _gain(self, norm: Rule, index: Mapping[str, int]) -> Tensor:
         if self.weights is None:
             raise ValueError("a rotated cut needs the weights of the model's norms")
-        gain = self.weights(norm.pattern.format(index))
-        return gain.double() if gain.dtype.itemsize == 8 else gain.float()
+        assert norm.norm is not None
+        gain = _widened(self.weights(norm.pattern.format(index)))
+        return gain + norm.norm.offset if norm.norm.offset else gain
 
     def _rescale(self, tensor: Tensor, rule: Rule, name: str) -> Tensor:
-        wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+        wide = _widened(tensor)
         if factors := self.plan.gains.get(name):
-            groups = wide.reshape(norm_groups(self.spec, rule), -1)
-            return (groups * wide.new_tensor(factors)[:, None]).reshape(tensor.shape).to(tensor.dtype)
-        old, new = (sizes.get(rule.scaled_by) for sizes in (self.spec.sizes, self.target.sizes))
-        if old is None or new is None or old == new:
-            return tensor
-        return (wide * math.sqrt(new / old)).to(tensor.dtype)
+            assert rule.norm is not None
+            groups, offset = wide.reshape(norm_groups(self.spec, rule), -1), rule.norm.offset
+            scale = wide.new_tensor(factors)[:, None]
+            # Where the tensor holds the gain less one, it is the gain that is scaled.
+            scaled = (groups + offset) * scale - offset if offset else groups * scale
+            return scaled.reshape(tensor.shape).to(tensor.dtype)
+        factor = self._factor(rule)
+        return tensor if factor == 1 else (wide * factor).to(tensor.dtype)
+
+    def _factor(self, rule: Rule) -> float:
+        """By what a cut of an axis scales a linear that is no norm: queries by what the model divides their products
+        with keys by, and writers of a scaled stream that no norm follows by what the embedding is scaled by."""
+        axis = rule.scaled_by
+        if self.spec.family.scaled_stream and rule in self._stream_writers:
+            axis = HIDDEN
+        old, new = (sizes.get(axis) for sizes in (self.spec.sizes, self.target.sizes))
+        return 1.0 if old is None or new is None or old == new else math.sqrt(new / old)
+
+    @cached_property
+    def _stream_writers(self) -> frozenset[Rule]:
+        """The linears, biases among them, that write to the stream with no norm in between."""
+        found: set[Rule] = set()
+        for kind in dict.fromkeys(self.spec.layers):
+            rules = self.spec.rules[kind]
+            if not any(rule.norm is not None and rule.norm.role == "after" for rule in rules):
+                found |= {
+                    rule for rule in rules if rule.norm is None and (rule.writes or rule.matrix[0]) == Word(HIDDEN)
+                }
+        return frozenset(found)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """In the type to reckon in: fp32, or float64 for a tensor of eight bytes a number."""
+    return tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
 
 
 def _fold(tensor: Tensor, fold: NDArray[np.float32]) -> Tensor:
     import torch
 
-    wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
+    wide = _widened(tensor)
     return wide @ torch.from_numpy(fold).to(wide)
+
+
+def _stack(parts: Iterable[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(list(parts))
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -200,7 +259,8 @@ def prune(
         raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
     checkpoint = Checkpoint(model)
     checkpoint.check(spec)
-    names = {rule.pattern.format(index): name for name in checkpoint.headers for rule, index in [spec.find(name)]}
+    names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
+    left_out = checkpoint.ignored(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
     promised = promise(checkpoint, cutter)
     with new_folder(output, overwrite=overwrite) as folder:
@@ -209,6 +269,8 @@ def prune(
             progress("cutting", checkpoint.weight_bytes, "B") as advance,
         ):
             for name, tensor in checkpoint.tensors():
+                if name in left_out:
+                    continue
                 for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
                     if small is not None:
                         writer.add(*small)
@@ -229,12 +291,12 @@ def prune(
 def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
     """{"parameters", "weight_bytes"} of what a cut will write, from headers alone."""
     parameters = weight_bytes = 0
-    for name, header in checkpoint.headers.items():
+    for name, _, _ in checkpoint.named_tensors(cutter.spec):
         for placed in (cutter.place(name), cutter.untied(name)):
             if placed is not None:
                 count = math.prod(cutter.shape(placed[1]))
                 parameters += count
-                weight_bytes += count * DTYPE_BYTES[header.dtype]
+                weight_bytes += count * DTYPE_BYTES[checkpoint.headers[name].dtype]
     return {"parameters": parameters, "weight_bytes": weight_bytes}
 
 

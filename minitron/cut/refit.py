@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from minitron.cut.basis import Basis
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import Keep, kept_rows
+from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.dims import Dim, Indices, Product, Word
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
 RIDGE: Final = 1e-3
 """Times the mean of C's diagonal, where the scores name none for a site."""
-
-_PRODUCTS: Final = {("query_head", "v_head_dim"), ("query_head", "head_dim"), ("mamba_head", "mamba_head_dim")}
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,18 @@ def input_sites(spec: ModelSpec) -> Iterator[InputSite]:
     """Every linear of a layer that reads what the layer itself made: MLP, expert and latent channels, heads."""
     for layer, kind in enumerate(spec.layers):
         for rule in spec.rules[kind]:
-            name = _name(rule.dims[-1]) if len(rule.dims) == 2 else None
-            if name is not None:
-                size = int(np.prod([spec.sizes[axis] for axis in _axes(rule.dims[-1])]))
-                yield InputSite((name, layer), rule, layer, size, name == "expert_ffn")
+            if rule.reads is not None and (axes := input_axes(rule.reads)):
+                size = int(np.prod([spec.sizes[axis] for axis in axes]))
+                nested = rule.per_expert and spec.axis(axes[0]).nested_in == EXPERT
+                yield InputSite((spec.axis(axes[0]).joint or axes[0], layer), rule, layer, size, nested)
 
 
-def _axes(dim: Dim) -> tuple[str, ...]:
+def input_axes(dim: Dim) -> tuple[str, ...]:
+    """The one axis along which a linear's inputs lie, or the two of heads and their channels; empty for what no cut
+    refits: the residual stream, which many linears read, and what is spelled otherwise."""
     parts = dim.factors if isinstance(dim, Product) else (dim,)
-    return tuple(part.name for part in parts if isinstance(part, Word))
-
-
-def _name(dim: Dim) -> str | None:
-    """What the inputs along a dimension are called; None where no cut of them is refitted."""
-    names = _axes(dim)
-    if len(names) == 1 and names[0] != "hidden":
-        return names[0]
-    return {"query_head": "query_head", "mamba_head": "mamba_channel"}[names[0]] if names in _PRODUCTS else None
+    names = tuple(part.name for part in parts if isinstance(part, Word))
+    return names if len(names) == len(parts) <= 2 and names != (HIDDEN,) else ()
 
 
 def fold(moments: NDArray[np.float64], kept: Indices, ridge: float) -> NDArray[np.float64]:
@@ -89,19 +83,27 @@ class Folds:
         self._made: dict[tuple[Key, int | None, bytes], NDArray[np.float32]] = {}
 
     def of(self, spec: ModelSpec, keep: Keep, layers: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
-        """Tensor name (the family's first dialect) -> [size, kept] of every linear in `layers` that loses inputs."""
+        """Tensor name (the family's first dialect) -> [size, kept] of every linear in `layers` that loses inputs; of
+        one tensor for all experts [expert, size, kept]."""
         found: dict[str, NDArray[np.float32]] = {}
         for site in input_sites(spec):
             if site.key not in self._moments or site.layer not in layers:
                 continue
-            if any(isinstance(keep.get((axis, site.layer)), Basis) for axis in _axes(site.rule.dims[-1])):
+            reads = site.rule.reads
+            assert reads is not None
+            if any(isinstance(keep.get((axis, site.layer)), Basis) for axis in input_axes(reads)):
                 continue
-            routed = "expert" in site.rule.pattern.axes
-            for expert in range(spec.sizes["expert"]) if routed else (None,):
-                kept = kept_rows(spec, keep, site.rule.dims[-1], site.layer, expert)
+            folds: dict[int | None, NDArray[np.float32]] = {}
+            for expert in range(spec.num_experts) if site.rule.per_expert else (None,):
+                kept = kept_rows(spec, keep, reads, site.layer, expert)
                 if len(kept) < site.size:
-                    index = {"layer": site.layer} | ({} if expert is None else {"expert": expert})
-                    found[site.rule.pattern.format(index)] = self._fold(site, expert, kept)
+                    folds[expert] = self._fold(site, expert, kept)
+            if site.rule.is_stacked and folds:
+                found[site.rule.pattern.format({"layer": site.layer})] = np.stack(list(folds.values()))
+                continue
+            for expert, matrix in folds.items():
+                index = {"layer": site.layer} | ({} if expert is None else {EXPERT: expert})
+                found[site.rule.pattern.format(index)] = matrix
         return found
 
     def _fold(self, site: InputSite, expert: int | None, kept: Indices) -> NDArray[np.float32]:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis
-from minitron.model.dims import Dim, Stack, Word
+from minitron.errors import MinitronError
+from minitron.model.axes import HIDDEN
+from minitron.model.dims import Word
 from minitron.model.families import Rule
-
-HIDDEN = Word("hidden")
+from minitron.model.spec import ModelSpec
 
 
 class Directions:
@@ -53,9 +54,32 @@ class Directions:
         return self._found[key]
 
 
-def is_hidden_norm(rule: Rule) -> bool:
-    """Whether a rule is the gain of a norm of the residual stream."""
-    return rule.norm_group == "1" and rule.dims == (HIDDEN,)
+def reads_stream(rule: Rule) -> bool:
+    """Whether a rule is the gain of a norm through which the residual stream is read."""
+    return rule.norm is not None and rule.norm.role in ("before", "final") and rule.dims == (Word(HIDDEN),)
+
+
+def unrotatable(spec: ModelSpec) -> Rule | None:
+    """The first norm for which the stream of a model cannot be written in another basis: one that subtracts a mean, or
+    whose gain multiplies what goes to the stream, where no linear comes after it; None where there is none."""
+    for rules in spec.rules.values():
+        for rule in rules:
+            if rule.norm is None or rule.dims != (Word(HIDDEN),):
+                continue
+            if rule.norm.kind != "rms" or not reads_stream(rule):
+                return rule
+    return None
+
+
+def require_rotatable(spec: ModelSpec) -> None:
+    """Raise MinitronError where the residual stream cannot be written in another basis."""
+    if (rule := unrotatable(spec)) is not None:
+        assert rule.norm is not None
+        why = "multiplies what a block writes" if rule.norm.kind == "rms" else "subtracts a mean over channels"
+        raise MinitronError(
+            f"the residual stream of a {spec.family.name} model cannot be rotated: the norm {rule.name} {why}; "
+            "cut it to its best channels instead (--select)."
+        )
 
 
 def norms_read(rules: tuple[Rule, ...]) -> dict[Rule, tuple[Rule, ...]]:
@@ -65,13 +89,8 @@ def norms_read(rules: tuple[Rule, ...]) -> dict[Rule, tuple[Rule, ...]]:
     norms: list[Rule] = []
     found: dict[Rule, tuple[Rule, ...]] = {}
     for rule in rules:
-        if is_hidden_norm(rule):
+        if reads_stream(rule):
             norms.append(rule)
-        elif len(rule.dims) > 1 and norms and (count := _times_hidden(rule.dims[-1])):
+        elif norms and (count := rule.reads_stream):
             found[rule] = tuple(norms[-count:])
     return found
-
-
-def _times_hidden(dim: Dim) -> int:
-    parts = dim.parts if isinstance(dim, Stack) else (dim,)
-    return sum(part == HIDDEN for part in parts)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
-from minitron.cut.rotation import is_hidden_norm
+from minitron.cut.rotation import reads_stream, require_rotatable, unrotatable
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
+from minitron.model.axes import HIDDEN
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
 from minitron.model.spec import MTP, ModelSpec
@@ -20,7 +21,8 @@ Keep = Mapping[Key, Cut]
 """(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
 None for an axis that all layers share; layers of the multi-token-prediction block count on from the last layer."""
 
-HIDDEN: Final[Key] = ("hidden", None)
+STREAM: Final[Key] = (HIDDEN, None)
+"""The residual stream among keys."""
 
 Fallback = Callable[[str, int | None], NDArray[np.float64]]
 """(axis, layer) -> [size] importance of an axis that the scores do not cover."""
@@ -61,14 +63,18 @@ def choose(
             raise MinitronError(
                 f"{spec.key(axis)} = {size} is more than the model's {spec.sizes[axis]}; pruning only cuts."
             )
-        if size < spec.sizes[axis] and axis in spec.family.fixed:
-            raise MinitronError(f"{spec.key(axis)} cannot be cut in a {spec.family.name} model; leave it as it is.")
+        if size < spec.sizes[axis] and (why := spec.axis(axis).fixed):
+            raise MinitronError(
+                f"{spec.key(axis)} cannot be cut in a {spec.family.name} model, as {why}; leave it as it is."
+            )
+    if rotate and target[HIDDEN] < spec.sizes[HIDDEN]:
+        require_rotatable(spec)
     keep: dict[Key, Cut] = {}
     for layer, kind in places(spec):
         if layer is not None and layer < len(spec.layers) and layer not in layers:
             continue
         chooser = _Chooser(spec, scores, target, layer, fallback)
-        for axis in sorted(axes_at(spec, kind), key=_ORDER.get_rank):
+        for axis in sorted(axes_at(spec, kind), key=lambda axis: _rank(spec, axis)):
             size = target[axis]
             if size < spec.sizes[axis] and project and (axis, layer) in scores.bases:
                 matrix, dual, _ = scores.bases[axis, layer]
@@ -76,27 +82,21 @@ def choose(
             elif size < spec.sizes[axis]:
                 chooser.choose(axis)
         keep |= {(axis, layer): kept for axis, kept in chooser.kept.items()}
-    if rotate and HIDDEN in keep:
-        keep[HIDDEN] = scores.directions.basis(HIDDEN, target["hidden"])
+    if rotate and STREAM in keep:
+        keep[STREAM] = scores.directions.basis(STREAM, target[HIDDEN])
     return keep
 
 
 def rotates(spec: ModelSpec, scores: Scores) -> bool:
-    """Whether a cut of the residual stream rotates it where nobody says: where the scores hold its covariance and the
-    output layer is not tied to the embedding, which a rotation would part."""
-    return HIDDEN in scores.directions and not spec.is_tied
+    """Whether a cut of the residual stream rotates it where nobody says: where the scores hold its covariance, the
+    family's norms allow it, and the output layer is not tied to the embedding, which a rotation would part."""
+    return STREAM in scores.directions and not spec.is_tied and unrotatable(spec) is None
 
 
-class _Order:
+def _rank(spec: ModelSpec, axis: str) -> tuple[bool, str]:
     """KV heads are chosen before the query heads in them, head channels before the heads whose worth they decide."""
-
-    FIRST = ("kv_head", "mamba_head_dim")
-
-    def get_rank(self, axis: str) -> tuple[bool, str]:
-        return axis not in self.FIRST, axis
-
-
-_ORDER = _Order()
+    first = axis in spec.family.grouped.values() or spec.axis(axis).joint_place == 1
+    return not first, axis
 
 
 class _Chooser:
@@ -113,9 +113,7 @@ class _Chooser:
         size, wanted = self.spec.sizes[axis], self.target[axis]
         group = self.spec.family.grouped.get(axis)
         if group is None:
-            # A router with groups of experts picks groups first, so each must stay of one size.
-            groups = int(self.spec.config.get("n_group") or 1) if axis == "expert" else 1
-            self.kept[axis] = top(worth, wanted, groups, self.spec.key(axis))
+            self.kept[axis] = top(worth, wanted, self.spec.equal_groups(axis), self.spec.key(axis))
             return
         members = np.arange(size).reshape(self.spec.sizes[group], -1)[self.kept.get(group, slice(None))]
         inside = top(worth[members.ravel()], wanted, len(members), self.spec.key(axis))
@@ -126,13 +124,15 @@ class _Chooser:
         found = self._find(axis)
         if found is not None:
             return found
-        # All query heads of a KV head go with it.
-        if axis == "kv_head" and (heads := self._find("query_head")) is not None:
-            return _energy(heads.reshape(self.spec.sizes["kv_head"], -1), 1)
-        if axis in ("mamba_head", "mamba_head_dim") and (channels := self._find("mamba_channel")) is not None:
-            if axis == "mamba_head_dim":
+        # All members of a group go with it: the query heads of a KV head.
+        for member in members_of(self.spec, axis):
+            if (own := self._find(member)) is not None:
+                return _energy(own.reshape(self.spec.sizes[axis], -1), 1)
+        joint = self.spec.axis(axis).joint
+        if joint and (channels := self._find(joint)) is not None:
+            if self.spec.axis(axis).joint_place == 1:
                 return _energy(channels, 0)
-            return _energy(channels[:, self.kept.get("mamba_head_dim", slice(None))], 1)
+            return _energy(channels[:, self.kept.get(partner_of(self.spec, axis), slice(None))], 1)
         if self.fallback is not None:
             return self.fallback(axis, self.layer)
         where = "" if self.layer is None else f" in layer {self.layer}"
@@ -143,6 +143,17 @@ class _Chooser:
 
     def _find(self, axis: str) -> NDArray[np.float64] | None:
         return self.scores.importance.get((axis, self.layer))
+
+
+def members_of(spec: ModelSpec, axis: str) -> tuple[str, ...]:
+    """The axes that are grouped in this one."""
+    return tuple(member for member, group in spec.family.grouped.items() if group == axis and member in spec.sizes)
+
+
+def partner_of(spec: ModelSpec, axis: str) -> str:
+    """The axis with which this one shares a score: the channels of heads, the heads of channels."""
+    joint = spec.axis(axis).joint
+    return next(other for other in spec.sizes if other != axis and spec.axis(other).joint == joint)
 
 
 def _energy(values: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
@@ -186,21 +197,24 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
     RMSNorm(x)_c = g_c x_c / sqrt(mean x^2).  Over the kept channels the mean is (size / kept) * E times the old one, E
     the share of the energy that they carry, so the gain times sqrt(size / kept * E) leaves the output of the kept
     channels as it was (exactly, where E is the same for all tokens and the norm's epsilon negligible).  In a rotated
-    stream the gain itself is folded away and that factor is what is left."""
+    stream the gain itself is folded away and that factor is what is left.  Where the embedding enters the stream times
+    sqrt(hidden), all that a norm after a block writes is scaled like the embedding, by sqrt(kept / size): the norms
+    that read the stream do not see it."""
     found: dict[str, tuple[float, ...]] = {}
     for tensor in spec.expected():
         rule = tensor.rule
         layer = layer_of(spec, tensor.index)
-        if not rule.norm_group or (layer is not None and layer < len(spec.layers) and layer not in layers):
+        if rule.norm is None or (layer is not None and layer < len(spec.layers) and layer not in layers):
             continue
-        chosen = keep.get(HIDDEN) if is_hidden_norm(rule) else None
+        size = tensor.shape[-1]
+        chosen = keep.get(STREAM) if reads_stream(rule) else None
         if isinstance(chosen, Basis):
-            share = scores.directions.share(HIDDEN, chosen.kept)
-            found[tensor.name] = (float(np.sqrt(tensor.shape[0] / chosen.kept * share)),)
-        elif len(kept := kept_rows(spec, keep, rule.dims[0], layer)) < tensor.shape[0]:
-            found[tensor.name] = _factors(
-                scores.energy.get(tensor.name, np.ones(tensor.shape[0])), kept, norm_groups(spec, rule)
-            )
+            share = scores.directions.share(STREAM, chosen.kept)
+            found[tensor.name] = (float(np.sqrt(size / chosen.kept * share)),)
+        elif len(kept := kept_rows(spec, keep, rule.dims[-1], layer)) < size:
+            factors = _factors(scores.energy.get(tensor.name, np.ones(size)), kept, norm_groups(spec, rule))
+            scale = np.sqrt(len(kept) / size) if spec.family.scaled_stream and rule.norm.role == "after" else 1.0
+            found[tensor.name] = tuple(float(factor * scale) for factor in factors)
     return found
 
 
@@ -214,7 +228,8 @@ def _factors(energy: NDArray[np.float64], kept: Indices, groups: int) -> tuple[f
 
 def norm_groups(spec: ModelSpec, rule: Rule) -> int:
     """Over how many groups of channels a norm takes separate means."""
-    return 1 if rule.norm_group == "1" else spec.sizes[rule.norm_group]
+    assert rule.norm is not None
+    return spec.sizes[rule.norm.group] if rule.norm.group else 1
 
 
 def layer_of(spec: ModelSpec, index: Mapping[str, int]) -> int | None:
@@ -232,7 +247,9 @@ __all__ = [
     "gains",
     "kept_rows",
     "layer_of",
+    "members_of",
     "norm_groups",
+    "partner_of",
     "pick",
     "places",
     "rotates",

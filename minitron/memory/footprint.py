@@ -9,7 +9,7 @@ The plain law is the sum of what the model holds and what its sequences keep, no
     workspace   activations and buffers: a stated number, no part of the law
 
 vLLM's law (minitron.memory.vllm) adds what its blocks round up, and its buffers.  All numbers are bytes, on one GPU
-where a model is split among several.  A sliding window is not counted: every attention layer keeps the whole context.
+where a model is split among several.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import numpy as np
 
 from minitron.memory import vllm
 from minitron.memory.budget import WORKSPACE
+from minitron.memory.caches import Kept, kept
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import FORMATS, Tally, precision_of, tally_of, weight_bytes
 from minitron.memory.workload import (
     CUDA_GRAPHS,
     ENGINE_CONTEXT,
-    KV_BITS,
-    NUMBER_BITS,
     Workload,
 )
 from minitron.model.dims import numel
@@ -83,48 +82,6 @@ class Footprint:
 _ALWAYS: Final = ("weights", "kv_cache", "conv_state", "ssm_state", "workspace", "total")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What layers keep between tokens, in bytes on one GPU.  Whole numbers, or arrays."""
-
-    token: Any
-    """Keys and values of a token in one attention layer."""
-
-    conv: Any
-    """The last inputs of the convolution in one Mamba layer."""
-
-    ssm: Any
-    """The recurrent state of one Mamba layer."""
-
-    attention: Any
-    """Attention layers."""
-
-    mamba: Any
-    """Mamba layers."""
-
-
-def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Kept:
-    """What layers keep, where `local` are the sizes on one GPU.
-
-    The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width x state size numbers, beside the last
-    conv_kernel - 1 inputs of x, B and C, one more for every drafted token."""
-    numbers: dict[str, Any] = {"kv_per_token": 0, "conv_channels": 0, "ssm_state": 0}
-    for kind, cache in spec.family.cache.items():
-        for part in numbers:
-            dim = cache.dim(part)
-            if dim is not None and kind in spec.layers:
-                numbers[part] = numbers[part] + numel(dim, local)
-    columns = local["conv_kernel"] - 1 + workload.speculative_tokens if "conv_kernel" in local else 0
-    halves = round(2 * KV_BITS[workload.kv])
-    return Kept(
-        token=-(-numbers["kv_per_token"] * halves // 16),
-        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
-        ssm=numbers["ssm_state"] * (NUMBER_BITS[workload.ssm_state] // 8),
-        attention=vllm.attention_layers(spec, counts, workload.speculative_tokens > 0),
-        mamba=vllm.mamba_layers(spec, counts),
-    )
-
-
 def footprint(
     spec: ModelSpec,
     workload: Workload,
@@ -140,7 +97,7 @@ def footprint(
     (minitron.memory.precision) instead of `counts`.  `workspace`: bytes, or None for the engine's estimate."""
     sizes = dict(spec.sizes) | dict(sizes or {})
     counts = dict(spec.kind_counts()) | dict(tally.kinds if tally else counts or {})
-    local = per_gpu(sizes, workload.tensor_parallel)
+    local = per_gpu(spec, sizes, workload.tensor_parallel)
     weights, mtp = _weights(spec, workload, local, counts, tally)
     keep = kept(spec, workload, local, counts)
     lines = _kept_lines(workload, keep) if workload.engine.name == "plain" else _pool_lines(workload, keep)
@@ -177,17 +134,17 @@ def _weights(
 def _kept_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
     sequences = workload.batch * (1 + workload.speculative_tokens)
     return {
-        "kv_cache": keep.attention * keep.token * (workload.context * workload.batch),
-        "conv_state": keep.mamba * keep.conv * sequences,
-        "ssm_state": keep.mamba * keep.ssm * sequences,
+        "kv_cache": keep.kv_bytes * workload.batch,
+        "conv_state": keep.conv_bytes * sequences,
+        "ssm_state": keep.state_bytes * sequences,
     }
 
 
 def _pool_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
-    pool = vllm.pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba)
+    pool = vllm.pool(workload, keep)
     lines = _kept_lines(workload, keep)
     if workload.engine.prefix_caching:
-        lines["prefix_states"] = workload.batch * keep.mamba * (keep.conv + keep.ssm)
+        lines["prefix_states"] = workload.batch * (keep.conv_bytes + keep.state_bytes)
     lines["block_rounding"] = (pool.needed - 1) * pool.block - sum(lines.values())
     lines["null_block"] = pool.block
     lines["graph_blocks"] = (pool.blocks - pool.needed) * pool.block
@@ -202,6 +159,6 @@ def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts:
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
             for rule in rules:
-                if rule.name.endswith("_proj.weight") and "expert" not in rule.pattern.axes:
+                if rule.is_projection and not rule.per_expert:
                     found = found + counts[kind] * sum(numel(dim, local) for dim in rule.dims)
     return found * (workload.lora_rank * workload.loras * FORMATS["bf16"].bits // 8)

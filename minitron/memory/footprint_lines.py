@@ -4,19 +4,21 @@ A reader with a pencil gets the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from minitron.memory import vllm
 from minitron.memory.budget import Budget
-from minitron.memory.footprint import Footprint, Kept, footprint, kept
+from minitron.memory.caches import Kept, LayerCache, kept
+from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
-from minitron.model.dims import numel
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.axes import HIDDEN, VOCAB
+from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
+from minitron.model.spec import ModelSpec, is_mtp
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
 """Where a number comes from: from the config alone, from a publication or an engine's source, from logs of other runs,
@@ -91,7 +93,7 @@ def terms(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> 
     """The lines of a model's footprint that are not zero, those that every model has among them.
 
     For a pruned candidate give the spec that is left (ModelSpec.resized)."""
-    sizes = per_gpu(spec.sizes, workload.tensor_parallel)
+    sizes = per_gpu(spec, spec.sizes, workload.tensor_parallel)
     keep = kept(spec, workload, sizes, spec.kind_counts())
     case = _Case(
         spec,
@@ -100,7 +102,7 @@ def terms(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> 
         footprint(spec, workload, budget.workspace if budget else 0),
         sizes,
         keep,
-        vllm.pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba),
+        vllm.pool(workload, keep),
     )
     always = {"weights", "kv_cache", "workspace"}
     return tuple(
@@ -137,9 +139,9 @@ def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> 
     numbers: dict[str, int] = {}
     found = tally_of(case.spec, precision)
     for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
-        if (kind == "mtp" or kind.startswith(MTP)) == mtp:
-            each = prod(int(numel(dim, case.sizes)) for dim in part.rule.dims)
-            experts = int(case.sizes["expert"]) if "expert" in part.rule.pattern.axes else 1
+        if is_mtp(kind) == mtp:
+            each = prod(int(numel(dim, case.sizes)) for dim in part.rule.matrix)
+            experts = case.spec.num_experts if part.rule.per_expert else 1
             numbers[part.form.name] = numbers.get(part.form.name, 0) + part.count * each * experts
     told = [f"{_n(count)} x {_bytes_each(FORMATS[name].bits)} ({name})" for name, count in numbers.items()]
     total = case.found.mtp_weights if mtp else case.found.weights
@@ -154,45 +156,87 @@ def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
 
 
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
-    keep, load = case.keep, case.workload
+    load = case.workload
     drafts = ", the MTP block's among them" if load.speculative_tokens else ""
+    found = [one for one in case.keep.caches if one.cache.keys_values]
+    windows = [
+        f"; {_n(one.attention)} of them keep {_n(one.tokens)} tokens in a sliding window"
+        for one in found
+        if one.tokens < load.context
+    ]
     return (
         "attention layers x tokens x sequences x keys and values of a token",
-        f"{_n(keep.attention)} x {_n(load.context)} x {_n(load.batch)} x {_n(keep.token)} B",
+        " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found),
         "exact",
-        f"{_n(keep.attention)} attention layers, {load.kv}, {_bytes_each(KV_BITS[load.kv])} a number{drafts}",
+        f"{_n(case.keep.attention)} attention layers, {load.kv}, {_bytes_each(KV_BITS[load.kv])} a number{drafts}"
+        + "".join(windows),
     )
 
 
 def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
-    keep, load = case.keep, case.workload
-    columns = case.sizes["conv_kernel"] - 1 + load.speculative_tokens
-    channels = int(keep.conv) * 8 // (columns * NUMBER_BITS[load.conv_state]) if columns else 0
+    load, filled = case.workload, []
+    found = [one for one in case.keep.caches if one.cache.conv_channels]
+    for one in found:
+        dim = one.cache.dim("conv_channels")
+        assert dim is not None
+        filled.append(
+            f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(numel(dim, case.sizes))} x "
+            f"{one.columns} x {_bytes_each(NUMBER_BITS[load.conv_state])}"
+        )
     return (
-        "Mamba layers x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
-        f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(channels)} x {columns} x "
-        f"{_bytes_each(NUMBER_BITS[load.conv_state])}",
+        f"{_called(found)} x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
+        " + ".join(filled),
         "exact",
-        f"{_n(keep.mamba)} Mamba layers, {load.conv_state}",
+        f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.conv_state}",
     )
 
 
 def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
-    keep, load, sizes = case.keep, case.workload, case.sizes
+    load, found, filled, named = case.workload, [], [], []
+    for one in case.keep.caches:
+        dim = one.cache.dim("state")
+        if dim is None:
+            continue
+        factors = dim.factors if isinstance(dim, Product) else (dim,)
+        found.append(one)
+        filled.append(
+            f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x "
+            + " x ".join(_n(numel(factor, case.sizes)) for factor in factors)
+            + f" x {_bytes_each(NUMBER_BITS[load.ssm_state])}"
+        )
+        named.append(" x ".join(_label(case.spec, factor) for factor in factors))
     return (
-        "Mamba layers x sequences x states x heads x head width x state size x bytes of one",
-        f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(sizes['mamba_head'])} x "
-        f"{_n(sizes['mamba_head_dim'])} x {_n(sizes['ssm_state'])} x {_bytes_each(NUMBER_BITS[load.ssm_state])}",
+        f"{_called(found)} x sequences x states x {' or '.join(dict.fromkeys(named))} x bytes of one",
+        " + ".join(filled),
         "exact",
-        f"{_n(keep.mamba)} Mamba layers, {load.ssm_state}",
+        f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.ssm_state}",
     )
 
 
+def _called(found: Sequence[LayerCache]) -> str:
+    """What the layers are called that keep something."""
+    return " and ".join(dict.fromkeys(one.cache.called for one in found)) or "layers"
+
+
+def _label(spec: ModelSpec, dim: Dim) -> str:
+    """A dimension in the labels of its axes."""
+    match dim:
+        case Word(name):
+            return spec.axis(name).label
+        case Constant(size):
+            return str(size)
+        case Product(parts):
+            return "(" + " x ".join(_label(spec, part) for part in parts) + ")"
+        case Stack(parts):
+            return "(" + " + ".join(_label(spec, part) for part in parts) + ")"
+
+
 def _tell_prefix(case: _Case) -> tuple[str, str, str, str]:
-    keep, load = case.keep, case.workload
+    load = case.workload
+    found = [one for one in case.keep.caches if one.cache.keeps_state]
     return (
-        "sequences x Mamba layers x state of a layer",
-        f"{_n(load.batch)} x {_n(keep.mamba)} x {_n(keep.conv + keep.ssm)} B",
+        f"sequences x {_called(found)} x state of a layer",
+        " + ".join(f"{_n(load.batch)} x {_n(one.layers)} x {_n(one.conv + one.state)} B" for one in found),
         "exact",
         "the state at the end of a cached prefix, beside the running one",
     )
@@ -237,11 +281,11 @@ def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
     found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
     filled, what = f"{_n(found)} B", "the least that logs show"
     if found == vllm.sampler(case.spec, load):
-        vocab = case.spec.sizes["vocab"]
+        vocab = case.spec.sizes[VOCAB]
         filled, what = f"{SAMPLER_COPIES} x {_n(load.max_num_seqs)} x {_n(vocab)} x 4 B", "the sampler's warm-up"
     elif found > LEAST_ACTIVATIONS:
         width = vllm.widest(case.spec, case.sizes)
-        filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes['hidden'])} + {_n(width)}) x 2 B"
+        filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes[HIDDEN])} + {_n(width)}) x 2 B"
         what = f"a step of {_n(tokens)} tokens through the widest layer"
     formula = "the largest of: the sampler's warm-up, a step through the widest layer, the least that logs show"
     return formula, filled, "estimated", f"{what}; logs show peaks of 0.8 to 2.5 GiB"

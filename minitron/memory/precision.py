@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
+from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.spec import ModelSpec, is_mtp
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def precision_of(spec: ModelSpec, weights: str, keep: Mapping[str, str] | None =
     fp8 and nvfp4 take the mixture that was published for such models where there is one, else every projection is
     quantised.  Raises MinitronError for a component that the model does not have and for unknown formats."""
     components = frozenset(rule.component for rules in spec.rules.values() for rule in rules)
-    sort = "latent" if "latent_in" in spec.axes else "moe" if "expert" in spec.axes else "dense"
+    sort = "latent" if "moe_latent_proj" in components else "moe" if "moe_routed" in components else "dense"
     return _precision(spec.family.name, sort, components, weights, tuple((keep or {}).items()))
 
 
@@ -301,7 +302,7 @@ def _tally_one(
 
 def _attends(spec: ModelSpec, kind: str) -> bool:
     found = spec.family.cache.get(kind)
-    return found is not None and bool(found.kv_per_token)
+    return found is not None and bool(found.keys_values)
 
 
 def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int) -> Iterator[tuple[str, int]]:
@@ -312,7 +313,7 @@ def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int
             continue
         form = FORMATS[clause.form]
         # The multi-token-prediction block stays as it is in every published checkpoint, its router's bias apart.
-        if form.quantised and (kind.startswith(MTP) or kind == "mtp" or len(rule.dims) < 2):
+        if form.quantised and (is_mtp(kind) or len(rule.matrix) < 2):
             continue
         number = min(left, feeds if clause.feeds_attention else round(clause.share * count))
         if number:
@@ -327,7 +328,7 @@ def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tup
     total: Any = 0
     mtp: Any = 0
     for kind, _, count in parts_bytes(spec, found, sizes):
-        if kind.startswith(MTP) or kind == "mtp":
+        if is_mtp(kind):
             mtp = mtp + count
         else:
             total = total + count
@@ -340,11 +341,12 @@ def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tup
 def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iterator[tuple[str, Part, Any]]:
     """kind, part and the bytes of all its tensors, part by part."""
     for part in found.parts:
-        *rows, columns = (numel(dim, sizes) for dim in part.rule.dims)
+        matrix = part.rule.matrix
+        *rows, columns = (numel(dim, sizes) for dim in (reversed(matrix) if part.rule.transposed else matrix))
         height: Any = 1
         for row in rows:
             height = height * row
         count = part.count * part.form.matrix(height, columns)
-        if "expert" in part.rule.pattern.axes:
-            count = count * sizes["expert"]
+        if part.rule.per_expert:
+            count = count * sizes[EXPERT]
         yield part.kind, part, count

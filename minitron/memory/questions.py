@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
+from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
 from minitron.memory.gpus import GPUS, Gpu
 from minitron.memory.precision import FORMATS, precision_of
@@ -196,7 +197,7 @@ _Change = tuple[str, str, Workload]
 def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[_Change]:
     """Numbers kept in fewer bits, one change at a time."""
     bits = {name: form.bits for name, form in FORMATS.items()}
-    if spec.sizes.get("ssm_state") and workload.ssm_state == "fp32":
+    if keeps_states(spec) and workload.ssm_state == "fp32":
         yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
     if workload.kv in ("fp32", "bf16", "fp16"):
         yield f"keys and values in FP8{_emulated('fp8', gpu)}", "--kv fp8", replace(workload, kv="fp8")

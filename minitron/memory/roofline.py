@@ -23,13 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from minitron.errors import MinitronError
-from minitron.memory.footprint import kept
+from minitron.memory.caches import Kept, LayerCache, kept
 from minitron.memory.gpus import Gpu
 from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
 from minitron.model.dims import numel
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.spec import ModelSpec, is_mtp
 
 BANDWIDTH_EFFICIENCY: Final = 0.8
 """Share of the peak bandwidth that kernels reach.  Assumed: streaming kernels reach 0.75 to 0.9."""
@@ -72,6 +72,16 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Layers that attend to a sliding window of the last tokens."""
+
+    tokens: int
+    kv_bytes_per_token: int
+    operations: int
+    """Of a token, for each token that it attends to, all these layers."""
+
+
+@dataclass(frozen=True)
 class Load:
     """What a model costs a GPU, as numbers.  On one GPU where the model is split among several."""
 
@@ -91,13 +101,17 @@ class Load:
     experts_per_token: int = 0
 
     kv_bytes_per_token: int = 0
-    """Keys and values, all layers."""
+    """Keys and values, all layers that keep the whole context."""
+
+    windows: tuple[Window, ...] = ()
+    """The layers that keep a sliding window."""
 
     state_bytes_per_sequence: int = 0
     """Convolution and SSM states, all layers."""
 
     attention_operations: int = 0
-    """Of a token, for each token that it attends to: 2 * query heads * (width of a key + of a value), all layers."""
+    """Of a token, for each token that it attends to: 2 * query heads * (width of a key + of a value), all layers that
+    keep the whole context."""
 
     scan_operations: int = 0
     """Of a token in the scan, all layers."""
@@ -213,7 +227,9 @@ def estimate(load: Load, gpu: Gpu, *, prompt: int, output: int, concurrency: int
 def _token(load: Load, pace: _Pace, attended: float) -> float:
     """Seconds of the operations of one token that attends to `attended` tokens, without the head."""
     experts = pace.matmul(load.experts) * load.routed_share / EXPERT_EFFICIENCY
-    rest = load.attention_operations * attended + load.scan_operations
+    attention = load.attention_operations * attended
+    attention += sum(window.operations * min(attended, window.tokens) for window in load.windows)
+    rest = attention + load.scan_operations
     return pace.matmul(load.dense) + experts + rest / pace.bf16
 
 
@@ -228,6 +244,7 @@ def _prefill(load: Load, pace: _Pace, prompt: int, sequences: int) -> float:
 def _decode(load: Load, pace: _Pace, context: float, sequences: int) -> tuple[float, float]:
     """Seconds of the bytes and of the operations of one step in which every sequence gains a token."""
     memory = load.kv_bytes_per_token * context + 2 * load.state_bytes_per_sequence
+    memory += sum(window.kv_bytes_per_token * min(context, window.tokens) for window in load.windows)
     by_bytes = (load.weight_bytes(sequences) + sequences * memory) / pace.bandwidth
     return by_bytes, sequences * (_token(load, pace, context) + pace.matmul(load.head))
 
@@ -238,21 +255,26 @@ def load_of(spec: ModelSpec, workload: Workload) -> Load:
     Raises MinitronError where the model cannot be split among the workload's GPUs."""
     workload = replace(workload, speculative_tokens=0)
     require_splits(spec, workload.tensor_parallel)
-    local = per_gpu(spec.sizes, workload.tensor_parallel)
+    local = per_gpu(spec, spec.sizes, workload.tensor_parallel)
     groups = _groups(spec, workload, local)
     keep = kept(spec, workload, local, spec.kind_counts())
-    routed = "expert" in spec.axes
+    whole = [one for one in keep.caches if one.window is None]
     return Load(
         dense=groups["dense"],
         head=groups["head"],
         experts=groups["experts"],
-        num_experts=spec.sizes["expert"] if routed else 0,
-        experts_per_token=spec.experts_per_token if routed else 0,
-        kv_bytes_per_token=int(keep.attention * keep.token),
-        state_bytes_per_sequence=int(keep.mamba * (keep.conv + keep.ssm)),
-        attention_operations=2 * int(keep.attention) * _attention_width(local),
-        scan_operations=int(keep.mamba) * _scan_operations(spec, local),
-        activation_bytes=_activation_bytes(spec, local, int(keep.mamba)),
+        num_experts=spec.num_experts,
+        experts_per_token=spec.experts_per_token if spec.num_experts else 0,
+        kv_bytes_per_token=sum(int(one.attention * one.token) for one in whole),
+        windows=tuple(
+            Window(one.window, int(one.attention * one.token), _attention_operations(one, local))
+            for one in keep.caches
+            if one.window is not None
+        ),
+        state_bytes_per_sequence=int(keep.conv_bytes + keep.state_bytes),
+        attention_operations=sum(_attention_operations(one, local) for one in whole),
+        scan_operations=sum(_scan_operations(spec, one, local) for one in keep.caches),
+        activation_bytes=_activation_bytes(spec, local, keep),
     )
 
 
@@ -263,10 +285,10 @@ def _groups(spec: ModelSpec, workload: Workload, local: Mapping[str, int]) -> di
     total = dict.fromkeys(parameters, 0)
     for name, part, count in _served(spec, local, parts_bytes(spec, found, local)):
         numbers = part.count
-        for dim in part.rule.dims:
+        for dim in part.rule.matrix:
             numbers *= numel(dim, local)
         if name == "experts":
-            numbers *= local["expert"]
+            numbers *= spec.num_experts
         parameters[name][part.form.name] = parameters[name].get(part.form.name, 0) + int(numbers)
         total[name] += int(count)
     return {name: Weights(parameters[name], total[name]) for name in parameters}
@@ -279,51 +301,47 @@ def _served(
     tied = not any(rule.component == "lm_head" for rule in spec.rules["model"])
     names = {"lm_head": "head", "embedding": "head" if tied else ""}
     for kind, part, count in parts:
-        if kind.startswith(MTP) or kind == "mtp":
+        if is_mtp(kind):
             continue
         name = names.get(part.rule.component, "dense")
-        if "expert" in part.rule.pattern.axes:
+        if part.rule.per_expert:
             name = "experts"
         if name:
             yield name, part, count
 
 
-def _attention_width(local: Mapping[str, int]) -> int:
-    """Query heads x (width of a key + of a value)."""
-    if "query_head" not in local:
-        return 0
-    key, value = (local[axis] if axis in local else local["head_dim"] for axis in ("qk_head_dim", "v_head_dim"))
-    return local["query_head"] * (key + value)
+def _attention_operations(one: LayerCache, local: Mapping[str, int]) -> int:
+    """Of a token, for each token that it attends to, in all layers that keep this."""
+    return 2 * int(one.attention) * _numbers(one, "attends", local)
+
+
+def _numbers(one: LayerCache, part: str, local: Mapping[str, int]) -> int:
+    dim = one.cache.dim(part)
+    return 0 if dim is None else int(numel(dim, local))
 
 
 def _chunk(spec: ModelSpec) -> int:
     return next((int(spec.config[key]) for key in _CHUNK_KEYS if spec.config.get(key)), CHUNK)
 
 
-def _state(local: Mapping[str, int]) -> int:
-    """Numbers in the SSM state of one layer."""
-    return local["mamba_head"] * local["mamba_head_dim"] * local["ssm_state"] if "ssm_state" in local else 0
+def _scan_operations(spec: ModelSpec, one: LayerCache, local: Mapping[str, int]) -> int:
+    """Of a token in the chunked scan (Dao and Gu 2024, section 6), in all layers that keep this: two for each number of
+    the state when the chunk's is built and two when it is read, and what attention within the chunk takes, half of
+    which the causal mask saves."""
+    each = 4 * _numbers(one, "state", local) + _chunk(spec) * _numbers(one, "scans", local)
+    return int(one.layers) * each
 
 
-def _scan_operations(spec: ModelSpec, local: Mapping[str, int]) -> int:
-    """Of a token in the chunked scan of one Mamba-2 layer (Dao and Gu 2024, section 6): two for each number of the
-    state when the chunk's is built and two when it is read, and what attention within the chunk takes, half of which
-    the causal mask saves."""
-    if "ssm_state" not in local:
-        return 0
-    inside = local["mamba_head"] * local["mamba_head_dim"] + local["mamba_group"] * local["ssm_state"]
-    return 4 * _state(local) + _chunk(spec) * inside
-
-
-def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], mamba: int) -> int:
+def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> int:
     """What a token of a prompt moves beside the matmuls: inputs and outputs of projections, states between chunks."""
     numbers, counts = 0, spec.kind_counts()
     for kind, rules in spec.rules.items():
         if kind not in spec.layers:
             continue
         for rule in rules:
-            if len(rule.dims) == 2 and rule.name.endswith("_proj.weight"):
-                times = spec.experts_per_token if "expert" in rule.pattern.axes else 1
-                numbers += counts[kind] * times * sum(int(numel(dim, local)) for dim in rule.dims)
-    states = STATE_PASSES * _FP32_BYTES * mamba * _state(local) // _chunk(spec)
+            if rule.is_projection:
+                times = spec.experts_per_token if rule.per_expert else 1
+                numbers += counts[kind] * times * sum(int(numel(dim, local)) for dim in rule.matrix)
+    held = sum(int(one.layers) * _numbers(one, "state", local) for one in keep.caches)
+    states = STATE_PASSES * _FP32_BYTES * held // _chunk(spec)
     return ACTIVATION_PASSES * _BF16_BYTES * numbers + states

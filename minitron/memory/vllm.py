@@ -5,32 +5,34 @@ keys and values, or one whole Mamba state, so block_size is raised until the for
 
     block_size      = 16 * ceil(state of a layer / (16 * keys and values of a token and layer))
     page            = block_size * keys and values of a token and layer
-    group           = layers that share a block table: the fewer of attention and Mamba layers, or the more where
-                      they are fewer than 1.5 times as many
+    group           = layers that share a block table: the fewest of attention, sliding and Mamba layers, or the most
+                      where they are fewer than 1.5 times as many
     bytes of a block = group * page
     blocks          = sequences * (ceil(tokens / block_size) * ceil(A / group) + states * ceil(M / group)) + 1
 
 A attention layers, M Mamba layers; `states` of a sequence are 1, one more with prefix caching, one more for every
-drafted token.  The last block is the null block, which stands for what is not there.  With full CUDA graphs the pool
-has at least max_num_seqs blocks.  The law is vLLM 0.33's; benchmarks and tests say against what it was checked.
+drafted token; sliding layers hold the blocks of their window only.  The last block is the null block, which stands for
+what is not there.  With full CUDA graphs the pool has at least max_num_seqs blocks.  The law is vLLM 0.33's;
+benchmarks and tests say against what it was checked.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
+from minitron.memory.budget import Budget
+from minitron.memory.caches import Kept, LayerCache, keeps_states
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
+from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
-from minitron.model.spec import MTP, ModelSpec
-
-if TYPE_CHECKING:
-    from minitron.memory.budget import Budget
+from minitron.model.spec import ModelSpec
 
 TOKENS: Final = 16
 """Block sizes are multiples of so many tokens."""
@@ -68,28 +70,55 @@ class Pool:
     """Blocks of the pool: `needed`, or more where CUDA graphs ask for them."""
 
 
-def pool(workload: Workload, kv_bytes: Any, state_bytes: Any, attention: Any, mamba: Any) -> Pool:
-    """The pool that a workload takes.
-
-    `kv_bytes`: of one token in one attention layer; `state_bytes`: of one Mamba layer's convolution and SSM state;
-    `attention`, `mamba`: layers.  Where a model has only one of the two, its layers are one group."""
-    few, many = np.minimum(attention, mamba), np.maximum(attention, mamba)
-    group = np.where((few == 0) | (2 * many < 3 * few), many, few)
-    kv_bytes = np.where(attention > 0, kv_bytes, 0)
-    state_bytes = np.where(mamba > 0, state_bytes, 0)
+def pool(workload: Workload, keep: Kept) -> Pool:
+    """The pool that a workload takes.  Where layers keep but one kind of thing, they are one group."""
+    attention = [one for one in keep.caches if one.cache.keys_values]
+    stateful = [one for one in keep.caches if one.cache.keeps_state]
+    counts = [one.attention for one in attention] + [one.stateful for one in stateful]
+    many, few = _most(counts), _fewest(counts)
+    group = np.where(2 * many < 3 * few, many, few)
+    kv_bytes = _most([np.where(one.attention > 0, one.token, 0) for one in attention])
+    state_bytes = _most([np.where(one.stateful > 0, one.conv + one.state, 0) for one in stateful])
     unit = np.maximum(TOKENS * kv_bytes, 1)
     block_size = np.where(kv_bytes > 0, TOKENS * np.maximum(-(-state_bytes // unit), 1), workload.context)
     page = np.where(kv_bytes > 0, block_size * kv_bytes, state_bytes)
     share = np.maximum(group, 1)
     states = 1 + workload.engine.prefix_caching + workload.speculative_tokens
-    of_mamba = -(-mamba // share)
-    of_attention = -(-attention // share)
-    per_sequence = -(-workload.context // np.maximum(block_size, 1)) * of_attention + states * of_mamba
+    groups, per_sequence = np.int64(0), np.int64(0)
+    for one in attention:
+        own = -(-one.attention // share)
+        # A layer that keeps fewer bytes of a token has more tokens in a page.
+        tokens = np.maximum(page // np.maximum(one.token, 1), 1)
+        groups = groups + own
+        per_sequence = per_sequence + own * _blocks(workload, one, tokens)
+    for one in stateful:
+        own = -(-one.stateful // share)
+        groups, per_sequence = groups + own, per_sequence + states * own
     needed = workload.batch * per_sequence + 1
     floor = workload.max_num_seqs if workload.engine.cuda_graphs else 0
-    return Pool(
-        block_size, page, group, of_attention + of_mamba, group * page, per_sequence, needed, np.maximum(needed, floor)
-    )
+    return Pool(block_size, page, group, groups, group * page, per_sequence, needed, np.maximum(needed, floor))
+
+
+def _blocks(workload: Workload, one: LayerCache, tokens: Any) -> Any:
+    """Blocks of `tokens` tokens that one sequence holds in one layer.  Of a sliding window vLLM keeps what a step may
+    still need: window - 1 tokens and those of the step, and a block more, for a window begins anywhere in a block."""
+    if one.window is None:
+        return -(-workload.context // tokens)
+    held = min(one.window - 1 + workload.engine.max_num_batched_tokens, workload.context)
+    return np.minimum(-(-held // tokens) + 1, -(-workload.context // tokens))
+
+
+def _most(counts: Sequence[Any]) -> Any:
+    return reduce(np.maximum, counts, np.int64(0))
+
+
+def _fewest(counts: Sequence[Any]) -> Any:
+    """The least of those that are not zero; 0 where all are."""
+    largest = np.int64(2**62)
+    found: Any = largest
+    for count in counts:
+        found = np.minimum(found, np.where(np.asarray(count) > 0, count, largest))
+    return np.where(found == largest, 0, found)
 
 
 def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
@@ -98,9 +127,9 @@ def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
             for rule in rules:
-                if len(rule.dims) == 2 and rule.name.endswith("_proj.weight"):
-                    routed = spec.experts_per_token if "expert" in rule.pattern.axes else 1
-                    found = np.maximum(found, routed * numel(rule.dims[0], local))
+                if rule.is_projection and rule.writes is not None:
+                    routed = spec.experts_per_token if rule.per_expert else 1
+                    found = np.maximum(found, routed * numel(rule.writes, local))
     return found
 
 
@@ -113,25 +142,13 @@ def activations(spec: ModelSpec, workload: Workload, whole: Mapping[str, Any], l
     max_num_batched_tokens through the widest layer in bf16 with the residual stream, and the least that logs show.
 
     `whole`: sizes of the model; `local`: what one GPU holds of them."""
-    step = COPIES * 2 * workload.engine.max_num_batched_tokens * (whole["hidden"] + widest(spec, local))
+    step = COPIES * 2 * workload.engine.max_num_batched_tokens * (whole[HIDDEN] + widest(spec, local))
     return np.maximum(np.maximum(sampler(spec, workload), step), LEAST_ACTIVATIONS)
 
 
 def sampler(spec: ModelSpec, workload: Workload) -> int:
     """Bytes of the sampler's warm-up."""
-    return round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes["vocab"])
-
-
-def attention_layers(spec: ModelSpec, counts: Mapping[str, Any], speculative: bool) -> Any:
-    """Layers that keep keys and values, those of the multi-token-prediction block among them where it drafts."""
-    kinds = {kind for kind, cache in spec.family.cache.items() if cache.kv_per_token}
-    found: Any = sum(counts.get(kind, 0) for kind in kinds)
-    return found + (sum(counts.get(MTP + kind, 0) for kind in kinds) if speculative else 0)
-
-
-def mamba_layers(spec: ModelSpec, counts: Mapping[str, Any]) -> Any:
-    """Layers that keep a state."""
-    return sum(counts.get(kind, 0) for kind, cache in spec.family.cache.items() if cache.ssm_state)
+    return round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes[VOCAB])
 
 
 _NAMES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -147,7 +164,7 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
     if budget.gpu is not None:
         share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
         words += ["--gpu-memory-utilization", f"{share:g}"]
-    if mamba_layers(spec, spec.kind_counts()):
+    if keeps_states(spec):
         words += ["--mamba-ssm-cache-dtype", _NAMES[workload.ssm_state]]
     if workload.kv not in _NAMES:
         words += ["--kv-cache-dtype", workload.kv]

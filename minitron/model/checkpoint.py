@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
+from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class Checkpoint:
 
         A multi-token-prediction block may be absent as a whole: transformers drops it when it saves."""
         expected = {tensor.name: tensor for tensor in spec.expected()}
-        for name, header in self.headers.items():
-            rule, index = spec.find(name)
+        for name, rule, index in self.named_tensors(spec):
+            header = self.headers[name]
             wanted = expected.pop(rule.pattern.format(index), None)
             if wanted is None:
                 raise MinitronError(f"{self.folder}: {name} stands there twice under two names; remove one.")
@@ -125,14 +126,27 @@ class Checkpoint:
                     f"{self.folder}: {name} has the shape {list(header.shape)}, but config.json gives "
                     f"{list(wanted.shape)}; config and weights are not of one model."
                 )
-        missing = [tensor.name for tensor in expected.values()]
-        block = [name for name in missing if name.startswith("mtp.")]
-        if block and len(block) == sum(tensor.name.startswith("mtp.") for tensor in spec.expected()):
-            missing = [name for name in missing if not name.startswith("mtp.")]
+        missing = list(expected.values())
+        if sum(tensor.is_mtp for tensor in missing) == sum(tensor.is_mtp for tensor in spec.expected()):
+            missing = [tensor for tensor in missing if not tensor.is_mtp]
         if missing:
             raise MinitronError(
-                f"{self.folder}: {len(missing)} tensors are missing, the first {missing[0]}; copy the checkpoint again."
+                f"{self.folder}: {len(missing)} tensors are missing, the first {missing[0].name}; "
+                "copy the checkpoint again."
             )
+
+    def named_tensors(self, spec: ModelSpec) -> Iterator[tuple[str, Rule, dict[str, int]]]:
+        """(name, rule, indices in the name) of every tensor but those that are passed over (`ignored`).
+
+        Raises MinitronError for a tensor that no rule names."""
+        for name in self.headers:
+            if spec.ignored(name) is None:
+                yield name, *spec.find(name)
+
+    def ignored(self, spec: ModelSpec) -> dict[str, str]:
+        """name -> why, of the tensors that no model of `spec` needs."""
+        found = {name: spec.ignored(name) for name in self.headers}
+        return {name: row.why for name, row in found.items() if row is not None}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, one at a time, file by file."""

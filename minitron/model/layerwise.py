@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from transformers.initialization import no_init_weights
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dims import Name
-from minitron.model.spec import ModelSpec
+from minitron.model.spec import Expected, ModelSpec
+from minitron.model.tensor_map import Held, held, module_name
 
 EMBEDDING: Final = "embedding"
 OUTPUT: Final = "output"
@@ -31,13 +31,12 @@ Part = int | str
 def layers_module(spec: ModelSpec) -> str:
     """The module that holds the layers in a row."""
     rule = spec.rules[spec.layers[0]][0]
-    return Name(rule.name.partition(".{layer}")[0]).format({})
+    return Name((rule.memory or rule.name).partition(".{layer}")[0]).format({})
 
 
 def final_norm_module(spec: ModelSpec) -> str:
     """The norm between the last layer and the output layer."""
-    rule = next(rule for rule in spec.rules["model"] if rule.norm_group)
-    return rule.pattern.format({}).removesuffix(".weight")
+    return module_name(next(rule for rule in spec.rules["model"] if rule.norm is not None), None)
 
 
 class LayerwiseModel:
@@ -56,7 +55,7 @@ class LayerwiseModel:
         for name, tensor in self.model.state_dict().items():
             if tensor.dtype != self._dtype(name):
                 self._put(name, tensor.to(self._dtype(name)))
-        self._compute_buffers()
+        compute_buffers(self.model, self.device)
         self._parts = self._sort()
 
     def bytes_of(self, part: Part) -> int:
@@ -70,7 +69,7 @@ class LayerwiseModel:
         names = dict.fromkeys(name for part in parts for name in self._parts[part])
         try:
             for name in names:
-                self._put(name, self._read(name, self._parts_of(name)))
+                self._put(name, self._read(self._held_of(name)))
             yield
         finally:
             for name in names:
@@ -84,54 +83,50 @@ class LayerwiseModel:
         tied = {rule.name for rule in self.spec.family.rules["model"] if rule.tied_to} if self.spec.is_tied else set()
         for part in (EMBEDDING, *range(len(self.spec.layers)), OUTPUT):
             for name in sorted(self._parts[part].keys() - tied, key=lambda name: (name in behind, name)):
-                self._put(name, self._read(name, self._parts[part][name]))
+                self._put(name, self._read(self._parts[part][name]))
                 placed(name)
             give_back()
         self.model.tie_weights()
 
-    def _sort(self) -> dict[Part, dict[str, list[str]]]:
-        """Part -> (name in memory -> the checkpoint's tensors of which it is made, one or one an expert)."""
-        stored = {_canonical(self.spec, name): name for name in self.checkpoint.headers}
+    def _sort(self) -> dict[Part, dict[str, Held]]:
+        """Part -> (name in memory -> what it is made of)."""
+        self._stored = {
+            rule.pattern.format(index): name for name, rule, index in self.checkpoint.named_tensors(self.spec)
+        }
         tied = {rule.name: rule.tied_to for rule in self.spec.family.rules["model"] if rule.tied_to}
         names = self.model.state_dict().keys()
         embedding = next(name for name, module in self.model.named_modules() if module is self._embeddings())
-        parts: dict[Part, dict[str, list[str]]] = {EMBEDDING: {}, OUTPUT: {}}
-        for expected in self.spec.expected():
-            if expected.name.startswith("mtp.") or expected.name not in stored:
-                continue
-            name = expected.name if expected.name in names else fused_name(expected.name)
-            outside: Part = EMBEDDING if name.startswith(f"{embedding}.") else OUTPUT
-            own = parts.setdefault(expected.index.get("layer", outside), {})
-            own.setdefault(name, []).append(stored[expected.name])
+        parts: dict[Part, dict[str, Held]] = {EMBEDDING: {}, OUTPUT: {}}
+        for one in held(self.spec):
+            outside: Part = EMBEDDING if one.name.startswith(f"{embedding}.") else OUTPUT
+            parts.setdefault(one.expected[0].index.get("layer", outside), {})[one.name] = one
         for name, source in tied.items():
             if self.spec.is_tied:
-                parts[OUTPUT][name] = parts[EMBEDDING][source]
-        missing = names - {name for part in parts.values() for name in part}
-        if missing:
+                parts[OUTPUT][name] = parts[EMBEDDING][Name(source).format({})]
+        if missing := names - {name for part in parts.values() for name in part}:
             raise MinitronError(
                 f"{self.checkpoint.folder} holds nothing for {sorted(missing)[0]}, so that it cannot be read layer by "
                 "layer; score it without --offload, and as a teacher keep it in bf16."
             )
         return parts
 
-    def _parts_of(self, name: str) -> list[str]:
+    def _held_of(self, name: str) -> Held:
         return next(part[name] for part in self._parts.values() if name in part)
 
     def _embeddings(self) -> nn.Module:
         module: nn.Module = self.model.get_input_embeddings()
         return module
 
-    def _read(self, name: str, stored: list[str]) -> Tensor:
-        dtype, shape = self._dtype(name), self._get(name).shape
-        # A copy, for what safetensors gives is a view of the mapped file and holds its pages.
-        if len(stored) == 1:
-            found = self.checkpoint.tensor(stored[0])
-            return found.to(self.device, dtype, copy=True)
-        # Row by row: a list of all experts beside their stack would take the layer twice.
-        stack = torch.empty(shape, dtype=dtype, device=self.device)
-        for row, one in zip(stack, stored, strict=True):
-            row.copy_(self.checkpoint.tensor(one))
-        return stack
+    def _read(self, one: Held) -> Tensor:
+        dtype = self._dtype(one.name)
+
+        def stored(expected: Expected) -> Tensor:
+            return self.checkpoint.tensor(self._stored[expected.name])
+
+        if len(one.expected) == 1:
+            # A copy, for what safetensors gives is a view of the mapped file and holds its pages.
+            return stored(one.expected[0]).to(self.device, dtype, copy=True)
+        return one.assemble(stored, dtype=dtype, device=self.device)
 
     def _dtype(self, name: str) -> torch.dtype:
         """As transformers loads it: some parameters stay in fp32 whatever is asked for."""
@@ -154,24 +149,21 @@ class LayerwiseModel:
         path, _, attribute = name.rpartition(".")
         return self.model.get_submodule(path), attribute
 
-    def _compute_buffers(self) -> None:
-        """Buffers that no checkpoint holds, such as rotary frequencies, follow from the config: their modules are built
-        once more, off the meta device."""
-        stored = self.model.state_dict().keys()
-        for name in {name for name, _ in self.model.named_buffers()} - stored:
-            path, attribute = name.rpartition(".")[::2]
-            module = self.model.get_submodule(path)
-            if getattr(module, attribute).is_meta:
-                fresh = type(module)(self.model.config)
-                module._buffers.update(
-                    {key: value.to(self.device) for key, value in fresh._buffers.items() if value is not None}
-                )
 
-
-def fused_name(name: str) -> str:
-    """The name of the stacked tensor [E, ...] in which transformers keeps an expert's: `experts.3.up_proj.weight` is
-    row 3 of `experts.up_proj`."""
-    return re.sub(r"\.experts\.\d+\.(\w+)\.weight$", r".experts.\1", name)
+@torch.no_grad()
+def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Fill the buffers on meta that no checkpoint holds, such as rotary frequencies: they follow from the config, and
+    the model's own initialisation, which leaves parameters on meta alone, knows how."""
+    stored = model.state_dict().keys()
+    modules: dict[nn.Module, None] = {}
+    for name, buffer in list(model.named_buffers()):
+        if name not in stored and buffer.is_meta:
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            module._buffers[attribute] = torch.empty_like(buffer, device=device)
+            modules[module] = None
+    for module in modules:
+        model._init_weights(module)
 
 
 def give_back() -> None:
@@ -179,8 +171,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def _canonical(spec: ModelSpec, name: str) -> str:
-    rule, index = spec.find(name)
-    return rule.pattern.format(index)

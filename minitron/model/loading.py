@@ -1,5 +1,6 @@
 """transformers models and tokenizers from a checkpoint folder, whole or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
+from minitron.model.families import FAMILIES
+from minitron.model.spec import spec_of
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -44,8 +47,8 @@ def load_model(
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, local_files_only=True
     )
-    # transformers builds no multi-token-prediction block, so a checkpoint's `mtp.*` tensors are left over.
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("mtp.")]
+    left_over = _left_over(folder)
+    unexpected = [key for key in info["unexpected_keys"] if not left_over(key)]
     bad: dict[str, Any] = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(unexpected),
@@ -59,6 +62,17 @@ def load_model(
             )
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
+
+
+def _left_over(folder: Path) -> Callable[[str], bool]:
+    """Which tensors of a checkpoint transformers builds nothing for: the multi-token-prediction block, and what the
+    family's table passes over."""
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in FAMILIES:
+        return lambda name: False
+    spec = spec_of(config)
+    block = {one.name for one in spec.expected() if one.is_mtp}
+    return lambda name: name in block or spec.ignored(name) is not None
 
 
 def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -14,11 +14,21 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.dims import Dim, numel
-from minitron.model.families import FAMILIES, Family, Rule
+from minitron.model.axes import AXES, EXPERT, LAYER, Axis
+from minitron.model.dims import Dim, Name, axes_of, numel, parse
+from minitron.model.families import FAMILIES, Family, Ignored, Rule
+from minitron.model.families.family import value_of
+
+DEPTH: Final = AXES[LAYER].keys[0]
+"""How the number of layers is named among sizes."""
 
 MTP: Final = "mtp_"
 """Prefix of the kinds of the layers in the multi-token-prediction block."""
+
+
+def is_mtp(kind: str) -> bool:
+    """Whether a kind belongs to the multi-token-prediction block: to one of its layers, or to what is around them."""
+    return kind.startswith(MTP) or kind == "mtp"
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,20 @@ class Expected:
     """One tensor that a checkpoint of this model must hold."""
 
     name: str
-    """In the family's first dialect: the name in transformers' memory, but one tensor an expert."""
+    """In the family's first dialect."""
 
     shape: tuple[int, ...]
+    kind: str
+    """The kind of layer that it is in, or `model`."""
+
     rule: Rule
     index: Mapping[str, int]
     """The indices in the name: layer, expert."""
+
+    @property
+    def is_mtp(self) -> bool:
+        """Whether it is a tensor of the multi-token-prediction block, which transformers does not build."""
+        return is_mtp(self.kind)
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,12 @@ class ModelSpec:
     """config.json as the source spells it."""
 
     def __post_init__(self) -> None:
+        for key, why in self.family.refused.items():
+            if self.value(key):
+                raise MinitronError(
+                    f"config.json: {key} is {_shown(self.value(key))}, and Minitron cannot express it for a "
+                    f"{self.family.name} model ({why}); use a model without it."
+                )
         for axis in self.axes:
             if self.sizes[axis] < 1:
                 raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; it must be at least 1.")
@@ -75,11 +99,26 @@ class ModelSpec:
                     f"config.json: {self.key(axis)} = {self.sizes[axis]} is no multiple of {self.key(unit)} = "
                     f"{self.sizes[unit]}, and transformers loads no {self.family.name} model without; choose one."
                 )
-        if "expert" in self.axes and self.experts_per_token > self.sizes["expert"]:
+        for left, right in self.equal:
+            if self.amount(left) != self.amount(right):
+                raise MinitronError(
+                    f"config.json: {self.spelled(left)} = {self.amount(left)} and {self.spelled(right)} = "
+                    f"{self.amount(right)} differ, and transformers loads no {self.family.name} model like that; "
+                    "make them equal."
+                )
+        if EXPERT in self.axes and self.experts_per_token > self.sizes[EXPERT]:
             raise MinitronError(
-                f"config.json: {self.family.experts_per_token} = {self.experts_per_token} is more than the "
-                f"{self.sizes['expert']} experts there are."
+                f"config.json: {self.axis(EXPERT).least_key} = {self.experts_per_token} is more than the "
+                f"{self.sizes[EXPERT]} experts there are."
             )
+
+    def value(self, key: str) -> Any:
+        """What the config says under a key, or transformers' class default where it says nothing."""
+        return value_of(self.config, self.family.defaults, key)
+
+    def axis(self, name: str) -> Axis:
+        """The row of an axis."""
+        return self.family.axes[name]
 
     @cached_property
     def letters(self) -> str:
@@ -100,7 +139,10 @@ class ModelSpec:
     def rules(self) -> dict[str, tuple[Rule, ...]]:
         """kind -> the tensors that this model has; only kinds that it has."""
         kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
-        found = {kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.config)) for kind in kinds}
+        found = {
+            kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.config, self.family.defaults))
+            for kind in kinds
+        }
         return found | ({"mtp": self.family.mtp_rules} if self.mtp_layers else {})
 
     @cached_property
@@ -111,22 +153,22 @@ class ModelSpec:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """axis -> size."""
-        return {axis: self._size(axis) for axis in self.family.sizes if axis in self.axes}
+        return {axis: self._size(axis) for axis in self.family.axes if axis in self.axes}
 
     def _size(self, axis: str) -> int:
-        size = self.family.sizes[axis]
-        for key in size.keys:
+        row = self.axis(axis)
+        for key in row.keys:
             if self.config.get(key) is not None:
                 return _whole(key, self.config[key])
-        if size.default is None:
+        if row.default is None:
             raise MinitronError(
-                f"config.json has no {size.keys[0]}; a {self.family.name} model of this layout needs it."
+                f"config.json has no {row.keys[0]}; a {self.family.name} model of this layout needs it."
             )
-        return size.default(self.config)
+        return row.default(self.config) if callable(row.default) else row.default
 
     def key(self, axis: str) -> str:
-        """The config key of an axis in this config's dialect."""
-        keys = self.family.sizes[axis].keys
+        """The config key of an axis in this config's dialect; its own name where it has none."""
+        keys = self.axis(axis).keys or (axis,)
         return next((key for key in keys if key in self.config), keys[0])
 
     @cached_property
@@ -134,18 +176,59 @@ class ModelSpec:
         """config key -> the axes whose size it gives."""
         found: dict[str, tuple[str, ...]] = {}
         for axis in self.sizes:
-            found[self.key(axis)] = (*found.get(self.key(axis), ()), axis)
+            if self.axis(axis).keys:
+                found[self.key(axis)] = (*found.get(self.key(axis), ()), axis)
         return found
 
     @cached_property
     def named_sizes(self) -> dict[str, int]:
         """config key -> size, num_hidden_layers among them: how a person names an architecture."""
-        return {"num_hidden_layers": len(self.layers)} | {key: self.sizes[axes[0]] for key, axes in self.keys.items()}
+        return {DEPTH: len(self.layers)} | {key: self.sizes[axes[0]] for key, axes in self.keys.items()}
 
-    @property
+    @cached_property
+    def equal(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of sizes that must be equal, of those whose axes this model has."""
+        known = self.axes | set(self.config)
+        return tuple(pair for pair in self.family.equal if axes_of(parse(pair[0])) | axes_of(parse(pair[1])) <= known)
+
+    def amount(self, expression: str, sizes: Mapping[str, Any] | None = None) -> Any:
+        """What an expression in axes and config keys comes to; `sizes` stand in for the model's own."""
+        dim = parse(expression)
+        keys = {key: _whole(key, self.config[key]) for key in axes_of(dim) - set(self.sizes)}
+        return numel(dim, self.sizes | keys | dict(sizes or {}))
+
+    def spelled(self, expression: str) -> str:
+        """The same expression in config keys."""
+        words = expression.replace("*", " * ").split()
+        return " ".join(self.key(word) if word in self.sizes else word for word in words)
+
+    def is_nested(self, name: str) -> bool:
+        """Whether scores of that name are of an axis whose indices are chosen inside each index of another."""
+        return name in self.sizes and bool(self.axis(name).nested_in)
+
+    @cached_property
     def experts_per_token(self) -> int:
         """How many routed experts a token is sent to."""
-        return _whole(self.family.experts_per_token, self.config[self.family.experts_per_token])
+        return self.least(EXPERT)
+
+    @property
+    def num_experts(self) -> int:
+        """How many routed experts a layer of a mixture has; 0 for a dense model."""
+        return self.sizes.get(EXPERT, 0)
+
+    def least(self, axis: str) -> int:
+        """The fewest indices of an axis that a model can be left with."""
+        key = self.axis(axis).least_key
+        if not key:
+            return 1
+        if self.value(key) is None:
+            raise MinitronError(f"config.json has no {key}; a {self.family.name} model of this layout needs it.")
+        return _whole(key, self.value(key))
+
+    def equal_groups(self, axis: str) -> int:
+        """In how many groups of one size the indices of an axis must stay, such as a router's groups of experts."""
+        key = self.axis(axis).equal_groups_key
+        return int(self.value(key) or 1) if key else 1
 
     @cached_property
     def fingerprint(self) -> str:
@@ -167,12 +250,12 @@ class ModelSpec:
         idle: Any = 0
         for kind, rules in self.rules.items():
             for rule in rules:
-                count = counts[kind] * _product(rule.dims, sizes)
-                if "expert" in rule.pattern.axes:
-                    unused = sizes["expert"] - self.experts_per_token
-                    idle = idle + (0 if kind.startswith(MTP) else count * unused)
-                    count = count * sizes["expert"]
-                if kind.startswith(MTP) or kind == "mtp":
+                count = counts[kind] * _product(rule.matrix, sizes)
+                if rule.per_expert:
+                    unused = sizes[EXPERT] - self.experts_per_token
+                    idle = idle + (0 if is_mtp(kind) else count * unused)
+                    count = count * sizes[EXPERT]
+                if is_mtp(kind):
                     mtp = mtp + count
                 else:
                     by_component[rule.component] = by_component.get(rule.component, 0) + count
@@ -189,9 +272,9 @@ class ModelSpec:
         for kind, index in places:
             for rule in self.rules[kind]:
                 shape = tuple(int(numel(dim, self.sizes)) for dim in rule.dims)
-                for expert in range(self.sizes["expert"]) if "expert" in rule.pattern.axes else (None,):
-                    full = index if expert is None else index | {"expert": expert}
-                    yield Expected(rule.pattern.format(full), shape, rule, full)
+                for expert in range(self.num_experts) if EXPERT in rule.pattern.axes else (None,):
+                    full = index if expert is None else index | {EXPERT: expert}
+                    yield Expected(rule.pattern.format(full), shape, kind, rule, full)
 
     def find(self, name: str) -> tuple[Rule, dict[str, int]]:
         """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""
@@ -205,9 +288,14 @@ class ModelSpec:
             "whole is not touched, so remove that tensor or add a rule."
         )
 
+    def kind_of(self, name: str) -> str:
+        """The kind of layer, or `model`, that a tensor is in; raises MinitronError where no rule names it."""
+        rule, _ = self.find(name)
+        return next(kind for kind, rules in self.rules.items() if any(own is rule for own in rules))
+
     def _holds(self, kind: str, index: Mapping[str, int]) -> bool:
         """Whether the place that a name speaks of is one of this model's, of that kind."""
-        if "expert" in index and index["expert"] >= self.sizes["expert"]:
+        if EXPERT in index and index[EXPERT] >= self.num_experts:
             return False
         if "layer" in index:
             return index["layer"] < len(self.layers) and self.layers[index["layer"]] == kind
@@ -215,10 +303,18 @@ class ModelSpec:
             return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
         return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
 
+    def ignored(self, name: str) -> Ignored | None:
+        """Why a tensor of this name is passed over; None where it is one of the model's."""
+        for row in self.family.ignored:
+            if Name(row.name).match(name) is not None and row.applies(self.config, self.family.defaults):
+                return row
+        return None
+
     @property
     def is_tied(self) -> bool:
         """Whether the output layer shares the embedding's numbers."""
-        return any(rule.tied_to and not rule.exists(self.config) for rule in self.family.rules["model"])
+        defaults = self.family.defaults
+        return any(rule.tied_to and not rule.exists(self.config, defaults) for rule in self.family.rules["model"])
 
     def untied(self) -> ModelSpec:
         """The spec of the same model with an output layer of its own."""
@@ -231,14 +327,14 @@ class ModelSpec:
         that changed.  Raises MinitronError for a key that this model has no axis for."""
         config = copy.deepcopy(dict(self.config))
         for key, value in named_sizes.items():
-            if key == "num_hidden_layers":
+            if key == DEPTH:
                 continue
             if key not in self.keys:
                 raise MinitronError(
                     f"{key} is no size of this model; its sizes are {', '.join(sorted(self.named_sizes))}."
                 )
             for axis in self.keys[key]:
-                for dialect in self.family.sizes[axis].keys:
+                for dialect in self.axis(axis).keys:
                     if dialect in config or dialect == key:
                         config[dialect] = int(value)
         if layers is not None and layers != tuple(range(len(self.layers))):
@@ -246,7 +342,7 @@ class ModelSpec:
         probe = ModelSpec(self.family, config)
         for axis, size in self.sizes.items():
             wanted = named_sizes.get(self.key(axis), size)
-            if probe.sizes.get(axis, wanted) != wanted:
+            if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 config[self.key(axis)] = int(wanted)
         return ModelSpec(self.family, config)
 
@@ -256,6 +352,12 @@ def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:
     for dim in dims:
         total = total * numel(dim, sizes)
     return total
+
+
+def _shown(value: Any) -> str:
+    """A config value, cut short."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _whole(key: str, value: Any) -> int:

@@ -21,8 +21,9 @@ from minitron.memory.footprint_lines import Term
 from minitron.memory.footprint_lines import terms as terms_of
 from minitron.memory.questions import Remedy, cautions
 from minitron.memory.workload import Workload
-from minitron.model.spec import ModelSpec
-from minitron.report.text import SIZE_LABELS, model_name, summary
+from minitron.model.axes import AXES, LAYER
+from minitron.model.spec import DEPTH, ModelSpec
+from minitron.report.text import model_name, summary
 from minitron.search.candidate import Candidate
 from minitron.search.kept_importance import kept_importance
 from minitron.search.search import SearchResult
@@ -164,8 +165,8 @@ def _model(spec: ModelSpec, model: str) -> dict[str, Any]:
         "letters": spec.letters,
         "kinds": {letter: spec.family.letters[letter] for letter in dict.fromkeys(spec.letters)},
         "sizes_count": spec.named_sizes,
-        "size_labels": {key: SIZE_LABELS.get(axes[0], axes[0].replace("_", " ")) for key, axes in spec.keys.items()}
-        | {"num_hidden_layers": SIZE_LABELS["num_hidden_layers"]},
+        "kind_labels": {kind: spec.family.kind_labels.get(kind, kind) for kind in dict.fromkeys(spec.layers)},
+        "size_labels": {key: spec.axis(axes[0]).label for key, axes in spec.keys.items()} | {DEPTH: AXES[LAYER].label},
         "parameters": int(counts.total),
         "active_parameters": int(counts.active),
         "mtp_parameters": int(counts.mtp),
@@ -305,7 +306,7 @@ def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, 
         rows.append(
             {
                 "axis": axis,
-                "label": SIZE_LABELS.get(axis, axis.replace("_", " ")),
+                "label": spec.axis(axis).label,
                 "kept_count": kept,
                 "whole_count": whole,
                 "kept_share": kept / whole,

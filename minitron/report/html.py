@@ -11,7 +11,6 @@ from minitron.report.charts import bar_models, called, figures, line_colour, ser
 from minitron.report.page import Cell, Markup, badge, chart, class_of, json_text, legend, section, table
 from minitron.report.sieves import sieves_section
 from minitron.report.text import (
-    KIND_LABELS,
     ORIGIN_LABELS,
     SPEED_COLUMNS,
     Document,
@@ -181,7 +180,7 @@ def _map(document: Document) -> str:
     for layer, letter in enumerate(model["letters"]):
         kind = model["kinds"][letter]
         gone = layer not in kept
-        told = f"layer {layer}: {KIND_LABELS.get(kind, kind)}{', dropped' if gone else ''}"
+        told = f"layer {layer}: {kind_label(model, kind)}{', dropped' if gone else ''}"
         number = f' data-layer="{layer}"' if layer % 5 == 0 else ""
         tiles.append(
             f'<li style="--swatch: var(--kind-{escape(kind)}, var(--line-other))"{number} title="{escape(told)}"'
@@ -193,11 +192,16 @@ def _map(document: Document) -> str:
         after = sum(model["letters"][layer] == letter for layer in kept)
         count = f"{before}" if before == after else f"{after} of {before} stay"
         entries.append(
-            (f"var(--kind-{escape(kind)}, var(--line-other))", "", f"{letter} {KIND_LABELS.get(kind, kind)}: {count}")
+            (f"var(--kind-{escape(kind)}, var(--line-other))", "", f"{letter} {kind_label(model, kind)}: {count}")
         )
     dropped = len(model["letters"]) - len(kept)
     said = "Every layer stays." if not dropped else f"{dropped} of {len(model['letters'])} layers go, struck through."
     return section("Layers", said, legend(entries), f'<ol class="map">{"".join(tiles)}</ol>')
+
+
+def kind_label(model: Mapping[str, Any], kind: str) -> str:
+    """How a reader calls a kind of layer."""
+    return str(model.get("kind_labels", {}).get(kind, kind))
 
 
 def _candidates(document: Document) -> str:

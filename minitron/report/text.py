@@ -14,37 +14,6 @@ Document = Mapping[str, Any]
 TIMES: Final = "\u00d7"
 MINUS: Final = "\u2212"
 
-SIZE_LABELS: Final[dict[str, str]] = {
-    "num_hidden_layers": "layers",
-    "hidden": "hidden",
-    "vocab": "vocabulary",
-    "ffn": "FFN",
-    "query_head": "query heads",
-    "kv_head": "KV heads",
-    "qk_head_dim": "head width",
-    "v_head_dim": "head width",
-    "mamba_head": "Mamba heads",
-    "mamba_head_dim": "Mamba head width",
-    "mamba_group": "Mamba groups",
-    "ssm_state": "SSM state",
-    "conv_kernel": "convolution taps",
-    "expert": "experts",
-    "expert_ffn": "expert FFN",
-    "shared_ffn": "shared FFN",
-    "latent_in": "latent",
-    "latent_out": "latent",
-}
-"""axis -> how a reader calls its size; axes that are not here are called by their name."""
-
-KIND_LABELS: Final[dict[str, str]] = {
-    "mamba": "Mamba-2",
-    "attention": "attention",
-    "mlp": "MLP",
-    "moe": "mixture of experts",
-    "decoder": "attention + MLP",
-}
-"""kind of a layer -> how a reader calls it."""
-
 ORIGIN_LABELS: Final[dict[str, str]] = {
     "exact": "follows from config.json and the workload alone",
     "published": "from a publication or an engine's source",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.candidate import Candidate, Zone
 from minitron.search.depth import is_attention
@@ -128,11 +129,11 @@ def cut_of(spec: ModelSpec, candidate: Candidate) -> Cut:
     attention = sum(is_attention(spec, layer) for layer in range(len(spec.layers)))
     kept = sum(is_attention(spec, layer) for layer in candidate.kept)
     return Cut(
-        hybrid=any(cache.ssm_state and kind in spec.layers for kind, cache in spec.family.cache.items()),
-        experts="expert" in spec.sizes,
+        hybrid=any(cache.state and kind in spec.layers for kind, cache in spec.family.cache.items()),
+        experts=spec.num_experts > 0,
         layers=len(candidate.kept) / len(spec.layers),
         attention=kept / attention if attention else 1.0,
-        hidden=share("hidden"),
+        hidden=share(HIDDEN),
         mamba_head_dim=share("mamba_head_dim"),
         mamba_inner=share("mamba_head") * share("mamba_head_dim"),
         parameters=candidate.parameters / spec.parameters().total,

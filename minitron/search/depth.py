@@ -85,7 +85,7 @@ def _kind(spec: ModelSpec, name: str) -> str:
 def is_attention(spec: ModelSpec, layer: int) -> bool:
     """Whether a layer keeps keys and values."""
     cache = spec.family.cache.get(spec.layers[layer])
-    return cache is not None and bool(cache.kv_per_token)
+    return cache is not None and bool(cache.keys_values)
 
 
 def attention_floor(spec: ModelSpec, keep_attention: int | None = None) -> int:

@@ -10,12 +10,13 @@ of energy; a layer's is its score, which is a divergence already.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron.cut.selection import HIDDEN, rotates
+from minitron.cut.selection import STREAM, members_of, rotates
+from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept, layer_scores
 from minitron.search.lattice import Lattice, Points
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 Curve = NDArray[np.float64]
 """[members + 1] the share of importance that the best n members of every group carry, n = 0 .. members."""
-
-_NESTED: Final = ("mamba_head", "mamba_head_dim")
-"""Axes that are scored together: heads are ranked by what they hold in the channels that stay."""
 
 
 class Shares:
@@ -40,22 +38,25 @@ class Shares:
         scores.require(lattice.spec)
         self.spec = lattice.spec
         varied = lattice.varied
+        joint = {axis for axis in varied if self.spec.axis(axis).joint}
         self.curves = {
             axis: curve
-            for axis in varied - set(_NESTED)
+            for axis in varied - joint
             if (curve := _curve(_arrays(self.spec, scores, axis), self._groups(axis))) is not None
         }
         for axis in varied:
             # Strengths stand in the place of scores where a space is cut to its strongest directions.
             if strengths := [parts[2] for (name, _), parts in scores.bases.items() if name == axis]:
                 self.curves[axis] = np.mean([_share(np.square(each)[None]) for each in strengths], axis=0)
-        if "hidden" in self.curves and rotates(self.spec, scores):
+        if HIDDEN in self.curves and rotates(self.spec, scores):
             # Directions take the place of channels.
-            self.curves["hidden"] = _share(scores.directions.energies(HIDDEN)[None])
-        self.channels: NDArray[np.float64] | None = None
-        if (channels := _layer_arrays(scores, "mamba_channel")) and varied & set(_NESTED):
-            widths = {*lattice.values("mamba_head_dim"), self.spec.sizes["mamba_head_dim"]}
-            self.channels = _channel_curves(channels, sorted(widths), self._groups("mamba_head"))
+            self.curves[HIDDEN] = _share(scores.directions.energies(STREAM)[None])
+        self.channels: dict[str, NDArray[np.float64]] = {}
+        for name in sorted({self.spec.axis(axis).joint for axis in joint}):
+            if channels := _layer_arrays(scores, name):
+                heads, width = self._pair(name)
+                widths = {*lattice.values(width), self.spec.sizes[width]}
+                self.channels[name] = _channel_curves(channels, sorted(widths), self._groups(heads))
         self.kinds = _kind_shares(lattice, layer_scores(self.spec, scores))
 
     def _groups(self, axis: str) -> int:
@@ -71,8 +72,8 @@ class Shares:
     def effective(self, axis: str, points: Points) -> NDArray[np.float64]:
         """The size of an axis times the kept share of its importance."""
         size = self.spec.sizes[axis]
-        if axis in _NESTED and self.channels is not None:
-            return size * self._mamba(axis, points)
+        if self.spec.axis(axis).joint in self.channels:
+            return size * self._joint(axis, points)
         if axis not in self.curves:
             return points.sizes[axis].astype(np.float64)
         group = self.spec.family.grouped.get(axis)
@@ -83,26 +84,32 @@ class Shares:
         kept = self.effective(group, points) / self.spec.sizes[group] if group in points.sizes else 1.0
         return np.asarray(size * self.curves[axis][points.sizes[axis] // groups] * kept)
 
-    def _mamba(self, axis: str, points: Points) -> NDArray[np.float64]:
+    def _pair(self, joint: str) -> tuple[str, str]:
+        """The axes that share a score: heads are ranked by what they hold in the channels that stay."""
+        members = [axis for axis in self.spec.sizes if self.spec.axis(axis).joint == joint]
+        heads, width = sorted(members, key=lambda axis: self.spec.axis(axis).joint_place)
+        return heads, width
+
+    def _joint(self, axis: str, points: Points) -> NDArray[np.float64]:
         """The share of the heads' width, or share of the heads given that width."""
-        assert self.channels is not None
-        heads, width = self.spec.sizes["mamba_head"], self.spec.sizes["mamba_head_dim"]
-        kept_width: Any = points.sizes.get("mamba_head_dim", width)
-        of_width = self.channels[kept_width, -1]
-        if axis == "mamba_head_dim":
+        joint = self.spec.axis(axis).joint
+        heads, width = self._pair(joint)
+        channels = self.channels[joint]
+        kept_width: Any = points.sizes.get(width, self.spec.sizes[width])
+        of_width = channels[kept_width, -1]
+        if axis == width:
             return np.asarray(of_width)
-        groups = self.spec.sizes["mamba_group"]
-        inside = points.sizes.get("mamba_head", np.array(heads)) // groups
-        return np.asarray(self.channels[kept_width, inside] / of_width)
+        inside = points.sizes.get(heads, np.array(self.spec.sizes[heads])) // self._groups(heads)
+        return np.asarray(channels[kept_width, inside] / of_width)
 
 
 def _arrays(spec: ModelSpec, scores: Scores, axis: str) -> list[NDArray[np.float64]]:
     """Every array of scores of an axis: one of the whole model or one a layer."""
     found = _layer_arrays(scores, axis)
-    if not found and axis == "kv_head":
-        # All query heads of a KV head go with it.
-        heads = _layer_arrays(scores, "query_head")
-        found = [np.sqrt(np.square(array).reshape(spec.sizes["kv_head"], -1).sum(1)) for array in heads]
+    for member in members_of(spec, axis) if not found else ():
+        # All members of a group go with it.
+        own = _layer_arrays(scores, member)
+        found = [np.sqrt(np.square(array).reshape(spec.sizes[axis], -1).sum(1)) for array in own]
     return found
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis
 from minitron.cut.scores import Key, Scores
-from minitron.cut.selection import Keep, choose, rotates
+from minitron.cut.selection import Keep, choose, members_of, partner_of, rotates
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
@@ -53,14 +53,15 @@ def _energy(spec: ModelSpec, scores: Scores, keep: Keep, key: Key) -> NDArray[np
     axis, layer = key
     if key in scores.importance:
         return np.square(scores.importance[key])
-    if axis == "kv_head":
-        heads = np.square(scores.importance["query_head", layer])
-        return np.asarray(heads.reshape(spec.sizes["kv_head"], -1).sum(1))
-    channels = np.square(scores.importance["mamba_channel", layer])
-    if axis == "mamba_head_dim":
+    for member in members_of(spec, axis):
+        if (member, layer) in scores.importance:
+            return np.asarray(np.square(scores.importance[member, layer]).reshape(spec.sizes[axis], -1).sum(1))
+    row = spec.axis(axis)
+    channels = np.square(scores.importance[row.joint, layer])
+    if row.joint_place == 1:
         return np.asarray(channels.sum(0))
     # Heads are chosen by what they hold in the channels that stay.
-    inside = keep.get(("mamba_head_dim", layer))
+    inside = keep.get((partner_of(spec, axis), layer))
     return np.asarray((channels if inside is None or isinstance(inside, Basis) else channels[:, inside]).sum(1))
 
 

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.model.families import Rule
+from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
 from minitron.search.search_steps import (
-    STEPS,
     Choice,
     LatticeOptions,
     Times,
@@ -24,11 +23,9 @@ from minitron.search.search_steps import (
     default_widths,
     fewest_layers,
     parse_widths,
-    router_groups,
 )
 
 __all__ = [
-    "STEPS",
     "Choice",
     "Lattice",
     "LatticeOptions",
@@ -42,11 +39,6 @@ __all__ = [
 ]
 
 Whole = NDArray[np.int64]
-
-
-def _axes(rule: Rule) -> frozenset[str]:
-    """The axes in a tensor's shape and in its name."""
-    return rule.axes | frozenset(rule.pattern.axes)
 
 
 @dataclass(frozen=True)
@@ -82,15 +74,15 @@ class Lattice:
 
     @cached_property
     def followers(self) -> dict[str, str]:
-        """axis that nobody names -> the axis of its groups, whose sizes are searched: query heads of KV heads."""
-        grouped = self.spec.family.grouped.items()
-        return {
-            axis: group
-            for axis, group in grouped
-            if axis in self.spec.sizes
-            and self.spec.key(group) in self.widths
-            and self.spec.key(axis) not in self.widths
-        }
+        """axis that nobody names -> the axis whose searched sizes it follows: query heads those of KV heads, in which
+        they are grouped; a shared expert those of the routed ones, of which it is a multiple."""
+        found: dict[str, str] = {}
+        for pairs in (self.spec.family.grouped, self.spec.family.followers):
+            for axis, other in pairs.items():
+                leads = self.spec.key(other) in self.widths or other in found
+                if axis in self.spec.sizes and leads and self.spec.key(axis) not in self.widths:
+                    found[axis] = other
+        return found
 
     @cached_property
     def varied(self) -> frozenset[str]:
@@ -100,13 +92,13 @@ class Lattice:
     @cached_property
     def _hidden(self) -> Whole:
         """The sizes of the residual stream to try."""
-        key = self.spec.key("hidden")
-        return np.array(self.widths.get(key, (self.spec.sizes["hidden"],)), dtype=np.int64)
+        key = self.spec.key(HIDDEN)
+        return np.array(self.widths.get(key, (self.spec.sizes[HIDDEN],)), dtype=np.int64)
 
     @cached_property
     def _tables(self) -> dict[str, Whole]:
         """config key -> [hidden sizes, choices] its size; 0 where the choice is out of the question there."""
-        hidden_key = self.spec.key("hidden")
+        hidden_key = self.spec.key(HIDDEN)
         tables: dict[str, Whole] = {}
         for key, choices in self.widths.items():
             if key == hidden_key:
@@ -124,7 +116,7 @@ class Lattice:
     def values(self, axis: str) -> tuple[int, ...]:
         """Every size that some point gives to an axis, ascending."""
         key = self.spec.key(axis)
-        if axis == "hidden":
+        if axis == HIDDEN:
             return tuple(sorted(set(self._hidden.tolist())))
         if key in self._tables:
             return tuple(sorted(set(self._tables[key].ravel().tolist()) - {0}))
@@ -145,7 +137,7 @@ class Lattice:
         """config key -> [depths] whether a layer that has its axes, or the model outside layers, stays."""
         always = np.ones(len(self.depths), dtype=bool)
         users = {
-            axis: [kind for kind, rules in self.spec.rules.items() if any(axis in _axes(rule) for rule in rules)]
+            axis: [kind for kind, rules in self.spec.rules.items() if any(axis in rule.all_axes for rule in rules)]
             for axis in self.spec.sizes
         }
         return {
@@ -163,8 +155,8 @@ class Lattice:
                 for place, part in enumerate(block)
             )
             sizes: dict[str, Whole] = {}
-            if self.spec.key("hidden") in self.widths:
-                sizes["hidden"] = self._hidden[hidden]
+            if self.spec.key(HIDDEN) in self.widths:
+                sizes[HIDDEN] = self._hidden[hidden]
             for (key, table), choice in zip(self._tables.items(), others, strict=True):
                 # Only a size given as a multiple differs from one hidden size to the next.
                 along = hidden if (table != table[0]).any() else np.zeros_like(hidden[:, :1])
@@ -184,8 +176,7 @@ class Lattice:
         allowed = np.ones((1,) * len(points.shape), dtype=bool)
         whole: dict[str, Any] = {**self.spec.sizes, **points.sizes}
         for axis, size in points.sizes.items():
-            least = self.spec.experts_per_token if axis == "expert" else 1
-            allowed = allowed & (size >= least) & (size % router_groups(self.spec, axis) == 0)
+            allowed = allowed & (size >= self.spec.least(axis)) & (size % self.spec.equal_groups(axis) == 0)
         for axis, group in self.spec.family.grouped.items():
             if axis in points.sizes or group in points.sizes:
                 inside = self.spec.sizes[axis] // self.spec.sizes[group]
@@ -194,6 +185,8 @@ class Lattice:
         for axis, unit in self.spec.family.multiples.items():
             if axis in points.sizes or unit in points.sizes:
                 allowed = allowed & (whole[axis] % np.maximum(whole[unit], 1) == 0)
+        for left, right in self.spec.equal:
+            allowed = allowed & (self.spec.amount(left, points.sizes) == self.spec.amount(right, points.sizes))
         return allowed
 
 

@@ -19,14 +19,14 @@ from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.parallel import splits
 from minitron.memory.precision import Precision, Tally, precision_of, tally
 from minitron.memory.workload import Workload
-from minitron.model.spec import ModelSpec
+from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate, Zone
 from minitron.search.dead_zones import dead_zones
 from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
 from minitron.search.effective_parameters import Shares
 from minitron.search.lattice import Lattice, LatticeOptions, Points, default_widths, fewest_layers, parse_widths
 from minitron.search.pareto import Best, Front
-from minitron.search.search_steps import DEPTH, config_key
+from minitron.search.search_steps import config_key
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def build_lattice(
 
     `lattice` is config key -> sizes as typed (`4480,4800` or `3x,3.5x`); once it names one key, what neither it nor the
     options name stays at the model's size.  `layers` or `pattern` set the depth.  What none of them says follows from
-    the table minitron.search.search_steps.STEPS.  Raises MinitronError for what contradicts itself or cannot be
+    the rows of the axes (minitron.model.axes).  Raises MinitronError for what contradicts itself or cannot be
     reached."""
     options = options or LatticeOptions()
     by_hand = dict(lattice or {})
@@ -294,7 +294,7 @@ class _Counter:
         spec = lattice.spec
         kept = tally(spec, self.precision, lattice.depths)
         for points, allowed in lattice.chunks():
-            allowed = allowed & splits({**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
+            allowed = allowed & splits(spec, {**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
             yield points, allowed, points.spread(self.footprint(spec, points, kept).total)
 
     def candidates(self, lattice: Lattice, shares: Shares | None, points: Points) -> tuple[Candidate, ...]:

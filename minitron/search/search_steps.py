@@ -10,53 +10,14 @@ from math import ceil, lcm
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.spec import ModelSpec
+from minitron.model.axes import AXES, HIDDEN, LAYER, Step
+from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.depth import LayerLimits
-
-DEPTH: Final = "num_hidden_layers"
-"""How the number of layers is named among sizes."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """How an axis is searched by default."""
-
-    multiple: int
-    """Sizes are multiples of this; halved for models so small that fewer than 16 such steps would be left."""
-
-    smallest: int
-    """What the multiple is not halved below."""
-
-    most: float
-    """The largest share of the axis to prune; 0 leaves it alone unless it is named by hand."""
-
-    reason: str
-    """Why these numbers."""
-
-
-STEPS: Final[dict[str, Step]] = {
-    "layer": Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
-    "hidden": Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles, and all layers lose at once"),
-    "ffn": Step(256, 8, 0.5, "full tensor-core tiles, also when split over 2 GPUs; the widest and most redundant axis"),
-    "mamba_head": Step(8, 1, 0.25, "whole warps of the scan; too few heads x width hurt most in published cuts"),
-    "expert": Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts overlap in what they know"),
-    "expert_ffn": Step(64, 8, 0.5, "full tiles of the grouped matmul"),
-    "shared_ffn": Step(128, 8, 0.5, "full tensor-core tiles"),
-    "query_head": Step(1, 1, 0.0, "attention is a small part of these models and recall hangs on it"),
-    "kv_head": Step(1, 1, 0.0, "recall over a long context hangs on it"),
-    "qk_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
-    "v_head_dim": Step(16, 8, 0.0, "attention kernels are built for 64, 128 and 256"),
-    "mamba_head_dim": Step(16, 8, 0.0, "at or below 0.8 of the width published candidates fell behind most"),
-    "ssm_state": Step(16, 8, 0.0, "calibration does not score it"),
-    "latent_in": Step(64, 8, 0.0, "calibration does not score it"),
-    "latent_out": Step(64, 8, 0.0, "calibration does not score it"),
-}
-"""axis -> how it is searched where nobody says otherwise."""
 
 _MOST_STEPS: Final = 16
 """A multiple is halved until the size holds at least so many of it."""
 
-_ALIASES: Final = {"layer": DEPTH, "depth": DEPTH, DEPTH: DEPTH, "latent": "moe_latent_size"}
+_ALIASES: Final = {LAYER: DEPTH, "depth": DEPTH, DEPTH: DEPTH, "latent": "moe_latent_size"}
 """What people call axes -> the config key."""
 
 
@@ -67,10 +28,11 @@ class LatticeOptions:
     Names are axes (`ffn`, `layer`) or config keys (`intermediate_size`, `num_hidden_layers`)."""
 
     multiples: Mapping[str, int] = field(default_factory=dict)
-    """name -> sizes are multiples of this, instead of what STEPS says; also of the groups that must stay whole."""
+    """name -> sizes are multiples of this, instead of what the axis's row says; also of the groups that must stay
+    whole."""
 
     most: Mapping[str, float] = field(default_factory=dict)
-    """name -> the largest share to prune, from 0 to below 1, instead of what STEPS says."""
+    """name -> the largest share to prune, from 0 to below 1, instead of what the axis's row says."""
 
     leave: Collection[str] = ()
     """Names that stay as they are."""
@@ -97,8 +59,8 @@ class LatticeOptions:
 
     def step(self, spec: ModelSpec, axis: str) -> Step:
         """How an axis is searched; raises MinitronError for names that this model does not have."""
-        key = DEPTH if axis == "layer" else spec.key(axis)
-        default = STEPS.get(axis, Step(1, 1, 0.0, ""))
+        key = DEPTH if axis == LAYER else spec.key(axis)
+        default = AXES[LAYER].step if axis == LAYER else spec.axis(axis).step
         multiple, most = (_of(spec, key, asked) for asked in (self.multiples, self.most))
         left = key in {config_key(spec, name, cut=False) for name in self.leave}
         if left and (multiple is not None or most is not None):
@@ -127,9 +89,11 @@ def config_key(spec: ModelSpec, name: str, *, cut: bool = True) -> str:
     if called == DEPTH:
         return DEPTH
     for axis in spec.sizes:
-        if called in (axis, *spec.family.sizes[axis].keys):
+        if called in (axis, *spec.axis(axis).keys):
             if cut and axis in spec.family.fixed:
-                raise MinitronError(f"{name} cannot be cut in a {spec.family.name} model; leave it out.")
+                raise MinitronError(
+                    f"{name} cannot be cut in a {spec.family.name} model, as {why_fixed(spec, axis)}; leave it out."
+                )
             return spec.key(axis)
     free = [axis for axis in spec.sizes if axis not in spec.family.fixed]
     raise MinitronError(f"{name} is no axis of this model; its axes are layer, {', '.join(free)}.")
@@ -146,14 +110,12 @@ Choice = int | Times
 
 
 def default_sizes(spec: ModelSpec, axis: str, options: LatticeOptions | None = None) -> tuple[int, ...]:
-    """The sizes of an axis that STEPS and the options allow, the model's own first, then descending."""
+    """The sizes of an axis that the axes' rows and the options allow, the model's own first, then descending."""
     options = options or LatticeOptions()
     size, step = spec.sizes[axis], options.step(spec, axis)
     if step.most == 0 or axis in spec.family.fixed:
         return (size,)
-    least = _least(size, step.most)
-    if axis == "expert":
-        least = max(least, spec.experts_per_token)
+    least = max(_least(size, step.most), spec.least(axis))
     found: set[int] = set()
     for whole in _wholes(spec, axis, options):
         multiple = step.multiple
@@ -167,7 +129,7 @@ def default_sizes(spec: ModelSpec, axis: str, options: LatticeOptions | None = N
 def _wholes(spec: ModelSpec, axis: str, options: LatticeOptions) -> set[int]:
     """The numbers of which the axis must keep a multiple: one for every size of its groups and of its unit."""
     group, unit = spec.family.grouped.get(axis), spec.family.multiples.get(axis)
-    groups = _tried(spec, group, options) if group else (router_groups(spec, axis),)
+    groups = _tried(spec, group, options) if group else (spec.equal_groups(axis),)
     units = _tried(spec, unit, options) if unit else (1,)
     return {lcm(*pair) for pair in product(groups, units)}
 
@@ -187,12 +149,12 @@ def _least(size: int, most: float) -> int:
 
 
 def fewest_layers(spec: ModelSpec, options: LatticeOptions | None = None) -> int:
-    """The least depth that STEPS and the options allow."""
+    """The least depth that the axes' rows and the options allow."""
     return _least(len(spec.layers), (options or LatticeOptions()).step(spec, "layer").most)
 
 
 def default_widths(spec: ModelSpec, options: LatticeOptions | None = None) -> dict[str, tuple[Choice, ...]]:
-    """config key -> sizes to try, for every width that STEPS and the options let shrink."""
+    """config key -> sizes to try, for every width that the axes' rows and the options let shrink."""
     found = {spec.key(axis): default_sizes(spec, axis, options) for axis in spec.sizes}
     return {key: sizes for key, sizes in found.items() if len(sizes) > 1}
 
@@ -207,12 +169,15 @@ def parse_widths(spec: ModelSpec, texts: Mapping[str, str]) -> dict[str, tuple[C
 def _parse_choices(spec: ModelSpec, key: str, text: str) -> tuple[Choice, ...]:
     if key not in spec.keys:
         raise MinitronError(f"{key} is no width of this model; its widths are {', '.join(sorted(spec.keys))}.")
-    if any(axis in spec.family.fixed for axis in spec.keys[key]):
-        raise MinitronError(f"{key} cannot be cut in a {spec.family.name} model; leave it out of the lattice.")
+    if fixed := [axis for axis in spec.keys[key] if axis in spec.family.fixed]:
+        raise MinitronError(
+            f"{key} cannot be cut in a {spec.family.name} model, as {why_fixed(spec, fixed[0])}; "
+            "leave it out of the lattice."
+        )
     choices: set[Choice] = set()
     for word in text.split(","):
         times = re.fullmatch(r"(\d+(?:\.\d+)?)x", word.strip())
-        if times and key != "hidden_size":
+        if times and key != spec.key(HIDDEN):
             choices.add(Times(float(times[1])))
         elif word.strip().isdigit():
             choices.add(_checked(spec, key, int(word)))
@@ -230,15 +195,16 @@ def _checked(spec: ModelSpec, key: str, size: int) -> int:
     if not 1 <= size <= parent:
         raise MinitronError(f"{key} = {size} cannot be reached by pruning from {parent}; choose 1 to {parent}.")
     for axis in spec.keys[key]:
-        if axis == "expert" and size < spec.experts_per_token:
+        if size < spec.least(axis):
             raise MinitronError(
-                f"{key} = {size} is fewer than the {spec.experts_per_token} experts that a token is sent to; keep more."
+                f"{key} = {size} is fewer than the {spec.least(axis)} of {spec.axis(axis).least_key}; keep more."
             )
-        if size % router_groups(spec, axis):
-            raise MinitronError(f"{key} = {size} is no multiple of the router's {router_groups(spec, axis)} groups.")
+        if size % spec.equal_groups(axis):
+            raise MinitronError(f"{key} = {size} is no multiple of the router's {spec.equal_groups(axis)} groups.")
     return size
 
 
-def router_groups(spec: ModelSpec, axis: str) -> int:
-    """In how many groups a router picks experts: each must stay of one size."""
-    return int(spec.config.get("n_group") or 1) if axis == "expert" else 1
+def why_fixed(spec: ModelSpec, axis: str) -> str:
+    """Why a plan may not cut an axis by its own, as a clause."""
+    row = spec.axis(axis)
+    return row.fixed or f"it is always the same multiple of {spec.key(row.follows)}"

@@ -2,13 +2,15 @@
 
 from typing import Final
 
-from minitron.model.families.family import Cache, Config, Family, Rule, Size
-from minitron.model.families.llama import LLAMA
+from minitron.model.families.family import Cache, Family, Ignored, Norm, Rule
+from minitron.model.families.gemma import GEMMA2, GEMMA3
+from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.nemotron_h import NEMOTRON_H
+from minitron.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 
-FAMILIES: Final[dict[str, Family]] = {
-    model_type: family for family in (NEMOTRON_H, LLAMA) for model_type in family.model_types
-}
+_FAMILIES: Final = (NEMOTRON_H, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
+
+FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """model_type -> family."""
 
-__all__ = ["FAMILIES", "Cache", "Config", "Family", "Rule", "Size"]
+__all__ = ["FAMILIES", "Cache", "Family", "Ignored", "Norm", "Rule"]

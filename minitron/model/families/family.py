@@ -1,15 +1,38 @@
-"""What a family of models is: one table of tensors, one of sizes, and what a token costs in cache."""
+"""What a family of models is: one table of tensors, one of axes, and what a layer keeps between tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from minitron.model.dims import Dim, Name, axes_of, parse, parse_shape
+from minitron.model.axes import EXPERT, HIDDEN, Axis, Config
+from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse, parse_shape
 
-Config = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Norm:
+    """What the gain of a norm belongs to."""
+
+    role: Literal["before", "after", "inside", "final"]
+    """Where it stands: before a block, which reads the residual stream through it; after a block, whose output passes
+    it on the way to the stream; inside a block, over heads or a rank; or between the last layer and the output."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    """What it divides by: the root mean square, or the standard deviation around the mean (LayerNorm).  The gain of a
+    LayerNorm over fewer channels is corrected too, but not exactly: its mean runs over fewer channels as well."""
+
+    plus_one: bool = False
+    """Whether the tensor holds the gain less one."""
+
+    group: str = ""
+    """The axis over whose indices the mean runs apart; empty for one mean over the last dimension."""
+
+    @property
+    def offset(self) -> float:
+        """What the gain is more than the tensor."""
+        return 1.0 if self.plus_one else 0.0
 
 
 @dataclass(frozen=True)
@@ -27,10 +50,11 @@ class Rule:
     """The heading under which its parameters are counted."""
 
     when: str = ""
-    """The config key that must be true for the tensor to exist (`!key`: false); empty for always."""
+    """The config key that must be true for the tensor to exist (`!key`: false); empty for always.  What an absent key
+    means stands in Family.defaults."""
 
-    norm_group: str = ""
-    """For the gain of an RMS norm: the axis over whose indices the mean runs apart, `1` for one mean over all."""
+    norm: Norm | None = None
+    """For the gain of a norm."""
 
     tied_to: str = ""
     """For an output layer: the name in the rule of the tensor whose numbers it shares where it does not exist."""
@@ -38,6 +62,20 @@ class Rule:
     scaled_by: str = ""
     """For a query projection: the axis in which queries and keys meet.  Models divide their product by the square root
     of its size, so the projection takes up what a cut of it changes."""
+
+    memory: str = ""
+    """The parameter in memory that holds it, where that has another name: the tensors of all experts as rows of one,
+    several rules' tensors one after the other along their first dimension, a module that transformers renames."""
+
+    transposed: bool = False
+    """Whether a linear's inputs stand before its outputs."""
+
+    router: bool = False
+    """Whether it is the router's: its experts are what it chooses among, and it belongs to none of them."""
+
+    scan_input: int | None = None
+    """For the projection that feeds a state-space scan: the place of the scan's input x in the sum that its first
+    dimension is."""
 
     @cached_property
     def pattern(self) -> Name:
@@ -54,40 +92,134 @@ class Rule:
         """Every axis in the shape."""
         return frozenset().union(*map(axes_of, self.dims))
 
-    def exists(self, config: Config) -> bool:
-        """Whether a model of this config has the tensor."""
-        key = self.when.removeprefix("!")
-        return not key or bool(config.get(key)) != self.when.startswith("!")
+    @cached_property
+    def all_axes(self) -> frozenset[str]:
+        """Every axis in the shape or the name."""
+        return self.axes | frozenset(self.pattern.axes)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether one tensor on disk holds all experts, along its first dimension."""
+        return not self.router and self.dims[0] == Word(EXPERT)
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether each routed expert has one of its own, wherever the expert axis stands."""
+        return EXPERT in self.pattern.axes or self.is_stacked
+
+    @property
+    def matrix(self) -> tuple[Dim, ...]:
+        """The dimensions of one expert's tensor, or of the tensor itself."""
+        return self.dims[1:] if self.is_stacked else self.dims
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is the matrix of a linear layer."""
+        named = self.name.endswith(".weight") or self.is_stacked
+        return len(self.matrix) == 2 and named and self.norm is None and self.component != "embedding"
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether it is a linear inside a block: neither a router nor the output layer."""
+        return self.is_linear and not self.router and not self.tied_to
+
+    @property
+    def reads(self) -> Dim | None:
+        """The inputs of a linear; None for other tensors."""
+        return self.matrix[0 if self.transposed else -1] if self.is_linear else None
+
+    @property
+    def writes(self) -> Dim | None:
+        """The outputs of a linear; None for other tensors."""
+        return self.matrix[-1 if self.transposed else 0] if self.is_linear else None
+
+    @property
+    def reads_stream(self) -> int:
+        """How many copies of the residual stream a linear reads side by side."""
+        parts = self.reads.parts if isinstance(self.reads, Stack) else (self.reads,)
+        return sum(part == Word(HIDDEN) for part in parts)
+
+    def exists(self, config: Config, defaults: Mapping[str, Any]) -> bool:
+        """Whether a model of this config has the tensor; `defaults` says what absent keys mean."""
+        return _holds(self.when, config, defaults)
 
 
-@dataclass(frozen=True)
-class Size:
-    """Where an axis's size stands in config.json."""
-
-    keys: tuple[str, ...]
-    """The names that dialects give it; the first present one counts, all present ones are written."""
-
-    default: Callable[[Config], int] | None = None
-    """What models assume where the key is absent; None where it must be there."""
+def value_of(config: Config, defaults: Mapping[str, Any], key: str) -> Any:
+    """What a config says under a key, or transformers' class default where it says nothing."""
+    return config[key] if key in config else defaults.get(key)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What one layer keeps between tokens, as dimensions to count."""
+    """What one layer of a kind keeps between tokens, as dimensions to count."""
 
-    kv_per_token: str = ""
-    """Numbers a token and layer adds to the KV cache: keys and values."""
+    keys_values: str = ""
+    """Numbers that a token adds: keys and values of all heads, or a latent that stands for them."""
+
+    window: str = ""
+    """The config key of a sliding window: of so many of the last tokens keys and values are kept; empty, or a key that
+    says nothing, for all of them."""
 
     conv_channels: str = ""
-    """Channels of which a sequence keeps the last conv_kernel - 1 inputs."""
+    """Channels of which a sequence keeps the last inputs, one fewer than the convolution has taps."""
 
-    ssm_state: str = ""
-    """Numbers in the recurrent state of a sequence."""
+    conv_taps: str = ""
+    """The axis that counts those taps."""
+
+    state: str = ""
+    """Numbers in the recurrent state of a sequence, of any shape."""
+
+    attends: str = ""
+    """Numbers of a token that are multiplied with those of each token it attends to: queries with keys, weights with
+    values."""
+
+    scans: str = ""
+    """Numbers of a token that are multiplied with those of each token of a chunk of the scan."""
+
+    called: str = ""
+    """What reports call layers that keep this."""
+
+    PARTS: ClassVar[tuple[str, ...]] = ("keys_values", "conv_channels", "state", "attends", "scans")
+    """The fields that spell a dimension."""
+
+    def __post_init__(self) -> None:
+        if bool(self.conv_channels) != bool(self.conv_taps):
+            raise ValueError("a convolution has channels and taps")
+        if self.window and not self.keys_values:
+            raise ValueError("a window is one of keys and values")
 
     def dim(self, part: str) -> Dim | None:
-        """One of the three, parsed; None where the layer keeps nothing of the kind."""
+        """A field of PARTS, parsed; None where it is empty."""
         text = getattr(self, part)
         return parse(text) if text else None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a sequence keeps something that does not grow with its tokens."""
+        return bool(self.conv_channels or self.state)
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A tensor that some checkpoints hold and no model needs: it is not read, counted or written."""
+
+    name: str
+    """As in a rule."""
+
+    why: str
+    """What it is, in a few words."""
+
+    when: str = ""
+    """As in a rule."""
+
+    def applies(self, config: Config, defaults: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint of this config may hold it."""
+        return _holds(self.when, config, defaults)
+
+
+def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
+    key = when.removeprefix("!")
+    return not key or bool(value_of(config, defaults, key)) != when.startswith("!")
 
 
 @dataclass(frozen=True)
@@ -101,14 +233,15 @@ class Family:
     letters: Mapping[str, str]
     """One letter a layer -> the layer's kind."""
 
+    kind_labels: Mapping[str, str]
+    """kind -> how reports call it."""
+
     rules: Mapping[str, tuple[Rule, ...]]
-    """kind -> the tensors of a layer of that kind; `model` -> the tensors outside layers."""
+    """kind -> the tensors of a layer of that kind, a norm before the linears that read it; `model` -> the tensors
+    outside layers."""
 
-    sizes: Mapping[str, Size]
-    """axis -> where its size stands."""
-
-    grouped: Mapping[str, str]
-    """axis -> the axis in whose indices it is grouped: the same number of it is kept in each."""
+    axes: Mapping[str, Axis]
+    """name -> the axis's row."""
 
     cache: Mapping[str, Cache]
     """kind -> what a layer of the kind keeps between tokens."""
@@ -125,18 +258,57 @@ class Family:
     mtp_rules: tuple[Rule, ...] = ()
     """The tensors of the multi-token-prediction block outside its mixers."""
 
-    experts_per_token: str = ""
-    """The config key that says how many experts a token uses."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """config key -> what its absence means: transformers' class default, where that is not a false value."""
 
-    multiples: Mapping[str, str] = field(default_factory=dict)
-    """axis -> the axis of whose size its own must be a multiple, or transformers refuses the config."""
+    equal: tuple[tuple[str, str], ...] = ()
+    """Pairs of sizes, in axes and config keys, that must be equal or transformers refuses the config."""
 
-    fixed: frozenset[str] = field(default_factory=frozenset)
-    """Axes that no plan may cut: rotary head widths, the vocabulary, convolution taps."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """config key -> what it would take to honour it: configs that set one to a true value are refused by name."""
+
+    ignored: tuple[Ignored, ...] = ()
+    """Tensors that are passed over, with a note."""
+
+    scaled_stream: bool = False
+    """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of
+    the stream, which all that is written to the stream takes up."""
+
+    summary: str = ""
+    """What its layers hold, for a table of families."""
 
     def __post_init__(self) -> None:
-        spelled = set().union(*(rule.axes for rules in self.rules.values() for rule in rules))
-        if unknown := spelled - set(self.sizes):
+        spelled = set().union(*(rule.all_axes for rules in self.rules.values() for rule in rules))
+        known = set(self.axes) | {"layer", "mtp_layer"}
+        if unknown := spelled - known:
             raise ValueError(f"family {self.name}: no size is given for {', '.join(sorted(unknown))}")
-        if unknown := {axis for pair in self.grouped.items() for axis in pair} - set(self.sizes):
-            raise ValueError(f"family {self.name}: grouped axes without a size: {', '.join(sorted(unknown))}")
+        named = {other for axis in self.axes.values() for other in (axis.group, axis.multiple_of, axis.follows)} - {""}
+        if unknown := named - set(self.axes):
+            raise ValueError(f"family {self.name}: axes refer to {', '.join(sorted(unknown))}, which has no row")
+        if set(self.kind_labels) != set(self.letters.values()):
+            raise ValueError(f"family {self.name}: every kind of layer has a label, and nothing else has one")
+        if unknown := set(self.cache) - set(self.rules):
+            raise ValueError(f"family {self.name}: {', '.join(sorted(unknown))} keeps something and has no tensors")
+
+    @cached_property
+    def grouped(self) -> dict[str, str]:
+        """axis -> the axis in whose indices it is grouped: the same number of it is kept in each."""
+        return {name: axis.group for name, axis in self.axes.items() if axis.group}
+
+    @cached_property
+    def followers(self) -> dict[str, str]:
+        """axis -> the axis of which it is always the same multiple."""
+        return {name: axis.follows for name, axis in self.axes.items() if axis.follows}
+
+    @cached_property
+    def multiples(self) -> dict[str, str]:
+        """axis -> the axis of whose size its own must be a multiple."""
+        return {name: axis.multiple_of for name, axis in self.axes.items() if axis.multiple_of}
+
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """Axes that no plan may cut by their own: what fixes one stands in its row."""
+        return frozenset(name for name, axis in self.axes.items() if axis.fixed or axis.follows)
+
+
+__all__ = ["Axis", "Cache", "Config", "Constant", "Family", "Ignored", "Norm", "Product", "Rule", "value_of"]

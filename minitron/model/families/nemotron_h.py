@@ -1,8 +1,10 @@
 """Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, relu2 MLPs and mixtures of experts in one stack."""
 
-from typing import Any
+from dataclasses import replace
 
-from minitron.model.families.family import Cache, Config, Family, Rule, Size
+from minitron.model.axes import Config, rows
+from minitron.model.families.decoders import gain
+from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, WORDS, keep_layers, read_layout
 
 ROOT = "(model|backbone)."
@@ -15,19 +17,19 @@ IN_PROJ = f"{X} + {X} + {BC} + {BC} + mamba_head"
 CONV = f"{X} + {BC} + {BC}"
 
 
-def _mixers(layer: str) -> dict[str, tuple[Rule, ...]]:
-    """kind -> the tensors of its mixer, under the given layer prefix."""
-    at = layer + "mixer."
+def _mixers(layer: str, memory: str) -> dict[str, tuple[Rule, ...]]:
+    """kind -> the tensors of its mixer, under the given layer prefix on disk and in memory."""
+    at, held = layer + "mixer.", memory + "mixer."
     return {
         "mamba": (
-            Rule(at + "in_proj.weight", f"{IN_PROJ}, hidden", "ssm"),
+            Rule(at + "in_proj.weight", f"{IN_PROJ}, hidden", "ssm", scan_input=1),
             Rule(at + "in_proj.bias", IN_PROJ, "ssm", when="use_bias"),
             Rule(at + "conv1d.weight", f"{CONV}, 1, conv_kernel", "ssm"),
             Rule(at + "conv1d.bias", CONV, "ssm", when="use_conv_bias"),
             Rule(at + "A_log", "mamba_head", "ssm"),
             Rule(at + "D", "mamba_head", "ssm"),
             Rule(at + "dt_bias", "mamba_head", "ssm"),
-            Rule(at + "norm.weight", X, "ssm", norm_group="mamba_group"),
+            gain(at + "norm", Norm("inside", group="mamba_group"), X, "ssm"),
             Rule(at + "out_proj.weight", f"hidden, {X}", "ssm"),
             Rule(at + "out_proj.bias", "hidden", "ssm", when="use_bias"),
         ),
@@ -44,16 +46,12 @@ def _mixers(layer: str) -> dict[str, tuple[Rule, ...]]:
             Rule(at + "down_proj.bias", "hidden", "mlp", when="mlp_bias"),
         ),
         "moe": (
-            Rule(at + "gate.weight", "expert, hidden", "moe_router"),
-            Rule(at + "gate.e_score_correction_bias", "expert", "moe_router"),
+            Rule(at + "gate.weight", "expert, hidden", "moe_router", router=True),
+            Rule(at + "gate.e_score_correction_bias", "expert", "moe_router", router=True),
             # Without a latent space experts read and write the residual stream itself; with one (Nemotron 3 Super) the
             # router and the shared expert still do.
-            Rule(at + "experts.{expert}.up_proj.weight", "expert_ffn, hidden", "moe_routed", when="!moe_latent_size"),
-            Rule(at + "experts.{expert}.down_proj.weight", "hidden, expert_ffn", "moe_routed", when="!moe_latent_size"),
-            Rule(at + "experts.{expert}.up_proj.weight", "expert_ffn, latent_in", "moe_routed", when="moe_latent_size"),
-            Rule(
-                at + "experts.{expert}.down_proj.weight", "latent_out, expert_ffn", "moe_routed", when="moe_latent_size"
-            ),
+            *_experts(at, held, "hidden", "hidden", when="!moe_latent_size"),
+            *_experts(at, held, "latent_in", "latent_out", when="moe_latent_size"),
             Rule(at + "fc1_latent_proj.weight", "latent_in, hidden", "moe_latent_proj", when="moe_latent_size"),
             Rule(at + "fc2_latent_proj.weight", "hidden, latent_out", "moe_latent_proj", when="moe_latent_size"),
             Rule(at + "shared_experts.up_proj.weight", "shared_ffn, hidden", "moe_shared"),
@@ -62,9 +60,33 @@ def _mixers(layer: str) -> dict[str, tuple[Rule, ...]]:
     }
 
 
-def _layer(layer: str) -> dict[str, tuple[Rule, ...]]:
-    norm = Rule(layer + "norm.weight", "hidden", "norm", norm_group="1")
-    return {kind: (norm, *rules) for kind, rules in _mixers(layer).items()}
+def _experts(at: str, held: str, reads: str, writes: str, *, when: str) -> tuple[Rule, Rule]:
+    """The two tensors of each expert, which are rows of one in memory."""
+    own = at + "experts.{expert}."
+    return (
+        Rule(own + "up_proj.weight", f"expert_ffn, {reads}", "moe_routed", when=when, memory=held + "experts.up_proj"),
+        Rule(
+            own + "down_proj.weight",
+            f"{writes}, expert_ffn",
+            "moe_routed",
+            when=when,
+            memory=held + "experts.down_proj",
+        ),
+    )
+
+
+def _layer(layer: str, memory: str = "") -> dict[str, tuple[Rule, ...]]:
+    """kind -> the tensors of a layer; `memory` is the prefix of the module that holds it, where it is another."""
+    rules = {
+        kind: (gain(layer + "norm", Norm("before")), *mixer) for kind, mixer in _mixers(layer, memory or layer).items()
+    }
+    if not memory:
+        return rules
+    return {kind: tuple(_moved(rule, layer, memory) for rule in own) for kind, own in rules.items()}
+
+
+def _moved(rule: Rule, layer: str, memory: str) -> Rule:
+    return replace(rule, memory=rule.memory or memory + rule.name.removeprefix(layer))
 
 
 def _mtp_layout(config: Config) -> str:
@@ -77,20 +99,17 @@ def _mtp_layout(config: Config) -> str:
     return "".join(WORDS[word] for word in config.get("mtp_layers_block_type") or ("attention", "moe"))
 
 
-def _edit_layout(config: dict[str, Any], kept: tuple[int, ...]) -> None:
-    keep_layers(config, kept)
-
-
 MTP_LAYER = "mtp.layers.{mtp_layer}."
 
 NEMOTRON_H = Family(
     name="nemotron_h",
     model_types=("nemotron_h",),
     letters=LETTERS,
+    kind_labels={"mamba": "Mamba-2", "attention": "attention", "mlp": "MLP", "moe": "mixture of experts"},
     rules={
         "model": (
             Rule(ROOT + "embedding(s|).weight", "vocab, hidden", "embedding"),
-            Rule(ROOT + "norm_f.weight", "hidden", "norm", norm_group="1"),
+            gain(ROOT + "norm_f", Norm("final")),
             Rule(
                 "lm_head.weight",
                 "vocab, hidden",
@@ -100,43 +119,54 @@ NEMOTRON_H = Family(
             ),
         ),
         **_layer(LAYER),
-        **{f"mtp_{kind}": rules for kind, rules in _layer(MTP_LAYER).items()},
+        # The block's own layers, which transformers does not build: names in memory are those of the module that
+        # distillation builds of them.
+        **{f"mtp_{kind}": rules for kind, rules in _layer(MTP_LAYER, "body.layers.{mtp_layer}.").items()},
     },
     mtp_rules=(
-        Rule("mtp.layers.0.enorm.weight", "hidden", "mtp", norm_group="1"),
-        Rule("mtp.layers.0.hnorm.weight", "hidden", "mtp", norm_group="1"),
+        Rule("mtp.layers.0.enorm.weight", "hidden", "mtp", norm=Norm("before"), memory="enorm.weight"),
+        Rule("mtp.layers.0.hnorm.weight", "hidden", "mtp", norm=Norm("before"), memory="hnorm.weight"),
         # The embedding of the next token beside the stream.
-        Rule("mtp.layers.0.eh_proj.weight", "hidden, hidden + hidden", "mtp"),
-        Rule("mtp.layers.{mtp_last}.final_layernorm.weight", "hidden", "mtp", norm_group="1"),
+        Rule("mtp.layers.0.eh_proj.weight", "hidden, hidden + hidden", "mtp", memory="eh_proj.weight"),
+        Rule(
+            "mtp.layers.{mtp_last}.final_layernorm.weight",
+            "hidden",
+            "mtp",
+            norm=Norm("final"),
+            memory="body.norm_f.weight",
+        ),
     ),
-    sizes={
-        "hidden": Size(("hidden_size",)),
-        "vocab": Size(("vocab_size",)),
-        "ffn": Size(("intermediate_size",)),
-        "query_head": Size(("num_attention_heads",)),
-        "kv_head": Size(("num_key_value_heads",), default=lambda config: int(config["num_attention_heads"])),
+    axes=rows(
+        *("hidden", "vocab", "ffn", "query_head", "kv_head", "mamba_head", "mamba_head_dim"),
+        *("ssm_state", "expert_ffn", "latent_in", "latent_out"),
         # Keys and queries meet in one space, values and outputs in another; the config gives both one width.
-        "qk_head_dim": Size(("head_dim", "attention_head_dim"), default=lambda config: 128),
-        "v_head_dim": Size(("head_dim", "attention_head_dim"), default=lambda config: 128),
-        "mamba_head": Size(("mamba_num_heads",)),
-        "mamba_head_dim": Size(("mamba_head_dim",)),
-        "mamba_group": Size(("n_groups", "mamba_n_groups")),
-        "ssm_state": Size(("ssm_state_size",)),
-        "conv_kernel": Size(("conv_kernel", "mamba_d_conv"), default=lambda config: 4),
-        "expert": Size(("n_routed_experts", "num_local_experts")),
-        "expert_ffn": Size(("moe_intermediate_size",)),
-        "shared_ffn": Size(("moe_shared_expert_intermediate_size",)),
-        "latent_in": Size(("moe_latent_size",)),
-        "latent_out": Size(("moe_latent_size",)),
-    },
-    grouped={"query_head": "kv_head", "mamba_head": "mamba_group"},
+        qk_head_dim={"keys": ("head_dim", "attention_head_dim"), "default": 128},
+        v_head_dim={"keys": ("head_dim", "attention_head_dim"), "default": 128},
+        mamba_group={"keys": ("n_groups", "mamba_n_groups")},
+        conv_kernel={"keys": ("conv_kernel", "mamba_d_conv"), "default": 4},
+        expert={"keys": ("n_routed_experts", "num_local_experts"), "equal_groups_key": "n_group"},
+        shared_ffn={"keys": ("moe_shared_expert_intermediate_size",)},
+    ),
     cache={
-        "attention": Cache(kv_per_token="kv_head*qk_head_dim + kv_head*v_head_dim"),
-        "mamba": Cache(conv_channels=CONV, ssm_state="mamba_head*mamba_head_dim*ssm_state"),
+        "attention": Cache(
+            "kv_head*qk_head_dim + kv_head*v_head_dim",
+            attends="query_head*qk_head_dim + query_head*v_head_dim",
+            called="attention layers",
+        ),
+        "mamba": Cache(
+            conv_channels=CONV,
+            conv_taps="conv_kernel",
+            state="mamba_head*mamba_head_dim*ssm_state",
+            scans=f"{X} + {BC}",
+            called="Mamba layers",
+        ),
     },
     layout=read_layout,
-    edit_layout=_edit_layout,
+    edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
-    experts_per_token="num_experts_per_tok",
-    fixed=frozenset({"vocab", "conv_kernel", "mamba_group"}),
+    refused={
+        "block_configs": "sizes that differ from layer to layer",
+        "per_layer_config": "sizes that differ from layer to layer",
+    },
+    summary="Mamba-2, attention, MLP, mixture of experts (also latent, with shared experts), multi-token prediction",
 )

@@ -1,0 +1,146 @@
+"""What layers keep between tokens, kind by kind: keys and values, the last inputs of convolutions, recurrent states.
+
+    keys and values    layers x tokens x sequences x numbers of a token, of a sliding window's tokens only those in it
+    conv state         layers x sequences x (taps - 1) inputs of every channel, one more for every drafted token
+    recurrent state    layers x sequences x numbers of the state
+
+Kinds that keep the same are told together.  All numbers are bytes on one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitron.errors import MinitronError
+from minitron.memory.workload import KV_BITS, NUMBER_BITS, Workload
+from minitron.model.dims import numel
+from minitron.model.families import Cache
+from minitron.model.spec import MTP, ModelSpec
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """What layers that keep the same keep.  Whole numbers, or arrays with one number a candidate."""
+
+    cache: Cache
+    """As the family's table says it."""
+
+    layers: Any
+    """Layers that keep it, those of the multi-token-prediction block not among them."""
+
+    drafting: Any
+    """Layers of that block that keep keys and values, where it drafts tokens."""
+
+    token: Any
+    """Keys and values that a token adds in one layer."""
+
+    tokens: int
+    """Tokens of a sequence whose keys and values are kept: all of the context, or those in the window."""
+
+    window: int | None
+    """The tokens of the sliding window; None where there is none."""
+
+    conv: Any
+    """The last inputs of the convolution in one layer."""
+
+    columns: Any
+    """How many of them a channel keeps."""
+
+    state: Any
+    """The recurrent state of one layer."""
+
+    @property
+    def attention(self) -> Any:
+        """Layers that keep keys and values."""
+        return self.layers + self.drafting if self.cache.keys_values else 0
+
+    @property
+    def stateful(self) -> Any:
+        """Layers that keep something that does not grow with the tokens."""
+        return self.layers if self.cache.keeps_state else 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What all layers of a model keep."""
+
+    caches: tuple[LayerCache, ...]
+
+    @property
+    def attention(self) -> Any:
+        """Layers that keep keys and values."""
+        return sum(one.attention for one in self.caches)
+
+    @property
+    def stateful(self) -> Any:
+        """Layers that keep a state."""
+        return sum(one.stateful for one in self.caches)
+
+    @property
+    def kv_bytes(self) -> Any:
+        """Keys and values of one sequence."""
+        return sum(one.attention * one.token * one.tokens for one in self.caches)
+
+    @property
+    def conv_bytes(self) -> Any:
+        """Convolutions' inputs of one sequence."""
+        return sum(one.layers * one.conv for one in self.caches)
+
+    @property
+    def state_bytes(self) -> Any:
+        """Recurrent states of one sequence."""
+        return sum(one.layers * one.state for one in self.caches)
+
+
+def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Kept:
+    """What layers keep, where `local` are the sizes on one GPU and `counts` the layers of each kind.
+
+    The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width x state size numbers, beside the last
+    conv_kernel - 1 inputs of x, B and C."""
+    kinds: dict[Cache, list[str]] = {}
+    for kind, cache in spec.family.cache.items():
+        if kind in spec.layers or MTP + kind in spec.mtp_layers:
+            kinds.setdefault(cache, []).append(kind)
+    return Kept(tuple(_layer_cache(spec, workload, local, counts, cache, own) for cache, own in kinds.items()))
+
+
+def _layer_cache(
+    spec: ModelSpec,
+    workload: Workload,
+    local: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    cache: Cache,
+    kinds: list[str],
+) -> LayerCache:
+    numbers = {part: numel(dim, local) if (dim := cache.dim(part)) else 0 for part in Cache.PARTS}
+    columns = local[cache.conv_taps] - 1 + workload.speculative_tokens if cache.conv_taps else 0
+    window = window_of(spec, cache)
+    drafting = workload.speculative_tokens > 0 and bool(cache.keys_values)
+    return LayerCache(
+        cache=cache,
+        layers=sum(counts.get(kind, 0) for kind in kinds),
+        drafting=sum(counts.get(MTP + kind, 0) for kind in kinds) if drafting else 0,
+        token=-(-numbers["keys_values"] * round(2 * KV_BITS[workload.kv]) // 16),
+        tokens=workload.context if window is None else min(workload.context, window),
+        window=window,
+        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
+        columns=columns,
+        state=numbers["state"] * (NUMBER_BITS[workload.ssm_state] // 8),
+    )
+
+
+def window_of(spec: ModelSpec, cache: Cache) -> int | None:
+    """The tokens of the sliding window that a layer keeps keys and values of; None for all of the context."""
+    window = spec.value(cache.window) if cache.window else None
+    if window is None:
+        return None
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise MinitronError(f"config.json: {cache.window} is {window!r}; it must be a positive whole number or null.")
+    return window
+
+
+def keeps_states(spec: ModelSpec) -> bool:
+    """Whether some layer keeps something that does not grow with the tokens."""
+    return any(cache.keeps_state for kind, cache in spec.family.cache.items() if kind in spec.layers)

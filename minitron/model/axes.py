@@ -1,0 +1,259 @@
+"""Axes: all that any module must know of one, in one row.
+
+A word in a family's rules is an axis: a dimension whose size the model's config names.  The rows below say what holds
+of an axis wherever it stands: how people call it, how it is searched, scored and split among GPUs.  A family takes
+them over and says what is its own: the config keys, what an absent key means, what it is grouped in, what fixes it.
+
+Code that treats an axis specially asks its row, not its name.  Two names stand for mathematics of their own: HIDDEN,
+the residual stream, and EXPERT, the routed experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+Config = Mapping[str, Any]
+
+HIDDEN: Final = "hidden"
+"""The residual stream, which all layers share."""
+
+EXPERT: Final = "expert"
+"""The routed experts of a layer."""
+
+VOCAB: Final = "vocab"
+"""The tokens that a model knows."""
+
+LAYER: Final = "layer"
+"""The layers as wholes."""
+
+Split = Literal["whole", "even", "copied", "one", "padded"]
+"""What one of several GPUs holds of an axis under tensor parallelism, as engines do it: all of it; an equal share, and
+the size must divide; an equal share, or a copy where the GPUs divide by the size; an equal share, or a copy where the
+size is one; an equal share once padded to a multiple of 64."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How an axis is searched by default."""
+
+    multiple: int = 1
+    """Sizes are multiples of this; halved for models so small that fewer than 16 such steps would be left."""
+
+    smallest: int = 1
+    """What the multiple is not halved below."""
+
+    most: float = 0.0
+    """The largest share of the axis to prune; 0 leaves it alone unless it is named by hand."""
+
+    reason: str = ""
+    """Why these numbers."""
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.smallest < 1 or not 0 <= self.most < 1:
+            raise ValueError(
+                f"a step of {self.multiple}, at least {self.smallest}, up to {self.most} cannot be searched"
+            )
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a family."""
+
+    name: str
+    """The word in the rules."""
+
+    label: str
+    """How reports call it."""
+
+    keys: tuple[str, ...] = ()
+    """The config keys that dialects give its size; the first present one counts, all present ones are written.  Empty
+    for a size that follows from others (`default`, `follows`)."""
+
+    default: int | Callable[[Config], int] | None = None
+    """What transformers assumes where the keys are absent; None where one must be there."""
+
+    follows: str = ""
+    """The axis of which this one is always the same multiple: a shared expert of n times the routed width, channels of
+    expand times hidden.  It is written to no key: a cut of that axis cuts it along."""
+
+    group: str = ""
+    """The axis in whose indices it is grouped: the same number of it is kept in each."""
+
+    multiple_of: str = ""
+    """The axis of whose size its own must be a multiple, or transformers refuses the config."""
+
+    nested_in: str = ""
+    """The axis inside each index of which its own indices are chosen: an expert's channels."""
+
+    joint: str = ""
+    """The score that it shares with the axis it makes a product with: heads and their channels."""
+
+    joint_place: int = 0
+    """Its place in that product: 0 for the heads, 1 for the channels, which are chosen first."""
+
+    least_key: str = ""
+    """The config key of the fewest that may be left: experts a token is sent to."""
+
+    equal_groups_key: str = ""
+    """The config key of the number of groups that must stay of one size: a router's groups of experts."""
+
+    step: Step = Step()
+    """How it is searched by default."""
+
+    scored_at_input: bool = False
+    """Whether its indices are scored one by one by what passes into the linear whose inputs they are."""
+
+    estimator: str = "activation"
+    """The name in ESTIMATORS of what measured best for it of all that need no backward pass
+    (benchmarks/estimators.py); `activation` where no second moments are taken."""
+
+    split: Split = "whole"
+    """What one of several GPUs holds of it."""
+
+    linear: bool = False
+    """Whether nothing but linears is on either side of it, no activation function, norm or convolution, so that it can
+    be cut to directions as well as to indices."""
+
+    fixed: str = ""
+    """Why no plan may cut it; empty where plans may."""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"{self.name!r} is no word for an axis")
+        if not (self.keys or self.default is not None or self.follows):
+            raise ValueError(f"axis {self.name}: nothing says how large it is")
+        if self.joint_place not in (0, 1):
+            raise ValueError(f"axis {self.name}: a product of two has no place {self.joint_place}")
+
+
+_ROTARY: Final = "rotary embeddings pair the channels of a head by position"
+_ATTENTION_KERNELS: Final = "attention kernels are built for 64, 128 and 256"
+_TENSOR_CORES: Final = "full tensor-core tiles"
+
+_ROWS: Final = (
+    Axis(
+        LAYER,
+        "layers",
+        ("num_hidden_layers",),
+        step=Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
+    ),
+    Axis(
+        HIDDEN,
+        "hidden",
+        ("hidden_size",),
+        step=Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles, and all layers lose at once"),
+    ),
+    Axis(VOCAB, "vocabulary", ("vocab_size",), split="padded", fixed="the tokenizer gives every one of its ids"),
+    Axis(
+        "ffn",
+        "FFN",
+        ("intermediate_size",),
+        step=Step(
+            256, 8, 0.5, "full tensor-core tiles, also when split over 2 GPUs; the widest and most redundant axis"
+        ),
+        scored_at_input=True,
+        estimator="surgeon",
+        split="even",
+    ),
+    Axis(
+        "query_head",
+        "query heads",
+        ("num_attention_heads",),
+        group="kv_head",
+        step=Step(reason="attention is a small part of these models and recall hangs on it"),
+        estimator="surgeon",
+        split="even",
+    ),
+    Axis(
+        "kv_head",
+        "KV heads",
+        ("num_key_value_heads",),
+        default=lambda config: int(config["num_attention_heads"]),
+        step=Step(reason="recall over a long context hangs on it"),
+        split="copied",
+    ),
+    Axis(
+        "head_dim",
+        "head width",
+        ("head_dim",),
+        default=lambda config: int(config["hidden_size"]) // int(config["num_attention_heads"]),
+        fixed=f"{_ROTARY}, and no choice of channels keeps the pairs' frequencies",
+    ),
+    Axis("qk_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),
+    Axis("v_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),
+    Axis(
+        "mamba_head",
+        "Mamba heads",
+        ("mamba_num_heads",),
+        group="mamba_group",
+        joint="mamba_channel",
+        step=Step(8, 1, 0.25, "whole warps of the scan; too few heads x width hurt most in published cuts"),
+        split="even",
+    ),
+    Axis(
+        "mamba_head_dim",
+        "Mamba head width",
+        ("mamba_head_dim",),
+        joint="mamba_channel",
+        joint_place=1,
+        step=Step(16, 8, reason="at or below 0.8 of the width published candidates fell behind most"),
+    ),
+    Axis("mamba_group", "Mamba groups", ("n_groups",), split="one", fixed="all heads of a group share its B and C"),
+    Axis("ssm_state", "SSM state", ("ssm_state_size",), step=Step(16, 8, reason="calibration does not score it")),
+    Axis("conv_kernel", "convolution taps", ("conv_kernel",), fixed="each tap reads another token"),
+    Axis(
+        EXPERT,
+        "experts",
+        ("num_experts",),
+        least_key="num_experts_per_tok",
+        step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts overlap in what they know"),
+    ),
+    Axis(
+        "expert_ffn",
+        "expert FFN",
+        ("moe_intermediate_size",),
+        nested_in=EXPERT,
+        step=Step(64, 8, 0.5, "full tiles of the grouped matmul"),
+        estimator="surgeon",
+        split="even",
+    ),
+    Axis(
+        "shared_ffn",
+        "shared FFN",
+        ("shared_expert_intermediate_size",),
+        step=Step(128, 8, 0.5, _TENSOR_CORES),
+        scored_at_input=True,
+        estimator="surgeon",
+        split="even",
+    ),
+    Axis(
+        "latent_in",
+        "latent",
+        ("moe_latent_size",),
+        step=Step(64, 8, reason="calibration does not score it"),
+        scored_at_input=True,
+        linear=True,
+    ),
+    Axis(
+        "latent_out",
+        "latent",
+        ("moe_latent_size",),
+        step=Step(64, 8, reason="calibration does not score it"),
+        scored_at_input=True,
+        linear=True,
+    ),
+)
+
+AXES: Final[dict[str, Axis]] = {row.name: row for row in _ROWS}
+"""name -> what holds of the axis unless a family says otherwise."""
+
+
+def rows(*names: str, extra: tuple[Axis, ...] = (), **own: Mapping[str, Any]) -> dict[str, Axis]:
+    """name -> row of a family: those of AXES called `names` as they stand, those in `own` with the given fields in the
+    place of theirs, in the order of AXES; and behind them rows that only this family has."""
+    if unknown := (set(names) | set(own)) - set(AXES):
+        raise ValueError(f"no row of AXES is called {', '.join(sorted(unknown))}")
+    found = {name: replace(row, **own.get(name, {})) for name, row in AXES.items() if name in names or name in own}
+    return found | {row.name: row for row in extra}

@@ -1,0 +1,234 @@
+"""The parts of which decoders with rotary attention are made: most families are a few of them put together.
+
+    rotary_decoder("qwen3", layer=pre_norm(attention(head_norms=INSIDE), gated_mlp()))
+
+A part is a tuple of rules.  `bias=` is None for none, "" for one that is always there, or the config key that says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from minitron.model.axes import Axis, rows
+from minitron.model.families.family import Cache, Config, Family, Ignored, Norm, Rule
+from minitron.model.families.layer_lists import SLIDING, attention_types, keep_listed, layer_count
+
+LAYER: Final = "model.layers.{layer}."
+ATTENTION: Final = LAYER + "self_attn."
+MLP: Final = LAYER + "mlp."
+
+QUERIES: Final = "query_head*head_dim"
+KEYS: Final = "kv_head*head_dim"
+
+KEYS_AND_VALUES: Final = Cache("2*(kv_head*head_dim)", attends="2*(query_head*head_dim)", called="attention layers")
+"""What a layer of attention keeps, whose keys and values have one width."""
+
+BEFORE: Final = Norm("before")
+AFTER: Final = Norm("after")
+INSIDE: Final = Norm("inside")
+FINAL: Final = Norm("final")
+
+ROTARY_FREQUENCIES: Final = Ignored(
+    ATTENTION + "rotary_emb.inv_freq", "rotary frequencies, which follow from config.json"
+)
+STORED_TIED_HEAD: Final = Ignored(
+    "lm_head.weight",
+    "a copy of the embedding, with which config.json ties the output layer",
+    when="tie_word_embeddings",
+)
+
+LABELS: Final = {"decoder": "attention + MLP", "sliding": "attention in a sliding window + MLP"}
+"""kind of a layer -> how reports call it."""
+
+Lists = Callable[[Config], Mapping[str, Any]]
+"""config -> config entries that say outright what would follow from the number of a layer."""
+
+
+def gain(name: str, norm: Norm, shape: str = "hidden", component: str = "norm", *, when: str = "") -> Rule:
+    """The gain of a norm; `name` is its module."""
+    return Rule(f"{name}.weight", shape, component, when=when, norm=norm)
+
+
+def outside(
+    final: Norm = FINAL, *, norm: str = "model.norm", embedding: str = "model.embed_tokens"
+) -> tuple[Rule, ...]:
+    """Embedding, final norm and output layer."""
+    tied = f"{embedding}.weight"
+    return (
+        Rule(tied, "vocab, hidden", "embedding"),
+        gain(norm, final),
+        Rule("lm_head.weight", "vocab, hidden", "lm_head", when="!tie_word_embeddings", tied_to=tied),
+    )
+
+
+def attention(
+    *,
+    bias: str | None = None,
+    output_bias: str | None = None,
+    head_norms: Norm | None = None,
+    norms_over_heads: bool = False,
+    at: str = ATTENTION,
+    output: str = "o_proj",
+    names: tuple[str, str] = ("q_norm", "k_norm"),
+) -> tuple[Rule, ...]:
+    """Queries, keys, values and output; `head_norms` are the norms of queries and keys, each head's own or, with
+    `norms_over_heads`, one over all heads."""
+    found = [
+        Rule(at + "q_proj.weight", f"{QUERIES}, hidden", "attention"),
+        Rule(at + "k_proj.weight", f"{KEYS}, hidden", "attention"),
+        Rule(at + "v_proj.weight", f"{KEYS}, hidden", "attention"),
+        Rule(at + f"{output}.weight", f"hidden, {QUERIES}", "attention"),
+    ]
+    if bias is not None:
+        found += [
+            Rule(at + "q_proj.bias", QUERIES, "attention", when=bias),
+            Rule(at + "k_proj.bias", KEYS, "attention", when=bias),
+            Rule(at + "v_proj.bias", KEYS, "attention", when=bias),
+        ]
+    if output_bias is not None:
+        found.append(Rule(at + f"{output}.bias", "hidden", "attention", when=output_bias))
+    if head_norms is not None:
+        shapes = (QUERIES, KEYS) if norms_over_heads else ("head_dim", "head_dim")
+        found += [gain(at + name, head_norms, shape, "attention") for name, shape in zip(names, shapes, strict=True)]
+    return tuple(found)
+
+
+def gated_mlp(
+    at: str = MLP,
+    *,
+    axis: str = "ffn",
+    component: str = "mlp",
+    bias: str | None = None,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> tuple[Rule, ...]:
+    """Gate, up and down."""
+    gate, up, down = names
+    found = [
+        Rule(f"{at}{gate}.weight", f"{axis}, hidden", component),
+        Rule(f"{at}{up}.weight", f"{axis}, hidden", component),
+        Rule(f"{at}{down}.weight", f"hidden, {axis}", component),
+    ]
+    if bias is not None:
+        found += [
+            Rule(f"{at}{gate}.bias", axis, component, when=bias),
+            Rule(f"{at}{up}.bias", axis, component, when=bias),
+            Rule(f"{at}{down}.bias", "hidden", component, when=bias),
+        ]
+    return tuple(found)
+
+
+def routed_experts(
+    at: str = MLP,
+    *,
+    memory: str = MLP,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> tuple[Rule, ...]:
+    """A router and gated experts, one tensor each on disk; in memory all experts' are one, gate and up together."""
+    router = Rule(f"{at}gate.weight", "expert, hidden", "moe_router", memory=f"{memory}gate.weight", router=True)
+    own = gated_mlp(f"{at}experts.{{expert}}.", axis="expert_ffn", component="moe_routed", names=names)
+    places = (f"{memory}experts.gate_up_proj", f"{memory}experts.gate_up_proj", f"{memory}experts.down_proj")
+    return (router, *(replace(rule, memory=place) for rule, place in zip(own, places, strict=True)))
+
+
+def pre_norm(mixer: tuple[Rule, ...], mlp: tuple[Rule, ...], norm: Norm = BEFORE) -> tuple[Rule, ...]:
+    """A layer whose two blocks read the stream through a norm each."""
+    return (
+        gain(LAYER + "input_layernorm", norm),
+        *mixer,
+        gain(LAYER + "post_attention_layernorm", norm),
+        *mlp,
+    )
+
+
+def post_norm(mixer: tuple[Rule, ...], mlp: tuple[Rule, ...], norm: Norm = AFTER) -> tuple[Rule, ...]:
+    """A layer whose two blocks read the stream as it is and write to it through a norm each."""
+    return (
+        *mixer,
+        gain(LAYER + "post_attention_layernorm", norm),
+        *mlp,
+        gain(LAYER + "post_feedforward_layernorm", norm),
+    )
+
+
+def sandwich(mixer: tuple[Rule, ...], mlp: tuple[Rule, ...], norm: Norm) -> tuple[Rule, ...]:
+    """A layer whose two blocks have a norm before and one after."""
+    before, after = replace(norm, role="before"), replace(norm, role="after")
+    return (
+        gain(LAYER + "input_layernorm", before),
+        *mixer,
+        gain(LAYER + "post_attention_layernorm", after),
+        gain(LAYER + "pre_feedforward_layernorm", before),
+        *mlp,
+        gain(LAYER + "post_feedforward_layernorm", after),
+    )
+
+
+def rotary_decoder(
+    *model_types: str,
+    layer: tuple[Rule, ...],
+    window: str = "",
+    slides: Callable[[Config], Callable[[int], str]] | None = None,
+    model: tuple[Rule, ...] | None = None,
+    axes: Mapping[str, Axis] | None = None,
+    summary: str = "",
+    **more: Any,
+) -> Family:
+    """A family of which every layer holds the same tensors.
+
+    `window` is the config key of a sliding window.  `slides` gives, for a config, what each layer's attention is
+    (`full_attention` or `sliding_attention`) where layer_types does not say; without it all layers are alike.  `more`
+    goes to Family."""
+    kinds: dict[str, tuple[Rule, ...]] = {"decoder": layer}
+    cache = {"decoder": replace(KEYS_AND_VALUES, window="" if slides else window)}
+    letters, layout, lists = {"*": "decoder"}, _alike, _no_lists
+    if slides is not None:
+        kinds["sliding"], cache["sliding"] = layer, replace(KEYS_AND_VALUES, window=window)
+        letters, layout, lists = (
+            letters | {"s": "sliding"},
+            partial(_mixed, slides=slides),
+            partial(_types, slides=slides),
+        )
+    return Family(
+        name=model_types[0],
+        model_types=model_types,
+        letters=letters,
+        kind_labels={kind: LABELS[kind] for kind in letters.values()},
+        rules={"model": model or outside(), **kinds},
+        axes=axes or DENSE,
+        cache=cache,
+        layout=layout,
+        edit_layout=partial(edit_lists, lists),
+        ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+        summary=summary,
+        **more,
+    )
+
+
+DENSE: Final = rows("hidden", "vocab", "ffn", "query_head", "kv_head", "head_dim")
+"""The axes of a decoder with gated MLPs."""
+
+
+def edit_lists(lists: Lists, config: dict[str, Any], kept: tuple[int, ...]) -> None:
+    """Leave only the layers `kept`; what followed from a layer's number is said outright once the numbers change."""
+    if kept != tuple(range(layer_count(config))):
+        config.update(lists(config))
+    keep_listed(config, kept)
+
+
+def _alike(config: Config) -> str:
+    return "*" * layer_count(config)
+
+
+def _no_lists(config: Config) -> Mapping[str, Any]:
+    return {}
+
+
+def _mixed(config: Config, slides: Callable[[Config], Callable[[int], str]]) -> str:
+    return "".join("s" if word == SLIDING else "*" for word in attention_types(config, slides(config)))
+
+
+def _types(config: Config, slides: Callable[[Config], Callable[[int], str]]) -> Mapping[str, Any]:
+    return {"layer_types": attention_types(config, slides(config))}

@@ -1,0 +1,51 @@
+"""Gemma 2 and 3: four norms a layer whose tensors hold the gain less one, sliding windows in most layers, and an
+embedding that enters the stream times sqrt(hidden)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from minitron.model.axes import Config, rows
+from minitron.model.families.decoders import attention, gated_mlp, outside, rotary_decoder, sandwich
+from minitron.model.families.family import Norm
+from minitron.model.families.layer_lists import FULL, SLIDING
+
+_NORM = Norm("before", plus_one=True)
+
+_COMMON: dict[str, Any] = {
+    "model": outside(Norm("final", plus_one=True)),
+    "window": "sliding_window",
+    "axes": rows(
+        *("vocab", "ffn", "query_head"),
+        hidden={"multiple_of": "query_head"},
+        kv_head={"default": 4},
+        head_dim={"default": 256},
+    ),
+    "defaults": {"sliding_window": 4096, "tie_word_embeddings": True},
+    "scaled_stream": True,
+    "refused": {"use_bidirectional_attention": "its attention looks ahead, so that it is no language model"},
+}
+
+
+def _every(config: Config, period: int) -> Callable[[int], str]:
+    return lambda layer: SLIDING if (layer + 1) % period else FULL
+
+
+GEMMA2 = rotary_decoder(
+    "gemma2",
+    layer=sandwich(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(), _NORM),
+    slides=lambda config: _every(config, 2),
+    summary="rotary attention, every other layer in a sliding window, gated MLPs, norms on both sides of each block",
+    **_COMMON,
+)
+
+GEMMA3 = rotary_decoder(
+    "gemma3_text",
+    layer=sandwich(
+        attention(bias="attention_bias", output_bias="attention_bias", head_norms=Norm("inside", plus_one=True)),
+        gated_mlp(),
+        _NORM,
+    ),
+    slides=lambda config: _every(config, int(config.get("sliding_window_pattern", 6))),
+    summary="as Gemma 2 with normalised heads; five of six layers in a sliding window",
+    **_COMMON,
+)

@@ -1,0 +1,54 @@
+"""Config entries that speak of every layer, and how they are rewritten when only some layers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.model.axes import Config
+
+FULL: Final = "full_attention"
+SLIDING: Final = "sliding_attention"
+
+LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+"""Keys whose lists have one entry a layer."""
+
+INDICES: Final = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "no_rope_layer_indices")
+"""Keys whose lists name layers by their number."""
+
+
+def keep_listed(config: dict[str, Any], kept: tuple[int, ...]) -> None:
+    """Leave only the layers `kept` in every list of `config` that speaks of layers, and count them."""
+    for key in LISTS:
+        if isinstance(config.get(key), list):
+            config[key] = [config[key][layer] for layer in kept]
+    for key in INDICES:
+        if isinstance(config.get(key), list):
+            named = set(config[key])
+            config[key] = [new for new, layer in enumerate(kept) if layer in named]
+    config["num_hidden_layers"] = len(kept)
+
+
+def layer_count(config: Config) -> int:
+    """num_hidden_layers; raises MinitronError where it is no positive whole number."""
+    count = config.get("num_hidden_layers")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise MinitronError(f"config.json: num_hidden_layers is {count!r}; a model needs at least one layer.")
+    return count
+
+
+def attention_types(config: Config, default: Callable[[int], str] = lambda layer: FULL) -> list[str]:
+    """`full_attention` or `sliding_attention` for every layer: what layer_types says, else `default` of its number.
+
+    Raises MinitronError for another word and for a list of another length."""
+    count, given = layer_count(config), config.get("layer_types")
+    if given is None:
+        return [default(layer) for layer in range(count)]
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
+        raise MinitronError(f"config.json: layer_types must list one word for each of the {count} layers.")
+    if unknown := [word for word in given if word not in (FULL, SLIDING)]:
+        raise MinitronError(
+            f"config.json: layer_types has the kind {unknown[0]!r}; known for this family are {FULL} and {SLIDING}."
+        )
+    return list(given)

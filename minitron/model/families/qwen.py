@@ -1,0 +1,86 @@
+"""Qwen 2, 2.5 and 3: rotary attention with a gated MLP or a mixture of experts in every layer."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from minitron.model.axes import Config, rows
+from minitron.model.families.decoders import (
+    INSIDE,
+    KEYS_AND_VALUES,
+    ROTARY_FREQUENCIES,
+    STORED_TIED_HEAD,
+    attention,
+    edit_lists,
+    gated_mlp,
+    outside,
+    pre_norm,
+    rotary_decoder,
+    routed_experts,
+)
+from minitron.model.families.family import Family
+from minitron.model.families.layer_lists import FULL, SLIDING, layer_count
+
+
+def _slides(config: Config) -> Callable[[int], str]:
+    """Layers from max_window_layers on slide, where use_sliding_window says so."""
+    windowed = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096) is not None
+    first = int(config.get("max_window_layers", 28))
+    return lambda layer: SLIDING if windowed and layer >= first else FULL
+
+
+_WINDOWS: dict[str, Any] = {"window": "sliding_window", "slides": _slides, "defaults": {"sliding_window": 4096}}
+
+QWEN2 = rotary_decoder(
+    "qwen2",
+    layer=pre_norm(attention(bias=""), gated_mlp()),
+    axes=rows("hidden", "vocab", "ffn", "query_head", "head_dim", kv_head={"default": 32}),
+    summary="rotary attention with biases and a gated MLP in every layer",
+    **_WINDOWS,
+)
+
+_QWEN3_ATTENTION = attention(bias="attention_bias", output_bias="attention_bias", head_norms=INSIDE)
+
+QWEN3 = rotary_decoder(
+    "qwen3",
+    layer=pre_norm(_QWEN3_ATTENTION, gated_mlp()),
+    axes=rows("hidden", "vocab", "ffn", "query_head", kv_head={"default": 32}, head_dim={"default": 128}),
+    summary="rotary attention with normalised heads and a gated MLP in every layer",
+    **_WINDOWS,
+)
+
+
+def _mixtures(config: Config) -> str:
+    """Every decoder_sparse_step-th layer has experts but for those in mlp_only_layers."""
+    dense, step = set(config.get("mlp_only_layers") or ()), int(config.get("decoder_sparse_step") or 1)
+    return "".join("-" if layer in dense or (layer + 1) % step else "E" for layer in range(layer_count(config)))
+
+
+def _dense_layers(config: Config) -> Mapping[str, Any]:
+    dense = [layer for layer, letter in enumerate(_mixtures(config)) if letter == "-"]
+    return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    model_types=("qwen3_moe",),
+    letters={"E": "moe", "-": "dense"},
+    kind_labels={"moe": "attention + mixture of experts", "dense": "attention + MLP"},
+    rules={
+        "model": outside(),
+        "moe": pre_norm(_QWEN3_ATTENTION, routed_experts()),
+        "dense": pre_norm(_QWEN3_ATTENTION, gated_mlp()),
+    },
+    axes=rows(
+        *("hidden", "vocab", "ffn", "query_head", "expert_ffn"),
+        kv_head={"default": 4},
+        head_dim={"default": lambda config: int(config["hidden_size"]) // int(config["num_attention_heads"])},
+        expert={"keys": ("num_experts", "num_local_experts")},
+    ),
+    cache=dict.fromkeys(("moe", "dense"), KEYS_AND_VALUES),
+    layout=_mixtures,
+    edit_layout=partial(edit_lists, _dense_layers),
+    refused={"use_sliding_window": "its mixtures of experts are counted with whole attention only"},
+    ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+    summary="rotary attention with normalised heads; a mixture of experts or a gated MLP in every layer",
+)
