@@ -15,7 +15,7 @@ from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, beside, load_plan, make_plan
 from minitron.cut.prune import prune
-from minitron.cut.rotation import is_hidden_norm, norms_read
+from minitron.cut.rotation import reads_stream, norms_read
 from minitron.cut.scores import Scores, load_scores
 from minitron.cut.selection import HIDDEN
 from minitron.errors import MinitronError
@@ -47,7 +47,7 @@ def into_subspace(folder: Path, spec: ModelSpec, basis: np.ndarray) -> None:
         rule, _ = spec.find(name)
         if rule.component == "embedding":
             tensors[name] = tensor @ projector
-        elif "hidden" in axes_of(rule.dims[0]) and not is_hidden_norm(rule):
+        elif "hidden" in axes_of(rule.dims[0]) and not reads_stream(rule):
             tensors[name] = projector @ tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -65,12 +65,12 @@ def scores_of(folder: Path, spec: ModelSpec) -> Scores:
 def test_a_rotation_changes_nothing(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     parent = request.getfixturevalue(fixture)
     spec = read_spec(parent)
-    norms = {tensor.name: (1.0,) for tensor in spec.expected() if is_hidden_norm(tensor.rule)}
+    norms = {tensor.name: (1.0,) for tensor in spec.expected() if reads_stream(tensor.rule)}
     plan = Plan(spec.fingerprint, {}, tuple(range(len(spec.layers))), {HIDDEN: Basis(orthonormal(32, 32))}, norms)
     prune(parent, plan, tmp_path / "turned")
     torch.testing.assert_close(logits(tmp_path / "turned"), logits(parent), rtol=1e-4, atol=1e-4)
     before, after = (load_file(folder / "model.safetensors") for folder in (parent, tmp_path / "turned"))
-    gains = [name for name in after if is_hidden_norm(spec.untied().find(name)[0])]
+    gains = [name for name in after if reads_stream(spec.untied().find(name)[0])]
     assert len(gains) == len(norms) and all((after[name] == 1).all() for name in gains)
     assert not any(torch.allclose(after[name], tensor) for name, tensor in before.items() if tensor.shape[-1] == 32)
 
@@ -111,7 +111,7 @@ def test_the_covariance_is_that_of_the_normalised_stream(fixture: str, request: 
         return lambda module, args: seen.update({name: args[0]})
 
     for tensor in spec.expected():
-        if is_hidden_norm(tensor.rule):
+        if reads_stream(tensor.rule):
             name = tensor.name.removesuffix(".weight")
             model.get_submodule(name).register_forward_pre_hook(note(name))
     found = scores_of(folder, spec).covariance[HIDDEN]

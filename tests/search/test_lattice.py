@@ -15,7 +15,7 @@ from minitron.memory.workload import workload_of
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.depth import LayerLimits
 from minitron.search.effective_parameters import Shares
-from minitron.search.lattice import STEPS, Lattice, LatticeOptions, Times, default_sizes, default_widths, parse_widths
+from minitron.search.lattice import Lattice, LatticeOptions, Times, default_sizes, default_widths, parse_widths
 from minitron.search.search import build_lattice
 
 
