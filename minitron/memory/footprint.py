@@ -22,13 +22,12 @@ import numpy as np
 
 from minitron.memory import vllm
 from minitron.memory.budget import WORKSPACE
+from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
-from minitron.memory.precision import FORMATS, Tally, precision_of, tally_of, weight_bytes
+from minitron.memory.precision import Tally, precision_of, tally_of, weight_bytes
 from minitron.memory.workload import (
     CUDA_GRAPHS,
     ENGINE_CONTEXT,
-    KV_BITS,
-    NUMBER_BITS,
     Workload,
 )
 from minitron.model.axes import numel
@@ -115,11 +114,11 @@ def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: 
             if dim is not None and kind in spec.layers:
                 numbers[part] = numbers[part] + numel(dim, local)
     columns = local["conv_kernel"] - 1 + workload.speculative_tokens if "conv_kernel" in local else 0
-    halves = round(2 * KV_BITS[workload.kv])
+    bits = FORMATS[workload.kv].bits_with_scales
     return Kept(
-        token=-(-numbers["kv_per_token"] * halves // 16),
-        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
-        ssm=numbers["ssm_state"] * (NUMBER_BITS[workload.ssm_state] // 8),
+        token=-(-numbers["kv_per_token"] * bits.numerator // (8 * bits.denominator)),
+        conv=numbers["conv_channels"] * (columns * FORMATS[workload.conv_state].bits // 8),
+        ssm=numbers["ssm_state"] * (FORMATS[workload.ssm_state].bits // 8),
         attention=vllm.attention_layers(spec, counts, workload.speculative_tokens > 0),
         mamba=vllm.mamba_layers(spec, counts),
     )

@@ -12,9 +12,10 @@ from typing import Any, Final
 from minitron.memory import vllm
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import Footprint, Kept, footprint, kept
+from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
-from minitron.memory.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
-from minitron.memory.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
+from minitron.memory.precision import Precision, parts_bytes, precision_of, tally_of
+from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import numel
 from minitron.model.spec import MTP, ModelSpec
 
@@ -156,22 +157,23 @@ def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     keep, load = case.keep, case.workload
     drafts = ", the MTP block's among them" if load.speculative_tokens else ""
+    bytes_each = _bytes_each(float(FORMATS[load.kv].bits_with_scales))
     return (
         "attention layers x tokens x sequences x keys and values of a token",
         f"{_n(keep.attention)} x {_n(load.context)} x {_n(load.batch)} x {_n(keep.token)} B",
         "exact",
-        f"{_n(keep.attention)} attention layers, {load.kv}, {_bytes_each(KV_BITS[load.kv])} a number{drafts}",
+        f"{_n(keep.attention)} attention layers, {load.kv}, {bytes_each} a number{drafts}",
     )
 
 
 def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
     keep, load = case.keep, case.workload
     columns = case.sizes["conv_kernel"] - 1 + load.speculative_tokens
-    channels = int(keep.conv) * 8 // (columns * NUMBER_BITS[load.conv_state]) if columns else 0
+    channels = int(keep.conv) * 8 // (columns * FORMATS[load.conv_state].bits) if columns else 0
     return (
         "Mamba layers x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
         f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(channels)} x {columns} x "
-        f"{_bytes_each(NUMBER_BITS[load.conv_state])}",
+        f"{_bytes_each(FORMATS[load.conv_state].bits)}",
         "exact",
         f"{_n(keep.mamba)} Mamba layers, {load.conv_state}",
     )
@@ -182,7 +184,7 @@ def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
     return (
         "Mamba layers x sequences x states x heads x head width x state size x bytes of one",
         f"{_n(keep.mamba)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(sizes['mamba_head'])} x "
-        f"{_n(sizes['mamba_head_dim'])} x {_n(sizes['ssm_state'])} x {_bytes_each(NUMBER_BITS[load.ssm_state])}",
+        f"{_n(sizes['mamba_head_dim'])} x {_n(sizes['ssm_state'])} x {_bytes_each(FORMATS[load.ssm_state].bits)}",
         "exact",
         f"{_n(keep.mamba)} Mamba layers, {load.ssm_state}",
     )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from minitron.memory.formats import FORMATS
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import numel
 from minitron.model.spec import MTP, ModelSpec
@@ -134,9 +135,6 @@ def mamba_layers(spec: ModelSpec, counts: Mapping[str, Any]) -> Any:
     return sum(counts.get(kind, 0) for kind, cache in spec.family.cache.items() if cache.ssm_state)
 
 
-_NAMES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
 def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
     """The shell command that serves the workload.  What is reserved lowers the share of the GPU that vLLM may fill;
     of a budget without a GPU no share follows."""
@@ -148,8 +146,8 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
         share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
         words += ["--gpu-memory-utilization", f"{share:g}"]
     if mamba_layers(spec, spec.kind_counts()):
-        words += ["--mamba-ssm-cache-dtype", _NAMES[workload.ssm_state]]
-    if workload.kv not in _NAMES:
+        words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
+    if FORMATS[workload.kv].quantised:
         words += ["--kv-cache-dtype", workload.kv]
     words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")
     if not engine.cuda_graphs:

@@ -10,7 +10,8 @@ from planning_models import MODELS, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.precision import FORMATS, precision_of, tally, tally_of, weight_bytes
+from minitron.memory.formats import FORMATS
+from minitron.memory.precision import precision_of, tally, tally_of, weight_bytes
 from minitron.memory.workload import workload_of
 from minitron.search.search import build_lattice
 from minitron.units import GiB
