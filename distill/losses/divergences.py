@@ -204,7 +204,7 @@ def _finite(log_p: Tensor) -> Tensor:
     return log_p.clamp_min(torch.finfo(log_p.dtype).min)
 
 
-DEFAULT: Final = "forward_kl"
+DEFAULT_LOSS: Final = "forward_kl"
 
 DIVERGENCES: Final[dict[str, Divergence]] = {
     "forward_kl": Divergence(
@@ -230,7 +230,7 @@ DIVERGENCES: Final[dict[str, Divergence]] = {
     ),
     "skewed_reverse_kl": Divergence(
         "KL(q ∥ (1 - A) p + A q)",
-        "DistiLLM, equation 5",
+        "Ko et al. 2024, DistiLLM, equation 5",
         terms=skewed_reverse_kl,
         parameter=0.1,
         letter="A",

@@ -345,7 +345,7 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
         {"mean_absolute": MEAN_ABSOLUTE},
         contribution,
         summary="`activation` times the norm of the weights that read it",
-        source="the importance of Minitron, weighed by where it goes",
+        source="Minitron's A(c) times ‖W_c‖₂; no paper noted",
         reads_weights=True,
     ),
     "surgeon": Estimator(
@@ -367,7 +367,7 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
         {},
         magnitude,
         summary="the weights alone",
-        source="the norm of what reads it, and nothing else",
+        source="the baseline ‖W_c‖₂; no paper noted",
         reads_weights=True,
     ),
     "taylor": Estimator(

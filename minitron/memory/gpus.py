@@ -229,7 +229,7 @@ GPUS: Final[dict[str, Gpu]] = {
             nvfp4=500,
             capability=(12, 1),
             unified=True,
-            source="torch reads 119.18 to 119.7; TFLOP/s inferred, half of the sparse figures",
+            source="torch reads 119.18 to 119.7; TFLOP/s inferred; the 1,000 in FP4 is sparse",
         ),
         Gpu(
             "Jetson AGX Orin 64GB",
@@ -249,7 +249,7 @@ GPUS: Final[dict[str, Gpu]] = {
             nvfp4=1035,
             capability=(11, 0),
             unified=True,
-            source="torch reads 122.8; FP8 and NVFP4 inferred, half of the sparse figures",
+            source="torch reads 122.8; FP8 and NVFP4 inferred; the 2,070 in FP4 is sparse",
         ),
     )
 }

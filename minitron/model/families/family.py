@@ -134,6 +134,9 @@ class Family:
     fixed: frozenset[str] = field(default_factory=frozenset)
     """Axes that no plan may cut: rotary head widths, the vocabulary, convolution taps."""
 
+    summary: str = ""
+    """What layers it has, and in brackets which models are of it; for the table in README.md."""
+
     def __post_init__(self) -> None:
         spelled = set().union(*(rule.axes for rules in self.rules.values() for rule in rules))
         if unknown := spelled - set(self.sizes):

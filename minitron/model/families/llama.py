@@ -24,6 +24,7 @@ def _head_dim(config: Config) -> int:
 LLAMA = Family(
     name="llama",
     model_types=("llama", "mistral"),
+    summary="attention and gated MLP, tied or untied embeddings (Llama 3, SmolLM2, Mistral)",
     letters={"*": "decoder"},
     rules={
         "model": (

@@ -86,6 +86,8 @@ MTP_LAYER = "mtp.layers.{mtp_layer}."
 NEMOTRON_H = Family(
     name="nemotron_h",
     model_types=("nemotron_h",),
+    summary="Mamba-2, attention, MLP, mixture of experts (also latent, with shared experts), multi-token prediction "
+    "(Nemotron-H, Nemotron Nano 2, Nemotron 3)",
     letters=LETTERS,
     rules={
         "model": (
