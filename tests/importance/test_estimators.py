@@ -171,6 +171,9 @@ def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None
     assert by_axis.settings["estimator"] == "best"
     apart = {name: quick(model, spec, blocks_of(), estimator=name).importance for name in ("activation", "surgeon")}
     assert all(estimator is ESTIMATORS["surgeon"] for estimator in DEFAULTS.values())
+    assert set(DEFAULTS) == {"ffn", "shared_ffn", "expert_ffn", "query_head"}
+    # No axis has two that are best for it.
+    assert sum(len(estimator.best_for) for estimator in ESTIMATORS.values()) == len(DEFAULTS) + 1
     for key, values in by_axis.importance.items():
         assert (values == apart["surgeon" if key[0] in DEFAULTS else "activation"][key]).all()
 
