@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals
+from importance.score.totals import Array, Totals
 from minitron.cut.rotation import is_hidden_norm, norms_read
 from minitron.cut.scores import Key
 from minitron.cut.selection import HIDDEN

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals, wide
 from importance.score.observed_modules import X
+from importance.score.totals import Array, Totals, wide
 from minitron.cut.scores import Key
 from minitron.model.axes import Axis, Stack
 from minitron.model.families import Rule

@@ -9,9 +9,9 @@ import torch
 from cuts import scored
 from safetensors.torch import load_file, save_file
 
-from importance.score.estimators import Totals
 from importance.score.moments import PERIOD, TOKENS_AN_INPUT, Moments
 from importance.score.surgeon import refit_error, removal_scores
+from importance.score.totals import Totals
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import load_plan, make_plan
 from minitron.cut.prune import prune

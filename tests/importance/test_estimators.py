@@ -30,9 +30,10 @@ from transformers import PreTrainedModel
 import pipeline.chain
 from cli import app
 from importance.score.calibrate import calibrate, score_model
-from importance.score.estimators import DEFAULTS, ESTIMATORS, Totals
+from importance.score.estimators import DEFAULTS, ESTIMATORS
 from importance.score.gradients import run_and_return
 from importance.score.observe import importance, observing
+from importance.score.totals import Totals
 from minitron.cut.scores import Key, load_scores
 from minitron.errors import MinitronError
 
