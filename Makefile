@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format docs-tables clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Compress the built-in model to a budget, distil it, compare: some minutes on two cores
 	$(BIN)/minitron demo
@@ -29,6 +29,9 @@ check: $(INSTALLED) ## Check the format, the style, the types and the import law
 format: $(INSTALLED) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs-tables: $(INSTALLED) ## Write the tables in README.md and docs/ anew from the tables in the code
+	$(BIN)/python docs/tables.py
 
 clean: ## Remove the venv and every cache
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,9 +25,10 @@ from smollm2 import write_section
 from importance.score.calibrate import SAMPLES, score_model
 from importance.score.calibrate import SEQUENCE_LENGTH as LONG
 from importance.score.calibration_pass import Findings
-from importance.score.estimators import DEFAULTS, ESTIMATORS, Totals, find_estimator
+from importance.score.estimators import DEFAULTS, ESTIMATORS, find_estimator
 from importance.score.moments import PERIOD
 from importance.score.observe import observing
+from importance.score.totals import Totals
 from minitron import builtin
 from minitron.cut.in_memory import cut_model
 from minitron.cut.magnitude import weight_magnitude

@@ -20,9 +20,10 @@ from scipy.optimize import linear_sum_assignment
 from smollm2 import write_section
 from torch import Tensor, nn
 
-from importance.score.estimators import ACTIVATION, Totals
+from importance.score.estimators import ACTIVATION
 from importance.score.observe import observing
 from importance.score.observed_modules import expert_sites
+from importance.score.totals import Totals
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import make_plan
 from minitron.cut.scores import Scores

@@ -19,6 +19,7 @@ from cli.option_groups import spread_options
 from cli.options import bytes_option, parse_assignments
 from cli.serving import Serving, option
 from minitron.errors import MinitronError
+from minitron.memory.gpus import GPUS
 
 if TYPE_CHECKING:
     from minitron.cut.scores import Scores
@@ -43,7 +44,7 @@ class Planning(Serving):
     """What was typed; None where a default depends on the rest."""
 
     gpu: Annotated[
-        str | None, option("--gpu", "A GPU's name, such as A10G, or its usable memory, such as 22.06GiB.", "GPU")
+        str | None, option("--gpu", f"A GPU's usable memory, such as 22.06GiB, or its name: {', '.join(GPUS)}.", "GPU")
     ] = None
     gpu_memory: Annotated[
         int | None,

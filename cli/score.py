@@ -34,7 +34,8 @@ from cli.options import (
     SeedOption,
     SequenceLengthOption,
 )
-from cli.scoring import EstimatorName, EstimatorOption, OffloadFolderOption, OffloadOption, RefitOption
+from cli.scoring import EstimatorOption, OffloadFolderOption, OffloadOption, RefitOption
+from importance.score.estimators import BEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,7 @@ def command(
     samples: SamplesOption = 1024,
     sequence_length: SequenceLengthOption = 4096,
     batch_size: BatchSizeOption = 1,
-    estimator: EstimatorOption = EstimatorName.BEST,
+    estimator: EstimatorOption = BEST,
     seed: SeedOption = 0,
     refit: RefitOption = True,
     layers: LayersOption = LayerMethod.ITERATIVE,
@@ -104,7 +105,7 @@ def command(
         samples=samples,
         sequence_length=sequence_length,
         batch_size=batch_size,
-        estimator=estimator.value,
+        estimator=estimator,
         seed=seed,
         refit=refit,
         layers=layers.value,

@@ -10,6 +10,7 @@ import typer
 
 from cli.option_groups import spread_options
 from cli.options import ComputeDtype, count_option
+from importance.score.estimators import BEST, ESTIMATORS, find_estimator
 from minitron.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,26 +25,20 @@ class LayerScores(StrEnum):
     NONE = "none"
 
 
-class EstimatorName(StrEnum):
-    """How channels are judged: the names in importance.score.estimators.ESTIMATORS, which needs torch."""
-
-    BEST = "best"
-    ACTIVATION = "activation"
-    CONTRIBUTION = "contribution"
-    SURGEON = "surgeon"
-    FLAP = "flap"
-    MAGNITUDE = "magnitude"
-    TAYLOR = "taylor"
-    RANDOM = "random"
+def _estimator(name: str) -> str:
+    """`name`, if there is such an estimator; raises MinitronError for any other."""
+    find_estimator(name)
+    return name
 
 
 EstimatorOption = Annotated[
-    EstimatorName,
+    str,
     typer.Option(
         "--estimator",
-        help="Judge channels by what measured best for each axis, by their activations, these times the weights that "
-        "read them, what no refit makes good (surgeon), their variance times the weights (FLAP), the weights alone, "
-        "activations times gradients (taylor: a backward pass), or by chance (a control).",
+        parser=_estimator,
+        help=f"What a channel counts by; {BEST}: what measured best for each axis; "
+        f"{'; '.join(f'{name}: {estimator.summary}' for name, estimator in ESTIMATORS.items())}.",
+        metavar="NAME",
     ),
 ]
 
@@ -87,7 +82,7 @@ class Scoring:
         ),
     ] = 4096
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 1
-    estimator: EstimatorOption = EstimatorName.BEST
+    estimator: EstimatorOption = BEST
     scoring_seed: Annotated[
         int, typer.Option("--scoring-seed", min=0, help="The seed of the estimator's random numbers.")
     ] = 0
@@ -119,7 +114,7 @@ class Scoring:
             "samples": self.samples,
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
-            "estimator": self.estimator.value,
+            "estimator": self.estimator,
             "seed": self.scoring_seed,
             "refit": self.refit,
             "layers": self.layer_scores.value,

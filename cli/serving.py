@@ -10,6 +10,7 @@ import typer
 
 from cli.options import bytes_option, count_option, parse_assignments
 from minitron.errors import MinitronError
+from minitron.memory.formats import Use, formats_for
 
 if TYPE_CHECKING:
     from minitron.memory.budget import Budget
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
 
 _LARGE_GPU_GIB = 70
-_STATES = "fp32, bf16, fp16"
 
 
 class EngineName(StrEnum):
@@ -33,8 +33,8 @@ def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any
     return typer.Option(flag, help=help, metavar=metavar, show_default=False, **more)
 
 
-def _dtype(flag: str, what: str, default: str, names: str) -> Any:
-    return option(flag, f"How {what} are kept: {names}; {default} by default.", "DTYPE")
+def _dtype(flag: str, what: str, use: Use, default: str, note: str = "") -> Any:
+    return option(flag, f"How {what} are kept: {', '.join(formats_for(use))}{note}; {default} by default.", "DTYPE")
 
 
 def _size(flag: str, help: str) -> Any:
@@ -76,22 +76,21 @@ class Serving:
         _dtype(
             "--weights",
             "weights",
+            "weights",
             "as in the config",
-            "fp32, bf16, fp16, fp8, nvfp4, int8, int4 (fp8 and nvfp4 as published for the family where known)",
+            " (quantised ones as published for the family where known)",
         ),
     ] = None
     keep: Annotated[
         list[str] | None,
         option("--keep", "Keep a part of the model in another format: attention=bf16. Repeatable.", "PART=DTYPE"),
     ] = None
-    kv: Annotated[
-        str | None, _dtype("--kv", "keys and values", "as activations", "fp32, bf16, fp16, fp8, int8, nvfp4")
-    ] = None
+    kv: Annotated[str | None, _dtype("--kv", "keys and values", "kv", "as activations")] = None
     ssm_state: Annotated[
-        str | None, _dtype("--ssm-state", "states of Mamba layers", "as in the config, else fp32,", _STATES)
+        str | None, _dtype("--ssm-state", "states of Mamba layers", "state", "as in the config, else fp32,")
     ] = None
     conv_state: Annotated[
-        str | None, _dtype("--conv-state", "inputs of Mamba's convolutions", "as activations", _STATES)
+        str | None, _dtype("--conv-state", "inputs of Mamba's convolutions", "state", "as activations")
     ] = None
     tp: Annotated[int, typer.Option("--tp", min=1, help="Split the model among so many such GPUs.")] = 1
     mtp: Annotated[int, typer.Option("--mtp", min=0, help="Tokens that the MTP block drafts at a step.")] = 0

@@ -8,6 +8,7 @@ import typer
 
 from cli.option_groups import spread_options
 from cli.options import ComputeDtype, SeedOption, SequenceLengthOption, count_option
+from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES, written
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -49,10 +50,10 @@ class Training:
         str,
         typer.Option(
             "--loss",
-            help="forward_kl, reverse_kl, jsd:0.5, skewed_kl:0.1, skewed_reverse_kl:0.1, top_k:64 or sampled:12.",
+            help=f"What is made small, with the number it takes: {', '.join(map(written, DIVERGENCES))}.",
             metavar="NAME",
         ),
-    ] = "forward_kl"
+    ] = DEFAULT_LOSS
     loss_kernel: Annotated[
         str,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from distill.losses.divergences import parse_loss
+from distill.losses.divergences import DEFAULT_LOSS, parse_loss
 from minitron.errors import MinitronError
 from minitron.model.loading import DTYPES
 
@@ -106,7 +106,7 @@ class Recipe:
     most_broken: int = 10
     """Records of a source that may be broken and left out; one more stops the run before it begins."""
 
-    loss: str = "forward_kl"
+    loss: str = DEFAULT_LOSS
     """A name of distill.losses.divergences.DIVERGENCES, where it takes a number with it: `jsd:0.3`."""
 
     loss_kernel: str = "own"

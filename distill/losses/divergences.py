@@ -4,6 +4,8 @@ A divergence is a sum over the vocabulary of f(log q_v, log p_v).  Its function 
 of f by log q_v; whoever has logits z makes of it dL/dz_v = g_v - q_v * sum of g, for the softmax's derivative is
 d log q_w / dz_v = [v = w] - q_v.  A sparse one reads a few tokens of p only.
 
+The command line takes its help from DIVERGENCES, so that torch is imported where it is used.
+
 Shape letters: C tokens, V vocabulary, K tokens picked of it.
 """
 
@@ -12,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, log
-from typing import Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from minitron.errors import MinitronError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 # (log q [C, V], log p [C, V], parameter) -> (sum over V [C], g [C, V]); log p is the callee's to overwrite.
-Terms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Terms: TypeAlias = "Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,18 @@ class Sparse:
 
 
 # (log p [C, V], how many tokens of V, where chance comes from) -> what is kept.
-Pick = Callable[[Tensor, int, torch.Generator], Sparse]
+Pick: TypeAlias = "Callable[[Tensor, int, torch.Generator], Sparse]"
 
 
 @dataclass(frozen=True)
 class Divergence:
     """An entry of DIVERGENCES: `terms` or `pick`."""
+
+    summary: str
+    """What is made small, in one phrase; p is the teacher's distribution and q the student's."""
+
+    source: str
+    """The paper."""
 
     terms: Terms | None = None
     """All of the vocabulary."""
@@ -68,9 +77,20 @@ class Divergence:
     parameter: float | None = None
     """The number behind the colon (`jsd:0.5`) where none is typed; None for a divergence that takes none."""
 
+    letter: str = ""
+    """What that number is called in `summary`."""
+
     lowest: float = 0.0
     highest: float = 1.0
     """Between these, both excluded, lies the parameter."""
+
+    def __post_init__(self) -> None:
+        if (self.terms is None) == (self.pick is None):
+            raise ValueError(f"a divergence has either terms or a pick: {self.summary}")
+        if (self.parameter is None) != (not self.letter):
+            raise ValueError(f"a divergence's parameter has a letter, and nothing else has: {self.summary}")
+        if not (self.summary and self.source):
+            raise ValueError("a divergence says what is made small, and where that is from")
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor, parameter: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -82,6 +102,8 @@ def forward_kl(log_q: Tensor, log_p: Tensor, parameter: float = 0.0) -> tuple[Te
 
 def reverse_kl(log_q: Tensor, log_p: Tensor, parameter: float = 0.0) -> tuple[Tensor, Tensor]:
     """KL(q || p) = sum of q (log q - log p) (Gu et al. 2023, MiniLLM, arXiv 2306.08543, equation 1)."""
+    import torch
+
     q = log_q.exp()
     each = torch.sub(log_q, log_p, out=log_p).mul_(q)
     return each.sum(-1), each.add_(q)
@@ -90,6 +112,8 @@ def reverse_kl(log_q: Tensor, log_p: Tensor, parameter: float = 0.0) -> tuple[Te
 def jensen_shannon(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[Tensor, Tensor]:
     """b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q, b the parameter (Agarwal et al. 2023, GKD, arXiv
     2306.13649, equation 1)."""
+    import torch
+
     log_m = _mixture(log_p, log_q, parameter)
     p, q = log_p.exp(), log_q.exp()
     own = torch.sub(log_q, log_m).mul_(q).mul_(1 - parameter)
@@ -99,6 +123,8 @@ def jensen_shannon(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[Tens
 
 def skewed_kl(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[Tensor, Tensor]:
     """KL(p || a p + (1 - a) q), a the parameter (Ko et al. 2024, DistiLLM, arXiv 2402.03898, equation 3)."""
+    import torch
+
     log_m = _mixture(log_p, log_q, parameter)
     p = log_p.exp()
     losses = torch.sub(log_p, log_m).mul_(p).sum(-1)
@@ -107,6 +133,8 @@ def skewed_kl(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[Tensor, T
 
 def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[Tensor, Tensor]:
     """KL(q || (1 - a) p + a q), a the parameter (DistiLLM, equation 5)."""
+    import torch
+
     log_m = _mixture(log_q, log_p, parameter)
     q = log_q.exp()
     ratio = torch.sub(log_q, log_m)
@@ -118,12 +146,16 @@ def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, parameter: float) -> tuple[T
 
 def _mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
     """log(share * exp(one) + (1 - share) * exp(other))."""
+    import torch
+
     return torch.logaddexp(one + log(share), other + log(1 - share))
 
 
 def top_k(log_p: Tensor, count: int, chance: torch.Generator) -> Sparse:
     """The teacher's likeliest tokens, their probabilities scaled to one: KL(p' || q).  Biased: what p' leaves out the
     student unlearns (Anshumann et al. 2025, arXiv 2503.16870, section 3)."""
+    import torch
+
     best, ids = log_p.topk(min(count, log_p.shape[-1]), dim=-1)
     best = torch.log_softmax(best, -1)
     return Sparse(ids, best.exp(), best)
@@ -137,6 +169,8 @@ def sampled(log_p: Tensor, count: int, chance: torch.Generator) -> Sparse:
     for hidden Markov models via particle filters, section 3): a token likelier than 1 / c is kept with its own
     probability, the others share the rest of the places and weigh 1 / c each, where c makes the expected number of
     places `count`.  Those are drawn systematically, at equal distances from one random start."""
+    import torch
+
     size = log_p.shape[-1]
     if count >= size:
         ids = torch.arange(size, device=log_p.device).expand_as(log_p)
@@ -165,17 +199,60 @@ def sampled(log_p: Tensor, count: int, chance: torch.Generator) -> Sparse:
 
 
 def _finite(log_p: Tensor) -> Tensor:
+    import torch
+
     return log_p.clamp_min(torch.finfo(log_p.dtype).min)
 
 
+DEFAULT_LOSS: Final = "forward_kl"
+
 DIVERGENCES: Final[dict[str, Divergence]] = {
-    "forward_kl": Divergence(forward_kl, slope=-1.0),
-    "reverse_kl": Divergence(reverse_kl),
-    "jsd": Divergence(jensen_shannon, parameter=0.5),
-    "skewed_kl": Divergence(skewed_kl, parameter=0.1),
-    "skewed_reverse_kl": Divergence(skewed_reverse_kl, parameter=0.1),
-    "top_k": Divergence(pick=top_k, parameter=64, highest=inf),
-    "sampled": Divergence(pick=sampled, is_unbiased=True, parameter=12, highest=inf),
+    "forward_kl": Divergence(
+        "KL(p ∥ q), p the teacher's distribution and q the student's",
+        "Hinton et al. 2015, arXiv 1503.02531, section 2",
+        terms=forward_kl,
+        slope=-1.0,
+    ),
+    "reverse_kl": Divergence("KL(q ∥ p)", "Gu et al. 2023, MiniLLM, arXiv 2306.08543, equation 1", terms=reverse_kl),
+    "jsd": Divergence(
+        "B KL(p ∥ m) + (1 - B) KL(q ∥ m), m = B p + (1 - B) q",
+        "Agarwal et al. 2023, GKD, arXiv 2306.13649, equation 1",
+        terms=jensen_shannon,
+        parameter=0.5,
+        letter="B",
+    ),
+    "skewed_kl": Divergence(
+        "KL(p ∥ A p + (1 - A) q)",
+        "Ko et al. 2024, DistiLLM, arXiv 2402.03898, equation 3",
+        terms=skewed_kl,
+        parameter=0.1,
+        letter="A",
+    ),
+    "skewed_reverse_kl": Divergence(
+        "KL(q ∥ (1 - A) p + A q)",
+        "Ko et al. 2024, DistiLLM, equation 5",
+        terms=skewed_reverse_kl,
+        parameter=0.1,
+        letter="A",
+    ),
+    "top_k": Divergence(
+        "KL of the teacher's K likeliest tokens, scaled to one; biased",
+        "Anshumann et al. 2025, arXiv 2503.16870, section 3",
+        pick=top_k,
+        parameter=64,
+        letter="K",
+        highest=inf,
+    ),
+    "sampled": Divergence(
+        "K tokens that stand for all: unbiased, of the least variance K tokens can have; near the teacher the "
+        "student's own distribution takes most of the rest away",
+        "Anshumann et al. 2025, section 4; Fearnhead and Clifford 2003, section 3; Cassel, Särndal and Wretman 1976",
+        pick=sampled,
+        is_unbiased=True,
+        parameter=12,
+        letter="K",
+        highest=inf,
+    ),
 }
 
 
@@ -205,14 +282,14 @@ def parse_loss(typed: str) -> Loss:
     try:
         parameter = float(number) if number else entry.parameter
     except ValueError:
-        raise MinitronError(
-            f"{number!r} is no number for the loss {name}; give for example {_example(name)}."
-        ) from None
+        raise MinitronError(f"{number!r} is no number for the loss {name}; give for example {written(name)}.") from None
     whole = entry.pick is None or parameter == round(parameter)
     if not (entry.lowest < parameter < entry.highest and whole):
-        raise MinitronError(f"the loss {name} takes no {number}; give for example {_example(name)}.")
+        raise MinitronError(f"the loss {name} takes no {number}; give for example {written(name)}.")
     return Loss(name, parameter)
 
 
-def _example(name: str) -> str:
-    return f"{name}:{DIVERGENCES[name].parameter:g}"
+def written(name: str) -> str:
+    """A loss as it is typed, with the number that it takes by default."""
+    parameter = DIVERGENCES[name].parameter
+    return name if parameter is None else f"{name}:{parameter:g}"

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals, wide
 from importance.score.moments import TOKENS_AN_INPUT
+from importance.score.totals import Array, Totals, wide
 from minitron.cut.scores import Key
 from minitron.model.dims import Dim, Product, Word
 from minitron.model.families import Rule

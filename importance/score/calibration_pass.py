@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from importance.score.balanced_bases import bases, forget_spaces, observing_spaces
 from importance.score.covariance import covariance, observing_covariance
-from importance.score.estimators import Array, ByAxis, Estimator, Totals
+from importance.score.estimators import ByAxis, Estimator
 from importance.score.moments import Moments
 from importance.score.observe import block_influence, energy, importance, observing
 from importance.score.state_size import STATE, observing_states, state_scores, state_sites
 from importance.score.surgeon import surgeon_scores
+from importance.score.totals import Array, Totals
 from minitron.arrays import store
 from minitron.cut.scores import Key, Scores
 from minitron.model.spec import ModelSpec

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals
+from importance.score.totals import Array, Totals
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM

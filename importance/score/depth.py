@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array
+from importance.score.totals import Array
 from minitron.errors import NotFinite
 from minitron.model.layerwise import final_norm_module, layers_module
 from minitron.model.spec import ModelSpec

@@ -1,75 +1,26 @@
-"""From the activations of a batch to a number a channel: sums that grow batch by batch, and what becomes of them.
+"""From the activations of a batch to a number a channel: what is added up of them, and what becomes of the sums.
 
-Shape letters: B sequences, T tokens, C channels, G groups of a norm, R tokens routed to E experts of F channels.
+The command line takes its choices and their help from ESTIMATORS, so that torch and numpy are imported where they are
+used.
+
+Shape letters: B sequences, T tokens, C channels, R tokens routed to E experts of F channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
+from importance.score.totals import sums_by, wide
 from minitron.errors import MinitronError
+from minitron.model.axes import AXES
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Totals:
-    """Named sums over batches, all that a calibration run keeps: their size follows from the model alone."""
-
-    sums: dict[Hashable, Tensor] = field(default_factory=dict)
-    """In float64, each on the device where its numbers arise."""
-
-    def add(self, name: Hashable, amount: Tensor) -> None:
-        """Add a batch's part to the sum `name`, which begins at zero."""
-        if name in self.sums:
-            self.sums[name] += amount
-        else:
-            self.sums[name] = amount.to(torch.float64, copy=True)
-
-    def forget(self, name: Hashable) -> None:
-        """Let go of a sum, if there is one of that name."""
-        self.sums.pop(name, None)
-
-    def note(self, name: Hashable, value: Callable[[], Tensor]) -> None:
-        """Keep what is the same for every batch: `value` is called the first time only."""
-        if name not in self.sums:
-            self.sums[name] = value().double()
-
-    def __getitem__(self, name: Hashable) -> Array:
-        """The sum so far; raises KeyError where nothing was added."""
-        return self.sums[name].cpu().numpy()
-
-
-@dataclass
-class Batch:
-    """What a module deep in the model cannot see of the batch that passes."""
-
-    sequences: int = 0
-    """B; every layer is given [B, T, hidden], modules inside it may be given all tokens in one row."""
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Which expert each of R rows belongs to, and which sequence it comes from."""
-
-    expert: Tensor
-    """[R], ascending."""
-
-    sequence: Tensor
-    """[R]."""
-
-    experts: int
-    """E."""
-
-    sequences: int
-    """B."""
+    from importance.score.totals import Array, Routing, Totals
 
 
 @dataclass(frozen=True)
@@ -108,6 +59,12 @@ class Estimator:
     finish: Callable[[Evidence], Array]
     """The scores of the channels of one place."""
 
+    summary: str
+    """What a channel counts by, in one phrase."""
+
+    source: str
+    """The paper and the equation, or what it is there for."""
+
     reads_weights: bool = False
     """Whether it asks for the norms of the weights."""
 
@@ -116,6 +73,10 @@ class Estimator:
 
     gradients: bool = False
     """Whether its statistics are of the activations times the loss's gradient by them, seen on the way back."""
+
+    def __post_init__(self) -> None:
+        if not (self.summary and self.source):
+            raise ValueError("an estimator says what a channel counts by, and where that is from")
 
     @property
     def hidden(self) -> Estimator:
@@ -159,6 +120,8 @@ class Estimator:
     def see_weights(self, totals: Totals, place: Hashable, weight: Tensor, dims: tuple[int, ...]) -> None:
         """Note the L2 norm along `dims` of the weights that read the channels of a place, if it matters."""
         if self.reads_weights:
+            import torch
+
             totals.note((place, "weights"), lambda: torch.linalg.vector_norm(weight, dim=dims, dtype=wide(weight)))
 
     def scores(self, totals: Totals, place: Hashable, shape: tuple[int, ...], random: np.random.Generator) -> Array:
@@ -201,15 +164,10 @@ def routed_mean_absolute_squares(activations: Tensor, routing: Routing) -> Tenso
     A sequence of which it got no token adds nothing."""
     segments = routing.experts * routing.sequences
     segment = routing.expert * routing.sequences + routing.sequence
-    counts = torch.bincount(segment, minlength=segments)
+    counts = segment.bincount(minlength=segments)
     sums = sums_by(segment, activations.abs().to(wide(activations)), segments)
     means = sums / counts.clamp_min(1)[:, None]
     return means.double().square().view(routing.experts, routing.sequences, -1).sum(1)
-
-
-def sums_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    """[R], [R, ...] -> [size, ...]: the sum of the values of each index."""
-    return values.new_zeros(size, *values.shape[1:]).index_add_(0, index, values)
 
 
 def summed_squares(products: Tensor) -> Tensor:
@@ -224,16 +182,30 @@ def routed_summed_squares(products: Tensor, routing: Routing) -> Tensor:
     return sums.double().square().view(routing.experts, routing.sequences, -1).sum(1)
 
 
+def count_tokens(activations: Tensor) -> Tensor:
+    """[B, T, C] -> [1]: how many tokens there are."""
+    import torch
+
+    return activations.new_full((1,), activations.shape[:-1].numel(), dtype=torch.float64)
+
+
+def sum_tokens(activations: Tensor) -> Tensor:
+    """[B, T, C] -> [C]: the sum over all tokens."""
+    import torch
+
+    return activations.sum((0, 1), dtype=torch.float64)
+
+
 SUMMED: Final = Statistic(summed_squares, routed_summed_squares)
 MEAN_ABSOLUTE: Final = Statistic(mean_absolute_squares, routed_mean_absolute_squares)
 
 # In float64: a variance is the small difference of two large sums.
 TOKENS: Final = Statistic(
-    lambda activations: activations.new_full((1,), activations.shape[:-1].numel(), dtype=torch.float64),
-    lambda activations, routing: torch.bincount(routing.expert, minlength=routing.experts)[:, None],
+    count_tokens,
+    lambda activations, routing: routing.expert.bincount(minlength=routing.experts)[:, None],
 )
 SUM: Final = Statistic(
-    lambda activations: activations.sum((0, 1), dtype=torch.float64),
+    sum_tokens,
     lambda activations, routing: sums_by(routing.expert, activations.double(), routing.experts),
 )
 SQUARES: Final = Statistic(
@@ -244,6 +216,8 @@ SQUARES: Final = Statistic(
 
 def activation(evidence: Evidence) -> Array:
     """A(c), see `mean_absolute_squares`."""
+    import numpy as np
+
     scores: Array = np.sqrt(evidence.sums["mean_absolute"])
     return scores
 
@@ -258,6 +232,8 @@ def fluctuation(evidence: Evidence) -> Array:
 
     FLAP's metric (An et al. 2023, arXiv 2312.11983) is the square of it, which ranks channels alike and adds up over a
     head; an expert without tokens counts as zero."""
+    import numpy as np
+
     tokens = np.maximum(evidence.sums["tokens"], 1)
     mean = evidence.sums["sum"] / tokens
     # Rounding can leave the variance of a constant a hair below zero.
@@ -276,6 +252,8 @@ def taylor(evidence: Evidence) -> Array:
 
     To first order the loss changes by the inner sum when the channel is set to zero (Molchanov et al. 2019, Importance
     Estimation for Neural Network Pruning, arXiv 1906.10771, equation 8, on activations)."""
+    import numpy as np
+
     scores: Array = np.sqrt(evidence.sums["summed"])
     return scores
 
@@ -285,59 +263,74 @@ def chance(evidence: Evidence) -> Array:
     return evidence.random.random(evidence.shape)
 
 
-ACTIVATION: Final = Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation)
+ACTIVATION: Final = Estimator(
+    {"mean_absolute": MEAN_ABSOLUTE},
+    activation,
+    summary="the mean of its absolute value over a sequence, L2 over sequences",
+    source="Minitron, arXiv 2407.14679, section 2.2",
+)
 
 ESTIMATORS: Final[dict[str, Estimator]] = {
     "activation": ACTIVATION,
-    "contribution": Estimator({"mean_absolute": MEAN_ABSOLUTE}, contribution, reads_weights=True),
-    "surgeon": Estimator({"mean_absolute": MEAN_ABSOLUTE}, activation, surgeon=True),
-    "flap": Estimator({"tokens": TOKENS, "sum": SUM, "squares": SQUARES}, fluctuation, reads_weights=True),
-    "magnitude": Estimator({}, magnitude, reads_weights=True),
-    "taylor": Estimator({"summed": SUMMED}, taylor, gradients=True),
-    "random": Estimator({}, chance),
+    "contribution": Estimator(
+        {"mean_absolute": MEAN_ABSOLUTE},
+        contribution,
+        summary="`activation` times the norm of the weights that read it",
+        source="Minitron's A(c) times ‖W_c‖₂; no paper noted",
+        reads_weights=True,
+    ),
+    "surgeon": Estimator(
+        {"mean_absolute": MEAN_ABSOLUTE},
+        activation,
+        summary="what cannot be made good when it goes and the others are refitted",
+        source="Optimal Brain Surgeon; ZipLM, arXiv 2302.04089",
+        surgeon=True,
+    ),
+    "flap": Estimator(
+        {"tokens": TOKENS, "sum": SUM, "squares": SQUARES},
+        fluctuation,
+        summary="its variance times the squared norm of the weights that read it",
+        source="FLAP, arXiv 2312.11983",
+        reads_weights=True,
+    ),
+    "magnitude": Estimator(
+        {},
+        magnitude,
+        summary="the weights alone",
+        source="the baseline ‖W_c‖₂; no paper noted",
+        reads_weights=True,
+    ),
+    "taylor": Estimator(
+        {"summed": SUMMED},
+        taylor,
+        summary="its activation times the loss's gradient, summed over a sequence, L2 over sequences: a forward and a "
+        "backward pass",
+        source="Molchanov et al. 2019, arXiv 1906.10771, equation 8",
+        gradients=True,
+    ),
+    "random": Estimator(
+        {},
+        chance,
+        summary="chance",
+        source="the control that all others have to beat",
+    ),
 }
 """W_c are the weights of the linear that reads channel c: its column, over all experts for what they all read.  No
 linear reads the x of a Mamba mixer before it is convolved and scanned: there W_c is the row of in_proj making it."""
 
 
 BEST: Final = "best"
-DEFAULTS: Final = dict.fromkeys(("ffn", "shared_ffn", "expert_ffn", "query_head"), ESTIMATORS["surgeon"])
-"""Axis -> what measures best there of all that need no backward pass (benchmarks/estimators.py); `activation` does on
-all others, and on these where no second moments are taken."""
+FALLBACK: Final = "activation"
+"""What `best` takes for all axes but those in DEFAULTS, and for these where no second moments are taken."""
+
+DEFAULTS: Final = {name: ESTIMATORS[row.estimator] for name, row in AXES.items() if row.estimator != FALLBACK}
+"""Axis -> what `best` judges it by, as the axis's row says."""
 
 
 def find_estimator(name: str) -> Estimator | ByAxis:
     """The entry of ESTIMATORS, or for BEST that of each axis in DEFAULTS; raises MinitronError for any other name."""
     if name == BEST:
-        return ByAxis(ACTIVATION, DEFAULTS)
+        return ByAxis(ESTIMATORS[FALLBACK], DEFAULTS)
     if name not in ESTIMATORS:
         raise MinitronError(f"there is no estimator {name!r}; use one of {', '.join([BEST, *ESTIMATORS])}.")
     return ESTIMATORS[name]
-
-
-def energy_shares(states: Tensor, gate: Tensor | None, groups: int) -> Tensor:
-    """[..., C] -> [C]: sum over tokens of x_c^2 / (mean of x^2 over c's group of channels), x the input of an RMS norm.
-
-    x is `states` or, for a gated norm (Mamba-2), states * silu(gate).  Groups are equal runs of channels; a token whose
-    group is all zeros counts as zero."""
-    if gate is None:
-        inputs = states.to(wide(states), copy=True)
-    else:
-        inputs = torch.nn.functional.silu(gate.to(wide(gate))).mul_(states)
-    # In place, for these are the largest tensors that observing makes.
-    squares = inputs.square_().reshape(-1, groups, states.shape[-1] // groups)
-    means = squares.mean(-1).clamp_min_(torch.finfo(squares.dtype).tiny)
-    return torch.einsum("tg,tgc->gc", means.reciprocal_(), squares).flatten()
-
-
-def dissimilarity(before: Tensor, after: Tensor) -> Tensor:
-    """[B, T, C] twice -> []: sum over tokens of 1 - cosine of what goes into a layer and what comes out.
-
-    Block influence (Men et al. 2024, ShortGPT, arXiv 2403.03853, equation 1)."""
-    cosines = torch.cosine_similarity(before.to(wide(before)), after.to(wide(after)), dim=-1)
-    return (1 - cosines).double().sum()
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """The type to reckon in: fp32, or float64 for a tensor of that."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from importance.score.estimators import Array, Batch, Estimator, Routing, Totals, sums_by, wide
+from importance.score.estimators import Estimator
 from importance.score.moments import Moments
 from importance.score.observed_modules import ExpertSite
+from importance.score.totals import Array, Batch, Routing, Totals, sums_by, wide
 
 
 @contextmanager

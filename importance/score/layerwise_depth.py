@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from importance.score.depth import divergence, number_of_rounds, remove_one_by_one
-from importance.score.estimators import Array
+from importance.score.totals import Array
 from minitron.model.layer_by_layer import States, Walk
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.progress import Advance, Progress, silent

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Routing, Totals, wide
+from importance.score.totals import Array, Routing, Totals, wide
 from minitron.cut.refit import InputSite, input_sites
 from minitron.cut.scores import Key
 from minitron.model.spec import ModelSpec

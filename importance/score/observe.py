@@ -15,19 +15,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from importance.score.estimators import (
-    ACTIVATION,
-    Array,
-    Batch,
-    ByAxis,
-    Estimator,
-    Totals,
-    dissimilarity,
-    energy_shares,
-)
+from importance.score.estimators import ACTIVATION, ByAxis, Estimator
 from importance.score.experts import expert_scores, observed_experts
 from importance.score.moments import Moments
 from importance.score.observed_modules import ChannelSite, NormSite, channel_sites, expert_sites, norm_sites
+from importance.score.totals import Array, Batch, Totals, dissimilarity, energy_shares
 from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM
 from minitron.model.axes import EXPERT, HIDDEN

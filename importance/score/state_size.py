@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals, wide
+from importance.score.totals import Array, Totals, wide
 from minitron.cut.scores import Key
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import module_name

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from importance.score.estimators import Array, Totals, wide
 from importance.score.moments import RIDGES, SHARE_KEPT, Moments
+from importance.score.totals import Array, Totals, wide
 from minitron.cut.refit import RIDGE, InputSite
 from minitron.cut.scores import Key
 from minitron.model.dims import Indices

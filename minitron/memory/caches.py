@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.memory.workload import KV_BITS, NUMBER_BITS, Workload
+from minitron.memory.formats import FORMATS
+from minitron.memory.workload import Workload
 from minitron.model.dims import numel
 from minitron.model.families import Cache
 from minitron.model.spec import MTP, ModelSpec
@@ -118,16 +119,17 @@ def _layer_cache(
     columns = local[cache.conv_taps] - 1 + workload.speculative_tokens if cache.conv_taps else 0
     window = window_of(spec, cache)
     drafting = workload.speculative_tokens > 0 and bool(cache.keys_values)
+    bits = FORMATS[workload.kv].bits_with_scales
     return LayerCache(
         cache=cache,
         layers=sum(counts.get(kind, 0) for kind in kinds),
         drafting=sum(counts.get(MTP + kind, 0) for kind in kinds) if drafting else 0,
-        token=-(-numbers["keys_values"] * round(2 * KV_BITS[workload.kv]) // 16),
+        token=-(-numbers["keys_values"] * bits.numerator // (8 * bits.denominator)),
         tokens=workload.context if window is None else min(workload.context, window),
         window=window,
-        conv=numbers["conv_channels"] * (columns * NUMBER_BITS[workload.conv_state] // 8),
+        conv=numbers["conv_channels"] * (columns * FORMATS[workload.conv_state].bits // 8),
         columns=columns,
-        state=numbers["state"] * (NUMBER_BITS[workload.ssm_state] // 8),
+        state=numbers["state"] * (FORMATS[workload.ssm_state].bits // 8),
     )
 
 

@@ -23,13 +23,10 @@ import numpy as np
 from minitron.memory import vllm
 from minitron.memory.budget import WORKSPACE
 from minitron.memory.caches import Kept, kept
+from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
-from minitron.memory.precision import FORMATS, Tally, precision_of, tally_of, weight_bytes
-from minitron.memory.workload import (
-    CUDA_GRAPHS,
-    ENGINE_CONTEXT,
-    Workload,
-)
+from minitron.memory.precision import Tally, precision_of, tally_of, weight_bytes
+from minitron.memory.workload import CUDA_GRAPHS, ENGINE_CONTEXT, Workload
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 

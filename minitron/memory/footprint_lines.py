@@ -13,9 +13,10 @@ from minitron.memory import vllm
 from minitron.memory.budget import Budget
 from minitron.memory.caches import Kept, LayerCache, kept
 from minitron.memory.footprint import Footprint, footprint
+from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
-from minitron.memory.precision import FORMATS, Precision, parts_bytes, precision_of, tally_of
-from minitron.memory.workload import KV_BITS, LEAST_ACTIVATIONS, NUMBER_BITS, SAMPLER_COPIES, Workload
+from minitron.memory.precision import Precision, parts_bytes, precision_of, tally_of
+from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
 from minitron.model.spec import ModelSpec, is_mtp
@@ -158,6 +159,7 @@ def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     drafts = ", the MTP block's among them" if load.speculative_tokens else ""
+    each = _bytes_each(float(FORMATS[load.kv].bits_with_scales))
     found = [one for one in case.keep.caches if one.cache.keys_values]
     windows = [
         f"; {_n(one.attention)} of them keep {_n(one.tokens)} tokens in a sliding window"
@@ -168,8 +170,7 @@ def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
         "attention layers x tokens x sequences x keys and values of a token",
         " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found),
         "exact",
-        f"{_n(case.keep.attention)} attention layers, {load.kv}, {_bytes_each(KV_BITS[load.kv])} a number{drafts}"
-        + "".join(windows),
+        f"{_n(case.keep.attention)} attention layers, {load.kv}, {each} a number{drafts}" + "".join(windows),
     )
 
 
@@ -181,7 +182,7 @@ def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
         assert dim is not None
         filled.append(
             f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(numel(dim, case.sizes))} x "
-            f"{one.columns} x {_bytes_each(NUMBER_BITS[load.conv_state])}"
+            f"{one.columns} x {_bytes_each(FORMATS[load.conv_state].bits)}"
         )
     return (
         f"{_called(found)} x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
@@ -202,7 +203,7 @@ def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
         filled.append(
             f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x "
             + " x ".join(_n(numel(factor, case.sizes)) for factor in factors)
-            + f" x {_bytes_each(NUMBER_BITS[load.ssm_state])}"
+            + f" x {_bytes_each(FORMATS[load.ssm_state].bits)}"
         )
         named.append(" x ".join(_label(case.spec, factor) for factor in factors))
     return (

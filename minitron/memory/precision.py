@@ -3,8 +3,6 @@
 Quantised checkpoints keep some of their tensors wide.  A mixture is an ordered list of clauses; the first clause that
 names a tensor gives its format, and what none names stays in the dtype that the model computes in.  Published mixtures
 are reproduced to the byte (tests/memory/test_precision.py).
-
-Shape letters: R rows (outputs) and C columns (inputs) of a matrix; scales are shared along C.
 """
 
 from __future__ import annotations
@@ -20,66 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
+from minitron.memory.formats import FORMATS, Format, formats_for
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec, is_mtp
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a matrix is written down."""
-
-    name: str
-    bits: int
-    """Of one number."""
-
-    group: int = 0
-    """Numbers of a row that share a scale; 0 for none."""
-
-    group_bytes: int = 0
-    """Of such a scale."""
-
-    row_bytes: int = 0
-    """Of the scale of a row."""
-
-    matrix_bytes: int = 0
-    """Of the scales of the whole matrix: of its weights and of its inputs, four bytes each."""
-
-    origin: str = "exact"
-    """Where these numbers come from: exact, published or estimated."""
-
-    note: str = ""
-    """The layout in words."""
-
-    @property
-    def quantised(self) -> bool:
-        """Whether only matrices can be kept so."""
-        return self.bits < 16
-
-    def matrix(self, rows: Any, columns: Any) -> Any:
-        """Bytes of an [R, C] matrix with its scales; whole numbers or arrays of them."""
-        scales = -(-columns // self.group) * self.group_bytes if self.group else 0
-        return rows * (-(-columns * self.bits // 8) + scales + self.row_bytes) + self.matrix_bytes
-
-
-FORMATS: Final = {
-    form.name: form
-    for form in (
-        Format("fp32", 32),
-        Format("bf16", 16),
-        Format("fp16", 16),
-        Format("fp8", 8, matrix_bytes=8, origin="published", note="E4M3, one scale a matrix and one for its inputs"),
-        Format("nvfp4", 4, 16, 1, matrix_bytes=8, origin="published", note="E2M1, an E4M3 scale for 16 numbers"),
-        Format("int8", 8, row_bytes=2, origin="estimated", note="a bf16 scale a row"),
-        Format("int4", 4, 128, 2, origin="estimated", note="a bf16 scale for 128 numbers of a row"),
-    )
-}
-"""name -> format.  The layouts of FP8 and NVFP4 are those of published checkpoints, those of int8 and int4 the common
-ones of weight-only quantisers, which differ among themselves by about one per cent."""
-
-COMPUTED: Final = ("fp32", "bf16", "fp16")
-"""What a model can compute in."""
 
 _MATRIX: Final = r"_proj\.weight$"
 
@@ -92,7 +35,7 @@ class Clause:
     """A regular expression that is searched in `component:name`."""
 
     form: str
-    """A name in FORMATS."""
+    """A name in minitron.memory.formats.FORMATS."""
 
     share: Fraction = Fraction(1)
     """Of the layers that have the tensor, the first so many."""
@@ -170,7 +113,7 @@ class Precision:
     """The formats of one model's tensors."""
 
     weights: str
-    """What was asked for: a name in FORMATS."""
+    """What was asked for: a name in minitron.memory.formats.FORMATS."""
 
     computed: str
     """The format of what no clause names."""
@@ -185,14 +128,14 @@ class Precision:
 
 @cache
 def _precision(family: str, sort: str, components: frozenset[str], weights: str, keep: tuple[Any, ...]) -> Precision:
-    if weights not in FORMATS:
-        raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(FORMATS)}.")
+    if weights not in (known := formats_for("weights")):
+        raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(known)}.")
     kept = []
     for component, form in keep:
-        if component not in components or form not in FORMATS:
+        if component not in components or form not in known:
             raise MinitronError(
                 f"--keep {component}={form} names no part of this model in a known format; the parts are "
-                f"{', '.join(sorted(components))}, the formats {', '.join(FORMATS)}."
+                f"{', '.join(sorted(components))}, the formats {', '.join(known)}."
             )
         kept.append(Clause(f"^{component}:", form))
     if not FORMATS[weights].quantised:

@@ -13,20 +13,15 @@ from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
+from minitron.memory.formats import FORMATS, mildest_first
 from minitron.memory.gpus import GPUS, Gpu
-from minitron.memory.precision import FORMATS, precision_of
+from minitron.memory.precision import precision_of
 from minitron.memory.workload import Workload
 from minitron.model.spec import ModelSpec
 from minitron.units import format_bytes
 
-MILDEST: Final = ("bf16", "fp8", "int8", "nvfp4", "int4")
-"""Formats of weights from the mildest to the harshest."""
-
 UNLIMITED: Final = 2**40
 """The answer where nothing that grows fills the memory: beyond this none is looked for."""
-
-NATIVE: Final = {"fp8": (8, 9), "nvfp4": (10, 0), "bf16": (8, 0)}
-"""format -> the compute capability from which tensor cores know it."""
 
 Limit = Callable[[Gpu], Budget]
 """GPU -> the budget that it gives."""
@@ -84,7 +79,7 @@ def _fits_on(spec: ModelSpec, workload: Workload, limit: Limit, gpu: Gpu) -> boo
 
 def mildest_weights(spec: ModelSpec, workload: Workload, budget: Budget) -> str | None:
     """The mildest format of weights in which it fits, None where there is none."""
-    return next((name for name in MILDEST if fits(spec, replace(workload, weights=name), budget)), None)
+    return next((name for name in mildest_first() if fits(spec, replace(workload, weights=name), budget)), None)
 
 
 @dataclass(frozen=True)
@@ -209,7 +204,8 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
 
 def _emulated(name: str, gpu: Gpu | None) -> str:
     """A warning where the GPU's tensor cores do not know the format."""
-    known = gpu is None or gpu.capability is None or gpu.capability >= NATIVE[name]
+    native = FORMATS[name].native
+    known = gpu is None or gpu.capability is None or native is None or gpu.capability >= native
     return "" if known else " (not native)"
 
 
@@ -242,9 +238,10 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
     if gpu is not None and gpu.capability is not None:
         precision = precision_of(spec, workload.weights, workload.keep)
         used = {workload.weights, workload.kv, *(clause.form for clause in precision.mixture.clauses)}
-        for name in sorted(used & set(NATIVE)):
-            if gpu.capability < NATIVE[name]:
-                have, want = (".".join(map(str, version)) for version in (gpu.capability, NATIVE[name]))
+        for name in sorted(used):
+            native = FORMATS[name].native
+            if native is not None and gpu.capability < native:
+                have, want = (".".join(map(str, version)) for version in (gpu.capability, native))
                 found.append(
                     f"{gpu.name} has no native {name.upper()} (compute capability {have}, {want} is needed): the bytes "
                     "hold, but matmuls are emulated or refused."

@@ -65,7 +65,7 @@ class Weights:
     """Some of a model's weights."""
 
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """format (minitron.memory.precision.FORMATS) -> how many."""
+    """format (minitron.memory.formats.FORMATS) -> how many."""
 
     bytes: int = 0
     """All together, scales included."""

@@ -29,6 +29,7 @@ import numpy as np
 
 from minitron.memory.budget import Budget
 from minitron.memory.caches import Kept, LayerCache, keeps_states
+from minitron.memory.formats import FORMATS
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
@@ -151,9 +152,6 @@ def sampler(spec: ModelSpec, workload: Workload) -> int:
     return round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes[VOCAB])
 
 
-_NAMES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
 def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
     """The shell command that serves the workload.  What is reserved lowers the share of the GPU that vLLM may fill;
     of a budget without a GPU no share follows."""
@@ -165,8 +163,8 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
         share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
         words += ["--gpu-memory-utilization", f"{share:g}"]
     if keeps_states(spec):
-        words += ["--mamba-ssm-cache-dtype", _NAMES[workload.ssm_state]]
-    if workload.kv not in _NAMES:
+        words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
+    if FORMATS[workload.kv].quantised:
         words += ["--kv-cache-dtype", workload.kv]
     words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")
     if not engine.cuda_graphs:

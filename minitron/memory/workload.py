@@ -7,21 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.memory.precision import COMPUTED, FORMATS
+from minitron.memory.formats import FORMATS, Use, formats_for, named_in_config
 from minitron.model.spec import ModelSpec
 from minitron.units import MiB
-
-NUMBER_BITS: Final[dict[str, int]] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8}
-"""Bits of one number outside matrices."""
-
-KV_BITS: Final[dict[str, int | float]] = {**NUMBER_BITS, "nvfp4": 4.5}
-"""Bits of one key or value; in NVFP4 sixteen numbers of a head share an FP8 scale."""
-
-STATE_DTYPES: Final = COMPUTED
-"""What a recurrent state can be kept in: no engine has a narrower one."""
-
-# As configs write them.
-_CONFIG_DTYPES: Final = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +40,9 @@ class Engine:
 
 ENGINES: Final = ("plain", "vllm")
 
+_KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "state"}
+"""field of Workload -> what its formats must be for."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -64,10 +55,10 @@ class Workload:
     """Sequences at the same time."""
 
     weights: str = "bf16"
-    """A name in minitron.memory.precision.FORMATS; fp8 and nvfp4 mean the published mixture where there is one."""
+    """A format of weights (minitron.memory.formats); fp8 and nvfp4 mean the published mixture where there is one."""
 
     kv: str = "bf16"
-    """Keys and values of attention: a name in KV_BITS."""
+    """Keys and values of attention: a format of theirs."""
 
     ssm_state: str = "fp32"
     """The recurrent state of Mamba layers.  Engines keep it in fp32 where the config does not say otherwise: it is
@@ -102,16 +93,11 @@ class Workload:
             raise MinitronError(
                 f"a workload of {self.context} tokens x {self.batch} sequences is empty; give at least one of each."
             )
-        for what, known in (
-            ("weights", tuple(FORMATS)),
-            ("kv", tuple(KV_BITS)),
-            ("ssm_state", STATE_DTYPES),
-            ("conv_state", STATE_DTYPES),
-        ):
-            if getattr(self, what) not in known:
+        for what, use in _KEPT.items():
+            if getattr(self, what) not in (known := formats_for(use)):
                 raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
-        if self.engine.name == "vllm" and self.kv == "int8":
-            raise MinitronError("vLLM has no plain int8 cache of keys and values; choose --kv fp8.")
+        if self.engine.name == "vllm" and not FORMATS[self.kv].vllm_kv:
+            raise MinitronError(f"vLLM has no plain {self.kv} cache of keys and values; choose --kv fp8.")
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
         if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:
@@ -127,15 +113,6 @@ class Workload:
         return {**vars(self), "keep": dict(self.keep), "engine": dict(vars(self.engine))}
 
 
-_QUANTISERS: Final = {
-    "fp8": "fp8",
-    "nvfp4": "nvfp4",
-    "mixed_precision": "nvfp4",
-    "fbgemm_fp8": "fp8",
-}
-"""What configs call a quantised checkpoint (quant_algo of modelopt, else quant_method) -> its format here."""
-
-
 def quantised_as(config: Mapping[str, Any]) -> str | None:
     """The format of a checkpoint that is quantised already, by its quantization_config; None for any other."""
     found = config.get("quantization_config")
@@ -144,7 +121,7 @@ def quantised_as(config: Mapping[str, Any]) -> str | None:
     named = str(found.get("quant_algo") or found.get("quant_method")).lower()
     if named in ("gptq", "awq"):
         return {4: "int4", 8: "int8"}.get(int(found.get("bits") or 0))
-    return _QUANTISERS.get(named)
+    return named_in_config(named, quantised=True)
 
 
 def workload_of(
@@ -164,10 +141,10 @@ def workload_of(
     convolution states the dtype in which activations are computed, which is that of the weights unless those are
     quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
     config = spec.config
-    stored = _CONFIG_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
+    stored = named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
     weights = weights or quantised_as(config) or stored
-    computed = weights if weights in COMPUTED else "bf16"
-    stated = _CONFIG_DTYPES.get(str(config.get("mamba_ssm_cache_dtype")), "fp32")
+    computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
+    stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"
     if more.get("speculative_tokens") and not spec.mtp_layers:
         raise MinitronError("this model has no multi-token-prediction block to draft tokens with; leave --mtp out.")
     return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed, **more)

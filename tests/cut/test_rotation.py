@@ -15,7 +15,7 @@ from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, beside, load_plan, make_plan
 from minitron.cut.prune import prune
-from minitron.cut.rotation import reads_stream, norms_read
+from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Scores, load_scores
 from minitron.cut.selection import HIDDEN
 from minitron.errors import MinitronError

@@ -29,11 +29,11 @@ from transformers import PreTrainedModel
 
 import pipeline.chain
 from cli import app
-from cli.scoring import EstimatorName
 from importance.score.calibrate import calibrate, score_model
-from importance.score.estimators import DEFAULTS, ESTIMATORS, Totals
+from importance.score.estimators import DEFAULTS, ESTIMATORS
 from importance.score.gradients import run_and_return
 from importance.score.observe import importance, observing
+from importance.score.totals import Totals
 from minitron.cut.scores import Key, load_scores
 from minitron.errors import MinitronError
 
@@ -172,6 +172,7 @@ def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None
     assert by_axis.settings["estimator"] == "best"
     apart = {name: quick(model, spec, blocks_of(), estimator=name).importance for name in ("activation", "surgeon")}
     assert all(estimator is ESTIMATORS["surgeon"] for estimator in DEFAULTS.values())
+    assert set(DEFAULTS) == {"ffn", "shared_ffn", "expert_ffn", "query_head"}
     for key, values in by_axis.importance.items():
         assert (values == apart["surgeon" if key[0] in DEFAULTS else "activation"][key]).all()
 
@@ -274,7 +275,6 @@ def test_an_unknown_estimator(tiny_llama: Path, short_text: Path) -> None:
 def test_the_command_line_knows_them_all(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    assert [name.value for name in EstimatorName] == ["best", *ESTIMATORS]
     output = tmp_path / "scores.safetensors"
     line = ["score", str(tiny_llama), "--data", str(short_text), "-o", str(output), "--sequence-length", "32"]
     line += ["--samples", "2", "--layers", "none", "--device", "cpu", "--dtype", "fp32", "--json"]
@@ -294,7 +294,9 @@ def test_the_command_line_knows_them_all(
         estimator="flap",
     )
     assert (found.importance["ffn", 0] == same.importance["ffn", 0]).all()
+    capsys.readouterr()
     assert app.run([*line, "--overwrite", "--estimator", "worst"]) == 2
+    assert f"use one of {', '.join(['best', *ESTIMATORS])}." in capsys.readouterr().err
 
 
 def test_prune_and_compress_pass_it_on(

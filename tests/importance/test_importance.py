@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 
 from importance.score.calibrate import spread
 from importance.score.depth import removal_scores
-from importance.score.estimators import Totals
 from importance.score.observe import observing
+from importance.score.totals import Totals
 from minitron.cut.scores import Scores
 from minitron.model.spec import ModelSpec
 

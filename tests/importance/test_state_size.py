@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from importance.score.calibrate import score_model
-from importance.score.estimators import Totals
 from importance.score.state_size import READS, observing_states, state_scores, state_sites
+from importance.score.totals import Totals
 from minitron.cut.plan import make_plan
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec

@@ -41,6 +41,10 @@ def test_the_table_of_gpus_is_that_of_the_reference() -> None:
         assert gpu.capability == tuple(int(part) for part in row["compute_capability"].split("."))
         assert (gpu.capability >= (8, 0)) == row["bf16_tensor_cores"]
         assert gpu.unified == row["unified_memory"]
+        # A reading is quoted, and what nobody read is said to be inferred.
+        assert all(f"{reading:g}" in gpu.source for reading in row["usable_GiB_seen"])
+        inferred = set(row["inferred"]) - {"nvidia_smi_total_MiB", "which 47.x reading belongs to which card"}
+        assert ("inferred" in gpu.source) == bool(inferred)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from planning_models import MODELS, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.precision import FORMATS, precision_of, tally, tally_of, weight_bytes
+from minitron.memory.formats import FORMATS, Format, formats_for, mildest_first, named_in_config
+from minitron.memory.precision import precision_of, tally, tally_of, weight_bytes
 from minitron.memory.workload import workload_of
 from minitron.search.search import build_lattice
 from minitron.units import GiB
@@ -130,3 +132,45 @@ def test_a_quantised_checkpoint_is_counted_as_it_is(named: dict[str, object], ex
     quantised = replace(spec, config={**spec.config, "quantization_config": named})
     assert workload_of(quantised, 8).weights == expected
     assert workload_of(quantised, 8, weights="fp8").weights == "fp8"
+
+
+def test_what_a_format_is_for() -> None:
+    computed = ("fp32", "bf16", "fp16")
+    assert formats_for("weights") == (*computed, "fp8", "nvfp4", "int8", "int4")
+    assert formats_for("kv") == (*computed, "fp8", "nvfp4", "int8")
+    assert formats_for("state") == computed
+    # In NVFP4 sixteen keys or values share a scale of a byte.
+    assert {name: float(FORMATS[name].bits_with_scales) for name in formats_for("kv")} == {
+        "fp32": 32,
+        "bf16": 16,
+        "fp16": 16,
+        "fp8": 8,
+        "nvfp4": 4.5,
+        "int8": 8,
+    }
+    assert mildest_first() == ("bf16", "fp8", "int8", "nvfp4", "int4")
+
+
+def test_formats_as_configs_call_them() -> None:
+    assert [named_in_config(name, quantised=False) for name in ("float32", "bfloat16", "float16", "nvfp4")] == [
+        *("fp32", "bf16", "fp16"),
+        None,
+    ]
+    called = {"fp8": "fp8", "fbgemm_fp8": "fp8", "nvfp4": "nvfp4", "mixed_precision": "nvfp4", "float32": None}
+    assert {name: named_in_config(name, quantised=True) for name in called} == called
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"bits": 0}, "needs bits"),
+        ({"bits": 8, "group": -1}, "negative"),
+        ({"bits": 8, "uses": ()}, "uses are some of"),
+        ({"bits": 8, "uses": ("kvs",)}, "uses are some of"),
+        ({"bits": 8, "uses": ("state",)}, "fewer than 16 bits"),
+        ({"bits": 8, "origin": "guessed"}, "origin is one of"),
+    ],
+)
+def test_a_format_checks_itself(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Format("x", **wrong)

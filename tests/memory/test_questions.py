@@ -9,9 +9,9 @@ from planning_models import LONG, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.budget import WORKSPACE, Budget
+from minitron.memory.formats import mildest_first
 from minitron.memory.gpus import GPUS, Gpu, find_gpu
 from minitron.memory.questions import (
-    MILDEST,
     cautions,
     fits,
     largest_batch,
@@ -58,7 +58,7 @@ def test_answers_are_the_last_that_fit(
     assert many == 0 or fits(NINE, replace(workload, batch=many), budget)
     assert not fits(NINE, replace(workload, batch=many + 1), budget)
     name = mildest_weights(NINE, workload, budget)
-    for milder in MILDEST[: MILDEST.index(name) if name else None]:
+    for milder in mildest_first()[: mildest_first().index(name) if name else None]:
         assert not fits(NINE, replace(workload, weights=milder), budget)
     assert name is None or fits(NINE, replace(workload, weights=name), budget)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from planning_models import LONG, published, tiny
 
@@ -48,6 +49,21 @@ def test_the_worked_example(prefix_caching: bool, blocks: int, gib: float) -> No
 def test_a_bf16_state_makes_smaller_blocks() -> None:
     spec = published(NINE)
     assert pool_of(spec, workload_of(spec, LONG, ssm_state="bf16", engine=engine())).block_size == 672
+
+
+def test_a_state_that_fills_whole_units_takes_no_more() -> None:
+    # Keys and values of 16 tokens: 16 x 2 x 2 heads x 8 x 2 B = 1,024 B.  A state: (8 x 8 + 2 x 2 x 16) x 4 x 2 B for
+    # the convolution's inputs and 8 x 8 x 16 x 4 B, together 5,120 B, five of these to the byte.
+    spec = tiny("M*M*", head_dim=8, mamba_head_dim=8, conv_kernel=5)
+    workload = workload_of(spec, 800, engine=engine())
+    found = pool_of(spec, workload)
+    assert (found.block_size, found.page) == (5 * 16, 5120)
+    # 800 tokens are ten blocks of 80, and the states fill theirs: the pool holds no byte more, the null block apart.
+    assert found.per_sequence == 10 + 1
+    assert footprint(spec, workload).block_rounding == 0
+    # A byte more in a state, and the block is a unit longer.
+    longer = pool(workload, 64, np.array([5119, 5120, 5121]), 2, 2)
+    assert longer.block_size.tolist() == [80, 80, 96]
 
 
 def test_the_block_of_nano_30b_with_fp8_keys_and_values() -> None:

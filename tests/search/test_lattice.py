@@ -28,7 +28,7 @@ def test_every_default_size_is_one_that_kernels_want_and_a_cut_can_reach(path: P
     assert {"hidden_size"} < set(widths)
     for key, choices in widths.items():
         (axis,) = spec.keys[key]
-        step, size = STEPS[axis], spec.sizes[axis]
+        step, size = spec.axis(axis).step, spec.sizes[axis]
         assert choices[0] == size
         assert list(choices) == sorted(set(choices), reverse=True)
         for choice in choices[1:]:

@@ -275,7 +275,7 @@ class Family:
     the stream, which all that is written to the stream takes up."""
 
     summary: str = ""
-    """What its layers hold, for a table of families."""
+    """What layers it has, and in brackets which models are of it; for the table in README.md."""
 
     def __post_init__(self) -> None:
         spelled = set().union(*(rule.all_axes for rules in self.rules.values() for rule in rules))

@@ -34,7 +34,7 @@ GEMMA2 = rotary_decoder(
     "gemma2",
     layer=sandwich(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(), _NORM),
     slides=lambda config: _every(config, 2),
-    summary="rotary attention, every other layer in a sliding window, gated MLPs, norms on both sides of each block",
+    summary="attention, every other layer in a sliding window, gated MLP, norms on both sides of each (Gemma 2)",
     **_COMMON,
 )
 
@@ -46,6 +46,6 @@ GEMMA3 = rotary_decoder(
         _NORM,
     ),
     slides=lambda config: _every(config, int(config.get("sliding_window_pattern", 6))),
-    summary="as Gemma 2 with normalised heads; five of six layers in a sliding window",
+    summary="the same with normalised heads, five of six layers in a sliding window (Gemma 3 without vision)",
     **_COMMON,
 )

@@ -3,7 +3,7 @@
 from minitron.model.axes import rows
 from minitron.model.families.decoders import attention, gated_mlp, pre_norm, rotary_decoder
 
-_DECODER = "rotary attention and a gated MLP in every layer, tied or untied embeddings"
+_DECODER = "attention and gated MLP, tied or untied embeddings"
 
 # LlamaConfig insists on whole heads in hidden_size even where head_dim is given and nothing needs it.
 _AXES = rows("vocab", "ffn", "query_head", "kv_head", "head_dim", hidden={"multiple_of": "query_head"})
@@ -12,7 +12,7 @@ LLAMA = rotary_decoder(
     "llama",
     layer=pre_norm(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(bias="mlp_bias")),
     axes=_AXES,
-    summary=_DECODER,
+    summary=f"{_DECODER} (Llama 2 and 3, SmolLM2)",
 )
 
 MISTRAL = rotary_decoder(
@@ -21,5 +21,5 @@ MISTRAL = rotary_decoder(
     window="sliding_window",
     axes=rows("hidden", "vocab", "ffn", "query_head", "head_dim", kv_head={"default": 8}),
     defaults={"sliding_window": 4096},
-    summary=_DECODER + "; a sliding window where the config sets one",
+    summary=f"{_DECODER}, a sliding window where the config sets one (Mistral)",
 )

@@ -168,5 +168,6 @@ NEMOTRON_H = Family(
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",
     },
-    summary="Mamba-2, attention, MLP, mixture of experts (also latent, with shared experts), multi-token prediction",
+    summary="Mamba-2, attention, MLP, mixture of experts (also latent, with shared experts), multi-token prediction "
+    "(Nemotron-H, Nemotron Nano 2, Nemotron 3)",
 )

@@ -35,7 +35,7 @@ QWEN2 = rotary_decoder(
     "qwen2",
     layer=pre_norm(attention(bias=""), gated_mlp()),
     axes=rows("hidden", "vocab", "ffn", "query_head", "head_dim", kv_head={"default": 32}),
-    summary="rotary attention with biases and a gated MLP in every layer",
+    summary="attention with biases and gated MLP (Qwen2, Qwen2.5)",
     **_WINDOWS,
 )
 
@@ -45,7 +45,7 @@ QWEN3 = rotary_decoder(
     "qwen3",
     layer=pre_norm(_QWEN3_ATTENTION, gated_mlp()),
     axes=rows("hidden", "vocab", "ffn", "query_head", kv_head={"default": 32}, head_dim={"default": 128}),
-    summary="rotary attention with normalised heads and a gated MLP in every layer",
+    summary="attention with normalised heads and gated MLP (Qwen3)",
     **_WINDOWS,
 )
 
@@ -82,5 +82,5 @@ QWEN3_MOE = Family(
     edit_layout=partial(edit_lists, _dense_layers),
     refused={"use_sliding_window": "its mixtures of experts are counted with whole attention only"},
     ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
-    summary="rotary attention with normalised heads; a mixture of experts or a gated MLP in every layer",
+    summary="attention with normalised heads, mixture of experts or gated MLP (Qwen3-30B-A3B, Qwen3-235B-A22B)",
 )

@@ -1,0 +1,122 @@
+"""The tables in the documents, made from the tables in the code: `make docs-tables`.
+
+A document marks the place of a table with two comments, and what is between them is written anew:
+
+    <!-- table: estimators -->
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES
+from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
+from minitron.files import write_text
+from minitron.memory.formats import FORMATS
+from minitron.memory.gpus import GPUS
+from minitron.model.families import FAMILIES
+
+ROOT: Final = Path(__file__).parent.parent
+BLOCK: Final = re.compile(r"^<!-- table: (.*?) -->\n(.*?)^(<!-- (?:end|table: .*?) -->|\Z)", re.DOTALL | re.MULTILINE)
+
+Rows = Iterator[tuple[str, ...]]
+"""Cells, the first row the heads of the columns; a head that ends in `:` is of a column of numbers."""
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.6g}"
+
+
+def _estimators() -> Rows:
+    yield "name", "a channel counts by", "source", "`best` takes it for"
+    for name, estimator in ESTIMATORS.items():
+        axes = [_code(axis) for axis, default in sorted(DEFAULTS.items()) if default is estimator]
+        taken = "every other axis" if name == FALLBACK else ", ".join(axes)
+        yield _code(name), estimator.summary, estimator.source, taken
+
+
+def _losses() -> Rows:
+    yield "`--loss`", "what is made small", "source"
+    for name, entry in DIVERGENCES.items():
+        typed = _code(name) if entry.parameter is None else f"`{name}:{entry.letter}` ({entry.parameter:g})"
+        yield typed + (" (default)" if name == DEFAULT_LOSS else ""), entry.summary, entry.source
+
+
+def _formats() -> Rows:
+    yield "name", "bits:", "with the scales of groups:", "may keep", "layout", "origin", "source"
+    for name, form in FORMATS.items():
+        uses = ", ".join({"kv": "keys and values", "state": "states"}.get(use, use) for use in form.uses)
+        bits = (_number(form.bits), _number(float(form.bits_with_scales)))
+        yield _code(name), *bits, uses, form.note, form.origin, form.source
+
+
+def _gpus() -> Rows:
+    yield "name", "usable, GiB:", "GB/s:", "BF16, TFLOP/s:", "FP8:", "NVFP4:", "compute capability:", "source"
+    for name, gpu in GPUS.items():
+        numbers = map(_number, (gpu.usable_GiB, gpu.bandwidth, gpu.bf16, gpu.fp8, gpu.nvfp4))
+        capability = "" if gpu.capability is None else ".".join(map(str, gpu.capability))
+        shared = "; memory shared with the CPU" if gpu.unified else ""
+        yield name, *numbers, capability, gpu.source + shared
+
+
+def _families() -> Rows:
+    yield "family", "`model_type`", "layers (models)"
+    for family in {family.name: family for family in FAMILIES.values()}.values():
+        yield _code(family.name), ", ".join(map(_code, family.model_types)), family.summary
+
+
+TABLES: Final[dict[str, Callable[[], Rows]]] = {
+    "estimators": _estimators,
+    "losses": _losses,
+    "formats": _formats,
+    "gpus": _gpus,
+    "families": _families,
+}
+"""name in a marker -> its rows."""
+
+
+def table(name: str) -> str:
+    """A table in Markdown."""
+    heads, *rows = TABLES[name]()
+    rule = "".join("|--:" if head.endswith(":") else "|---" for head in heads) + "|"
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    first, *rest = (f"| {' | '.join(row)} |" for row in ([head.removesuffix(":") for head in heads], *cells))
+    return "\n".join([first, rule, *rest, ""])
+
+
+def filled(text: str, document: str) -> str:
+    """`text` with every marked block written anew; raises ValueError where a marker names no table or has no end."""
+
+    def fill(found: re.Match[str]) -> str:
+        if found[1] not in TABLES:
+            raise ValueError(f"{document}: no table is called {found[1]!r}; choose {', '.join(TABLES)}")
+        if found[3] != "<!-- end -->":
+            raise ValueError(f"{document}: the table {found[1]} has no <!-- end -->")
+        return f"<!-- table: {found[1]} -->\n{table(found[1])}<!-- end -->"
+
+    return BLOCK.sub(fill, text)
+
+
+def documents() -> list[Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    """Write every document whose tables are stale."""
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        if (new := filled(text, path.name)) != text:
+            write_text(path, new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Formats: how numbers are written down, what may be kept so, and who can compute in it.
+
+The command line lists them in its help, so that this module imports nothing heavy.
+
+Shape letters: R rows (outputs) and C columns (inputs) of a matrix; scales are shared along C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final, Literal
+
+Use = Literal["weights", "kv", "state"]
+"""What is kept: the weights, keys and values of attention, or states of Mamba layers (recurrent and convolution)."""
+
+_USES: Final = ("weights", "kv", "state")
+_ORIGINS: Final = ("exact", "published", "estimated")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a matrix is written down."""
+
+    name: str
+    bits: int
+    """Of one number."""
+
+    group: int = 0
+    """Numbers of a row that share a scale; 0 for none."""
+
+    group_bytes: int = 0
+    """Of such a scale."""
+
+    row_bytes: int = 0
+    """Of the scale of a row."""
+
+    matrix_bytes: int = 0
+    """Of the scales of the whole matrix: of its weights and of its inputs, four bytes each."""
+
+    uses: tuple[Use, ...] = ("weights",)
+    """What may be kept so.  Keys and values, and states, have the scales of groups alone."""
+
+    native: tuple[int, int] | None = None
+    """The CUDA compute capability from which tensor cores know it; None where the planner does not say."""
+
+    vllm_kv: bool = True
+    """Whether vLLM keeps keys and values so, where `uses` says that they can be."""
+
+    config_names: tuple[str, ...] = ()
+    """What configs call it, and vLLM the first of them: a dtype, or for quantised weights the quant_algo of modelopt,
+    else the quant_method."""
+
+    origin: str = "exact"
+    """Where these numbers come from: exact, published or estimated."""
+
+    note: str = ""
+    """The layout in words."""
+
+    source: str = ""
+    """Whose layout it is."""
+
+    def __post_init__(self) -> None:
+        if self.bits < 1 or min(self.group, self.group_bytes, self.row_bytes, self.matrix_bytes) < 0:
+            raise ValueError(f"format {self.name}: it needs bits, and no part of it can be negative")
+        if not self.uses or not set(self.uses) <= set(_USES):
+            raise ValueError(f"format {self.name}: uses are some of {', '.join(_USES)}")
+        if self.origin not in _ORIGINS:
+            raise ValueError(f"format {self.name}: the origin is one of {', '.join(_ORIGINS)}")
+        if self.quantised and "state" in self.uses:
+            raise ValueError(f"format {self.name}: no engine keeps states in fewer than 16 bits")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether only matrices, and keys and values, can be kept so; a model computes in any other."""
+        return self.bits < 16
+
+    @property
+    def bits_with_scales(self) -> Fraction:
+        """Of one number and its part of the scale that a group shares."""
+        return self.bits + (Fraction(8 * self.group_bytes, self.group) if self.group else Fraction(0))
+
+    def matrix(self, rows: Any, columns: Any) -> Any:
+        """Bytes of an [R, C] matrix with its scales; whole numbers or arrays of them."""
+        scales = -(-columns // self.group) * self.group_bytes if self.group else 0
+        return rows * (-(-columns * self.bits // 8) + scales + self.row_bytes) + self.matrix_bytes
+
+
+_ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state")
+_PUBLISHED: Final = "the bytes of published checkpoints"
+_COMMON: Final = "the common layout of weight-only quantisers, which differ by about one per cent"
+
+FORMATS: Final = {
+    form.name: form
+    for form in (
+        Format(
+            "fp32",
+            bits=32,
+            uses=_ALL,
+            config_names=("float32",),
+            note="8 bits of exponent, 23 of fraction",
+            source="IEEE 754 binary32",
+        ),
+        Format(
+            "bf16",
+            bits=16,
+            uses=_ALL,
+            native=(8, 0),
+            config_names=("bfloat16",),
+            note="8 bits of exponent, 7 of fraction",
+            source="the upper half of an fp32",
+        ),
+        Format(
+            "fp16",
+            bits=16,
+            uses=_ALL,
+            config_names=("float16",),
+            note="5 bits of exponent, 10 of fraction",
+            source="IEEE 754 binary16",
+        ),
+        Format(
+            "fp8",
+            bits=8,
+            matrix_bytes=8,
+            uses=("weights", "kv"),
+            native=(8, 9),
+            config_names=("fp8", "fbgemm_fp8"),
+            origin="published",
+            note="E4M3, one scale a matrix and one for its inputs",
+            source=_PUBLISHED,
+        ),
+        Format(
+            "nvfp4",
+            bits=4,
+            group=16,
+            group_bytes=1,
+            matrix_bytes=8,
+            uses=("weights", "kv"),
+            native=(10, 0),
+            config_names=("nvfp4", "mixed_precision"),
+            origin="published",
+            note="E2M1, an E4M3 scale for 16 numbers",
+            source=_PUBLISHED,
+        ),
+        Format(
+            "int8",
+            bits=8,
+            row_bytes=2,
+            uses=("weights", "kv"),
+            vllm_kv=False,
+            origin="estimated",
+            note="a bf16 scale a row",
+            source=_COMMON,
+        ),
+        Format(
+            "int4",
+            bits=4,
+            group=128,
+            group_bytes=2,
+            origin="estimated",
+            note="a bf16 scale for 128 numbers of a row",
+            source=_COMMON,
+        ),
+    )
+}
+"""name -> format."""
+
+
+def formats_for(use: Use) -> tuple[str, ...]:
+    """The names of the formats that something may be kept in."""
+    return tuple(name for name, form in FORMATS.items() if use in form.uses)
+
+
+def named_in_config(name: str, *, quantised: bool) -> str | None:
+    """The format that a config calls so, among the dtypes or among quantised ones; None where there is none."""
+    found = (form for form in FORMATS.values() if form.quantised == quantised and name in form.config_names)
+    return next((form.name for form in found), None)
+
+
+def mildest_first() -> tuple[str, ...]:
+    """bf16, and the formats of weights that are quantised, from the mildest to the harshest: by bits with scales."""
+    quantised = [form for form in FORMATS.values() if form.quantised and "weights" in form.uses]
+    return ("bf16", *(form.name for form in sorted(quantised, key=lambda form: -form.bits_with_scales)))
