@@ -90,7 +90,7 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
             mask = torch.zeros(tensor.shape[place])
             mask[torch.from_numpy(kept)] = 1
             alive = alive * mask.reshape([-1 if other == place else 1 for other in range(tensor.ndim)])
-            if rule.norm_group:
+            if rule.norm:
                 energy[rule.pattern.format(index)] = mask.numpy().astype(np.float64)
         dropped_layer = layer is not None and layer not in plan.layers
         tensors[name] = torch.zeros_like(tensor) if dropped_layer else tensor * alive

@@ -197,7 +197,8 @@ def _checked(spec: ModelSpec, key: str, size: int) -> int:
     for axis in spec.keys[key]:
         if size < spec.least(axis):
             raise MinitronError(
-                f"{key} = {size} is fewer than the {spec.least(axis)} of {spec.axis(axis).least_key}; keep more."
+                f"{key} = {size} is fewer than the {spec.least(axis)} {spec.axis(axis).label} of "
+                f"{spec.axis(axis).least_key}; keep more."
             )
         if size % spec.equal_groups(axis):
             raise MinitronError(f"{key} = {size} is no multiple of the router's {spec.equal_groups(axis)} groups.")

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from importance.score.calibrate import score_model
+from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
-from minitron.cut.selection import HIDDEN
-from minitron.model.axes import Basis
+from minitron.cut.selection import STREAM
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
 
@@ -79,7 +79,7 @@ def test_kept_channels_leave_the_norm_of_the_stream_as_they_did(
     ids = np.full((2, 8), 7)
     plan, _, small = cut(folder, spec, {"hidden_size": 12}, ids)
     name = "model.layers.0." + ("input_layernorm" if fixture == "tiny_llama" else "norm")
-    kept = plan.keep[HIDDEN]
+    kept = plan.keep[STREAM]
     before, after = through(loaded(folder), name, ids), through(small, name, ids)
     np.testing.assert_array_equal(after["in"], before["in"][:, kept])
     np.testing.assert_allclose(after["out"], before["out"][:, kept], rtol=1e-5, atol=1e-7)
@@ -131,7 +131,7 @@ def test_kept_directions_leave_the_norm_as_they_did(tiny_llama: Path, tmp_path: 
     ids = np.arange(48).repeat(8).reshape(4, 96)
     scores = score_model(loaded(folder), spec, ids, layers="none")
     plan = make_plan(spec, {"hidden_size": 8}, tuple(range(4)), scores, rotate=True)
-    basis = plan.keep[HIDDEN]
+    basis = plan.keep[STREAM]
     assert isinstance(basis, Basis)
     small = cut_model(loaded(folder), spec, plan)
     for name in ("model.layers.0.input_layernorm", "model.layers.3.post_attention_layernorm", "model.norm"):

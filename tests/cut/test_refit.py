@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from importance.score.moments import PERIOD, TOKENS_AN_INPUT, Moments
 from importance.score.surgeon import refit_error, removal_scores
 from importance.score.totals import Totals
+from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import load_plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.refit import fold, input_sites
 from minitron.cut.scores import load_scores
 from minitron.errors import MinitronError
-from minitron.model.axes import Basis
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec
 

@@ -17,7 +17,7 @@ from minitron.cut.plan import Plan, beside, load_plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Scores, load_scores
-from minitron.cut.selection import HIDDEN
+from minitron.cut.selection import STREAM
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dims import axes_of
@@ -66,7 +66,7 @@ def test_a_rotation_changes_nothing(fixture: str, tmp_path: Path, request: pytes
     parent = request.getfixturevalue(fixture)
     spec = read_spec(parent)
     norms = {tensor.name: (1.0,) for tensor in spec.expected() if reads_stream(tensor.rule)}
-    plan = Plan(spec.fingerprint, {}, tuple(range(len(spec.layers))), {HIDDEN: Basis(orthonormal(32, 32))}, norms)
+    plan = Plan(spec.fingerprint, {}, tuple(range(len(spec.layers))), {STREAM: Basis(orthonormal(32, 32))}, norms)
     prune(parent, plan, tmp_path / "turned")
     torch.testing.assert_close(logits(tmp_path / "turned"), logits(parent), rtol=1e-4, atol=1e-4)
     before, after = (load_file(folder / "model.safetensors") for folder in (parent, tmp_path / "turned"))
@@ -114,7 +114,7 @@ def test_the_covariance_is_that_of_the_normalised_stream(fixture: str, request: 
         if reads_stream(tensor.rule):
             name = tensor.name.removesuffix(".weight")
             model.get_submodule(name).register_forward_pre_hook(note(name))
-    found = scores_of(folder, spec).covariance[HIDDEN]
+    found = scores_of(folder, spec).covariance[STREAM]
     with torch.no_grad():
         model(torch.from_numpy(token_ids()))
     total, whole = np.zeros((32, 32)), 0.0
@@ -190,12 +190,12 @@ def test_bases_survive_the_disk(tiny_hybrid: Path, tmp_path: Path) -> None:
     plan = make_plan(spec, {"hidden_size": 24, "intermediate_size": 40}, tuple(range(8)), scores)
     plan.save(tmp_path / "plan.json")
     again = load_plan(tmp_path / "plan.json")
-    one, other = plan.keep[HIDDEN], again.keep[HIDDEN]
+    one, other = plan.keep[STREAM], again.keep[STREAM]
     assert isinstance(one, Basis) and isinstance(other, Basis)
     np.testing.assert_allclose(one.matrix, other.matrix, atol=1e-6)
     prune(tiny_hybrid, again, tmp_path / "small")
-    share = kept_importance(spec, scores, plan.sizes, plan.layers)[HIDDEN]
-    values = np.linalg.eigvalsh(scores.covariance[HIDDEN])[::-1]
+    share = kept_importance(spec, scores, plan.sizes, plan.layers)[STREAM]
+    values = np.linalg.eigvalsh(scores.covariance[STREAM])[::-1]
     assert share == pytest.approx(values[:24].sum() / values.sum())
     with pytest.raises(MinitronError, match="exists already"):
         plan.save(tmp_path / "plan.json")

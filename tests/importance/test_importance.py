@@ -168,7 +168,7 @@ def test_every_axis_that_can_be_cut_is_covered(name: str, request: pytest.Fixtur
     # heads are cut to directions (importance.score.balanced_bases).
     implied = {"mamba_head", "mamba_head_dim", "kv_head", "qk_head_dim", "v_head_dim"}
     assert spec.axes - spec.family.fixed - implied == found - {"mamba_channel", "layer"}
-    norms = {tensor.name for tensor in spec.expected() if tensor.rule.norm_group}
+    norms = {tensor.name for tensor in spec.expected() if tensor.rule.norm}
     assert set(scores.energy) == norms
     shapes = {tensor.name: tensor.shape for tensor in spec.expected()}
     for name, values in scores.energy.items():

@@ -8,7 +8,8 @@ from planning_models import LONG, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
-from minitron.memory.footprint import Footprint, footprint, kept
+from minitron.memory.caches import Kept, kept
+from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.parallel import per_gpu, require_splits, splits
 from minitron.memory.vllm import Pool, pool, serve_line
@@ -24,8 +25,7 @@ def engine(prefix_caching: bool = False, cuda_graphs: bool = False, **more: int)
 
 
 def pool_of(spec: ModelSpec, workload: Workload) -> Pool:
-    keep = kept(spec, workload, spec.sizes, spec.kind_counts())
-    return pool(workload, keep.token, keep.conv + keep.ssm, keep.attention, keep.mamba)
+    return pool(workload, kept(spec, workload, spec.sizes, spec.kind_counts()))
 
 
 def in_pool(found: Footprint) -> int:
@@ -62,7 +62,10 @@ def test_a_state_that_fills_whole_units_takes_no_more() -> None:
     assert found.per_sequence == 10 + 1
     assert footprint(spec, workload).block_rounding == 0
     # A byte more in a state, and the block is a unit longer.
-    longer = pool(workload, 64, np.array([5119, 5120, 5121]), 2, 2)
+    keep = kept(spec, workload, spec.sizes, spec.kind_counts())
+    states = np.array([5119, 5120, 5121])
+    caches = [replace(one, conv=0, state=states) if one.cache.keeps_state else one for one in keep.caches]
+    longer = pool(workload, Kept(tuple(caches)))
     assert longer.block_size.tolist() == [80, 80, 96]
 
 
@@ -171,11 +174,11 @@ def test_a_split_model_takes_its_part_of_each_tensor() -> None:
 
 def test_what_does_not_divide_is_refused() -> None:
     spec = published(NINE)
-    with pytest.raises(MinitronError, match="num_attention_heads = 40 cannot be split among 3 GPUs"):
+    with pytest.raises(MinitronError, match="intermediate_size = 15680 cannot be split among 3 GPUs"):
         require_splits(spec, 3)
-    assert splits(spec.sizes, 8)
-    assert not splits(spec.sizes | {"mamba_group": 3}, 8)
-    assert per_gpu(spec.sizes | {"mamba_group": 1}, 8)["mamba_group"] == 1
+    assert splits(spec, spec.sizes, 8)
+    assert not splits(spec, spec.sizes | {"mamba_group": 3}, 8)
+    assert per_gpu(spec, spec.sizes | {"mamba_group": 1}, 8)["mamba_group"] == 1
 
 
 def test_lora_counts_both_of_its_matrices() -> None:

@@ -1,4 +1,4 @@
-"""Every published NemotronH and Llama config, counted from the config alone, against counts made by transformers."""
+"""Every published config of a known family, counted from the config alone, against counts made by transformers."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def config(name: str) -> Path:
 
 
 def test_all_configs_of_known_families_are_here() -> None:
-    assert len(READ) == 9
+    assert len(READ) == 11
     assert {"Nemotron-Nano-12B-v2", "Nemotron-3-Super-120B-A12B", "Llama-3.1-8B"} <= set(READ)
 
 
@@ -45,6 +45,8 @@ def test_parameters(name: str) -> None:
         ("Nemotron-3-Nano-30B-A3B", (23, 6, 0, 23), 31_577_940_288),
         ("Nemotron-3-Super-120B-A12B", (40, 8, 0, 40), 120_668_707_840),
         ("Llama-3.1-8B", (0, 32, 0, 0), 8_030_261_248),
+        ("Qwen3-8B", (0, 36, 0, 0), 8_190_735_360),
+        ("Qwen3-30B-A3B", (0, 0, 0, 48), 30_532_122_624),
     ],
 )
 def test_published_totals_and_layers(name: str, layers: tuple[int, int, int, int], total: int) -> None:

@@ -83,7 +83,10 @@ def test_what_the_lattice_does_not_name_stays() -> None:
             {"lattice": {"num_attention_heads": "3"}},
             "num_attention_heads = 3 is no multiple of num_key_value_heads = 2",
         ),
-        ({"lattice": {"n_routed_experts": "1"}}, "n_routed_experts = 1 is fewer than the 2 experts"),
+        (
+            {"lattice": {"n_routed_experts": "1"}},
+            "n_routed_experts = 1 is fewer than the 2 experts of num_experts_per_tok",
+        ),
         ({"lattice": {"num_hidden_layers": "x"}}, "num_hidden_layers: 'x' is no list of numbers"),
         ({"layers": 6, "pattern": "M"}, "the depth is given twice"),
         ({"layers": 6, "lattice": {"num_hidden_layers": "5"}}, "the depth is given twice"),

@@ -1,0 +1,45 @@
+"""Published models of every known type: parameters and what a token costs, against counts made with transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron.memory.caches import kept
+from minitron.memory.workload import Workload
+from minitron.model.families import FAMILIES
+from minitron.model.spec import ModelSpec, spec_of
+
+FACTS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "reference" / "families_facts.json").read_text()
+)
+KNOWN = [name for name, facts in FACTS.items() if facts["model_type"] in FAMILIES]
+
+
+def spec(name: str) -> ModelSpec:
+    return spec_of(FACTS[name]["config"] | {"model_type": FACTS[name]["model_type"]})
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_parameters(name: str) -> None:
+    found = spec(name).parameters()
+    assert found.total == FACTS[name]["total_params"]
+    assert found.active == FACTS[name]["active_params"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_layers_keep(name: str) -> None:
+    facts, model, context = FACTS[name], spec(name), 2**17
+    keep = kept(model, Workload(context, 1, "bf16", "bf16", "fp32", "bf16"), model.sizes, model.kind_counts())
+    whole = [one for one in keep.caches if one.window is None]
+    windowed = [one for one in keep.caches if one.window is not None]
+    assert sum(one.attention * one.token for one in whole) == facts["kv_bytes_per_token_bf16"]
+    assert sum(one.attention * one.token for one in windowed) == facts["window_kv_bytes_per_token_bf16"]
+    assert {one.window for one in windowed} <= {facts["window"]}
+    assert sum(one.attention for one in whole) == facts["full_attention_layers"]
+    assert sum(one.attention for one in windowed) == facts["window_layers"]
+    assert keep.kv_bytes == sum(one.attention * one.token * min(context, one.window or context) for one in keep.caches)
+    assert keep.conv_bytes // 2 + keep.state_bytes // 4 == (
+        facts["state_conv_numbers"] + facts["state_recurrent_numbers"]
+    )
