@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from importance.score.calibrate import score_model
 from minitron.cut.plan import Plan
 from minitron.cut.scores import Scores
-from minitron.cut.selection import axes_at, kept_rows, layer_of, places
+from minitron.cut.selection import axes_at, kept_rows, layer_of, pick, places
+from minitron.model.dims import Word
+from minitron.model.families import Rule
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
 
@@ -84,21 +86,70 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
     for name, tensor in tensors.items():
         rule, index = spec.find(name)
         layer = layer_of(spec, index)
-        alive = torch.ones_like(tensor)
-        for place, dim in enumerate(rule.dims):
-            kept = kept_rows(spec, plan.keep, dim, layer, index.get("expert"))
-            mask = torch.zeros(tensor.shape[place])
-            mask[torch.from_numpy(kept)] = 1
-            alive = alive * mask.reshape([-1 if other == place else 1 for other in range(tensor.ndim)])
-            if rule.norm:
-                energy[rule.pattern.format(index)] = mask.numpy().astype(np.float64)
-        dropped_layer = layer is not None and layer not in plan.layers
-        tensors[name] = torch.zeros_like(tensor) if dropped_layer else tensor * alive
-        if name.endswith("e_score_correction_bias") and not dropped_layer:
-            # A zero router row still wins tokens; only a bias keeps them away.
+        if layer is not None and layer not in plan.layers:
+            tensors[name] = torch.zeros_like(tensor)
+            continue
+        alive = alive_entries(spec, plan, rule, index, tensor)
+        tensors[name] = tensor * alive
+        if rule.norm:
+            energy[rule.pattern.format(index)] = alive.reshape(-1, tensor.shape[-1])[0].numpy().astype(np.float64)
+        if rule.router and tensor.ndim == 1:
+            # A zero router row still wins tokens; a bias keeps them away.
             tensors[name] = tensor - 1e4 * (1 - alive)
+    if any(axis == "expert" for axis, _ in plan.keep):
+        keep_tokens_away(tensors, spec, plan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return energy
+
+
+def alive_entries(spec: ModelSpec, plan: Plan, rule: Rule, index: dict[str, int], tensor: torch.Tensor) -> torch.Tensor:
+    """1 where a tensor's entry belongs to units that stay, else 0; of a tensor of all experts each by its own."""
+    layer = layer_of(spec, index)
+    if rule.is_stacked:
+        kept = pick(plan.keep, "expert", layer, None)
+        rows = [
+            alive_matrix(spec, plan, rule, layer, expert, tensor[expert]) * (kept is None or expert in kept)
+            for expert in range(len(tensor))
+        ]
+        return torch.stack(rows)
+    return alive_matrix(spec, plan, rule, layer, index.get("expert"), tensor)
+
+
+def alive_matrix(
+    spec: ModelSpec, plan: Plan, rule: Rule, layer: int | None, expert: int | None, tensor: torch.Tensor
+) -> torch.Tensor:
+    alive = torch.ones_like(tensor)
+    for place, dim in enumerate(rule.matrix):
+        mask = torch.zeros(tensor.shape[place])
+        mask[torch.from_numpy(kept_rows(spec, plan.keep, dim, layer, expert))] = 1
+        alive = alive * mask.reshape([-1 if other == place else 1 for other in range(tensor.ndim)])
+    return alive
+
+
+def keep_tokens_away(tensors: dict[str, torch.Tensor], spec: ModelSpec, plan: Plan) -> None:
+    """Where a router has no bias: one channel of the stream is the same for all tokens, for only the embedding writes
+    to it, and by it the routers' rows of experts that go fall below all others."""
+    channels = plan.keep.get(("hidden", None))
+    channel = 0 if channels is None else int(channels[0])
+    for name, tensor in tensors.items():
+        rule, index = spec.find(name)
+        layer = layer_of(spec, index)
+        if rule.component == "embedding":
+            tensor[:, channel] = 1.0
+        elif rule.norm is not None and rule.dims == (Word("hidden"),):
+            tensor[channel] = 1.0 - rule.norm.offset
+        elif layer is not None and not rule.router:
+            for place, dim in enumerate(rule.dims):
+                if (
+                    dim == Word("hidden")
+                    and (rule.writes in (None, dim))
+                    and (rule.writes is None or dim is rule.writes)
+                ):
+                    tensor.select(place, channel).zero_()
+        elif rule.router and tensor.ndim == 2 and layer in plan.layers:
+            kept = pick(plan.keep, "expert", layer, None)
+            tensor[:, channel] = -1e4
+            tensor[kept, channel] = 0.0
 
 
 def add_mtp(folder: Path, spec_sizes: dict[str, int]) -> None:

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     NemotronHConfig,
@@ -100,6 +102,33 @@ def save_llama(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: Any)
     """Write a Llama in fp32 with its tokenizer; `tied` shares the embedding with the output layer."""
     config = LlamaConfig(**LLAMA_SIZES | {"tie_word_embeddings": tied} | sizes)
     return _save(folder, LlamaForCausalLM, config, seed)
+
+
+_DECODER = {key: value for key, value in LLAMA_SIZES.items() if key != "num_hidden_layers"} | {"num_hidden_layers": 4}
+_WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
+    "nemotron_h": [
+        HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
+        HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in "ME*"], "moe_latent_size": 16},
+    ],
+    "llama": [_DECODER | {"attention_bias": True, "mlp_bias": True}, _DECODER | {"tie_word_embeddings": True}],
+    "mistral": [_DECODER | {"sliding_window": 8}, _DECODER | {"sliding_window": None}],
+    # Its tokenizer adds a token of its own.
+    "qwen2": [_DECODER | {"vocab_size": 304, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}],
+    "qwen3": [_DECODER | {"tie_word_embeddings": True}],
+    "qwen3_moe": [_DECODER | _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
+    "gemma2": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],
+    "gemma3_text": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],
+}
+"""model_type -> tiny configs: what a family's conformance test runs on.  A family is not in before it has some here."""
+
+
+def save_family(folder: Path, model_type: str, *, seed: int = 0, **sizes: Any) -> Path:
+    """Write a tiny model of any type in fp32 with its tokenizer."""
+    config = AutoConfig.for_model(model_type, **sizes)
+    return _save(folder, type(AutoModelForCausalLM.from_config(config)), config, seed)
 
 
 def padded_vocabulary(source: Path, folder: Path, rows: int) -> Path:

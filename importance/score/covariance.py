@@ -107,8 +107,8 @@ def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
         share = spec.experts_per_token / spec.num_experts if rule.per_expert else 1.0
         squares += float(gain.square() @ _squares(weight_of(model, spec, rule, norm.layer))) * share
     if norm.layer is None and spec.is_tied:
-        embedding: Tensor = model.get_input_embeddings().weight
-        squares += float(gain.square() @ _squares(embedding))
+        tied: Tensor = model.get_output_embeddings().weight
+        squares += float(gain.square() @ _squares(tied))
     return float(np.sqrt(squares))
 
 

@@ -1,0 +1,261 @@
+"""What every family must do before it is one: a tiny model of each type, made by transformers, through all that
+Minitron does with a checkpoint.  What is compared with comes from transformers, never from the family's own table."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cuts import kill_units, logits, random_scores
+from safetensors.torch import load_file
+from tiny_models import FAMILY_SIZES, save_family
+
+from cli.app import run
+from minitron.cut.plan import Plan, make_plan
+from minitron.cut.prune import prune
+from minitron.cut.rotation import unrotatable
+from minitron.cut.scores import Scores, load_scores
+from minitron.cut.selection import STREAM
+from minitron.errors import MinitronError
+from minitron.memory.caches import kept
+from minitron.memory.workload import Workload
+from minitron.model.axes import HIDDEN
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.families import FAMILIES
+from minitron.model.loading import load_model
+from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.tensor_map import held
+
+CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for number in range(len(sizes))]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model_type, number = request.param
+    return save_family(tmp_path_factory.mktemp("family") / model_type, model_type, **FAMILY_SIZES[model_type][number])
+
+
+def free_axes(spec: ModelSpec) -> Iterator[str]:
+    """The axes that a plan may cut, one for each config key."""
+    for axes in spec.keys.values():
+        if not any(axis in spec.family.fixed for axis in axes):
+            yield axes[0]
+
+
+def cut_of(spec: ModelSpec, axis: str) -> dict[str, int]:
+    """config key -> size of a cut of an axis by a quarter or more, with what goes along.
+
+    Multiples of four first: torch's grouped matmul wants rows of 16 bytes."""
+    for size in sorted(range(1, spec.sizes[axis] * 3 // 4 + 1), key=lambda size: (size % 4 > 0, -size)):
+        sizes = {spec.key(axis): size}
+        for member, group in spec.family.grouped.items():
+            if group == axis and member in spec.sizes:
+                sizes[spec.key(member)] = spec.sizes[member] // spec.sizes[axis] * size
+        try:
+            make_plan(spec, sizes, tuple(range(len(spec.layers))), random_scores(spec))
+        except MinitronError:
+            continue
+        return sizes
+    raise AssertionError(f"{axis} cannot be cut to any size")
+
+
+def cuts_of(spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """name -> config key -> size: every axis alone, and all together."""
+    alone = {axis: cut_of(spec, axis) for axis in free_axes(spec)}
+    return alone | {"all": {key: size for sizes in reversed(alone.values()) for key, size in sizes.items()}}
+
+
+def rotated_scores(spec: ModelSpec, scores: Scores, kept_channels: np.ndarray) -> Scores:
+    """The scores with a covariance of the stream that lives on some channels, in directions that mix them."""
+    rng = np.random.default_rng(0)
+    vectors, _ = np.linalg.qr(rng.standard_normal((len(kept_channels), len(kept_channels))))
+    covariance = np.zeros((spec.sizes[HIDDEN], spec.sizes[HIDDEN]))
+    covariance[np.ix_(kept_channels, kept_channels)] = vectors @ np.diag(rng.random(len(vectors)) + 0.5) @ vectors.T
+    return replace(scores, covariance={STREAM: covariance})
+
+
+def relative(small: Path, parent: Path) -> float:
+    one, other = logits(small), logits(parent)
+    return float((one - other).norm() / other.norm())
+
+
+def test_every_family_has_tiny_models() -> None:
+    assert set(FAMILY_SIZES) == set(FAMILIES)
+
+
+def test_every_tensor_is_named_and_counted_and_has_its_place_in_memory(checkpoint: Path) -> None:
+    spec, on_disk = read_spec(checkpoint), Checkpoint(checkpoint)
+    on_disk.check(spec)
+    assert spec.parameters().total == on_disk.num_parameters
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    state = model.state_dict()
+    for name in (
+        {rule.pattern.format({}) for rule in spec.family.rules["model"] if rule.tied_to} if spec.is_tied else ()
+    ):
+        state.pop(name)
+    assert {one.name: one.shape for one in held(spec)} == {name: tuple(value.shape) for name, value in state.items()}
+    # What is in memory is what is on disk, part by part.
+    tensors = load_file(checkpoint / "model.safetensors")
+    names = {rule.pattern.format(index): name for name, rule, index in on_disk.named_tensors(spec)}
+    for one in held(spec):
+        for expected, tensor in one.split(state[one.name]):
+            assert torch.equal(tensor, tensors[names[expected.name]]), expected.name
+
+
+def test_everything_kept_is_the_same_to_the_byte(checkpoint: Path, tmp_path: Path) -> None:
+    spec = read_spec(checkpoint)
+    prune(checkpoint, Plan(spec.fingerprint, {}, tuple(range(len(spec.layers)))), tmp_path / "whole")
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "whole"))
+    assert before.keys() == after.keys()
+    assert all(before[name].numpy().tobytes() == after[name].numpy().tobytes() for name in before)
+    assert json.loads((checkpoint / "config.json").read_text()) == json.loads(
+        (tmp_path / "whole/config.json").read_text()
+    )
+
+
+def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Path) -> None:
+    for name, sizes in cuts_of(read_spec(checkpoint)).items():
+        parent = tmp_path / name / "parent"
+        shutil.copytree(checkpoint, parent)
+        spec = read_spec(parent)
+        layers = tuple(range(len(spec.layers)))
+        kept_layers = tuple(layer for layer in layers if layer != 1) if name == "all" and len(layers) > 3 else layers
+        energy = kill_units(parent, spec, make_plan(spec, sizes, kept_layers, random_scores(spec)))
+        spec = read_spec(parent)
+        scores = Scores(random_scores(spec).importance, energy, spec.fingerprint, "0" * 64)
+        plan = make_plan(spec, sizes, kept_layers, scores, rotate=False)
+        result = prune(parent, plan, tmp_path / name / "small")
+        assert relative(tmp_path / name / "small", parent) < 1e-4, name
+        # load_model refuses what is missing, unexpected or of another shape.
+        model = load_model(tmp_path / name / "small", dtype=torch.float32, device=CPU)
+        assert result.parameters == plan.parameters == Checkpoint(tmp_path / name / "small").num_parameters
+        assert model.num_parameters() <= result.parameters
+        if STREAM in plan.keep and unrotatable(spec) is None:
+            turned = rotated_scores(spec, scores, np.asarray(plan.keep[STREAM]))
+            rotated = make_plan(spec, sizes, kept_layers, turned, rotate=True)
+            assert rotated.rotates
+            prune(parent, rotated, tmp_path / name / "rotated")
+            assert relative(tmp_path / name / "rotated", parent) < 1e-4, f"{name}, rotated"
+
+
+def test_a_stream_that_cannot_be_rotated_is_refused_by_name(checkpoint: Path) -> None:
+    spec = read_spec(checkpoint)
+    norm = unrotatable(spec)
+    if norm is None:
+        return
+    sizes = cut_of(spec, HIDDEN)
+    scores = rotated_scores(spec, random_scores(spec), np.arange(spec.sizes[HIDDEN]))
+    with pytest.raises(MinitronError, match="cannot be rotated"):
+        make_plan(spec, sizes, tuple(range(len(spec.layers))), scores, rotate=True)
+    # Where nobody says, channels are selected.
+    assert not make_plan(spec, sizes, tuple(range(len(spec.layers))), scores).rotates
+
+
+def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path) -> None:
+    """transformers keeps one column more of a convolution than a step needs, and one token fewer of a window."""
+    spec, tokens = read_spec(checkpoint), 20
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    with torch.no_grad():
+        cache = model(torch.arange(tokens)[None] + 3, use_cache=True).past_key_values
+    found = {"kv": 0, "conv": 0, "state": 0}
+    for layer in cache.layers:
+        for name, kind in (("keys", "kv"), ("values", "kv"), ("conv_states", "conv"), ("recurrent_states", "state")):
+            found[kind] += sum(part.numel() * part.element_size() for part in parts(getattr(layer, name, None)))
+    workload = Workload(tokens, 1, "fp32", "fp32", "fp32", "fp32")
+    keep = kept(spec, workload, spec.sizes, spec.kind_counts())
+    assert found["kv"] == sum(
+        one.attention * one.token * (one.tokens if one.window is None else one.tokens - 1) for one in keep.caches
+    )
+    assert found["conv"] == sum(
+        one.layers * one.conv // one.columns * (one.columns + 1) for one in keep.caches if one.conv
+    )
+    assert found["state"] == keep.state_bytes
+
+
+def parts(held_by_layer: Any) -> list[torch.Tensor]:
+    """The tensors of a cache entry, which is one, none or several."""
+    if isinstance(held_by_layer, dict):
+        held_by_layer = list(held_by_layer.values())
+    if not isinstance(held_by_layer, list | tuple):
+        held_by_layer = [held_by_layer]
+    return [one for one in held_by_layer if isinstance(one, torch.Tensor)]
+
+
+def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
+    asked = [
+        "--data",
+        str(short_text),
+        "--samples",
+        "4",
+        "--sequence-length",
+        "32",
+        "--dtype",
+        "fp32",
+        "--layers",
+        "fast",
+    ]
+    assert run(["score", str(checkpoint), *asked, "-o", str(tmp_path / "whole.safetensors")]) == 0
+    assert run(["score", str(checkpoint), *asked, "--offload", "-o", str(tmp_path / "layers.safetensors")]) == 0
+    whole, layers = (load_scores(tmp_path / f"{name}.safetensors") for name in ("whole", "layers"))
+    spec = read_spec(checkpoint)
+    assert whole.importance.keys() == layers.importance.keys()
+    for key, values in whole.importance.items():
+        np.testing.assert_allclose(layers.importance[key], values, rtol=1e-4, atol=1e-7, err_msg=str(key))
+    for name, energy in whole.energy.items():
+        np.testing.assert_allclose(layers.energy[name], energy, rtol=1e-4, err_msg=name)
+    # Every axis that is cut to its best indices by default has a score, or takes that of what is grouped in it.
+    scored = {axis for axis, _ in whole.importance}
+    for axis in free_axes(spec):
+        row = spec.axis(axis)
+        members = {member for member, group in spec.family.grouped.items() if group == axis}
+        assert row.step.most == 0 or scored & {axis, row.joint, *members}, axis
+
+
+def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
+    spec, text = read_spec(checkpoint), str(short_text)
+    sizes = [f"--set={key}={size}" for key, size in cuts_of(spec)["all"].items()]
+    asked = ["--data", text, "--samples", "4", "--sequence-length", "32", "--scoring-dtype", "fp32"]
+    asked += ["--layer-scores", "none"]
+    assert run(["prune", str(checkpoint), *sizes, *asked, "-o", str(tmp_path / "pruned")]) == 0
+    steps = ["--steps", "2", "--batch-tokens", "64", "--sequence-length", "32", "--precision", "fp32"]
+    distilled = tmp_path / "distilled"
+    assert (
+        run(
+            [
+                "distill",
+                str(tmp_path / "pruned"),
+                "--teacher",
+                str(checkpoint),
+                "--data",
+                text,
+                *steps,
+                "-o",
+                str(distilled),
+            ]
+        )
+        == 0
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "pruned", distilled))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    load_model(distilled, dtype=torch.float32, device=CPU)
+    evaluated = [
+        "--against",
+        str(checkpoint),
+        "--text",
+        text,
+        "--sequence-length",
+        "32",
+        "--samples",
+        "2",
+        "--no-speed",
+        "--dtype",
+        "fp32",
+    ]
+    assert run(["eval", str(distilled), *evaluated]) == 0
