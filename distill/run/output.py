@@ -22,7 +22,7 @@ from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
 from minitron.files import new_folder, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
 from minitron.model.loading import load_model
-from minitron.model.spec import ModelSpec, is_mtp, read_spec
+from minitron.model.spec import ModelSpec, read_spec
 from minitron.report.training import training_document
 
 DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
@@ -78,7 +78,7 @@ def _trained_tensor(
         # A tied output layer that the student's folder spells out: transformers saves the embedding alone.
         tied: Tensor = model.get_output_embeddings().weight.detach().cpu()
         return tied
-    if spec.ignored(name) is not None or is_mtp(spec.kind_of(name)):
+    if not spec.builds(name):
         return source.tensor(name)
     raise RuntimeError(f"transformers did not save {name}")
 

@@ -288,10 +288,15 @@ class ModelSpec:
             "whole is not touched, so remove that tensor or add a rule."
         )
 
-    def kind_of(self, name: str) -> str:
-        """The kind of layer, or `model`, that a tensor is in; raises MinitronError where no rule names it."""
-        rule, _ = self.find(name)
-        return next(kind for kind, rules in self.rules.items() if any(own is rule for own in rules))
+    def builds(self, name: str) -> bool:
+        """Whether transformers builds something for a tensor of this name: neither for the multi-token-prediction block
+        nor for what no rule names."""
+        for kind, rules in self.rules.items():
+            for rule in rules:
+                index = rule.pattern.match(name)
+                if index is not None and self._holds(kind, index):
+                    return not is_mtp(kind)
+        return False
 
     def _holds(self, kind: str, index: Mapping[str, int]) -> bool:
         """Whether the place that a name speaks of is one of this model's, of that kind."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from minitron.model.axes import Config, rows
-from minitron.model.families.decoders import gain
+from minitron.model.families.decoders import STORED_TIED_HEAD, gain
 from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, WORDS, keep_layers, read_layout
 
@@ -164,6 +164,7 @@ NEMOTRON_H = Family(
     layout=read_layout,
     edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
+    ignored=(STORED_TIED_HEAD,),
     refused={
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",
