@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -284,8 +285,19 @@ def prune(
         if promised != {"parameters": result.parameters, "weight_bytes": result.weight_bytes}:
             raise RuntimeError(f"promised {promised}, wrote {result}: a rule of {spec.family.name} is wrong")
         Checkpoint(folder).check(cutter.target)
-        _write_rest(model, folder, cutter, promised, note or {})
+        # What was passed over is told beside what the caller has to say.
+        told = dict(note or {}) | ({"left out": _counted(left_out)} if left_out else {})
+        _write_rest(model, folder, cutter, promised, told)
+        # Before the folder gets its name: what transformers does not build is no result.
+        from minitron.model.loading import require_buildable
+
+        require_buildable(folder)
     return result
+
+
+def _counted(left_out: Mapping[str, str]) -> str:
+    """`3 x rotary frequencies, ...`: what was passed over, by what it is."""
+    return "; ".join(f"{count} x {why}" for why, count in Counter(left_out.values()).items())
 
 
 def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:

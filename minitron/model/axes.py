@@ -78,6 +78,9 @@ class Axis:
     """The axis of which this one is always the same multiple: a shared expert of n times the routed width, channels of
     expand times hidden.  It is written to no key: a cut of that axis cuts it along."""
 
+    aliases: tuple[str, ...] = ()
+    """Other names that people type for it."""
+
     group: str = ""
     """The axis in whose indices it is grouped: the same number of it is kept in each."""
 
@@ -137,6 +140,7 @@ _ROWS: Final = (
         LAYER,
         "layers",
         ("num_hidden_layers",),
+        aliases=("depth",),
         step=Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
     ),
     Axis(
@@ -232,6 +236,7 @@ _ROWS: Final = (
         "latent_in",
         "latent",
         ("moe_latent_size",),
+        aliases=("latent",),
         step=Step(64, 8, reason="calibration does not score it"),
         scored_at_input=True,
         linear=True,

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.families import FAMILIES
 from minitron.model.spec import spec_of
+from minitron.model.tensor_map import held
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -73,6 +76,34 @@ def _left_over(folder: Path) -> Callable[[str], bool]:
     spec = spec_of(config)
     block = {one.name for one in spec.expected() if one.is_mtp}
     return lambda name: name in block or spec.ignored(name) is not None
+
+
+def require_buildable(folder: Path) -> None:
+    """Raise MinitronError where transformers does not build the model of `folder`'s config.json, or builds one whose
+    tensors are not those of the folder.  Nothing is loaded: the model is built on the meta device."""
+    spec = spec_of(read_json(folder / "config.json"))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"), no_init_weights():
+            state = AutoModelForCausalLM.from_config(config).state_dict()
+    except (ValueError, StrictDataclassError) as error:
+        raise MinitronError(
+            f"transformers does not build a {spec.family.name} model of these sizes ({_first_line(error)}); "
+            "choose other sizes."
+        ) from error
+    wanted = {one.name: one.shape for one in held(spec)}
+    built = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    tied = {rule.pattern.format({}) for rule in spec.family.rules["model"] if rule.tied_to} if spec.is_tied else set()
+    for name in sorted((wanted.keys() | built.keys()) - tied):
+        if wanted.get(name) != built.get(name):
+            raise MinitronError(
+                f"transformers builds {name} in the shape {built.get(name)} from the new config.json, and the cut has "
+                f"{wanted.get(name)}; choose other sizes."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

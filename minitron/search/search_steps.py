@@ -17,9 +17,6 @@ from minitron.search.depth import LayerLimits
 _MOST_STEPS: Final = 16
 """A multiple is halved until the size holds at least so many of it."""
 
-_ALIASES: Final = {LAYER: DEPTH, "depth": DEPTH, DEPTH: DEPTH, "latent": "moe_latent_size"}
-"""What people call axes -> the config key."""
-
 
 @dataclass(frozen=True)
 class LatticeOptions:
@@ -85,11 +82,11 @@ def config_key(spec: ModelSpec, name: str, *, cut: bool = True) -> str:
     """The config key that `name` means: an axis, a config key in any dialect, or what people call it.
 
     Raises MinitronError for a name that this model does not have and, unless `cut` is false, for what cannot be cut."""
-    called = _ALIASES.get(name, name)
-    if called == DEPTH:
+    if name in (LAYER, *AXES[LAYER].keys, *AXES[LAYER].aliases):
         return DEPTH
     for axis in spec.sizes:
-        if called in (axis, *spec.axis(axis).keys):
+        row = spec.axis(axis)
+        if name in (axis, *row.keys, *row.aliases):
             if cut and axis in spec.family.fixed:
                 raise MinitronError(
                     f"{name} cannot be cut in a {spec.family.name} model, as {why_fixed(spec, axis)}; leave it out."
