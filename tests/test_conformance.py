@@ -2,6 +2,7 @@
 Minitron does with a checkpoint.  What is compared with comes from transformers, never from the family's own table."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -57,6 +58,9 @@ def cut_of(spec: ModelSpec, axis: str) -> dict[str, int]:
         for member, group in spec.family.grouped.items():
             if group == axis and member in spec.sizes:
                 sizes[spec.key(member)] = spec.sizes[member] // spec.sizes[axis] * size
+        for one, other in linked(spec, axis):
+            # Sizes that must make the same product shrink together.
+            sizes[spec.key(other)] = spec.sizes[other] * size // spec.sizes[one]
         try:
             make_plan(spec, sizes, tuple(range(len(spec.layers))), random_scores(spec))
         except MinitronError:
@@ -65,10 +69,34 @@ def cut_of(spec: ModelSpec, axis: str) -> dict[str, int]:
     raise AssertionError(f"{axis} cannot be cut to any size")
 
 
+def linked(spec: ModelSpec, axis: str) -> list[tuple[str, str]]:
+    """(the axis, one on the other side of an equation that it stands in)."""
+    found = []
+    for pair in spec.equal:
+        sides = [[word for word in re.findall(r"\w+", side) if word in spec.sizes] for side in pair]
+        for own, others in (sides, sides[::-1]):
+            if axis in own:
+                found.append((axis, others[0]))
+    return found
+
+
 def cuts_of(spec: ModelSpec) -> dict[str, dict[str, int]]:
     """name -> config key -> size: every axis alone, and all together."""
     alone = {axis: cut_of(spec, axis) for axis in free_axes(spec)}
-    return alone | {"all": {key: size for sizes in reversed(alone.values()) for key, size in sizes.items()}}
+    together: dict[str, int] = {}
+    for sizes in reversed(alone.values()):
+        # What must be equal may leave no room for one more.
+        if is_reached(spec, together | sizes):
+            together |= sizes
+    return alone | {"all": together}
+
+
+def is_reached(spec: ModelSpec, sizes: dict[str, int]) -> bool:
+    try:
+        spec.resized(sizes)
+    except MinitronError:
+        return False
+    return True
 
 
 def rotated_scores(spec: ModelSpec, scores: Scores, kept_channels: np.ndarray) -> Scores:

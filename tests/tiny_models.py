@@ -108,6 +108,39 @@ _DECODER = {key: value for key, value in LLAMA_SIZES.items() if key != "num_hidd
 _WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
+_LATENT = {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "num_mtp_layers": 0,
+}
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+    "attn_layer_indices": [2],
+}
+
+
+def _without_head_dim(sizes: dict[str, Any]) -> dict[str, Any]:
+    """For types whose heads share hidden_size out."""
+    return {key: value for key, value in sizes.items() if key != "head_dim"}
+
+
 FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
         HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
@@ -119,7 +152,15 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
     "qwen2": [_DECODER | {"vocab_size": 304, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}],
     "qwen3": [_DECODER | {"tie_word_embeddings": True}],
     "qwen3_moe": [_DECODER | _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
-    "gemma2": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],
+    "mixtral": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2}],
+    "gpt_oss": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24} | _WINDOWS],
+    "deepseek_v3": [
+        _without_head_dim(_DECODER) | _LATENT,
+        _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None},
+    ],
+    "phi3": [_without_head_dim(_DECODER) | {"sliding_window": 8}],
+    "olmo2": [_without_head_dim(_DECODER)],
+    "bamba": [_without_head_dim(_DECODER) | _MAMBA],
     "gemma3_text": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],
 }
 """model_type -> tiny configs: what a family's conformance test runs on.  A family is not in before it has some here."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from importance.score.totals import Array
 from minitron.errors import NotFinite
+from minitron.model.layer_by_layer import states_of
 from minitron.model.layerwise import final_norm_module, layers_module
 from minitron.model.spec import ModelSpec
 from minitron.progress import Advance, Progress, silent
@@ -160,9 +161,9 @@ def _without_each(
         for place, layer in enumerate(remaining):
             without = states
             for later in remaining[place + 1 :]:
-                without = decoder.layers[later](without, **batch.arguments[later])
+                without = states_of(decoder.layers[later](without, **batch.arguments[later]))
             sums[layer] += divergence(decoder.head, batch.reference, decoder.norm(without))
-            states = decoder.layers[layer](states, **batch.arguments[layer])
+            states = states_of(decoder.layers[layer](states, **batch.arguments[layer]))
             advance(states.shape[0] * states.shape[1])
     tokens = sum(batch.entry.shape[0] * batch.entry.shape[1] for batch in batches)
     # Rounding can leave a sum of nearly equal logarithms a hair below zero.

@@ -23,6 +23,7 @@ from importance.score.totals import Array, Batch, Totals, dissimilarity, energy_
 from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM
 from minitron.model.axes import EXPERT, HIDDEN
+from minitron.model.layer_by_layer import states_of
 from minitron.model.layerwise import layers_module
 from minitron.model.spec import ModelSpec
 
@@ -176,8 +177,9 @@ def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
 
 
 def _sees_layer(totals: Totals, layer: int) -> See:
-    def see(args: tuple[Any, ...], output: Tensor) -> None:
-        totals.add(("influence", layer), dissimilarity(args[0], output))
-        totals.add(("tokens", layer), torch.tensor(output.shape[:-1].numel()))
+    def see(args: tuple[Any, ...], output: Any) -> None:
+        states = states_of(output)
+        totals.add(("influence", layer), dissimilarity(args[0], states))
+        totals.add(("tokens", layer), torch.tensor(states.shape[:-1].numel()))
 
     return see

@@ -27,6 +27,12 @@ from torch import Tensor, nn
 from minitron.model.layerwise import EMBEDDING, LayerwiseModel, final_norm_module, layers_module
 
 
+def states_of(made: Any) -> Tensor:
+    """The hidden states in what a layer returns: some models' layers return them first of several things."""
+    found: Tensor = made[0] if isinstance(made, tuple) else made
+    return found
+
+
 class States:
     """Hidden states by name, in memory or in a folder on disk."""
 
@@ -79,8 +85,7 @@ class Walk:
     def step(self, layer: int, batch: int, states: Tensor) -> Tensor:
         """What `layer`, which is in memory, makes of `states` [B, T, H], those of a batch."""
         arguments = self._arguments[self.shapes[batch]][layer]
-        made: Tensor = self.modules[layer](states.to(self.source.device), **arguments)
-        return made
+        return states_of(self.modules[layer](states.to(self.source.device), **arguments))
 
     def go(self, layer: int) -> Iterator[tuple[int, int]]:
         """All batches through `layer`, which is in memory: (batch, tokens) of each that is through."""
@@ -96,11 +101,12 @@ class Walk:
         """Run the model with layers that do nothing but note what they are given."""
         seen: list[Mapping[str, Any]] = []
         entries: list[Tensor] = []
+        beside = self.source.spec.family.beside_states
 
-        def note(states: Tensor, **arguments: Any) -> Tensor:
+        def note(states: Tensor, **arguments: Any) -> Any:
             entries.append(states)
             seen.append(arguments)
-            return states
+            return (states, *[None] * beside) if beside else states
 
         with ExitStack() as undo:
             for module in self.modules:
@@ -115,7 +121,7 @@ class Walk:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Until the block ends the module runs another forward."""
     module.forward = forward
     try:

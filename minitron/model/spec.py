@@ -188,13 +188,13 @@ class ModelSpec:
     @cached_property
     def equal(self) -> tuple[tuple[str, str], ...]:
         """The pairs of sizes that must be equal, of those whose axes this model has."""
-        known = self.axes | set(self.config)
+        known = self.axes | set(self.config) | set(self.family.defaults)
         return tuple(pair for pair in self.family.equal if axes_of(parse(pair[0])) | axes_of(parse(pair[1])) <= known)
 
     def amount(self, expression: str, sizes: Mapping[str, Any] | None = None) -> Any:
         """What an expression in axes and config keys comes to; `sizes` stand in for the model's own."""
         dim = parse(expression)
-        keys = {key: _whole(key, self.config[key]) for key in axes_of(dim) - set(self.sizes)}
+        keys = {key: _whole(key, self.value(key)) for key in axes_of(dim) - set(self.sizes)}
         return numel(dim, self.sizes | keys | dict(sizes or {}))
 
     def spelled(self, expression: str) -> str:

@@ -19,7 +19,7 @@ def config(name: str) -> Path:
 
 
 def test_all_configs_of_known_families_are_here() -> None:
-    assert len(READ) == 11
+    assert len(READ) == 13
     assert {"Nemotron-Nano-12B-v2", "Nemotron-3-Super-120B-A12B", "Llama-3.1-8B"} <= set(READ)
 
 

@@ -43,6 +43,8 @@ STORED_TIED_HEAD: Final = Ignored(
 LABELS: Final = {"decoder": "attention + MLP", "sliding": "attention in a sliding window + MLP"}
 """kind of a layer -> how reports call it."""
 
+MIXTURE_LABELS: Final = {"moe": "attention + mixture of experts", "dense": "attention + MLP"}
+
 Lists = Callable[[Config], Mapping[str, Any]]
 """config -> config entries that say outright what would follow from the number of a layer."""
 
@@ -173,14 +175,15 @@ def rotary_decoder(
     slides: Callable[[Config], Callable[[int], str]] | None = None,
     model: tuple[Rule, ...] | None = None,
     axes: Mapping[str, Axis] | None = None,
+    labels: Mapping[str, str] | None = None,
     summary: str = "",
     **more: Any,
 ) -> Family:
     """A family of which every layer holds the same tensors.
 
     `window` is the config key of a sliding window.  `slides` gives, for a config, what each layer's attention is
-    (`full_attention` or `sliding_attention`) where layer_types does not say; without it all layers are alike.  `more`
-    goes to Family."""
+    (`full_attention` or `sliding_attention`) where layer_types does not say; without it all layers are alike.
+    `labels` are those of the kinds `decoder` and `sliding`, `more` goes to Family."""
     kinds: dict[str, tuple[Rule, ...]] = {"decoder": layer}
     cache = {"decoder": replace(KEYS_AND_VALUES, window="" if slides else window)}
     letters, layout, lists = {"*": "decoder"}, _alike, _no_lists
@@ -195,12 +198,53 @@ def rotary_decoder(
         name=model_types[0],
         model_types=model_types,
         letters=letters,
-        kind_labels={kind: LABELS[kind] for kind in letters.values()},
+        kind_labels={kind: (labels or LABELS)[kind] for kind in letters.values()},
         rules={"model": model or outside(), **kinds},
         axes=axes or DENSE,
         cache=cache,
         layout=layout,
         edit_layout=partial(edit_lists, lists),
+        ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+        summary=summary,
+        **more,
+    )
+
+
+def mixture_decoder(
+    model_type: str,
+    *,
+    moe: tuple[Rule, ...],
+    dense: tuple[Rule, ...] | None = None,
+    layout: Callable[[Config], str] | None = None,
+    edit: Callable[[dict[str, Any], tuple[int, ...]], None] | None = None,
+    cache: Cache = KEYS_AND_VALUES,
+    window: str = "",
+    axes: Mapping[str, Axis],
+    summary: str = "",
+    **more: Any,
+) -> Family:
+    """A family of which every layer holds a mixture of experts (`moe`), or some an MLP instead (`dense`).
+
+    `layout` gives the letters `E` and `-` of a config's layers; `edit` changes what the config says of them when only
+    some stay, before its lists are cut."""
+    letters = {"E": "moe"} | ({} if dense is None else {"-": "dense"})
+    rules = {"moe": moe} | ({} if dense is None else {"dense": dense})
+
+    def edit_layout(config: dict[str, Any], kept: tuple[int, ...]) -> None:
+        if edit is not None:
+            edit(config, kept)
+        keep_listed(config, kept)
+
+    return Family(
+        name=model_type,
+        model_types=(model_type,),
+        letters=letters,
+        kind_labels={kind: MIXTURE_LABELS[kind] for kind in letters.values()},
+        rules={"model": outside(), **rules},
+        axes=axes,
+        cache=dict.fromkeys(letters.values(), replace(cache, window=window)),
+        layout=layout or (lambda config: "E" * layer_count(config)),
+        edit_layout=edit_layout,
         ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
         summary=summary,
         **more,

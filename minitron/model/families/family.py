@@ -274,6 +274,9 @@ class Family:
     """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of
     the stream, which all that is written to the stream takes up."""
 
+    beside_states: int = 0
+    """How many things a layer returns beside the hidden states, in transformers."""
+
     summary: str = ""
     """What layers it has, and in brackets which models are of it; for the table in README.md."""
 

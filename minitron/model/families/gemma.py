@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: four norms a layer whose tensors hold the gain less one, sliding windows in most layers, and an
+"""Gemma 3: four norms a layer whose tensors hold the gain less one, sliding windows in most layers, and an
 embedding that enters the stream times sqrt(hidden)."""
 
 from collections.abc import Callable
@@ -22,21 +22,16 @@ _COMMON: dict[str, Any] = {
     ),
     "defaults": {"sliding_window": 4096, "tie_word_embeddings": True},
     "scaled_stream": True,
-    "refused": {"use_bidirectional_attention": "its attention looks ahead, so that it is no language model"},
+    "refused": {
+        "use_bidirectional_attention": "its attention looks ahead, so that it is no language model",
+        "final_logit_softcapping": "logits are counted as the output layer makes them",
+    },
 }
 
 
 def _every(config: Config, period: int) -> Callable[[int], str]:
     return lambda layer: SLIDING if (layer + 1) % period else FULL
 
-
-GEMMA2 = rotary_decoder(
-    "gemma2",
-    layer=sandwich(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(), _NORM),
-    slides=lambda config: _every(config, 2),
-    summary="attention, every other layer in a sliding window, gated MLP, norms on both sides of each (Gemma 2)",
-    **_COMMON,
-)
 
 GEMMA3 = rotary_decoder(
     "gemma3_text",
@@ -46,6 +41,7 @@ GEMMA3 = rotary_decoder(
         _NORM,
     ),
     slides=lambda config: _every(config, int(config.get("sliding_window_pattern", 6))),
-    summary="the same with normalised heads, five of six layers in a sliding window (Gemma 3 without vision)",
+    summary="attention with normalised heads, five of six layers in a sliding window, gated MLP, norms on both sides "
+    "of each (Gemma 3 without vision)",
     **_COMMON,
 )

@@ -6,33 +6,17 @@ from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import STORED_TIED_HEAD, gain
 from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, WORDS, keep_layers, read_layout
+from minitron.model.families.mamba import STATES, mamba2
 
 ROOT = "(model|backbone)."
 LAYER = ROOT + "layers.{layer}."
-
-# in_proj stacks the gate z, then x, B and C, then one time step a head.
-X = "mamba_head*mamba_head_dim"
-BC = "mamba_group*ssm_state"
-IN_PROJ = f"{X} + {X} + {BC} + {BC} + mamba_head"
-CONV = f"{X} + {BC} + {BC}"
 
 
 def _mixers(layer: str, memory: str) -> dict[str, tuple[Rule, ...]]:
     """kind -> the tensors of its mixer, under the given layer prefix on disk and in memory."""
     at, held = layer + "mixer.", memory + "mixer."
     return {
-        "mamba": (
-            Rule(at + "in_proj.weight", f"{IN_PROJ}, hidden", "ssm", scan_input=1),
-            Rule(at + "in_proj.bias", IN_PROJ, "ssm", when="use_bias"),
-            Rule(at + "conv1d.weight", f"{CONV}, 1, conv_kernel", "ssm"),
-            Rule(at + "conv1d.bias", CONV, "ssm", when="use_conv_bias"),
-            Rule(at + "A_log", "mamba_head", "ssm"),
-            Rule(at + "D", "mamba_head", "ssm"),
-            Rule(at + "dt_bias", "mamba_head", "ssm"),
-            gain(at + "norm", Norm("inside", group="mamba_group"), X, "ssm"),
-            Rule(at + "out_proj.weight", f"hidden, {X}", "ssm"),
-            Rule(at + "out_proj.bias", "hidden", "ssm", when="use_bias"),
-        ),
+        "mamba": mamba2(at, norm=Norm("inside", group="mamba_group"), bias="use_bias", conv_bias="use_conv_bias"),
         "attention": (
             Rule(at + "q_proj.weight", "query_head*qk_head_dim, hidden", "attention", scaled_by="qk_head_dim"),
             Rule(at + "k_proj.weight", "kv_head*qk_head_dim, hidden", "attention"),
@@ -153,13 +137,7 @@ NEMOTRON_H = Family(
             attends="query_head*qk_head_dim + query_head*v_head_dim",
             called="attention layers",
         ),
-        "mamba": Cache(
-            conv_channels=CONV,
-            conv_taps="conv_kernel",
-            state="mamba_head*mamba_head_dim*ssm_state",
-            scans=f"{X} + {BC}",
-            called="Mamba layers",
-        ),
+        "mamba": STATES,
     },
     layout=read_layout,
     edit_layout=keep_layers,

@@ -1,24 +1,18 @@
 """Qwen 2, 2.5 and 3: rotary attention with a gated MLP or a mixture of experts in every layer."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import (
     INSIDE,
-    KEYS_AND_VALUES,
-    ROTARY_FREQUENCIES,
-    STORED_TIED_HEAD,
     attention,
-    edit_lists,
     gated_mlp,
-    outside,
+    mixture_decoder,
     pre_norm,
     rotary_decoder,
     routed_experts,
 )
-from minitron.model.families.family import Family
 from minitron.model.families.layer_lists import FULL, SLIDING, layer_count
 
 
@@ -56,31 +50,26 @@ def _mixtures(config: Config) -> str:
     return "".join("-" if layer in dense or (layer + 1) % step else "E" for layer in range(layer_count(config)))
 
 
-def _dense_layers(config: Config) -> Mapping[str, Any]:
-    dense = [layer for layer, letter in enumerate(_mixtures(config)) if letter == "-"]
-    return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+def _edit(config: dict[str, Any], kept: tuple[int, ...]) -> None:
+    """What follows from a layer's number is said outright once the numbers change."""
+    letters = _mixtures(config)
+    if kept != tuple(range(len(letters))):
+        config["mlp_only_layers"] = [layer for layer, letter in enumerate(letters) if letter == "-"]
+        config["decoder_sparse_step"] = 1
 
 
-QWEN3_MOE = Family(
-    name="qwen3_moe",
-    model_types=("qwen3_moe",),
-    letters={"E": "moe", "-": "dense"},
-    kind_labels={"moe": "attention + mixture of experts", "dense": "attention + MLP"},
-    rules={
-        "model": outside(),
-        "moe": pre_norm(_QWEN3_ATTENTION, routed_experts()),
-        "dense": pre_norm(_QWEN3_ATTENTION, gated_mlp()),
-    },
-    axes=rows(
-        *("hidden", "vocab", "ffn", "query_head", "expert_ffn"),
-        kv_head={"default": 4},
-        head_dim={"default": lambda config: int(config["hidden_size"]) // int(config["num_attention_heads"])},
-        expert={"keys": ("num_experts", "num_local_experts")},
-    ),
-    cache=dict.fromkeys(("moe", "dense"), KEYS_AND_VALUES),
+QWEN3_MOE = mixture_decoder(
+    "qwen3_moe",
+    moe=pre_norm(_QWEN3_ATTENTION, routed_experts()),
+    dense=pre_norm(_QWEN3_ATTENTION, gated_mlp()),
     layout=_mixtures,
-    edit_layout=partial(edit_lists, _dense_layers),
+    edit=_edit,
+    axes=rows(
+        *("hidden", "vocab", "ffn", "query_head", "head_dim", "expert_ffn"),
+        kv_head={"default": 4},
+        expert={"keys": ("num_experts", "num_local_experts"), "default": 128},
+    ),
+    defaults={"num_experts_per_tok": 8},
     refused={"use_sliding_window": "its mixtures of experts are counted with whole attention only"},
-    ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
     summary="attention with normalised heads, mixture of experts or gated MLP (Qwen3-30B-A3B, Qwen3-235B-A22B)",
 )

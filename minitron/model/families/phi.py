@@ -1,0 +1,22 @@
+"""Phi-3 and Phi-4: rotary attention and a gated MLP whose projections stand in one tensor each."""
+
+from minitron.model.axes import rows
+from minitron.model.families.decoders import ATTENTION, KEYS, MLP, QUERIES, pre_norm, rotary_decoder
+from minitron.model.families.family import Rule
+
+PHI3 = rotary_decoder(
+    "phi3",
+    layer=pre_norm(
+        (
+            Rule(ATTENTION + "qkv_proj.weight", f"{QUERIES} + {KEYS} + {KEYS}, hidden", "attention"),
+            Rule(ATTENTION + "o_proj.weight", f"hidden, {QUERIES}", "attention"),
+        ),
+        (
+            Rule(MLP + "gate_up_proj.weight", "ffn + ffn, hidden", "mlp"),
+            Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
+        ),
+    ),
+    window="sliding_window",
+    axes=rows("hidden", "vocab", "ffn", "query_head", "kv_head", "head_dim"),
+    summary="attention and gated MLP with joined projections (Phi-3, Phi-4)",
+)
