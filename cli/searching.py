@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cli.cutting import Cutting
     from cli.planning import Planning
     from importance.search.sieves import Planner
-    from importance.search.trial import Judge
+    from importance.search.trial import Trials
     from importance.search.verdicts import Sieved
     from minitron.cut.scores import Scores
     from minitron.model.spec import ModelSpec
@@ -174,14 +174,14 @@ class Measured:
 
     def _judge(
         self, model: Path, calibration: Path, parent: PreTrainedModel, spec: ModelSpec, store: Path | None
-    ) -> Judge:
-        from importance.search.trial import Judge
+    ) -> Trials:
+        from importance.search.trial import Trials
 
         objective: Any = self.searching.objective
         if objective.startswith(TASK):
             objective = (objective, self._task(model, objective.removeprefix(TASK)))
         blocks = self._blocks(model, calibration)
-        return Judge(parent, spec, blocks, batch_size=self.scoring["batch_size"], objective=objective, store=store)
+        return Trials(parent, spec, blocks, batch_size=self.scoring["batch_size"], objective=objective, store=store)
 
     def _blocks(self, model: Path, calibration: Path) -> NDArray[np.int64]:
         """The judging sequences; raises MinitronError where they overlap with those that calibrated."""

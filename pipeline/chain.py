@@ -34,7 +34,7 @@ PRUNED: Final = "pruned"
 DISTILLED: Final = "distilled"
 EVALUATION: Final = "evaluation.json"
 TEXT: Final = "text"
-JUDGEMENTS: Final = "judgements.jsonl"
+TRIALS: Final = "trials.jsonl"
 SEARCH: Final = "search.json"
 REPORT: Final = "report"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cli.searching import Measured
 from minitron.cut.plan import Plan, make_plan
 from minitron.files import write_json
-from pipeline.chain import JUDGEMENTS, SEARCH, Chain, Note
+from pipeline.chain import TRIALS, SEARCH, Chain, Note
 from pipeline.finalists import NEAR, race, short
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def choose(chain: Chain, spec: ModelSpec, scores: Scores, progress: Progress, no
         scores,
         spec,
         plan,
-        store=chain.folder / JUDGEMENTS,
+        store=chain.folder / TRIALS,
         device=chain.device,
         progress=progress,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cli.app import run
 from distill.losses import slopes
-from distill.losses.chunked import chunked_loss
+from distill.losses.chunked import LossOptions, chunked_loss
 from distill.losses.divergences import parse_loss
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -51,7 +51,12 @@ def test_a_compiled_loss_is_the_loss(name: str, temperature: float) -> None:
     found = []
     for compiled in (False, True):
         loss = chunked_loss(
-            parse_loss(name), student, head, teacher, other, temperature=temperature, chunk=8, compiled=compiled
+            parse_loss(name),
+            student,
+            head,
+            teacher,
+            other,
+            options=LossOptions(temperature=temperature, chunk=8, compiled=compiled),
         )
         found.append([loss, *torch.autograd.grad(loss, (student, head))])
     for plain, fast in zip(*found, strict=True):

@@ -108,11 +108,11 @@ def test_a_race_that_is_stopped_goes_on_with_the_next_finalist(
         patch.setattr(pipeline.finalists, "_distil", stop_in_the_second)
         assert run(arguments) == 130
     (first,) = (tmp_path / "run" / "finalists").glob("*.json")
-    judged = (tmp_path / "run" / "judgements.jsonl").read_bytes()
+    judged = (tmp_path / "run" / "trials.jsonl").read_bytes()
     before = first.stat().st_mtime_ns
     assert run(arguments) == 0
     assert first.stat().st_mtime_ns == before
-    assert (tmp_path / "run" / "judgements.jsonl").read_bytes() == judged
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes() == judged
     race = read_json(tmp_path / "run" / "search.json")["finalists"]
     after = [one["kl_after"] for one in race["finalists"]]
     assert len(after) == 2 and after[race["chosen"]] == min(after)
