@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.search.trial import Trial, Trials
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
@@ -48,10 +49,15 @@ def rival_scores(model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int
     """Its scores on the sequences `blocks` [S, T]; layers on at most 8 of them."""
     with without_correction_bias(model):
         scores = score_model(
-            model, spec, blocks, batch_size=batch_size, estimator="activation", refit=False, layers="none"
+            model,
+            spec,
+            blocks,
+            ScoringOptions(batch_size=batch_size, estimator="activation", refit=False, layers="none"),
         )
     # One round of removal: each layer's own divergence, with the bias on, as the model is used.
-    depth = score_model(model, spec, blocks[:8], batch_size=batch_size, refit=False, max_dropped=1, layer_samples=8)
+    depth = score_model(
+        model, spec, blocks[:8], ScoringOptions(batch_size=batch_size, refit=False, max_dropped=1, layer_samples=8)
+    )
     pooled = dict(scores.importance)
     for key, values in scores.importance.items():
         if key[0] == "expert_ffn":

@@ -28,6 +28,7 @@ from smollm2 import write_section
 from distill.recipe import Recipe
 from distill.run.train import distill
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.search.least_squares import spearman
 from importance.search.sieves import SieveOptions, planner, sieve
 from importance.search.trial import Trials
@@ -118,10 +119,12 @@ class Bench:
                     self.model,
                     self.spec,
                     blocks,
-                    batch_size=self.options.batch,
-                    estimator=self.options.estimator,
-                    layer_samples=self.options.layer_samples,
-                    max_dropped=max(1, len(self.spec.layers) // 5),
+                    ScoringOptions(
+                        batch_size=self.options.batch,
+                        estimator=self.options.estimator,
+                        layer_samples=self.options.layer_samples,
+                        max_dropped=max(1, len(self.spec.layers) // 5),
+                    ),
                 )
             replace(made, settings={**made.settings, "seconds": time.monotonic() - started}).save(path)
         return load_scores(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cli.searching import Measured
 from minitron.cut.plan import Plan, make_plan
 from minitron.files import write_json
-from pipeline.chain import TRIALS, SEARCH, Chain, Note
+from pipeline.chain import SEARCH, TRIALS, Chain, Note
 from pipeline.finalists import NEAR, race, short
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from planning_models import WORKLOAD, random_scores, tiny
 
 from importance.score.blocks import split_blocks
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.search.least_squares import spearman
 from importance.search.sieves import Sieved, SieveOptions, sieve
 from importance.search.trial import Trial, Trials
@@ -178,7 +179,7 @@ def test_a_search_that_is_killed_goes_on_where_it_stopped(tmp_path: Path) -> Non
     model = load_model(MODEL, dtype=torch.float32, device=torch.device("cpu"))
     text = token_blocks(load_tokenizer(MODEL), CALIBRATION, sequence_length=64, samples=10)
     calibration, judging = split_blocks(text, 2)
-    scores = score_model(model, spec, calibration, batch_size=8, layers="fast")
+    scores = score_model(model, spec, calibration, ScoringOptions(batch_size=8, layers="fast"))
     widths = {"hidden_size": "256,224,192", "n_routed_experts": "8,6,4", "mamba_num_heads": "16,12"}
     lattice = Lattice(spec, (tuple(range(12)),), parse_widths(spec, widths))
     budget = Budget(round(0.85 * footprint(spec, WORKLOAD).total))
