@@ -17,6 +17,7 @@ from distill.run.train import distill
 from minitron import builtin
 from minitron.files import read_json
 from minitron.measure.evaluate import evaluate_folders
+from minitron.measure.options import EvaluationOptions
 from minitron.model.loading import build_model
 
 
@@ -46,11 +47,9 @@ def main() -> None:
     }
     found = evaluate_folders(
         list(models.values()),
+        options=EvaluationOptions(sequence_length=512, batch_size=4, speed=False),
         text=builtin.HELDOUT,
         against=builtin.MODEL,
-        sequence_length=512,
-        batch_size=4,
-        speed=False,
     )
     print("| model | parameters | weight bytes | perplexity | KL to teacher | top-1 agreement |")
     print("|---|---|---|---|---|---|")
