@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.output import write_student
 from distill.run.train import distill
 from minitron import builtin
@@ -38,7 +39,10 @@ def main() -> None:
     if not random.exists():
         random_student(options.run / "pruned", random)
     if not trained.exists():
-        distill(random, builtin.MODEL, builtin.DISTILL, trained, Recipe(**recipe | {"betas": tuple(recipe["betas"])}))
+        distill(
+            Distillation(random, builtin.MODEL, builtin.DISTILL, trained),
+            Recipe(**recipe | {"betas": tuple(recipe["betas"])}),
+        )
     models = {
         "teacher": builtin.MODEL,
         "pruned": options.run / "pruned",

@@ -26,6 +26,7 @@ from rival import rival_choice, rival_scores
 from smollm2 import write_section
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.train import distill
 from importance.score.calibrate import score_model
 from importance.score.options import ScoringOptions
@@ -217,13 +218,15 @@ class Bench:
             )
             training = options.training or options.data
             result = distill(
-                self.work / name,
-                options.model,
-                training,
-                self.work / f"distilled-{name}",
+                Distillation(
+                    self.work / name,
+                    options.model,
+                    training,
+                    self.work / f"distilled-{name}",
+                    validation=options.text,
+                    overwrite=True,
+                ),
                 recipe,
-                validation=options.text,
-                overwrite=True,
             )
             write_json(path, result.curve)
         return list(read_json(path))

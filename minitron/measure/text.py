@@ -1,16 +1,20 @@
 """Text for calibration, distillation and evaluation: files in, blocks of token ids out."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from minitron.errors import MinitronError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # UTF-8, with or without the byte order mark that some editors put in front of a file.
 _ENCODING: Final = "utf-8-sig"
