@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from minitron.errors import MinitronError
+from minitron.measure.options import Dtype
 
 if TYPE_CHECKING:
     import torch
-
-Dtype = Literal["bf16", "fp32"]
-"""How a student computes."""
 
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from distill.teacher.kept import DEFAULT, Kept
 from distill.text.records import Source
-from minitron.errors import MinitronError
+from minitron.errors import require_known
 
 Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
@@ -62,11 +62,7 @@ class Distillation:
     """Whether an output that exists is replaced, and a run with other settings begun anew."""
 
     def __post_init__(self) -> None:
-        if self.teacher_precision not in get_args(Precision):
-            raise MinitronError(
-                f"there is no teacher precision {self.teacher_precision!r}; "
-                f"choose one of {', '.join(get_args(Precision))}."
-            )
+        require_known(self, {"teacher_precision": get_args(Precision)})
 
     @property
     def sources(self) -> tuple[Source, ...]:

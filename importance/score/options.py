@@ -4,13 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, require_known, require_least
+from minitron.measure.options import Dtype
 
 LayerMethod = Literal["iterative", "fast", "none"]
 """How layers are scored: by removing one after the other, by block influence in the same pass, or not at all."""
-
-Dtype = Literal["bf16", "fp32"]
-"""The numbers that a model computes in."""
 
 ESTIMATOR: Final = "best"
 SAMPLES: Final = 1024
@@ -60,13 +58,10 @@ class ScoringOptions:
     """Where hidden states are kept while layers come and go; None is in memory."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "sequence_length", "batch_size", "layer_samples", "max_dropped"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise MinitronError(f"{name.replace('_', ' ')} is {value}; give 1 or more.")
-        for name, known in {"layers": get_args(LayerMethod), "dtype": get_args(Dtype)}.items():
-            if getattr(self, name) not in known:
-                raise MinitronError(f"there is no {name} {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        require_least(
+            self, dict.fromkeys(("samples", "sequence_length", "batch_size", "layer_samples", "max_dropped"), 1)
+        )
+        require_known(self, {"layers": get_args(LayerMethod), "dtype": get_args(Dtype)})
         if self.offload_folder is not None and not self.offload:
             raise MinitronError("--offload-folder is where --offload keeps what lies between; give --offload too.")
 

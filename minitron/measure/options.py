@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from minitron.errors import MinitronError
+from minitron.errors import require_known, require_least
 
 Dtype = Literal["bf16", "fp32"]
 """The numbers that a model computes in."""
@@ -35,12 +35,8 @@ class EvaluationOptions:
     """Whether tokens per second and peak memory are measured, each model in a process of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("task_limit", "sequence_length", "samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise MinitronError(f"{name.replace('_', ' ')} is {value}; give 1 or more.")
-        if self.dtype not in get_args(Dtype):
-            raise MinitronError(f"there is no dtype {self.dtype!r}; choose one of {', '.join(get_args(Dtype))}.")
+        require_least(self, {"task_limit": 1, "sequence_length": 1, "samples": 1, "batch_size": 1})
+        require_known(self, {"dtype": get_args(Dtype)})
 
     def to_json(self) -> dict[str, Any]:
         """All fields but the choice to measure speed."""

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from minitron.errors import MinitronError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 # UTF-8, with or without the byte order mark that some editors put in front of a file.
@@ -61,6 +60,8 @@ def token_blocks(
     N is as many whole blocks of T = `sequence_length` as the text holds, at most `samples`.  Blocks are spread evenly
     over the text, so that a few samples see all of it and not only its beginning.  Raises MinitronError where the text
     is too short for one block."""
+    import numpy as np
+
     separator = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     ids: list[int] = []
     for text in documents(path):
