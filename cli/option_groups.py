@@ -16,7 +16,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Final, get_args, get_type_hints
+
+OWN: Final = object()
+"""Stands for the default of the field itself."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Option:
     type: Any = None
     """The type as typed, where it is not the field's own; there is a default then."""
 
-    default: Any = MISSING
+    default: Any = OWN
     """The default as typed, where it is not the field's own."""
 
     read: Callable[[Any], Any] | None = None
@@ -64,7 +67,7 @@ class Group:
                 yield from row.parameters(f"{prefix}_{name}")
                 continue
             field = fields[name]
-            default = field.default if row.default is MISSING else row.default
+            default = field.default if row.default is OWN else row.default
             yield inspect.Parameter(
                 f"{prefix}_{name}",
                 inspect.Parameter.KEYWORD_ONLY,
