@@ -84,7 +84,8 @@ def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
     from minitron.model.spec import read_spec
 
     folder = request.output
-    texts = {"calibration": request.calibration_text, "training": request.data, "heldout": request.heldout}
+    # No name is one of the settings', or the one would hide the other.
+    texts = {"calibration": request.calibration_text, "data": request.data, "heldout": request.heldout}
     hashes = {name: text_hash(path) for name, path in texts.items() if path is not None}
     about = {"model": read_spec(request.model).fingerprint, **hashes, **request.settings}
     asked = json.loads(json.dumps(about))

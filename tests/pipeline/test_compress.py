@@ -84,6 +84,26 @@ def test_another_request_does_not_go_on_from_a_run(
     assert run([*arguments, "--learning-rate", "0.01", "--overwrite"]) == 130
 
 
+def test_another_training_text_does_not_go_on_from_a_run(
+    arguments: list[str],
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def done(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", done))
+    arguments += ["--calibration", str(short_text)]
+    assert run(arguments) == 130
+    other = tmp_path / "other.txt"
+    other.write_text(short_text.read_text() + " And more of it.")
+    arguments[arguments.index("--data") + 1] = str(other)
+    assert run(arguments) == 2
+    assert "run with another data" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_not_touched(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
