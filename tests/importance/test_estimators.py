@@ -307,7 +307,7 @@ def test_prune_and_compress_pass_it_on(
     cut = ["prune", str(tiny_llama), "-o", str(small), "--set", "intermediate_size=40", "--json"]
     assert app.run([*cut, *scoring]) == 0
     told = json.loads(capsys.readouterr().out)["settings"]["scoring"]
-    assert (told["estimator"], told["scoring_seed"]) == ("random", 7)
+    assert (told["estimator"], told["seed"]) == ("random", 7)
     # The channels kept are those that the very same dice choose.
     model, spec = loaded(tiny_llama)
     worth = quick(model, spec, blocks_of(1), estimator="random", seed=7).importance["ffn", 0]
@@ -315,7 +315,7 @@ def test_prune_and_compress_pass_it_on(
     name = "model.layers.0.mlp.up_proj.weight"
     np.testing.assert_array_equal(weight_of(loaded(small)[0], name), weight_of(model, name)[kept])
 
-    def stop(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def stop(request: Any, progress: Any, note: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "plan", (pipeline.chain.STEPS["plan"][0], stop))
