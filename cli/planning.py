@@ -7,7 +7,7 @@ from typing import Any, Final
 import typer
 
 from cli.option_groups import Option
-from cli.options import assignments, numbers, option, size_option, words
+from cli.options import assignments, numbers, option, size_option
 from cli.serving import SERVING
 
 
@@ -17,7 +17,9 @@ def _listed(flag: str, help: str, metavar: str, read: Any) -> Option:
 
 
 def _lattice(texts: list[str] | None) -> dict[str, tuple[str, ...]]:
-    return {key: words(sizes) for key, sizes in assignments("--lattice")(texts).items()}
+    # An empty word stays: the search says that it is no size.
+    found = assignments("--lattice")(texts)
+    return {key: tuple(word.strip() for word in sizes.split(",")) for key, sizes in found.items()}
 
 
 PLANNING: Final[dict[str, Option]] = SERVING | {
