@@ -18,6 +18,7 @@ import torch
 from smollm2 import write_section
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from minitron import builtin
 from minitron.cut.in_memory import cut_model
 from minitron.cut.magnitude import weight_magnitude
@@ -84,7 +85,7 @@ def main() -> None:
     teacher, layers = Teacher(model), tuple(range(len(spec.layers)))
     fallback = weight_magnitude(Checkpoint(options.model), spec)
     scores = {
-        name: score_model(model, spec, blocks, batch_size=4, layers="none", estimator=name)
+        name: score_model(model, spec, blocks, ScoringOptions(batch_size=4, layers="none", estimator=name))
         for name in (("activation", "surgeon") if options.scores is None else ())
     }
     if options.scores is not None:

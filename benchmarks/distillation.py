@@ -25,7 +25,7 @@ from smollm2 import write_section
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.losses.chunked import chunked_loss
+from distill.losses.chunked import LossOptions, chunked_loss
 from distill.losses.divergences import Loss
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -85,7 +85,7 @@ def ours_by_blocks(states: Tensor, head: Tensor, other: Tensor, other_head: Tens
             head,
             other,
             other_head,
-            vocab_chunk=len(head) // 4,
+            options=LossOptions(vocab_chunk=len(head) // 4),
             head_gradient=head.grad,
         )
 

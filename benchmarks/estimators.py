@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from smollm2 import write_section
 
-from importance.score.calibrate import SAMPLES, score_model
-from importance.score.calibrate import SEQUENCE_LENGTH as LONG
+from importance.score.calibrate import score_model
 from importance.score.calibration_pass import Findings
 from importance.score.estimators import DEFAULTS, ESTIMATORS, find_estimator
 from importance.score.moments import PERIOD
 from importance.score.observe import observing
+from importance.score.options import SAMPLES, ScoringOptions
+from importance.score.options import SEQUENCE_LENGTH as LONG
 from importance.score.totals import Totals
 from minitron import builtin
 from minitron.cut.in_memory import cut_model
@@ -95,7 +96,10 @@ class Bench:
 
     def scores(self, name: str, seed: int) -> Scores:
         return score_model(
-            self.model, self.spec, self.calibration(seed), batch_size=4, layers="none", estimator=name, seed=seed
+            self.model,
+            self.spec,
+            self.calibration(seed),
+            ScoringOptions(batch_size=4, layers="none", estimator=name, seed=seed),
         )
 
     def divergence(self, scores: Scores, sizes: Mapping[str, int], how: Mapping[str, Any]) -> float:

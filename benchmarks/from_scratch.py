@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.output import write_student
 from distill.run.train import distill
 from minitron import builtin
 from minitron.files import read_json
 from minitron.measure.evaluate import evaluate_folders
+from minitron.measure.options import EvaluationOptions
 from minitron.model.loading import build_model
 
 
@@ -37,7 +39,10 @@ def main() -> None:
     if not random.exists():
         random_student(options.run / "pruned", random)
     if not trained.exists():
-        distill(random, builtin.MODEL, builtin.DISTILL, trained, Recipe(**recipe | {"betas": tuple(recipe["betas"])}))
+        distill(
+            Distillation(random, builtin.MODEL, builtin.DISTILL, trained),
+            Recipe(**recipe | {"betas": tuple(recipe["betas"])}),
+        )
     models = {
         "teacher": builtin.MODEL,
         "pruned": options.run / "pruned",
@@ -46,11 +51,9 @@ def main() -> None:
     }
     found = evaluate_folders(
         list(models.values()),
+        options=EvaluationOptions(sequence_length=512, batch_size=4, speed=False),
         text=builtin.HELDOUT,
         against=builtin.MODEL,
-        sequence_length=512,
-        batch_size=4,
-        speed=False,
     )
     print("| model | parameters | weight bytes | perplexity | KL to teacher | top-1 agreement |")
     print("|---|---|---|---|---|---|")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from importance.score.calibrate import score_model
-from importance.search.trial import Judge, Judgement
+from importance.score.options import ScoringOptions
+from importance.search.trial import Trial, Trials
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
 from minitron.memory.budget import Budget
@@ -48,10 +49,15 @@ def rival_scores(model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int
     """Its scores on the sequences `blocks` [S, T]; layers on at most 8 of them."""
     with without_correction_bias(model):
         scores = score_model(
-            model, spec, blocks, batch_size=batch_size, estimator="activation", refit=False, layers="none"
+            model,
+            spec,
+            blocks,
+            ScoringOptions(batch_size=batch_size, estimator="activation", refit=False, layers="none"),
         )
     # One round of removal: each layer's own divergence, with the bias on, as the model is used.
-    depth = score_model(model, spec, blocks[:8], batch_size=batch_size, refit=False, max_dropped=1, layer_samples=8)
+    depth = score_model(
+        model, spec, blocks[:8], ScoringOptions(batch_size=batch_size, refit=False, max_dropped=1, layer_samples=8)
+    )
     pooled = dict(scores.importance)
     for key, values in scores.importance.items():
         if key[0] == "expert_ffn":
@@ -66,15 +72,15 @@ def rival_plan(spec: ModelSpec, scores: Scores, sizes: Mapping[str, int], kept: 
 
 
 def rival_choice(
-    judge: Judge, scores: Scores, workload: Workload, budget: Budget, options: Mapping[str, Any]
-) -> tuple[Candidate, Plan, list[Judgement]]:
+    trials: Trials, scores: Scores, workload: Workload, budget: Budget, options: Mapping[str, Any]
+) -> tuple[Candidate, Plan, list[Trial]]:
     """The chosen architecture, the plan that cuts it, and what was measured of all ten, the largest first.
 
     `options` are those of minitron.search.search.build_lattice: the lattice that the other side searches too."""
-    spec = judge.spec
+    spec = trials.spec
     lattice = build_lattice(spec, workload, scores=scores, keep_attention=0, **options)
     largest = search(lattice, workload, budget, scores=scores, sort="memory", top=CANDIDATES).candidates
     plans = [rival_plan(spec, scores, candidate.sizes, candidate.kept) for candidate in largest]
-    found = [judge.judge(plan) for plan in plans]
+    found = [trials.run(plan) for plan in plans]
     best = min(range(len(found)), key=lambda place: found[place].perplexity)
     return largest[best], plans[best], found

@@ -26,11 +26,13 @@ from rival import rival_choice, rival_scores
 from smollm2 import write_section
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.train import distill
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.search.least_squares import spearman
 from importance.search.sieves import SieveOptions, planner, sieve
-from importance.search.trial import Judge
+from importance.search.trial import Trials
 from importance.search.verdicts import Sieved
 from minitron import builtin
 from minitron.cut.in_memory import cut_model
@@ -118,16 +120,18 @@ class Bench:
                     self.model,
                     self.spec,
                     blocks,
-                    batch_size=self.options.batch,
-                    estimator=self.options.estimator,
-                    layer_samples=self.options.layer_samples,
-                    max_dropped=max(1, len(self.spec.layers) // 5),
+                    ScoringOptions(
+                        batch_size=self.options.batch,
+                        estimator=self.options.estimator,
+                        layer_samples=self.options.layer_samples,
+                        max_dropped=max(1, len(self.spec.layers) // 5),
+                    ),
                 )
             replace(made, settings={**made.settings, "seconds": time.monotonic() - started}).save(path)
         return load_scores(path)
 
-    def judge(self, name: str) -> Judge:
-        return Judge(
+    def trials(self, name: str) -> Trials:
+        return Trials(
             self.model, self.spec, self.judging, batch_size=self.options.batch, store=self.work / f"{name}.jsonl"
         )
 
@@ -137,7 +141,7 @@ class Bench:
         if path.exists():
             return dict(read_json(path))
         candidate, plan, ten = rival_choice(
-            self.judge(f"rival-{seed}"),
+            self.trials(f"rival-{seed}"),
             self.scores(seed, rival=True),
             WORKLOAD,
             self.budget(percent),
@@ -148,10 +152,10 @@ class Bench:
         self.cut(plan, f"rival-{percent}-{seed}")
 
         scored, started = self.scores(seed, rival=False).settings["seconds"], time.monotonic()
-        judge, scores, _, sieved = self.sieve(percent, seed)
+        trials, scores, _, sieved = self.sieve(percent, seed)
         seconds = time.monotonic() - started + scored
         best = sieved.result.candidates[0]
-        make = planner(judge, scores)
+        make = planner(trials, scores)
         chosen = make(best.sizes, best.kept)
         ours = self.quality(chosen) | {"sizes": dict(best.sizes), "layers": best.letters}
         ours |= {"bytes": best.footprint.weights, "search_seconds": seconds, "evaluations": sieved.evaluations}
@@ -166,8 +170,8 @@ class Bench:
         if path.exists():
             return dict(read_json(path))
         # All of it was measured before: this finds the same model and the same choice.
-        judge, scores, lattice, sieved = self.sieve(percent, seed)
-        make, best, rng = planner(judge, scores), sieved.result.candidates[0], np.random.default_rng(1000 + seed)
+        trials, scores, lattice, sieved = self.sieve(percent, seed)
+        make, best, rng = planner(trials, scores), sieved.result.candidates[0], np.random.default_rng(1000 + seed)
         worth = Worth(lambda points: rng.random(points.shape), "chance")
         drawn = search(
             lattice, WORKLOAD, self.budget(percent), scores=scores, worth=worth, top=self.options.random
@@ -186,12 +190,12 @@ class Bench:
         write_json(path, found)
         return found
 
-    def sieve(self, percent: int, seed: int) -> tuple[Judge, Scores, Lattice, Sieved]:
+    def sieve(self, percent: int, seed: int) -> tuple[Trials, Scores, Lattice, Sieved]:
         """Our search, which goes on from what was measured before."""
-        scores, judge = self.scores(seed, rival=False), self.judge(f"ours-{seed}")
+        scores, trials = self.scores(seed, rival=False), self.trials(f"ours-{seed}")
         lattice = build_lattice(self.spec, WORKLOAD, scores=scores, **self.lattice)
-        sieved = sieve(judge, lattice, WORKLOAD, self.budget(percent), scores, options=SieveOptions(seed=seed))
-        return judge, scores, lattice, sieved
+        sieved = sieve(trials, lattice, WORKLOAD, self.budget(percent), scores, options=SieveOptions(seed=seed))
+        return trials, scores, lattice, sieved
 
     def cut(self, plan: Plan, name: str) -> None:
         """The pruned checkpoint as a folder, to distil."""
@@ -214,13 +218,15 @@ class Bench:
             )
             training = options.training or options.data
             result = distill(
-                self.work / name,
-                options.model,
-                training,
-                self.work / f"distilled-{name}",
+                Distillation(
+                    self.work / name,
+                    options.model,
+                    training,
+                    self.work / f"distilled-{name}",
+                    validation=options.text,
+                    overwrite=True,
+                ),
                 recipe,
-                validation=options.text,
-                overwrite=True,
             )
             write_json(path, result.curve)
         return list(read_json(path))

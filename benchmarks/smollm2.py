@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.measure.evaluate import evaluate_folders
+from minitron.measure.options import EvaluationOptions
 from minitron.measure.text import text_hash
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
@@ -199,7 +200,9 @@ def main() -> None:
         convert(find_gguf(options.work), parent)
     if options.convert_only:
         print(complete(parent, "The capital of France is"))
-        (found,) = evaluate_folders([parent], text=options.text, sequence_length=1024, samples=4, speed=False)
+        (found,) = evaluate_folders(
+            [parent], options=EvaluationOptions(sequence_length=1024, samples=4, speed=False), text=options.text
+        )
         print(f"perplexity {found.quality.perplexity:.2f} over {found.quality.tokens:,} tokens of {options.text}")
         return
     if (changed := changed_setting(options)) is not None:

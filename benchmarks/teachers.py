@@ -18,6 +18,7 @@ import torch
 from smollm2 import write_section
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.train import distill
 from minitron.files import read_json, write_json
 from minitron.measure.quality import Teacher, measure_quality
@@ -53,7 +54,9 @@ def train(options: argparse.Namespace, way: str, seed: int, output: Path) -> dic
     )
     if loss != "forward_kl":
         asked["cache"] = options.work / f"cache-{loss.replace(':', '-')}-{seed}"
-    found = distill(options.student, options.model, options.data, output, recipe, validation=options.text, **asked)
+    found = distill(
+        Distillation(options.student, options.model, options.data, output, validation=options.text, **asked), recipe
+    )
     return {"drift": None if found.drift is None else asdict(found.drift), "kl_before": found.kl_before}
 
 

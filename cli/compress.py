@@ -4,158 +4,89 @@ The document of --json: {"output", "inputs", "settings", "results", "seconds"}; 
 "results"}} and "models": {"teacher", "pruned", "distilled"}, each as `minitron eval` gives it.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 from cli import show
-from cli.cutting import Cutting, takes_cutting
-from cli.option_groups import spread_options
+from cli.cutting import CUTTING
+from cli.invocation import command_line
+from cli.option_groups import Group, Option, takes
 from cli.options import (
-    ComputeDtype,
     DataOption,
     DeviceOption,
     JsonOption,
     ModelArgument,
     OutputOption,
     OverwriteOption,
-    Precision,
     SpeedOption,
     TeacherPrecisionOption,
-    count_option,
+    option,
 )
-from cli.planning import Planning, takes_planning
-from cli.scoring import Scoring, takes_scoring
-from cli.searching import Searching, takes_searching
-from minitron.errors import MinitronError
+from cli.planning import PLANNING
+from cli.scoring import SCORING
+from cli.searching import SEARCHING
+from cli.training import COMPRESSION as TRAINING
+from distill.recipe import Recipe
+from importance.score.options import ScoringOptions
+from minitron.measure.options import EvaluationOptions
 from minitron.units import format_bytes
-from pipeline.chain import DISTILLED, REPORT, Chain, run_chain
+from pipeline.chain import Compressed, compress
+from pipeline.compression import Compression
+from pipeline.cutting import Cutting
+from pipeline.planning import Planning
+from pipeline.searching import Searching
 
-if TYPE_CHECKING:
-    from distill.recipe import Recipe
-
-
-def _count(flag: str, help: str) -> Any:
-    return typer.Option(flag, parser=count_option, help=help, metavar="TOKENS")
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How to distil, as typed."""
-
-    tokens: Annotated[int, _count("--tokens", "Tokens to distil on.")] = 2**20
-    distill_sequence_length: Annotated[
-        int, _count("--distill-sequence-length", "Tokens of one sequence of the distillation.")
-    ] = 512
-    batch_tokens: Annotated[int, _count("--batch-tokens", "Tokens of one optimiser step.")] = 4096
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest; a tenth of it at the end.")] = (
-        1e-4
-    )
-    precision: Annotated[
-        ComputeDtype, typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")
-    ] = ComputeDtype.BF16
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The seed of every random choice.")] = 0
-
-    @property
-    def recipe(self) -> "Recipe":
-        """The same for distill; raises MinitronError for settings that contradict each other."""
-        from distill.recipe import Recipe
-
-        return Recipe(
-            tokens=self.tokens,
-            sequence_length=self.distill_sequence_length,
-            batch_tokens=self.batch_tokens,
-            learning_rate=self.learning_rate,
-            precision=self.precision.value,
-            seed=self.seed,
+COMPRESSION: Final[dict[str, Option | Group]] = {
+    "model": Option.of(ModelArgument),
+    "data": Option.of(DataOption),
+    "output": Option.of(OutputOption),
+    "planning": Group(Planning, PLANNING),
+    "searching": Group(Searching, SEARCHING),
+    "scoring": Group(ScoringOptions, SCORING),
+    "cutting": Group(Cutting, CUTTING),
+    "recipe": Group(Recipe, TRAINING),
+    "heldout": Option(
+        option(
+            "--text",
+            "Held-out text for the evaluation; the end of --data is kept back for it where none is given.",
+            "FILE",
         )
-
-
-def takes_training(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with its parameter `training` spread out into the options of Training, as typer reads them."""
-    return spread_options(function, "training", Training)
-
-
-HeldOutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--text",
-        help="Held-out text for the evaluation; the end of --data is kept back for it where none is given.",
-        metavar="FILE",
-        show_default=False,
     ),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="Text for scores, where it is not --data.", metavar="FILE", show_default=False),
-]
+    "calibration": Option(option("--calibration", "Text for scores, where it is not --data.", "FILE")),
+    "teacher_precision": Option.of(TeacherPrecisionOption),
+    "evaluation": Group(EvaluationOptions, {"speed": Option.of(SpeedOption)}),
+    "device": Option.of(DeviceOption),
+}
+"""Field of pipeline.compression.Compression -> how it is typed."""
 
 
-@takes_planning
-@takes_searching
-@takes_scoring
-@takes_cutting
-@takes_training
-def command(
-    model: ModelArgument,
-    data: DataOption,
-    output: OutputOption,
-    planning: Planning,
-    searching: Searching,
-    scoring: Scoring,
-    cutting: Cutting,
-    training: Training,
-    text: HeldOutOption = None,
-    calibration: CalibrationOption = None,
-    teacher_precision: TeacherPrecisionOption = Precision.BF16,
-    speed: SpeedOption = True,
-    device: DeviceOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@takes("request", Compression, COMPRESSION)
+def command(request: Compression, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
     """Do it all: score, plan, prune, distill and evaluate. Run it again to go on after a stop."""
     started = time.monotonic()
-    planning.budget_of_device()
-    if scoring.offload and searching.measures:
-        raise MinitronError(
-            "--offload scores a model that memory does not hold, but candidates are measured in memory; "
-            "give --evaluate 0 with it, or leave it out."
-        )
-    chain = Chain(
-        folder=output,
-        model=model,
-        planning=planning,
-        searching=searching,
-        cutting=cutting,
-        calibration=calibration or data,
-        training=data,
-        heldout=text,
-        recipe=training.recipe,
-        teacher_precision=teacher_precision.value,
-        device=device,
-        scoring=scoring.arguments,
-        evaluating={"sequence_length": training.distill_sequence_length, "speed": speed},
-        settings={
-            "planning": planning.settings,
-            "searching": searching.settings,
-            "scoring": scoring.settings,
-            "cutting": cutting.settings,
-            "training": training.recipe.to_json(),
-            "teacher_precision": teacher_precision.value,
-        },
-    )
-    results = run_chain(chain, progress=show.bar, note=show.note, overwrite=overwrite)
+    evaluation = replace(request.evaluation, sequence_length=request.recipe.sequence_length)
+    request = replace(request, evaluation=evaluation, command=command_line())
+    found = compress(request, overwrite=overwrite, progress=show.bar, note=show.note)
     if as_json:
-        inputs = {"model": model, "data": data, "text": text, "calibration": calibration}
-        show.document(show.run_document(output, inputs, chain.settings, results, time.monotonic() - started))
+        inputs = {
+            "model": request.model,
+            "data": request.data,
+            "text": request.heldout,
+            "calibration": request.calibration,
+        }
+        seconds = time.monotonic() - started
+        show.document(show.run_document(request.output, inputs, request.settings, found.to_json(), seconds))
         return
-    print_models(results["models"])
-    show.line(f"The report: {output / REPORT}")
-    show.line(f"The compressed model: {output / DISTILLED}")
+    print_outcome(found)
+
+
+def print_outcome(found: Compressed) -> None:
+    """What it is worth, and where it is."""
+    print_models(found.models)
+    show.line(f"The report: {found.report}")
+    show.line(f"The compressed model: {found.distilled}")
 
 
 def print_models(models: Mapping[str, Mapping[str, Any]]) -> None:

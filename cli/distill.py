@@ -16,6 +16,7 @@ All of them are measured on held-out text.  `seconds` and `tokens_per_s` are tho
 `seconds` are those of the whole command.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,49 +25,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import show
-from cli.options import (
-    DeviceOption,
-    JsonOption,
-    OutputOption,
-    OverwriteOption,
-    StudentArgument,
-    TeacherOption,
-)
-from cli.teacher_options import Keeping, takes_keeping
-from cli.training import Training, takes_training
+from cli.distillation import DISTILLATION
+from cli.option_groups import takes
+from cli.options import JsonOption
+from cli.training import DEFAULT_TOKENS, TRAINING
+from distill.recipe import Recipe
+from distill.run.distillation import Distillation
+from distill.run.recipe_file import Stage, read_recipe
 from minitron.errors import MinitronError
 from minitron.units import format_bytes
+from pipeline.distillation import distill
 
 if TYPE_CHECKING:
     from distill.run.result import DistillResult
-    from distill.run.stages import Stage
     from distill.text.records import Source
 
-ValidationOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--validation",
-        help="Held-out text; the end of --data is held out where none is given.",
-        metavar="FILE",
-        show_default=False,
-    ),
-]
 RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
         help="TOML file with stages in a row instead of the options of training; see docs/distillation.md.",
         metavar="FILE",
-        show_default=False,
-    ),
-]
-BlendOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        help="Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME of a dataset on the hub; "
-        "WEIGHT:PATH several times for a blend.",
-        metavar="[WEIGHT:]PATH",
         show_default=False,
     ),
 ]
@@ -79,102 +58,61 @@ ReportOption = Annotated[
         show_default=False,
     ),
 ]
-TrackOption = Annotated[
-    str,
-    typer.Option("--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"),
-]
-WorkOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--work", help="Where checkpoints are kept; OUTPUT.work unless given.", metavar="FOLDER", show_default=False
-    ),
-]
 
 
-@takes_training
-@takes_keeping
+@takes("request", Distillation, DISTILLATION)
+@takes("training", Recipe, TRAINING, build=dict)
 def command(
-    student: StudentArgument,
-    teacher: TeacherOption,
-    output: OutputOption,
-    training: Training,
-    keeping: Keeping,
-    data: BlendOption = None,
+    request: Distillation,
+    training: dict[str, Any],
     recipe: RecipeOption = None,
-    validation: ValidationOption = None,
-    device: DeviceOption = None,
-    work: WorkOption = None,
-    track: TrackOption = "none",
     report: ReportOption = None,
-    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
-    from distill.processes import joined
-    from distill.run.stages import distill_stages
-    from distill.run.train import distill
-    from distill.text.records import parse_source
-    from minitron.cut.prune import DISTILLATION
-    from minitron.files import read_json
-    from minitron.progress import silent
-    from minitron.report.document import add_training, require_report
-
     started = time.monotonic()
-    sources = [parse_source(typed) for typed in data or ()]
-    stages = _stages(recipe, training, has_data=bool(sources))
-    if report is not None:
-        require_report(report)
-    with joined(device) as (processes, own):
-        keeping.check(processes.world_size)
-        how: dict[str, Any] = {
-            "validation": validation,
-            "device": own,
-            "overwrite": overwrite,
-            "work": work,
-            "track": track,
-            "processes": processes,
-            # One of many processes speaks.
-            "progress": show.bar if processes.is_first else silent,
-            **keeping.arguments,
-        } | ({"note": show.note} if processes.is_first else {})
-        if recipe is None:
-            results = [distill(student, teacher, sources, output, stages[0].recipe, **how)]
-        else:
-            results = distill_stages(student, teacher, sources, output, stages, **how)
-    if not processes.is_first:
+    how = _recipe(recipe, training)
+    found = distill(request, how, report=report, progress=show.bar, note=show.note)
+    if not found.is_first:
         return
-    if report is not None:
-        add_training(report, read_json(output / DISTILLATION))
     if as_json:
-        inputs = {"student": student, "teacher": teacher} | _texts(sources, validation)
-        settings = stages[-1].recipe.to_json() | {
-            "recipe": None if recipe is None else str(recipe),
-            "device": device,
-            **keeping.settings,
-        }
-        told = results[-1].to_json() | {"stages": [result.to_json() for result in results[:-1]]}
-        show.document(show.run_document(output, inputs, settings, told, time.monotonic() - started))
+        inputs = {"student": request.student, "teacher": request.teacher} | _texts(request.sources, request.validation)
+        settings = found.result.recipe.to_json() | {"recipe": None if recipe is None else str(recipe)}
+        seconds = time.monotonic() - started
+        show.document(
+            show.run_document(request.output, inputs, settings | _settings(request), found.to_json(), seconds)
+        )
         return
-    for number, result in enumerate(results, 1):
-        if len(results) > 1:
-            show.line(f"Stage {number} of {len(results)}")
+    for number, result in enumerate(found.stages, 1):
+        if len(found.stages) > 1:
+            show.line(f"Stage {number} of {len(found.stages)}")
         print_result(result)
-    show.line(f"Written: {output}")
+    show.line(f"Written: {request.output}")
 
 
-def _stages(recipe: Path | None, training: Training, *, has_data: bool) -> tuple["Stage", ...]:
-    """What to do: the stages of the recipe file, or one as typed."""
-    from distill.run.stages import Stage, read_recipe
-
-    if recipe is None:
-        if not has_data:
-            raise MinitronError("there is no text to train on; give some with --data.")
-        return (Stage(training.recipe, ()),)
-    typed = [name for name, value in vars(training).items() if value != getattr(Training(), name)]
+def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage, ...]:
+    """What to do: the stages of the recipe file, or one recipe as typed."""
+    if file is None:
+        length = {"tokens": DEFAULT_TOKENS} if training["tokens"] is training["steps"] is None else {}
+        return Recipe(**training | length)
+    plain = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    typed = [name for name, value in training.items() if value != plain[name]]
     if typed:
         flag = f"--{typed[0].replace('_', '-')}"
         raise MinitronError(f"{flag} and --recipe both say how to train; write it into the recipe or leave one out.")
-    return read_recipe(recipe)
+    return read_recipe(file)
+
+
+def _settings(request: Distillation) -> dict[str, Any]:
+    """What --json says of the devices and of the teacher."""
+    return {
+        "device": request.device,
+        "teacher_precision": request.teacher_precision,
+        "fp8_keep": str(request.fp8_keep),
+        "cache_teacher": None if request.cache is None else str(request.cache),
+        "teacher_device": request.teacher_device,
+        "offload_teacher": request.offload_teacher,
+    }
 
 
 def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from cli import show
+from cli.option_groups import Option, takes
 from cli.options import (
     BatchSizeOption,
-    ComputeDtype,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -21,9 +21,11 @@ from cli.options import (
     SequenceLengthOption,
     SpeedOption,
     TextOption,
+    words,
 )
-from minitron.errors import MinitronError
+from minitron.measure.options import EvaluationOptions
 from minitron.units import format_bytes
+from pipeline.evaluation import evaluate
 
 if TYPE_CHECKING:
     from minitron.measure.evaluate import Evaluation
@@ -32,68 +34,49 @@ AgainstOption = Annotated[
     Path | None,
     typer.Option("--against", help="The teacher: adds KL divergence and top-1 agreement.", metavar="FOLDER"),
 ]
-TasksOption = Annotated[
-    str | None,
-    typer.Option("--tasks", help="lm-eval tasks, comma-separated: names or YAML files.", metavar="TASKS"),
-]
-TaskLimitOption = Annotated[int | None, typer.Option("--task-limit", min=1, help="Ask only so many items of a task.")]
+
+EVALUATION: Final[dict[str, Option]] = {
+    "tasks": Option(
+        typer.Option("--tasks", help="lm-eval tasks, comma-separated: names or YAML files.", metavar="TASKS"),
+        type=str | None,
+        default=None,
+        read=words,
+    ),
+    "task_limit": Option(typer.Option("--task-limit", min=1, help="Ask only so many items of a task.")),
+    "sequence_length": Option.of(SequenceLengthOption),
+    "samples": Option.of(SamplesOption, default=64),
+    "batch_size": Option.of(BatchSizeOption),
+    "dtype": Option.of(DtypeOption),
+    "speed": Option.of(SpeedOption),
+}
+"""Field of minitron.measure.options.EvaluationOptions -> how it is typed."""
 
 
+@takes("options", EvaluationOptions, EVALUATION)
 def command(
     models: ModelsArgument,
     text: TextOption,
+    options: EvaluationOptions,
     against: AgainstOption = None,
-    tasks: TasksOption = None,
-    task_limit: TaskLimitOption = None,
-    sequence_length: SequenceLengthOption = 1024,
-    samples: SamplesOption = 64,
-    batch_size: BatchSizeOption = 1,
-    dtype: DtypeOption = ComputeDtype.BF16,
     device: DeviceOption = None,
-    speed: SpeedOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints on a text: perplexity, divergence from a teacher, size, speed, memory, lm-eval tasks."""
-    from minitron.measure.evaluate import evaluate_folders
     from minitron.measure.text import text_hash
 
     started = time.monotonic()
-    if len(set(models)) < len(models):
-        raise MinitronError("A model is named twice; name each one once.")
-    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    evaluations = evaluate_folders(
-        models,
-        text=text,
-        against=against,
-        tasks=names,
-        task_limit=task_limit,
-        sequence_length=sequence_length,
-        samples=samples,
-        batch_size=batch_size,
-        dtype=str(dtype),
-        device=device,
-        speed=speed,
-        progress=show.bar,
-    )
+    evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar)
+    first, length = evaluations[0], options.sequence_length
     if not as_json:
         show.table("", ["", *labels(models)], rows(evaluations))
-        show.line(f"Quality: {evaluations[0].quality.tokens:,} tokens of {text}, sequences of {sequence_length:,}.")
-        if (timed := evaluations[0].speed) is not None:
+        show.line(f"Quality: {first.quality.tokens:,} tokens of {text}, sequences of {length:,}.")
+        if first.speed is not None:
             show.line(
-                f"Speed and memory: {dtype} on {timed.device}, batch 1, prompt of {sequence_length:,} tokens, medians "
-                "after a warm-up, each model in a process of its own."
+                f"Speed and memory: {options.dtype} on {first.speed.device}, batch 1, prompt of {length:,} tokens, "
+                "medians after a warm-up, each model in a process of its own."
             )
         return
-    settings = {
-        "tasks": names,
-        "task_limit": task_limit,
-        "sequence_length": sequence_length,
-        "samples": samples,
-        "batch_size": batch_size,
-        "dtype": str(dtype),
-        "device": device,
-        "timed_on": evaluations[0].speed.device if evaluations[0].speed else None,
-    }
+    settings = options.to_json() | {"device": device, "timed_on": first.speed.device if first.speed else None}
     inputs = {"models": models, "against": against, "text": {"path": text, "sha256": text_hash(text)}}
     results = {str(evaluation.model): evaluation.to_json() for evaluation in evaluations}
     show.document(show.run_document(None, inputs, settings, results, time.monotonic() - started))

@@ -10,69 +10,31 @@ The document of --json, sizes in bytes:
 tensors in the folder; of a config.json alone, those of `total` in the config's dtype.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cli import show
 from cli.options import JsonOption, ModelArgument
-from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
+from pipeline.inspection import Inspection
+from pipeline.inspection import inspect as inspected
 
 if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
 
-_DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAP_WIDTH: Final = 60
 
 
 def command(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Say what a checkpoint holds: layers, sizes, parameters, bytes. Reads no weights."""
-    from minitron.model.spec import read_spec
-
-    spec = read_spec(model)
-    description, origin = describe(model, spec)
+    found = inspected(model)
     if as_json:
-        show.document(description)
+        show.document(found.to_json())
     else:
-        _print(spec, description, origin)
+        _print(found)
 
 
-def describe(model: Path, spec: "ModelSpec") -> tuple[dict[str, Any], str]:
-    """The document of --json, and a few words on where `weight_bytes` comes from.
-
-    Raises MinitronError where `model` is a folder whose safetensors headers do not fit its config.json."""
-    from minitron.model.checkpoint import Checkpoint
-
-    parameters = spec.parameters()
-    mtp = parameters.mtp
-    if model.is_dir():
-        checkpoint = Checkpoint(model)
-        checkpoint.check(spec)
-        weight_bytes, origin = checkpoint.weight_bytes, "in the safetensors files"
-        # transformers drops the block when it saves a model, and its config.json goes on telling of it.
-        mtp = checkpoint.num_parameters - parameters.total
-    else:
-        dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
-        if dtype not in _DTYPE_BYTES:
-            raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
-        weight_bytes, origin = parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}"
-    description = {
-        "model_type": spec.config["model_type"],
-        "family": spec.family.name,
-        "layers": spec.letters,
-        "sizes": spec.sizes,
-        "parameters": {
-            "total": parameters.total,
-            "active": parameters.active,
-            "mtp": mtp,
-            "by_component": parameters.by_component,
-        },
-        "weight_bytes": weight_bytes,
-    }
-    return description, origin
-
-
-def _print(spec: "ModelSpec", description: dict[str, Any], origin: str) -> None:
+def _print(found: Inspection) -> None:
+    spec, description, origin = found.spec, found.to_json(), found.origin
     layers, parameters = description["layers"], description["parameters"]
     kinds = ", ".join(f"{layers.count(letter)} {kind} ({letter})" for letter, kind in _kinds(spec).items())
     show.line(f"{description['model_type']} (family {description['family']})")

@@ -4,42 +4,28 @@ A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_jso
 
     arguments   ModelArgument, ModelsArgument, StudentArgument
     files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption, TeacherOption
-    running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption (values of ComputeDtype),
-                DeviceOption, TeacherPrecisionOption (values of Precision), SpeedOption
-    by hand     SetOption (raw texts; `parse_assignments` reads them)
+    running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption,
+                DeviceOption, TeacherPrecisionOption, SpeedOption
     output      JsonOption
-    parsers     bytes_option, count_option: for `typer.Option(parser=...)` of a command's own options
+    own         option, size_option, tokens_option: for a command's own options
+    parsers     bytes_option, count_option: for `typer.Option(parser=...)`; assignments, numbers, words: for lists
 
-The options of a plan (the GPU, the workload, the lattice) come together: see cli/planning.py.
+Options that make up a request come together, in a table beside it: see cli/option_groups.py.
 
 No command declares `--debug`: cli/app.py adds it to every command.  Paths are checked by the code that opens them,
 which raises a MinitronError, so that a wrong path reads the same from every command.
 """
 
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from distill.run.distillation import Precision
 from minitron.errors import MinitronError
+from minitron.measure.options import Dtype
 from minitron.units import parse_bytes, parse_count
-
-
-class ComputeDtype(StrEnum):
-    """How a model is loaded for a forward pass."""
-
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
-class Precision(StrEnum):
-    """How a teacher's linear weights are kept."""
-
-    BF16 = "bf16"
-    FP8 = "fp8"
-    FP8_TE = "fp8-te"
 
 
 def _reader(parse: Callable[[str], int]) -> Callable[[str | int], int]:
@@ -69,6 +55,48 @@ def parse_assignments(option: str, texts: Iterable[str], example: str = "hidden_
     return values
 
 
+def assignments(option: str, example: str = "hidden_size=448") -> Callable[[list[str] | None], dict[str, str]]:
+    """A reader of what is typed as NAME=VALUE, as often as one likes; `option` and `example` are for its message."""
+    return lambda texts: parse_assignments(option, texts or (), example)
+
+
+def numbers(option: str, number: Callable[[str], Any]) -> Callable[[list[str] | None], dict[str, Any]]:
+    """The same for values that are numbers."""
+
+    def read(texts: list[str] | None) -> dict[str, Any]:
+        found = {}
+        for name, text in parse_assignments(option, texts or (), "NAME=2").items():
+            try:
+                found[name] = number(text)
+            except ValueError:
+                raise MinitronError(
+                    f"{option} {name}={text}: {text!r} is no number; write it like {option} NAME=2."
+                ) from None
+        return found
+
+    return read
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """`"a, b"` -> `("a", "b")`."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """A typer option whose default depends on the rest, so that none is shown."""
+    return typer.Option(flag, help=help, metavar=metavar, show_default=False, **more)
+
+
+def size_option(flag: str, help: str) -> Any:
+    """One that is typed as `1.3GiB` and has no default."""
+    return option(flag, help, "SIZE", parser=bytes_option)
+
+
+def tokens_option(flag: str, help: str, **more: Any) -> Any:
+    """One that is typed as `128k`."""
+    return typer.Option(flag, help=help, metavar="TOKENS", parser=count_option, **more)
+
+
 def _argument(help: str, metavar: str) -> Any:
     return typer.Argument(help=help, metavar=metavar, show_default=False)
 
@@ -95,7 +123,7 @@ SequenceLengthOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The seed of every random choice.")]
-DtypeOption = Annotated[ComputeDtype, typer.Option("--dtype", help="The numbers that the model computes in.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The numbers that the model computes in.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda or cuda:1; the first GPU where there is one.", show_default=False),
@@ -117,9 +145,5 @@ TeacherPrecisionOption = Annotated[
     ),
 ]
 
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Cut to a size given by hand: hidden_size=448. Repeatable.", metavar="NAME=SIZE"),
-]
 SpeedOption = Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens per second and peak memory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -14,28 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from cli import show
-from cli.options import (
-    BatchSizeOption,
-    ComputeDtype,
-    DataOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelArgument,
-    OutputOption,
-    OverwriteOption,
-    SamplesOption,
-    SeedOption,
-    SequenceLengthOption,
-)
-from cli.scoring import EstimatorOption, OffloadFolderOption, OffloadOption, RefitOption
-from importance.score.estimators import BEST
+from cli.option_groups import takes
+from cli.options import DataOption, DeviceOption, JsonOption, ModelArgument, OutputOption, OverwriteOption
+from cli.scoring import SCORE
+from importance.score.options import ScoringOptions
+from pipeline.scoring import score as scored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,85 +31,24 @@ if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
 
 
-class LayerMethod(StrEnum):
-    """How layers are judged."""
-
-    ITERATIVE = "iterative"
-    FAST = "fast"
-    NONE = "none"
-
-
-LayersOption = Annotated[
-    LayerMethod,
-    typer.Option("--layers", help="Judge layers by removing one after the other, by block influence, or not at all."),
-]
-LayerSamplesOption = Annotated[
-    int, typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed one after the other.")
-]
-MaxDroppedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-dropped",
-        min=1,
-        help="Layers to remove one after the other; half of them unless given.",
-        show_default=False,
-    ),
-]
-
-
+@takes("options", ScoringOptions, SCORE)
 def command(
     model: ModelArgument,
     data: DataOption,
     output: OutputOption,
-    samples: SamplesOption = 1024,
-    sequence_length: SequenceLengthOption = 4096,
-    batch_size: BatchSizeOption = 1,
-    estimator: EstimatorOption = BEST,
-    seed: SeedOption = 0,
-    refit: RefitOption = True,
-    layers: LayersOption = LayerMethod.ITERATIVE,
-    layer_samples: LayerSamplesOption = 16,
-    max_dropped: MaxDroppedOption = None,
-    dtype: DtypeOption = ComputeDtype.BF16,
-    offload: OffloadOption = False,
-    offload_folder: OffloadFolderOption = None,
+    options: ScoringOptions,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find out how much every part of a model matters: forward passes over calibration text, no gradients."""
-    from importance.score.calibrate import calibrate
-    from minitron.files import refuse_existing
     from minitron.model.spec import read_spec
 
     started = time.monotonic()
-    refuse_existing(output, overwrite=overwrite)
-    spec = read_spec(model)
-    scores = calibrate(
-        model,
-        data,
-        samples=samples,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        estimator=estimator,
-        seed=seed,
-        refit=refit,
-        layers=layers.value,
-        layer_samples=layer_samples,
-        max_dropped=max_dropped,
-        dtype=dtype.value,
-        offload=offload,
-        offload_folder=offload_folder,
-        moments_folder=output.parent,
-        device=device,
-        progress=show.bar,
+    scores = scored(
+        model, data, options, output=output, overwrite=overwrite, device=device, progress=show.bar, note=show.note
     )
-    scores.save(output, overwrite=overwrite)
-    found = results(spec, scores)
-    if found["samples"] < samples:
-        show.note(
-            f"{data} holds {found['samples']:,} sequences of {sequence_length:,} tokens, not the {samples:,} asked for."
-        )
+    found = results(read_spec(model), scores)
     if as_json:
         inputs = {"model": model, "data": {"path": data, "sha256": scores.data}}
         show.document(show.run_document(output, inputs, scores.settings, found, time.monotonic() - started))
@@ -139,7 +64,7 @@ def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
     for (axis, _), values in scores.importance.items():
         if axis != "layer":
             # Channels of different experts do not compete; those of a layer's Mamba heads do.
-            axes.setdefault(axis, []).extend(values if spec.is_nested(axis) else [values.ravel()])
+            axes.setdefault(axis, []).extend(values if axis == "expert_ffn" else [values.ravel()])
     return {
         "samples": scores.settings["samples"],
         "sequence_length": scores.settings["sequence_length"],
@@ -171,7 +96,7 @@ def _concentration(places: list[NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def _layers_title(settings: Mapping[str, Any]) -> str:
-    if settings["layers"] != LayerMethod.ITERATIVE:
+    if settings["layers"] != "iterative":
         return "Layers: mean of 1 - cosine of what goes in and what comes out"
     dropped = settings["max_dropped"]
     return (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
-
-import torch
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from distill.losses.divergences import DEFAULT_LOSS, parse_loss
 from minitron.errors import MinitronError
-from minitron.model.loading import DTYPES
+from minitron.measure.options import Dtype
+
+if TYPE_CHECKING:
+    import torch
 
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
@@ -66,7 +67,7 @@ class Recipe:
     gradient_clip: float = 1.0
     """The largest norm of the whole gradient."""
 
-    precision: str = "bf16"
+    precision: Dtype = "bf16"
     """bf16: fp32 weights, matmuls under bf16 autocast; fp32: everything."""
 
     seed: int = 0
@@ -177,8 +178,10 @@ class Recipe:
             raise MinitronError(
                 f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps}; give fewer."
             )
-        if self.precision not in DTYPES:
-            raise MinitronError(f"there is no precision {self.precision!r}; choose one of {', '.join(DTYPES)}.")
+        if self.precision not in get_args(Dtype):
+            raise MinitronError(
+                f"there is no precision {self.precision!r}; choose one of {', '.join(get_args(Dtype))}."
+            )
         if self.train not in TRAINED:
             raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
         if self.loss_kernel not in KERNELS:

@@ -9,8 +9,8 @@ calibrate    all of it: a checkpoint and a text in, Scores out
 
 From here on, which architecture to cut a model to:
 
-blocks       which sequences of a text calibrate and which judge
-judge        how far a candidate, cut in memory, is from its parent
+blocks       which sequences of a text calibrate and which measure
+trial        how far a candidate, cut in memory, is from its parent
 damage       what any candidate would lose, from a few dozen that were measured
 sieves       the search by what is measured; verdicts says what became of whom
 """

@@ -1,4 +1,6 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and the checks that every request makes of its numbers and names."""
+
+from collections.abc import Collection, Mapping
 
 
 class MinitronError(Exception):
@@ -11,3 +13,19 @@ class NotFinite(MinitronError):
 
 class NothingFits(MinitronError):
     """No architecture that was looked at stays within the budget."""
+
+
+def require_least(owner: object, least: Mapping[str, int]) -> None:
+    """Raise MinitronError where a field of `owner`, unless it is None, is below what `least` says of its name."""
+    for name, limit in least.items():
+        value = getattr(owner, name)
+        if value is not None and value < limit:
+            raise MinitronError(f"{name.replace('_', ' ')} is {value}; give {limit} or more.")
+
+
+def require_known(owner: object, known: Mapping[str, Collection[str]]) -> None:
+    """Raise MinitronError where a field of `owner` is none of the names that `known` has for it."""
+    for name, names in known.items():
+        value = getattr(owner, name)
+        if value not in names:
+            raise MinitronError(f"there is no {name.replace('_', ' ')} {value!r}; choose one of {', '.join(names)}.")

@@ -1,6 +1,6 @@
 """How long work tells of itself: a seam, so that no room below `cli/` draws on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -17,6 +17,10 @@ class Progress(Protocol):
     def __call__(self, description: str, total: float, unit: str) -> AbstractContextManager[Advance]: ...
 
 
+Note = Callable[[str], None]
+"""Says a sentence to whoever watches."""
+
+
 @contextmanager
 def silent(description: str, total: float, unit: str) -> Iterator[Advance]:
     """The progress of callers that want none."""
@@ -25,3 +29,7 @@ def silent(description: str, total: float, unit: str) -> Iterator[Advance]:
         return
 
     yield advance
+
+
+def no_note(text: str) -> None:
+    """The note of callers that want none."""

@@ -1,1 +1,69 @@
-"""The chain from a checkpoint to a recovered smaller one."""
+"""The chain from a checkpoint to a recovered smaller one, and the Python interface: what the commands do.
+
+    from pipeline import Planning, Pruning, plan, prune
+
+    found = plan(model, Planning(gpu="A10G", context=131_072))
+    cut = prune(Pruning(model, output, planning=found.planning, data=text))
+
+Requests are frozen dataclasses in plain types that check themselves; results are frozen dataclasses.  Nothing prints:
+progress goes to a minitron.progress.Progress and remarks to a `note`, both silent unless given.  What a user can mend
+is a minitron.errors.MinitronError.  torch is imported by what reads weights, and by nothing else.
+"""
+
+from distill.recipe import Recipe
+from distill.run.distillation import Distillation
+from distill.run.recipe_file import Stage, read_recipe
+from distill.teacher.kept import Kept
+from distill.text.records import Source
+from importance.score.options import ScoringOptions
+from minitron.measure.options import EvaluationOptions
+from pipeline.chain import Compressed, compress
+from pipeline.comparison import Comparison, compare
+from pipeline.compression import Compression
+from pipeline.cutting import Cutting
+from pipeline.distillation import Distilled, distill
+from pipeline.evaluation import evaluate
+from pipeline.inspection import Inspection, inspect
+from pipeline.planned import Planned, plan
+from pipeline.planning import Planning
+from pipeline.pruning import Cut, Pruning, prune
+from pipeline.scoring import score
+from pipeline.searching import Searching
+from pipeline.serving import Serving
+from pipeline.solution import Solution, solve
+from pipeline.standing import Standing, stand
+
+__all__ = [
+    "Comparison",
+    "Compressed",
+    "Compression",
+    "Cut",
+    "Cutting",
+    "Distillation",
+    "Distilled",
+    "EvaluationOptions",
+    "Inspection",
+    "Kept",
+    "Planned",
+    "Planning",
+    "Pruning",
+    "Recipe",
+    "ScoringOptions",
+    "Searching",
+    "Serving",
+    "Solution",
+    "Source",
+    "Stage",
+    "Standing",
+    "compare",
+    "compress",
+    "distill",
+    "evaluate",
+    "inspect",
+    "plan",
+    "prune",
+    "read_recipe",
+    "score",
+    "solve",
+    "stand",
+]

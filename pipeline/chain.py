@@ -9,155 +9,120 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
-from minitron.progress import Progress
-from pipeline.stages import Stages, cut_depth_first
-
-if TYPE_CHECKING:
-    from cli.cutting import Cutting
-    from cli.planning import Planning
-    from cli.searching import Searching
-    from distill.recipe import Recipe
-
-Note = Callable[[str], None]
-"""Says a sentence to whoever watches."""
-
-RUN: Final = "run.json"
-SCORES: Final = "scores.safetensors"
-PLAN: Final = "plan.json"
-PRUNED: Final = "pruned"
-DISTILLED: Final = "distilled"
-EVALUATION: Final = "evaluation.json"
-TEXT: Final = "text"
-JUDGEMENTS: Final = "judgements.jsonl"
-SEARCH: Final = "search.json"
-REPORT: Final = "report"
+from minitron.progress import Note, Progress, no_note, silent
+from pipeline.compression import DISTILLED, EVALUATION, PLAN, PRUNED, REPORT, RUN, SCORES, TEXT, Compression
+from pipeline.stages import cut_depth_first
 
 _HELD_OUT: Final = 0.05
-"""The share of the training text that judges, where no other text is given to."""
+"""The share of the training text that is held out, where no other text is given."""
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One request to compress a model, and the folder in which it is carried out."""
+class Compressed:
+    """What a run left in its folder."""
 
-    folder: Path
+    output: Path
     """The run folder."""
 
-    model: Path
-    """The checkpoint to compress, and the teacher of what is left of it."""
+    steps: Mapping[str, Mapping[str, Any]]
+    """Step -> {"seconds", "results"}."""
 
-    planning: Planning
-    """What there is, and which architectures to look at."""
+    models: Mapping[str, Mapping[str, Any]]
+    """teacher, pruned and distilled -> what was measured of it (minitron.measure.evaluate.Evaluation.to_json)."""
 
-    searching: Searching
-    """How candidates are measured before one is chosen."""
+    @property
+    def distilled(self) -> Path:
+        """The compressed model."""
+        return self.output / DISTILLED
 
-    cutting: Cutting
-    """How what is chosen is cut."""
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return self.output / REPORT
 
-    calibration: Path
-    """Text for scores."""
-
-    training: Path
-    """Text for distillation."""
-
-    heldout: Path | None
-    """Text that the others do not hold, for the evaluation; None holds back the end of the training text."""
-
-    recipe: Recipe
-    """How to distil."""
-
-    teacher_precision: str = "bf16"
-    device: str | None = None
-
-    scoring: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of importance.score.calibrate.calibrate."""
-
-    evaluating: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of minitron.measure.evaluate.evaluate_folders."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that was asked for, as JSON: what a run that goes on must agree with."""
-
-    def __post_init__(self) -> None:
-        texts = {path.resolve() for path in (self.calibration, self.training)}
-        if self.heldout is not None and self.heldout.resolve() in texts:
-            raise MinitronError(
-                f"{self.heldout} is given for training and for judging; give --text another file or leave it out."
-            )
+    def to_json(self) -> dict[str, Any]:
+        """The results of the command."""
+        return {"steps": dict(self.steps), "models": dict(self.models)}
 
 
-def run_chain(chain: Chain, *, progress: Progress, note: Note, overwrite: bool) -> dict[str, Any]:
-    """Carry out the steps that are not done; the results of all, as JSON.
+def compress(
+    request: Compression, *, overwrite: bool = False, progress: Progress = silent, note: Note = no_note
+) -> Compressed:
+    """Carry out the steps that are not done: score, plan, prune, distill, evaluate.
 
-    Raises MinitronError where the folder holds another run, unless it may be overwritten."""
+    A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
+    where the folder holds another run, unless it may be overwritten."""
     from minitron.measure.text import documents
 
-    for path in {chain.calibration, chain.training, chain.heldout or chain.training}:
+    request.planning.budget_of_device()
+    for path in {request.calibration_text, request.data, request.heldout or request.data}:
         next(documents(path))
-    record = _open_run(chain, overwrite=overwrite)
-    if chain.heldout is None:
-        chain = _hold_out(chain)
+    record = _open_run(request, overwrite=overwrite)
+    request = _hold_out(request)
     for number, (name, step) in enumerate(STEPS.items(), 1):
         artefact, function = step
-        if (chain.folder / artefact).exists():
+        if (request.output / artefact).exists():
             note(f"[{number}/{len(STEPS)}] {name}: done before, {artefact} is kept")
             continue
         note(f"[{number}/{len(STEPS)}] {name}")
         started = time.monotonic()
-        results = function(chain, progress, note)
+        results = function(request, progress, note)
         record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": results}
-        write_json(chain.folder / RUN, record)
-    return {"steps": record["steps"], "models": read_json(chain.folder / EVALUATION)["models"]}
+        write_json(request.output / RUN, record)
+    return Compressed(request.output, record["steps"], read_json(request.output / EVALUATION)["models"])
 
 
-def _open_run(chain: Chain, *, overwrite: bool) -> dict[str, Any]:
+def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
     """run.json of a new folder, or of the one to go on with."""
     from minitron.measure.text import text_hash
-
-    texts = {name: text_hash(path) for name in ("calibration", "training", "heldout") if (path := getattr(chain, name))}
     from minitron.model.spec import read_spec
 
-    asked = json.loads(json.dumps({"model": read_spec(chain.model).fingerprint, **texts, **chain.settings}))
-    path = chain.folder / RUN
-    if chain.folder.exists() and overwrite:
-        if not path.is_file() and any(chain.folder.iterdir()):
-            raise MinitronError(
-                f"{chain.folder} is no run folder of minitron, so it is not overwritten; choose another."
-            )
-        inputs = [chain.model, chain.calibration, chain.training, *([chain.heldout] if chain.heldout else [])]
-        refuse_existing(chain.folder, overwrite=True, inputs=inputs)
-        shutil.rmtree(chain.folder)
+    folder = request.output
+    # No name is one of the settings', or the one would hide the other.
+    texts = {"calibration": request.calibration_text, "data": request.data, "heldout": request.heldout}
+    hashes = {name: text_hash(path) for name, path in texts.items() if path is not None}
+    about = {"model": read_spec(request.model).fingerprint, **hashes, **request.settings}
+    asked = json.loads(json.dumps(about))
+    path = folder / RUN
+    if folder.exists() and overwrite:
+        if not path.is_file() and any(folder.iterdir()):
+            raise MinitronError(f"{folder} is no run folder of minitron, so it is not overwritten; choose another.")
+        inputs = [request.model, *(text for text in texts.values() if text is not None)]
+        refuse_existing(folder, overwrite=True, inputs=inputs)
+        shutil.rmtree(folder)
     if path.is_file():
         record: dict[str, Any] = read_json(path)
         before = record["asked"]
         for key in sorted(asked.keys() | before.keys()):
             if asked.get(key) != before.get(key):
                 raise MinitronError(
-                    f"{chain.folder} holds a run with another {key} ({before.get(key)!r}, now {asked.get(key)!r}); "
+                    f"{folder} holds a run with another {key} ({before.get(key)!r}, now {asked.get(key)!r}); "
                     "ask for the same, choose another output or pass --overwrite."
                 )
         return record
-    if chain.folder.exists() and any(chain.folder.iterdir()):
-        raise MinitronError(f"{chain.folder} exists and is no run folder of minitron; choose another output.")
+    if folder.exists() and any(folder.iterdir()):
+        raise MinitronError(f"{folder} exists and is no run folder of minitron; choose another output.")
     record = {"asked": asked, "steps": {}}
     write_json(path, record)
     return record
 
 
-def _hold_out(chain: Chain) -> Chain:
-    """The chain with the last twentieth of the training text kept for judging, in files of the run folder."""
+def _hold_out(request: Compression) -> Compression:
+    """The request with a held-out text: unless one is given the last twentieth of the training text, in files of the
+    run folder."""
     from minitron.measure.text import documents
 
-    folder = chain.folder / TEXT
+    if request.heldout is not None:
+        return request
+    folder = request.output / TEXT
     if not folder.exists():
-        whole = "\n\n".join(documents(chain.training))
+        whole = "\n\n".join(documents(request.data))
         # The next paragraph, line or word after the mark, whichever kind the text has.
         mark = int(len(whole) * (1 - _HELD_OUT))
         last = (mark + len(whole)) // 2
@@ -166,37 +131,36 @@ def _hold_out(chain: Chain) -> Chain:
             write_text(partial / "training.txt", whole[:cut])
             write_text(partial / "heldout.txt", whole[cut:])
     training = folder / "training.txt"
-    calibration = training if chain.calibration == chain.training else chain.calibration
-    return replace(chain, training=training, calibration=calibration, heldout=folder / "heldout.txt")
+    calibration = training if request.calibration_text == request.data else request.calibration
+    return replace(request, data=training, calibration=calibration, heldout=folder / "heldout.txt")
 
 
-def _score(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
+def _score(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
     from importance.score.calibrate import calibrate
 
-    held_back = chain.searching.held_back
     scores = calibrate(
-        chain.model,
-        chain.calibration,
-        held_back=held_back,
-        moments_folder=chain.folder,
-        device=chain.device,
+        request.model,
+        request.calibration_text,
+        request.scoring,
+        held_back=request.searching.held_back,
+        moments_folder=request.output,
+        device=request.device,
         progress=progress,
-        **chain.scoring,
     )
-    scores.save(chain.folder / SCORES)
+    scores.save(request.output / SCORES)
     return dict(scores.settings)
 
 
-def _plan(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
+def _plan(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.cut.scores import load_scores
     from minitron.model.spec import read_spec
     from pipeline.choosing import choose
 
-    spec, scores = read_spec(chain.model), load_scores(chain.folder / SCORES)
-    choice = choose(chain, spec, scores, progress, note)
-    choice.write_report(chain.folder / REPORT)
+    spec, scores = read_spec(request.model), load_scores(request.output / SCORES)
+    choice = choose(request, spec, scores, progress, note)
+    choice.write_report(request.output / REPORT)
     # The last of all that this step writes: it says that the step is done.
-    choice.plan.save(chain.folder / PLAN, overwrite=True)
+    choice.plan.save(request.output / PLAN, overwrite=True)
     result = choice.result
     return {
         "chosen": result.best.to_json(),
@@ -206,74 +170,59 @@ def _plan(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
     }
 
 
-def _prune(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
+def _prune(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.cut.plan import load_plan
     from minitron.cut.prune import prune
-
-    plan = load_plan(chain.folder / PLAN)
-    if chain.searching.stages is Stages.DEPTH_WIDTH and plan.sizes and len(plan.layers) < _layers(chain.model):
-        return dict(
-            cut_depth_first(
-                chain.model,
-                plan,
-                chain.folder,
-                chain.folder / PRUNED,
-                chain.calibration,
-                dict(chain.scoring),
-                chain.cutting.arguments,
-                held_back=chain.searching.held_back,
-                device=chain.device,
-                progress=progress,
-            )
-        )
-    return prune(chain.model, plan, chain.folder / PRUNED, progress=progress).to_json()
-
-
-def _layers(model: Path) -> int:
     from minitron.model.spec import read_spec
 
-    return len(read_spec(model).layers)
+    plan = load_plan(request.output / PLAN)
+    if (
+        request.searching.stages == "depth,width"
+        and plan.sizes
+        and len(plan.layers) < len(read_spec(request.model).layers)
+    ):
+        return dict(cut_depth_first(request, plan, progress))
+    return prune(request.model, plan, request.output / PRUNED, progress=progress).to_json()
 
 
-def _distill(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
+def _distill(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+    from distill.run.distillation import Distillation
     from distill.run.train import distill
 
-    result = distill(
-        chain.folder / PRUNED,
-        chain.model,
-        chain.training,
-        chain.folder / DISTILLED,
-        chain.recipe,
-        teacher_precision=chain.teacher_precision,
-        device=chain.device,
-        progress=progress,
-        note=note,
+    asked = Distillation(
+        student=request.output / PRUNED,
+        teacher=request.model,
+        data=request.data,
+        output=request.output / DISTILLED,
+        teacher_precision=request.teacher_precision,
+        device=request.device,
     )
-    return dict(result.to_json())
+    return dict(distill(asked, request.recipe, progress=progress, note=note).to_json())
 
 
-def _evaluate(chain: Chain, progress: Progress, note: Note) -> dict[str, Any]:
+def _evaluate(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
     from minitron.cut.prune import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
     from minitron.report.document import add_training
 
-    assert chain.heldout is not None
-    add_training(chain.folder / REPORT, read_json(chain.folder / DISTILLED / DISTILLATION))
-    folders = {"teacher": chain.model, "pruned": chain.folder / PRUNED, "distilled": chain.folder / DISTILLED}
+    assert request.heldout is not None
+    folder = request.output
+    add_training(folder / REPORT, read_json(folder / DISTILLED / DISTILLATION))
+    folders = {"teacher": request.model, "pruned": folder / PRUNED, "distilled": folder / DISTILLED}
     measured = evaluate_folders(
         list(folders.values()),
-        against=chain.model,
-        text=chain.heldout,
-        device=chain.device,
+        request.heldout,
+        request.evaluation,
+        against=request.model,
+        device=request.device,
         progress=progress,
-        **chain.evaluating,
     )
     models = {name: evaluation.to_json() for name, evaluation in zip(folders, measured, strict=True)}
-    write_json(chain.folder / EVALUATION, {"models": models})
+    write_json(folder / EVALUATION, {"models": models})
     return {}
 
 
-STEPS: Final[dict[str, tuple[str, Callable[[Chain, Progress, Note], dict[str, Any]]]]] = {
+STEPS: Final[dict[str, tuple[str, Callable[[Compression, Progress, Note], dict[str, Any]]]]] = {
     "score": (SCORES, _score),
     "plan": (PLAN, _plan),
     "prune": (PRUNED, _prune),

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.searching import Measured
 from minitron.cut.plan import Plan, make_plan
 from minitron.files import write_json
-from pipeline.chain import JUDGEMENTS, SEARCH, Chain, Note
-from pipeline.finalists import NEAR, race, short
+from minitron.progress import Note
+from pipeline.compression import SEARCH, TRIALS, Compression
+from pipeline.finalists import NEAR, race
+from pipeline.measuring import MeasuredSearch
+from pipeline.plan_document import plan_document
 
 if TYPE_CHECKING:
     from importance.search.verdicts import Sieved
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 class Choice:
     """What was chosen and why."""
 
-    chain: Chain
+    request: Compression
     spec: ModelSpec
     scores: Scores
     """As memory is counted (Cutting.counted)."""
@@ -49,66 +51,56 @@ class Choice:
 
     def write_report(self, folder: Path) -> None:
         """report.html, report.json and report.md, and the plan beside them."""
-        from cli.plan import document_of
         from minitron.report.document import write_report
 
-        sieves = None
+        sieves, request = None, self.request
         if self.sieved is not None:
             from minitron.report.sieves import sieves_document
 
             sieves = sieves_document(self.sieved.to_json(), self.finalists)
-        document = document_of(
-            self.chain.model, self.spec, self.chain.planning, self.result, self.scores, sieves=sieves
+        limit = request.planning.budget_of
+        document = plan_document(
+            request.model, self.spec, self.result, self.scores, limit, sieves=sieves, command=request.command
         )
         write_report(folder, document, overwrite=True, beside=self.plan.files())
 
 
-def choose(chain: Chain, spec: ModelSpec, scores: Scores, progress: Progress, note: Note) -> Choice:
-    """Search, measure, race and plan, as the chain's options ask; what is done of it before a stop is not done again.
+def choose(request: Compression, spec: ModelSpec, scores: Scores, progress: Progress, note: Note) -> Choice:
+    """Search, measure, race and plan, as the request asks; what is done of it before a stop is not done again.
 
     Raises MinitronError where nothing fits."""
     from minitron.cut.magnitude import weight_magnitude
     from minitron.model.checkpoint import Checkpoint
 
-    fallback = weight_magnitude(Checkpoint(chain.model), spec)
+    searching, planning = request.searching, request.planning
+    fallback = weight_magnitude(Checkpoint(request.model), spec)
 
     def plan(sizes: Mapping[str, int], kept: Kept, report: dict[str, Any] | None = None) -> Plan:
-        return make_plan(spec, sizes, kept, scores, fallback=fallback, report=report, **chain.cutting.arguments)
+        return make_plan(spec, sizes, kept, scores, fallback=fallback, report=report, **request.cutting.arguments)
 
     def choice(result: SearchResult, sieved: Sieved | None, finalists: dict[str, Any] | None) -> Choice:
         chosen = plan(result.best.sizes, result.best.kept, result.to_json())
-        return Choice(chain, *chain.cutting.counted(spec, scores), result, sieved, finalists, chosen)
+        return Choice(request, *request.cutting.counted(spec, scores), result, sieved, finalists, chosen)
 
-    if not chain.searching.measures or chain.planning.sort.value == "memory":
-        return choice(chain.planning.search(*chain.cutting.counted(spec, scores)), None, None)
-    measured = Measured(chain.searching, chain.planning, chain.cutting, dict(chain.scoring), chain.recipe.seed)
-    sieved = measured.run(
-        chain.model,
-        chain.calibration,
+    if not searching.measures or planning.sort == "memory":
+        return choice(planning.search(*request.cutting.counted(spec, scores)), None, None)
+    search = MeasuredSearch(searching, planning, request.cutting, request.scoring, request.recipe.seed)
+    sieved = search.run(
+        request.model,
+        request.calibration_text,
         scores,
         spec,
         plan,
-        store=chain.folder / JUDGEMENTS,
-        device=chain.device,
+        store=request.output / TRIALS,
+        device=request.device,
         progress=progress,
     )
     result, finalists = sieved.result, None
-    near = sieved.near_ties(NEAR, chain.searching.finalists) if chain.searching.finalists > 1 else ()
+    near = sieved.near_ties(NEAR, searching.finalists) if searching.finalists > 1 else ()
     if len(near) > 1:
-        finalists = race(
-            near,
-            plan,
-            chain.folder,
-            chain.model,
-            chain.training,
-            short(chain.recipe, chain.searching.finalist_tokens),
-            teacher_precision=chain.teacher_precision,
-            device=chain.device,
-            progress=progress,
-            note=note,
-        )
+        finalists = race(near, plan, request, progress, note)
         result = replace(result, chosen=finalists["chosen"])
-    write_json(chain.folder / SEARCH, {"measured": sieved.to_json(), "finalists": finalists})
+    write_json(request.output / SEARCH, {"measured": sieved.to_json(), "finalists": finalists})
     note(_told(sieved, finalists))
     return choice(result, sieved, finalists)
 

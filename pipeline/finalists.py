@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from distill.recipe import Recipe
 from minitron.files import read_json, write_json
+from minitron.progress import Note, Progress
+from pipeline.compression import Compression
 
 if TYPE_CHECKING:
-    from distill.recipe import Recipe
     from importance.search.sieves import Planner
     from minitron.cut.plan import Plan
-    from minitron.progress import Progress
     from minitron.search.candidate import Candidate
 
 FOLDER: Final = "finalists"
@@ -29,38 +30,18 @@ NEAR: Final = 1.25
 
 
 def race(
-    candidates: Sequence[Candidate],
-    plan: Planner,
-    run: Path,
-    model: Path,
-    training: Path,
-    recipe: Recipe,
-    *,
-    teacher_precision: str,
-    device: str | None,
-    progress: Progress,
-    note: Callable[[str], None],
+    candidates: Sequence[Candidate], plan: Planner, request: Compression, progress: Progress, note: Note
 ) -> dict[str, Any]:
-    """Distil each of `candidates`, as planned by `plan` and cut from `model`, on the text `training` as `recipe` says:
+    """Distil each of `candidates`, as planned by `plan` and cut from the request's model, for a short while:
     {"tokens", "finalists": [{"sizes", "kept_layers", "kl_before", "kl_after", "perplexity_after", "reason"}],
-    "chosen"}, the KLs on held-back text that all share.  Everything is written into FOLDER of the folder `run`."""
+    "chosen"}, the KLs on held-back text that all share.  Everything is written into FOLDER of the run folder."""
     found = []
+    recipe = short(request.recipe, request.searching.finalist_tokens)
     for number, candidate in enumerate(candidates, 1):
-        file = run / FOLDER / f"{_digest(candidate, recipe)}.json"
+        file = request.output / FOLDER / f"{_digest(candidate, recipe)}.json"
         if not file.exists():
             note(f"finalist {number} of {len(candidates)}: {recipe.total_tokens:,} tokens")
-            folder = file.with_suffix("")
-            _distil(
-                plan(candidate.sizes, candidate.kept),
-                folder,
-                file,
-                model,
-                training,
-                recipe,
-                teacher_precision,
-                device,
-                progress,
-            )
+            _distil(request, plan(candidate.sizes, candidate.kept), file, recipe, progress)
         found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_json(file))
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
     least = found[chosen]["kl_after"]
@@ -71,36 +52,28 @@ def race(
     return {"tokens": recipe.total_tokens, "finalists": found, "chosen": chosen}
 
 
-def _distil(
-    plan: Plan,
-    folder: Path,
-    file: Path,
-    model: Path,
-    training: Path,
-    recipe: Recipe,
-    teacher_precision: str,
-    device: str | None,
-    progress: Progress,
-) -> None:
+def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progress: Progress) -> None:
+    """Cut and distil one finalist beside `file`, which says what became of it."""
+    from distill.run.distillation import Distillation
     from distill.run.train import distill
     from minitron.cut.prune import prune
 
+    folder = file.with_suffix("")
     pruned, distilled = folder / "pruned", folder / "distilled"
     if distilled.exists():
         # Stopped between the last two steps: what it was worth was not written.
         shutil.rmtree(distilled)
     if not pruned.exists():
-        prune(model, plan, pruned, progress=progress)
-    result = distill(
-        pruned,
-        model,
-        training,
-        distilled,
-        replace(recipe, validate_every=recipe.total_steps),
-        teacher_precision=teacher_precision,
-        device=device,
-        progress=progress,
+        prune(request.model, plan, pruned, progress=progress)
+    asked = Distillation(
+        student=pruned,
+        teacher=request.model,
+        data=request.data,
+        output=distilled,
+        teacher_precision=request.teacher_precision,
+        device=request.device,
     )
+    result = distill(asked, replace(recipe, validate_every=recipe.total_steps), progress=progress)
     write_json(
         file,
         {

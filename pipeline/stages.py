@@ -6,9 +6,10 @@ is left is scored anew, and by those scores it loses its widths.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pipeline.compression import PRUNED, Compression
 
 if TYPE_CHECKING:
     from minitron.cut.plan import Plan
@@ -18,31 +19,9 @@ FOLDER: Final = "depth"
 SCORES: Final = "depth-scores.safetensors"
 
 
-class Stages(StrEnum):
-    """In how many steps a model is cut."""
-
-    TOGETHER = "together"
-    DEPTH_WIDTH = "depth,width"
-
-
-def cut_depth_first(
-    model: Path,
-    plan: Plan,
-    run: Path,
-    output: Path,
-    calibration: Path,
-    scoring: dict[str, Any],
-    cutting: dict[str, Any],
-    *,
-    held_back: int,
-    device: str | None,
-    progress: Progress,
-) -> dict[str, int]:
-    """Cut `model` to the architecture of `plan` in two steps and write it to `output`; the results of the second.
-
-    `scoring` are keyword arguments of importance.score.calibrate.calibrate for the text `calibration`, `cutting` those
-    of minitron.cut.plan.make_plan.  The model without its layers and the scores of it are left in the folder `run`:
-    what is there is not made again."""
+def cut_depth_first(request: Compression, plan: Plan, progress: Progress) -> dict[str, int]:
+    """Cut the model to the architecture of `plan` in two steps and write it into the run folder; the results of the
+    second.  The model without its layers and the scores of it are left there too: what is there is not made again."""
     from importance.score.calibrate import calibrate
     from minitron.cut.magnitude import weight_magnitude
     from minitron.cut.plan import make_plan
@@ -51,14 +30,21 @@ def cut_depth_first(
     from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import read_spec
 
+    run = request.output
     shallow, path = run / FOLDER, run / SCORES
     if not shallow.exists():
-        prune(model, make_plan(read_spec(model), {}, plan.layers), shallow, progress=progress)
+        prune(request.model, make_plan(read_spec(request.model), {}, plan.layers), shallow, progress=progress)
     if not path.exists():
-        asked = scoring | {"layers": "none"}
-        asked |= {"held_back": held_back, "moments_folder": run, "device": device, "progress": progress}
-        calibrate(shallow, calibration, **asked).save(path)
+        calibrate(
+            shallow,
+            request.calibration_text,
+            replace(request.scoring, layers="none"),
+            held_back=request.searching.held_back,
+            moments_folder=run,
+            device=request.device,
+            progress=progress,
+        ).save(path)
     spec, scores = read_spec(shallow), load_scores(path)
-    fallback = weight_magnitude(Checkpoint(shallow), spec)
-    narrow = make_plan(spec, plan.sizes, tuple(range(len(spec.layers))), scores, fallback=fallback, **cutting)
-    return prune(shallow, narrow, output, progress=progress).to_json()
+    layers, fallback = tuple(range(len(spec.layers))), weight_magnitude(Checkpoint(shallow), spec)
+    narrow = make_plan(spec, plan.sizes, layers, scores, fallback=fallback, **request.cutting.arguments)
+    return prune(shallow, narrow, run / PRUNED, progress=progress).to_json()

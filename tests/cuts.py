@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from minitron.cut.plan import Plan
 from minitron.cut.scores import Scores
 from minitron.cut.selection import axes_at, kept_rows, layer_of, pick, places
@@ -170,4 +171,4 @@ def scored(folder: Path, estimator: str = "surgeon", refit: bool = True) -> tupl
     spec = read_spec(folder)
     model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
     blocks = np.random.default_rng(0).integers(0, 300, (16, 32))
-    return spec, score_model(model, spec, blocks, estimator=estimator, refit=refit, layers="none")
+    return spec, score_model(model, spec, blocks, ScoringOptions(estimator=estimator, refit=refit, layers="none"))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from minitron.cut.scores import Scores
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
@@ -81,9 +82,8 @@ def slow_energy(inputs: Array, groups: int) -> Array:
 
 
 def quick(model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64], **options: Any) -> Scores:
-    return score_model(
-        model, spec, blocks, **({"layers": "none", "batch_size": 2, "estimator": "activation"} | options)
-    )
+    asked = {"layers": "none", "batch_size": 2, "estimator": "activation"} | options
+    return score_model(model, spec, blocks, ScoringOptions(**asked))
 
 
 def close(found: Array, expected: Array) -> None:

@@ -8,7 +8,7 @@ Shape letters: N tokens, C tokens of one chunk, H hidden (the student's and the 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -25,35 +25,52 @@ _SHORTEST_CHUNK: Final = 128
 _LONGEST_CHUNK: Final = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """What is asked of a loss beside its divergence; of all but the first three `sparse_loss` knows nothing."""
+
+    lm_weight: float = 0.0
+    """Times the cross entropy of the token that follows, at temperature 1, added to the loss."""
+
+    divisor: float | None = None
+    """The number of tokens that count unless given: a part of a larger batch gives the whole batch's."""
+
+    chunk: int | None = None
+    """Tokens that are worked on at a time."""
+
+    vocab_chunk: int | None = None
+    """Of them so many columns, where it is given: logits are then made twice, three times where a divergence needs
+    sums over the vocabulary first."""
+
+    temperature: float = 1.0
+    """Divides logits; the loss is multiplied by its square, so that gradients keep their size (Hinton et al. 2015,
+    section 2)."""
+
+    seed: int = 0
+    """From it and the chunk's place follow picks by chance."""
+
+    compiled: bool = False
+    """Whether torch.compile fuses what a dense divergence does with logits."""
+
+
 def chunked_loss(
     loss: Loss,
     student_hidden: Tensor,
     student_head: Tensor,
     teacher_hidden: Tensor,
     teacher_head: Tensor,
+    options: LossOptions | None = None,
     *,
     mask: Tensor | None = None,
     following: Tensor | None = None,
-    lm_weight: float = 0.0,
-    temperature: float = 1.0,
-    divisor: float | None = None,
-    chunk: int | None = None,
-    vocab_chunk: int | None = None,
-    seed: int = 0,
-    compiled: bool = False,
     head_gradient: Tensor | None = None,
 ) -> Tensor:
-    """The loss of N tokens from last hidden states and output layers, summed and divided by `divisor`; a scalar.
+    """The loss of N tokens from last hidden states and output layers, summed and divided; a scalar.
 
     student_hidden [N, H], student_head [V, H], teacher_hidden [N, H'], teacher_head [V', H'].  Of two vocabularies of
     different length the tail of the longer is padding: those columns take no part, as if their logits were minus
-    infinity on both sides.  `mask` [N] (bool) says which tokens count.  Logits are divided by `temperature` and the
-    loss is multiplied by its square, so that gradients keep their size (Hinton et al. 2015, section 2).  `lm_weight`
-    times the cross entropy of the token that follows, `following` [N] (-1: unknown, which costs nothing), is added, at
-    temperature 1.  `divisor` is the number of tokens that count unless given: a part of a larger batch gives the whole
-    batch's.  `chunk` tokens are worked on at a time, and of them `vocab_chunk` columns where that is given: logits are
-    then made twice, three times where a divergence needs sums over the vocabulary first.  Picks by chance follow from
-    `seed` and the chunk's place.  With `compiled`, torch.compile fuses what a dense divergence does with logits.
+    infinity on both sides.  `mask` [N] (bool) says which tokens count, `following` [N] which token follows each (-1:
+    unknown, which costs nothing).
 
     The gradients of `student_hidden` and `student_head` are made in the same pass as the loss, so that a chunk's logits
     are forgotten before the next chunk; that of the head is summed in fp32 (float64 where the inputs are).  Nothing
@@ -62,10 +79,21 @@ def chunked_loss(
     second [V, H] ever exists; the loss must then be summed with a weight of one into what backward() is called on.
 
     Raises ValueError for a sparse divergence over blocks of the vocabulary, which picks among all of it."""
-    if loss.divergence.pick is not None and vocab_chunk is not None:
+    asked = options or LossOptions()
+    if loss.divergence.pick is not None and asked.vocab_chunk is not None:
         raise ValueError(f"{loss.name} picks among the whole vocabulary")
     vocab = min(student_head.shape[0], teacher_head.shape[0])
-    how = Settings(loss, vocab, lm_weight, temperature, divisor or 0.0, chunk or 0, vocab_chunk, seed, compiled)
+    how = Settings(
+        loss,
+        vocab,
+        lm_weight=asked.lm_weight,
+        temperature=asked.temperature,
+        divisor=asked.divisor or 0.0,
+        chunk=asked.chunk or 0,
+        vocab_chunk=asked.vocab_chunk,
+        seed=asked.seed,
+        compiled=asked.compiled,
+    )
     reference = Heads(teacher_hidden, teacher_head[:vocab])
     return _apply(student_hidden, student_head, reference, mask, following, head_gradient, how)
 
@@ -75,19 +103,18 @@ def sparse_loss(
     student_hidden: Tensor,
     student_head: Tensor,
     targets: Sparse,
+    options: LossOptions | None = None,
     *,
     mask: Tensor | None = None,
     following: Tensor | None = None,
-    lm_weight: float = 0.0,
-    divisor: float | None = None,
-    chunk: int | None = None,
     vocab: int | None = None,
     head_gradient: Tensor | None = None,
 ) -> Tensor:
     """As `chunked_loss`, where what the sparse `loss` reads of the teacher is known already: `targets` of N tokens.
 
     Columns from `vocab` on are padding."""
-    how = Settings(loss, vocab or student_head.shape[0], lm_weight, divisor=divisor or 0.0, chunk=chunk or 0)
+    asked, columns = options or LossOptions(), vocab or student_head.shape[0]
+    how = Settings(loss, columns, asked.lm_weight, divisor=asked.divisor or 0.0, chunk=asked.chunk or 0)
     return _apply(student_hidden, student_head, targets, mask, following, head_gradient, how)
 
 

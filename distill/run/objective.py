@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from distill.losses.chunked import chunked_loss, hidden_cosine, sparse_loss
+from distill.losses.chunked import LossOptions, chunked_loss, hidden_cosine, sparse_loss
 from distill.losses.divergences import Sparse, parse_loss
 from distill.losses.liger import liger_loss
 from distill.recipe import Recipe
@@ -108,15 +108,15 @@ class Objective(nn.Module):
         rows = self._rows(part)
         with self.autocast():
             mine = hidden_states(self.student, part.ids)
-            how = {"divisor": part.divisor, "lm_weight": recipe.lm_weight, "seed": _seed(recipe.seed, place)}
+            how = self._options(part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
             total = self._compare(mine.flatten(0, 1), head, rows, how)
             if self.mtp is not None:
                 ids = part.ids.to(mine.device)
                 drafted = self.mtp(mine[:, :-1], self.student.get_input_embeddings()(ids[:, 1:]))
                 later = rows.of(torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, 1:].flatten())
-                how = {"lm_weight": recipe.mtp_lm_weight, "seed": _seed(recipe.seed, place, 1)}
                 # The weight goes into the divisor: what adds to the head's gradient at once knows no other.
-                how["divisor"] = part.divisor / recipe.mtp_weight
+                divisor = part.divisor / recipe.mtp_weight
+                how = self._options(divisor, recipe.mtp_lm_weight, _seed(recipe.seed, place, 1))
                 total = total + self._compare(drafted.flatten(0, 1), head, later, how)
             if recipe.cosine_weight:
                 assert isinstance(rows.theirs, Tensor)
@@ -137,28 +137,29 @@ class Objective(nn.Module):
             theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
         return _Rows(theirs, mask, next_ids)
 
-    def _compare(self, states: Tensor, head: nn.Parameter, rows: _Rows, how: dict[str, Any]) -> Tensor:
+    def _options(self, divisor: float, lm_weight: float, seed: int) -> LossOptions:
+        """What the recipe asks of every loss, and what it asks of this one."""
+        return LossOptions(
+            lm_weight=lm_weight,
+            divisor=divisor,
+            vocab_chunk=self.recipe.vocab_chunk,
+            temperature=self.recipe.temperature,
+            seed=seed,
+            compiled=self.recipe.compile,
+        )
+
+    def _compare(self, states: Tensor, head: nn.Parameter, rows: _Rows, how: LossOptions) -> Tensor:
         """The loss of states [N, H] beside what the teacher says of the same tokens."""
         loss = parse_loss(self.recipe.loss)
-        asked = how | {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(head)}
+        asked = {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(head)}
         if isinstance(rows.theirs, Sparse):
             assert isinstance(self.teacher, TeacherCache)
-            del asked["seed"]
-            return sparse_loss(loss, states, head, rows.theirs, vocab=self.teacher.vocab, **asked)
+            return sparse_loss(loss, states, head, rows.theirs, how, vocab=self.teacher.vocab, **asked)
+        theirs = self._teacher_head(self.student.device)
         if self.recipe.loss_kernel == "liger":
-            theirs = self._teacher_head(self.student.device)
-            return liger_loss(loss, states, head, rows.theirs, theirs, mask=rows.mask, divisor=how["divisor"])
-        return chunked_loss(
-            loss,
-            states,
-            head,
-            rows.theirs,
-            self._teacher_head(self.student.device),
-            temperature=self.recipe.temperature,
-            vocab_chunk=self.recipe.vocab_chunk,
-            compiled=self.recipe.compile,
-            **asked,
-        )
+            assert how.divisor is not None
+            return liger_loss(loss, states, head, rows.theirs, theirs, mask=rows.mask, divisor=how.divisor)
+        return chunked_loss(loss, states, head, rows.theirs, theirs, how, **asked)
 
     def _teacher_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of sequences [B, T]."""

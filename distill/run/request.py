@@ -2,41 +2,48 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
 from distill.teacher.teacher_source import Teaching
 from distill.text.data import describe
-from distill.text.records import Source
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing
 from minitron.measure.text import text_hash
 from minitron.model.checkpoint import Checkpoint
-from minitron.model.loading import require_same_tokenizer
+from minitron.model.loading import find_device, require_same_tokenizer
 
 
 @dataclass(frozen=True)
 class Request:
-    """A student, its teacher, a text and a recipe."""
+    """A distillation and how it is done."""
 
-    student: Path
-    teaching: Teaching
-    sources: tuple[Source, ...]
-    validation: Path | None
+    asked: Distillation
     recipe: Recipe
 
-    def check(self, output: Path, *, overwrite: bool) -> None:
-        """Raise MinitronError where the inputs do not fit each other or `output` exists; nothing is loaded."""
-        student, teacher = self.student, self.teaching.folder
-        texts = [source.path for source in self.sources]
-        inputs = [path for path in (student, teacher, *texts, self.validation) if path is not None]
-        for path in (output, beside(output, self.recipe)):
-            refuse_existing(path, overwrite=overwrite, inputs=inputs)
+    @cached_property
+    def teaching(self) -> Teaching:
+        """The teacher, and how it is kept; raises MinitronError where there is no such device."""
+        asked = self.asked
+        place = find_device(asked.teacher_device or asked.device)
+        return Teaching(
+            asked.teacher, place, asked.teacher_precision, asked.fp8_keep, asked.offload_teacher, asked.cache
+        )
+
+    def check(self) -> None:
+        """Raise MinitronError where the inputs do not fit each other or the output exists; nothing is loaded."""
+        asked, student, teacher = self.asked, self.asked.student, self.asked.teacher
+        texts = [source.path for source in asked.sources]
+        inputs = [path for path in (student, teacher, *texts, asked.validation) if path is not None]
+        for path in (asked.output, beside(asked.output, self.recipe)):
+            refuse_existing(path, overwrite=asked.overwrite, inputs=inputs)
         if student.resolve() == teacher.resolve():
             raise MinitronError(
                 f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher."
@@ -48,21 +55,22 @@ class Request:
         asker(self.recipe, student)
         if self.recipe.loss_kernel == "liger":
             sizes = {read_json(folder / "config.json").get("vocab_size") for folder in (student, teacher)}
-            require_liger(self.recipe, same_vocabulary=len(sizes) == 1, cached=self.teaching.cache is not None)
+            require_liger(self.recipe, same_vocabulary=len(sizes) == 1, cached=asked.cache is not None)
         if self.recipe.mtp_weight:
             require_block(student)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """All that the run's result depends on.  Raises MinitronError where a text is missing."""
+        asked, student = self.asked, self.asked.student
         return {
-            "student": {"config": text_hash(self.student / "config.json"), "weights": _weights_hash(self.student)},
+            "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
             "recipe": self.recipe.to_json(),
             **self.teaching.fingerprint,
-            "text": describe(self.sources, self.validation),
+            "text": describe(asked.sources, asked.validation),
             # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
-            **({"teacher_offloaded": True} if self.teaching.offload else {}),
-            **({} if self.teaching.cache is None else {"cached": True}),
+            **({"teacher_offloaded": True} if asked.offload_teacher else {}),
+            **({} if asked.cache is None else {"cached": True}),
         }
 
 

@@ -1,188 +1,124 @@
-"""Several distillations in a row, each of which goes on with the student of the one before: a recipe file.
-
-learning_rate = 1e-4                 # for every stage that says nothing else
-data = ["0.7:chat.jsonl", "0.3:web"] # paths as seen from the recipe's folder
-
-[[stages]]
-tokens = 2_500_000_000
-sequence_length = "8k"
-
-[[stages]]
-tokens = 500_000_000
-sequence_length = "48k"
-data = ["long.jsonl"]
-"""
+"""Several distillations in a row, each of which goes on with the student of the one before."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
+from distill.run.distillation import Distillation
+from distill.run.recipe_file import Stage
 from distill.run.request import Request
 from distill.run.result import DistillResult
 from distill.run.trackers import require_tracker
 from distill.run.train import distill
 from distill.teacher.drift import Drift
-from distill.teacher.fp8 import DEFAULT, Kept
-from distill.teacher.teacher_source import Teaching
-from distill.text.records import HUB, Source, parse_source
+from distill.text.records import Source
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.model.loading import find_device
-from minitron.units import parse_count
+from minitron.progress import Note, Progress, no_note, silent
 
 STAGES: Final = "stages.json"
 
-_COUNTS: Final = ("tokens", "sequence_length", "batch_tokens", "micro_batch", "steps", "vocab_chunk")
-"""Fields that may be written as text: 128k."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One distillation of a recipe file."""
-
-    recipe: Recipe
-
-    data: tuple[Source, ...]
-    """Empty for the text that is given beside the recipe."""
-
-
-def read_recipe(path: Path) -> tuple[Stage, ...]:
-    """The stages of a recipe file; raises MinitronError where it is no TOML, has no stages or names no setting."""
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinitronError(f"{path} does not exist; check the path of --recipe.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MinitronError(f"{path} is not valid TOML ({error}); mend it.") from None
-    stages = found.pop("stages", None)
-    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise MinitronError(f"{path} has no [[stages]]; write one at least, with its tokens.")
-    return tuple(_stage(path, number, found | stage) for number, stage in enumerate(stages, 1))
-
-
-def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
-    known = {field.name for field in fields(Recipe)}
-    strangers = sorted(values.keys() - known - {"data"})
-    if strangers:
-        raise MinitronError(
-            f"{path}, stage {number}: there is no {strangers[0]!r} in a recipe; "
-            f"it knows {', '.join(sorted(known))} and data."
-        )
-    data = values.pop("data", [])
-    if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
-        raise MinitronError(f"{path}, stage {number}: data is no list of texts; write data = ['0.7:PATH', '0.3:PATH'].")
-    for name in _COUNTS:
-        if isinstance(values.get(name), str):
-            values[name] = parse_count(values[name])
-    if isinstance(values.get("tasks"), list):
-        values["tasks"] = [
-            str(path.parent / one) if one.endswith((".yaml", ".yml")) else one for one in values["tasks"]
-        ]
-    try:
-        recipe = Recipe.of(values)
-    except TypeError as error:
-        raise MinitronError(f"{path}, stage {number}: a value is of the wrong kind ({error}); mend it.") from None
-    return Stage(recipe, tuple(_beside(path, parse_source(one)) for one in data))
-
-
-def _beside(recipe: Path, source: Source) -> Source:
-    """A source whose path is as seen from the recipe's folder."""
-    if source.place.startswith(HUB):
-        return source
-    return Source(str(recipe.parent / source.place), source.weight)
-
 
 def distill_stages(
-    student: Path,
-    teacher: Path,
-    data: Sequence[Source],
-    output: Path,
+    asked: Distillation,
     stages: Sequence[Stage],
     *,
-    overwrite: bool = False,
-    work: Path | None = None,
-    validation: Path | None = None,
-    teacher_precision: str = "bf16",
-    fp8_keep: Kept = DEFAULT,
-    cache: Path | None = None,
-    offload_teacher: bool = False,
     processes: Processes | None = None,
-    note: Callable[[str], None] = lambda text: None,
-    **how: Any,
+    progress: Progress = silent,
+    note: Note = no_note,
 ) -> list[DistillResult]:
-    """Every stage's result; `data` is the text of stages that name none, `how` further arguments of
-    distill.run.train.distill.
+    """Every stage's result; `asked.data` is the text of stages that name none.
 
-    Each stage is a run of its own, with its own warm-up and optimiser, in the folder `work` (OUTPUT.work unless given),
-    and goes on where it stopped; a stage that is done is not run again.  Raises MinitronError where a stage has no
-    text, and where the folder was begun with another recipe."""
-    processes = processes or Processes()
-    folder = work or output.with_name(f"{output.name}.work")
-    own = find_device(how.get("device"))
-    place = find_device(how.get("teacher_device") or how.get("device"))
-    teaching = Teaching(teacher, place, teacher_precision, fp8_keep, offload_teacher, cache)
+    Each stage is a run of its own, with its own warm-up and optimiser, in the folder of checkpoints, and goes on where
+    it stopped; a stage that is done is not run again.  Raises MinitronError where a stage has no text, and where the
+    folder was begun with another recipe."""
+    processes, folder, own = processes or Processes(), asked.work_folder, find_device(asked.device)
     requests = [
-        Request(student, teaching, _text(stage, number, data), validation, stage.recipe)
+        Request(replace(asked, data=_text(stage, number, asked.sources)), stage.recipe)
         for number, stage in enumerate(stages, 1)
     ]
     # A stage's mistake is told now, not when the stages before it are done.
     for request in requests:
-        request.check(output, overwrite=overwrite)
+        request.check()
         processes.require_share(request.recipe.sequences_per_step)
         if request.recipe.compile:
             require_compiler(own)
-    require_tracker(how.get("track", "none"))
+    require_tracker(asked.track)
     if processes.is_first:
-        _begin(folder, [request.fingerprint for request in requests], overwrite=overwrite)
+        _begin(folder, [request.fingerprint for request in requests], overwrite=asked.overwrite)
     processes.wait()
     results: list[DistillResult] = []
-    here = student
-    for number, stage in enumerate(stages, 1):
-        last = number == len(stages)
-        there, record = (output if last else folder / f"stage-{number}"), folder / f"stage-{number}.json"
-        if record.is_file():
-            results.append(_read(record))
-        else:
-            note(f"Stage {number} of {len(stages)}: {stage.recipe.total_tokens:,} tokens.")
-            found = distill(
-                here,
-                teacher,
-                stage.data or data,
-                there,
-                stage.recipe,
-                work=folder / f"stage-{number}.work",
-                # A student without a record is one whose stage died between the two.
-                overwrite=overwrite if last else True,
-                processes=processes,
-                validation=validation,
-                teacher_precision=teacher_precision,
-                fp8_keep=fp8_keep,
-                offload_teacher=offload_teacher,
-                note=note,
-                earlier=results,
-                tracked=output if len(stages) == 1 else output.with_name(f"{output.name}.stage-{number}"),
-                origin=student,
-                cache=None if cache is None else cache / f"stage-{number}",
-                **how,
-            )
-            results.append(found)
-            if processes.is_first and not last:
-                write_json(record, _written(found))
-            processes.wait()
-        here = there
+    for number, request in enumerate(requests, 1):
+        place = _Place(number, len(stages), asked)
+        if place.record.is_file():
+            results.append(_read(place.record))
+            continue
+        note(f"Stage {number} of {len(stages)}: {request.recipe.total_tokens:,} tokens.")
+        found = distill(
+            place.request(request.asked),
+            request.recipe,
+            processes=processes,
+            earlier=results,
+            origin=asked.student,
+            tracked=place.name,
+            progress=progress,
+            note=note,
+        )
+        results.append(found)
+        if processes.is_first and not place.is_last:
+            write_json(place.record, _written(found))
+        processes.wait()
     if processes.is_first:
         shutil.rmtree(folder)
     processes.wait()
     return results
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one of several stages stands in the folders of them all."""
+
+    number: int
+    count: int
+    asked: Distillation
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its student is the output."""
+        return self.number == self.count
+
+    @property
+    def record(self) -> Path:
+        """The file that says that it is done."""
+        return self.asked.work_folder / f"stage-{self.number}.json"
+
+    @property
+    def name(self) -> Path:
+        """What trackers call it."""
+        output = self.asked.output
+        return output if self.count == 1 else output.with_name(f"{output.name}.stage-{self.number}")
+
+    def request(self, asked: Distillation) -> Distillation:
+        """What is asked of this stage alone: its student is that of the stage before."""
+        folder, cache = self.asked.work_folder, self.asked.cache
+        return replace(
+            asked,
+            student=self.asked.student if self.number == 1 else folder / f"stage-{self.number - 1}",
+            output=self.asked.output if self.is_last else folder / f"stage-{self.number}",
+            work=folder / f"stage-{self.number}.work",
+            cache=None if cache is None else cache / f"stage-{self.number}",
+            # A student without a record is one whose stage died between the two.
+            overwrite=self.asked.overwrite if self.is_last else True,
+        )
 
 
 def _text(stage: Stage, number: int, data: Sequence[Source]) -> tuple[Source, ...]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.teacher.e4m3 import dequantise, quantise
-from distill.teacher.fp8 import Kept, fp8_weights
+from distill.teacher.fp8 import fp8_weights
+from distill.teacher.kept import Kept
 from minitron.model.layer_by_layer import States, Walk
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import read_spec

@@ -4,9 +4,7 @@ cannot multiply in FP8.
 Shape letters: O output channels, I input channels, E experts.
 """
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
@@ -14,57 +12,13 @@ from transformers import PreTrainedModel
 
 from distill.teacher.e4m3 import dequantise, quantise
 from distill.teacher.fp8_linear import Fp8Linear, multiplies_in_fp8
-from minitron.errors import MinitronError
+from distill.teacher.kept import DEFAULT, Kept
 
 _ATTENTION: Final = ("q_proj", "qkv_proj")
 """Linears by which a module is known as attention: it alone makes queries."""
 
-ATTENTION: Final = "attention"
-BEFORE: Final = "before-attention"
-NOTHING: Final = "none"
-"""What `parse_kept` reads beside numbers."""
-
 ROUTERS: Final = ("gate", "router")
 """Names of a router that is a linear layer; in a gated MLP the linear is called gate_proj."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What of a teacher stays in bf16, beside embedding, output layer, router, conv1d and norms, which always do."""
-
-    attention: bool = True
-    """All of attention."""
-
-    before_attention: bool = True
-    """The linears of the last Mamba layer before each attention layer, on which attention is most sensitive (the choice
-    of NVIDIA's FP8 checkpoints of Nemotron 3 Nano)."""
-
-    layers: frozenset[int] = frozenset()
-    """Whole layers by number."""
-
-    def __str__(self) -> str:
-        words = [word for word, kept in ((ATTENTION, self.attention), (BEFORE, self.before_attention)) if kept]
-        return ",".join([*words, *map(str, sorted(self.layers))]) or NOTHING
-
-
-def parse_kept(typed: str) -> Kept:
-    """`attention,before-attention,3,7-9`, or `none`; raises MinitronError for anything else."""
-    words = [word.strip() for word in typed.split(",")]
-    layers: set[int] = set()
-    for word in words:
-        if word in (ATTENTION, BEFORE) or (word == NOTHING and len(words) == 1):
-            continue
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-        if found is None:
-            raise MinitronError(
-                f"{word!r} says nothing about what stays in bf16; give {ATTENTION}, {BEFORE} and numbers of layers, "
-                f"separated by commas, or {NOTHING}."
-            )
-        layers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return Kept(ATTENTION in words, BEFORE in words, frozenset(layers))
-
-
-DEFAULT: Final = Kept()
 
 
 def store_in_fp8(model: PreTrainedModel, name: str, weight: str) -> bool:

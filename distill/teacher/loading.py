@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.teacher.drift import Drift
-from distill.teacher.fp8 import DEFAULT, Kept, fp8_weights, store_in_fp8, stored_bytes
+from distill.teacher.fp8 import fp8_weights, store_in_fp8, stored_bytes
+from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.transformer_engine import require_engine, use_transformer_engine
 from minitron.errors import MinitronError
 from minitron.measure import quality

@@ -15,7 +15,7 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.teacher.cache import TeacherCache
 from distill.teacher.drift import Drift, drift_by_layer, is_large, warning
-from distill.teacher.fp8 import DEFAULT, Kept
+from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.loading import Teacher, known_spec, load_teacher, require_precision
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text

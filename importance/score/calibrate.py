@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from transformers import PreTrainedModel
 from importance.score.blocks import split_blocks
 from importance.score.calibration_pass import Findings
 from importance.score.depth import removal_scores
-from importance.score.estimators import BEST, ByAxis, Estimator, find_estimator
+from importance.score.estimators import ByAxis, Estimator, find_estimator
 from importance.score.gradients import run_and_return
 from importance.score.layerwise_depth import layerwise_removal_scores
+from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
 from minitron.measure.text import text_hash, token_blocks
@@ -29,70 +31,39 @@ from minitron.model.loading import DTYPES, find_device, load_model, load_tokeniz
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Progress, silent
 
-LayerMethod = Literal["iterative", "fast", "none"]
-"""How layers are judged: by removing one after the other, by block influence in the same pass, or not at all."""
-
-SAMPLES: Final = 1024
-SEQUENCE_LENGTH: Final = 4096
-LAYER_SAMPLES: Final = 16
-ESTIMATOR: Final = BEST
-
 
 def calibrate(
     model_folder: Path,
     data: Path,
+    options: ScoringOptions | None = None,
     *,
-    samples: int = SAMPLES,
-    sequence_length: int = SEQUENCE_LENGTH,
-    batch_size: int = 1,
-    estimator: str = ESTIMATOR,
-    seed: int = 0,
-    refit: bool = True,
-    layers: LayerMethod = "iterative",
-    layer_samples: int = LAYER_SAMPLES,
-    max_dropped: int | None = None,
     held_back: int = 0,
-    dtype: str = "bf16",
     device: str | None = None,
-    offload: bool = False,
-    offload_folder: Path | None = None,
     moments_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Score the model in `model_folder` on the text in `data`, in one forward pass over it and, for layers, a few more.
 
-    Reads `samples` sequences of `sequence_length` tokens, or as many as the text holds: the settings of the scores say
-    how many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions
-    do not reach `sequence_length`: sequences are never shortened on the quiet.  `held_back` sequences of the text are
-    left for others to judge by (`calibration_blocks`).  `dtype` is a name in loading.DTYPES.  `offload` scores layer by
-    layer (`score_layerwise`); `offload_folder` then keeps hidden states on disk while it lasts, `moments_folder` (the
-    same one unless given) second moments, which are larger.  For the rest see `score_model`."""
-    started = time.monotonic()
-    find_estimator(estimator)
-    if offload_folder is not None and not offload:
-        raise MinitronError("--offload-folder is where --offload keeps what lies between; give --offload too.")
+    Reads as many sequences as the text holds where those are fewer than asked for: the settings of the scores say how
+    many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions do
+    not reach that far.  `held_back` sequences of the text are left for others to measure on (`calibration_blocks`).
+    Scored layer by layer, second moments, which are large, are kept in `moments_folder` while it lasts, beside the
+    hidden states unless given.  For the rest see `score_model` and `score_layerwise`."""
+    started, options = time.monotonic(), options or ScoringOptions()
+    find_estimator(options.estimator)
     spec = read_spec(model_folder)
-    blocks, _ = calibration_blocks(
-        model_folder, data, samples=samples, sequence_length=sequence_length, held_back=held_back
-    )
-    asked: dict[str, Any] = {
-        "data": text_hash(data),
-        "batch_size": batch_size,
-        "estimator": estimator,
-        "seed": seed,
-        "refit": refit,
-        "layers": layers,
-        "layer_samples": layer_samples,
-        "max_dropped": max_dropped,
-        "progress": progress,
-    }
-    if offload:
-        source = LayerwiseModel(model_folder, spec, dtype=DTYPES[dtype], device=find_device(device))
-        with _between(offload_folder) as folder, _between(moments_folder or offload_folder) as large:
-            scores = score_layerwise(source, blocks, folder=folder, moments_folder=large, **asked)
+    blocks, _ = calibration_blocks(model_folder, data, options, held_back=held_back)
+    dtype, text = DTYPES[options.dtype], text_hash(data)
+    if options.offload:
+        source = LayerwiseModel(model_folder, spec, dtype=dtype, device=find_device(device))
+        between = options.offload_folder
+        with _between(between) as folder, _between(moments_folder or between) as large:
+            scores = score_layerwise(
+                source, blocks, options, data=text, folder=folder, moments_folder=large, progress=progress
+            )
     else:
-        model = load_model(model_folder, dtype=DTYPES[dtype], device=find_device(device))
-        scores = score_model(model, spec, blocks, **asked)
+        model = load_model(model_folder, dtype=dtype, device=find_device(device))
+        scores = score_model(model, spec, blocks, options, data=text, progress=progress)
     return replace(scores, settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)})
 
 
@@ -108,13 +79,14 @@ def _between(folder: Path | None) -> Iterator[Path | None]:
 
 
 def calibration_blocks(
-    model_folder: Path, data: Path, *, samples: int, sequence_length: int, held_back: int = 0
+    model_folder: Path, data: Path, options: ScoringOptions, *, held_back: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """([S, T] to score on, [held_back, T] that no score sees) of the text in `data`, at most `samples` of the first.
+    """([S, T] to score on, [held_back, T] that no score sees) of the text in `data`.
 
     Raises MinitronError where the text is too short for both."""
     tokenizer = load_tokenizer(model_folder)
-    blocks = token_blocks(tokenizer, data, sequence_length=sequence_length, samples=samples + held_back)
+    samples = options.samples + held_back
+    blocks = token_blocks(tokenizer, data, sequence_length=options.sequence_length, samples=samples)
     return split_blocks(blocks, held_back) if held_back else (blocks, blocks[:0])
 
 
@@ -122,39 +94,30 @@ def score_model(
     model: PreTrainedModel,
     spec: ModelSpec,
     blocks: NDArray[np.int64],
+    options: ScoringOptions | None = None,
     *,
     data: str = "",
-    batch_size: int = 1,
-    estimator: str = ESTIMATOR,
-    seed: int = 0,
-    refit: bool = True,
-    layers: LayerMethod = "iterative",
-    layer_samples: int = LAYER_SAMPLES,
-    max_dropped: int | None = None,
     progress: Progress = silent,
 ) -> Scores:
-    """Score a loaded model, whose spec is `spec`, on the sequences `blocks` [S, T].
+    """Score a loaded model, whose spec is `spec`, on all of the sequences `blocks` [S, T].
 
-    `estimator`, a name in importance.score.estimators.ESTIMATORS, judges channels; `seed` is that of its random
-    numbers. `refit` also takes the second moments of what linears read, by which a cut fits them to the inputs that
-    stay (minitron.cut.refit).  `layers` is "iterative" (see importance.score.depth: `layer_samples` of the sequences,
-    spread evenly, and `max_dropped` removals, half of the layers unless given), "fast" (block influence over all
-    sequences, in the same pass) or "none". `data` is the text's SHA-256; the hash of the token ids stands in for it.
-    The model is put in eval mode for the while.  Raises MinitronError for an unknown estimator, token ids that the
-    model has no embedding for and results that are not finite."""
-    run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
+    Layers are scored iteratively on `options.layer_samples` of the sequences, spread evenly; the fast method reads all
+    of them, in the same pass as everything else.  `data` is the text's SHA-256; the hash of the token ids stands in
+    for it.  The model is put in eval mode for the while.  Raises MinitronError for an unknown estimator, token ids that
+    the model has no embedding for and results that are not finite."""
+    run = _Run(spec, blocks, options or ScoringOptions(), data)
     run.check(model)
     findings = run.findings(model)
     depth: dict[Key, Any] = {}
-    training = model.training
+    training, asked = model.training, run.options
     model.eval()
     try:
-        _observe(model, findings, blocks, batch_size, progress)
+        _observe(model, findings, blocks, asked.batch_size, progress)
         for layer in range(len(spec.layers)):
             findings.finish(layer)
-        if layers == "iterative":
+        if asked.layers == "iterative":
             depth["layer", None], dropped = removal_scores(
-                model, spec, run.some, batch_size=batch_size, max_dropped=max_dropped, progress=progress
+                model, spec, run.some, batch_size=asked.batch_size, max_dropped=asked.max_dropped, progress=progress
             )
     finally:
         model.train(training)
@@ -165,38 +128,38 @@ def score_model(
 def score_layerwise(
     source: LayerwiseModel,
     blocks: NDArray[np.int64],
+    options: ScoringOptions | None = None,
     *,
     data: str = "",
-    batch_size: int = 1,
-    estimator: str = ESTIMATOR,
-    seed: int = 0,
-    refit: bool = True,
-    layers: LayerMethod = "iterative",
-    layer_samples: int = LAYER_SAMPLES,
-    max_dropped: int | None = None,
     folder: Path | None = None,
     moments_folder: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """As `score_model`, the same numbers, with no more than one layer's weights in memory at a time.
 
-    All sequences go through a layer before the next one is read.  Hidden states, 1 [S, T, H] and for layers judged
-    one by one as many of `layer_samples` sequences as there are layers, stay in memory or in `folder` on disk; second
-    moments stay in memory or are mapped from files in `moments_folder`."""
+    All sequences go through a layer before the next one is read.  Hidden states, 1 [S, T, H] and for layers removed
+    one by one as many of `options.layer_samples` sequences as there are layers, stay in memory or in `folder` on disk;
+    second moments stay in memory or are mapped from files in `moments_folder`."""
     spec, model = source.spec, source.model
-    run = _Run(spec, blocks, data, batch_size, find_estimator(estimator), estimator, seed, refit, layers, layer_samples)
+    run = _Run(spec, blocks, options or ScoringOptions(), data)
+    asked = run.options
     run.check(model)
-    if run.judge.gradients:
+    if run.estimator.gradients:
         raise MinitronError(
-            f"the estimator {estimator} needs gradients, for which the whole model must be in memory; "
+            f"the estimator {asked.estimator} needs gradients, for which the whole model must be in memory; "
             "leave --offload out or choose another."
         )
     findings = run.findings(model, moments_folder)
     depth: dict[Key, Any] = {}
-    _observe_layerwise(source, findings, blocks, batch_size, States(folder), progress)
-    if layers == "iterative":
+    _observe_layerwise(source, findings, blocks, asked.batch_size, States(folder), progress)
+    if asked.layers == "iterative":
         depth["layer", None], dropped = layerwise_removal_scores(
-            source, run.some, States(folder), batch_size=batch_size, max_dropped=max_dropped, progress=progress
+            source,
+            run.some,
+            States(folder),
+            batch_size=asked.batch_size,
+            max_dropped=asked.max_dropped,
+            progress=progress,
         )
     settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
     return findings.scores(depth, run.data_hash, settings | {"offload": True})
@@ -208,20 +171,19 @@ class _Run:
 
     spec: ModelSpec
     blocks: NDArray[np.int64]
+    options: ScoringOptions
     data: str
-    batch_size: int
-    judge: Estimator | ByAxis
-    estimator: str
-    seed: int
-    refit: bool
-    layers: LayerMethod
-    layer_samples: int
+
+    @cached_property
+    def estimator(self) -> Estimator | ByAxis:
+        """What scores channels."""
+        return find_estimator(self.options.estimator)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise MinitronError for what cannot be scored."""
         # `best` makes do with activations.
-        if isinstance(self.judge, Estimator) and self.judge.surgeon and not self.refit:
-            raise MinitronError(f"the estimator {self.estimator} needs second moments; leave --no-refit out.")
+        if isinstance(self.estimator, Estimator) and self.estimator.surgeon and not self.options.refit:
+            raise MinitronError(f"the estimator {self.options.estimator} needs second moments; leave --no-refit out.")
         _check(model, self.blocks)
 
     def findings(self, model: PreTrainedModel, folder: Path | None = None) -> Findings:
@@ -229,18 +191,18 @@ class _Run:
         return Findings(
             model,
             self.spec,
-            self.judge,
+            self.estimator,
             tokens=self.blocks.size,
-            seed=self.seed,
-            refit=self.refit,
-            influence=self.layers == "fast",
+            seed=self.options.seed,
+            refit=self.options.refit,
+            influence=self.options.layers == "fast",
             folder=folder,
         )
 
     @property
     def some(self) -> NDArray[np.int64]:
         """The sequences on which layers are removed."""
-        return self.blocks[spread(len(self.blocks), self.layer_samples)]
+        return self.blocks[spread(len(self.blocks), self.options.layer_samples)]
 
     @property
     def data_hash(self) -> str:
@@ -249,15 +211,16 @@ class _Run:
 
     def settings(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the scores say of how they were made."""
+        asked = self.options
         return {
             "samples": self.blocks.shape[0],
             "sequence_length": self.blocks.shape[1],
-            "batch_size": self.batch_size,
+            "batch_size": asked.batch_size,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "estimator": self.estimator,
-            "seed": self.seed,
-            "refit": self.refit,
-            "layers": self.layers,
+            "estimator": asked.estimator,
+            "seed": asked.seed,
+            "refit": asked.refit,
+            "layers": asked.layers,
         }
 
 

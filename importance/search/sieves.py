@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from importance.search.damage import Coordinates, DamageModel, Heldout, measure_curves
-from importance.search.trial import Judge, Judgement
+from importance.search.trial import Trial, Trials
 from importance.search.verdicts import Sieved, Verdict
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
@@ -87,17 +87,17 @@ class SieveOptions:
                 raise MinitronError(f"{name} = {getattr(self, name)} is too few to search with; give {least} or more.")
 
 
-def planner(judge: Judge, scores: Scores, fallback: Fallback | None = None, **options: Any) -> Planner:
+def planner(trials: Trials, scores: Scores, fallback: Fallback | None = None, **options: Any) -> Planner:
     """Plans by `scores`; `options` are those of minitron.cut.plan.make_plan."""
 
     def plan(sizes: Mapping[str, int], kept: Kept) -> Plan:
-        return make_plan(judge.spec, sizes, kept, scores, fallback=fallback, **options)
+        return make_plan(trials.spec, sizes, kept, scores, fallback=fallback, **options)
 
     return plan
 
 
 def sieve(
-    judge: Judge,
+    trials: Trials,
     lattice: Lattice,
     workload: Workload,
     budget: Budget,
@@ -107,20 +107,20 @@ def sieve(
     options: SieveOptions | None = None,
     progress: Progress = silent,
 ) -> Sieved:
-    """The candidates of `lattice` that fit `budget`, of which the judge finds that they lose the least.
+    """The candidates of `lattice` that fit `budget`, of which trials find that they lose the least.
 
-    `plan` makes the plan of an architecture, by the scores unless given.  With a store in the judge a search that was
+    `plan` makes the plan of an architecture, by the scores unless given.  With a store in the trials a search that was
     stopped goes on where it was: what it asks for is the same, and what is in the store is not measured again.  Raises
     MinitronError where nothing fits."""
     options = options or SieveOptions()
     lattice = one_a_layout(lattice, scores)
     first = search(lattice, workload, budget, scores=scores, top=options.combinations + options.finalists)
-    run = _Run(judge, lattice, workload, budget, scores, plan or planner(judge, scores), options, first.feasible)
+    run = _Run(trials, lattice, workload, budget, scores, plan or planner(trials, scores), options, first.feasible)
     if first.feasible <= options.combinations + options.finalists:
-        with progress("Judging candidates", first.feasible, "candidates") as run.advance:
+        with progress("Measuring candidates", first.feasible, "candidates") as run.advance:
             run.measure(first.candidates, "all that fit were measured")
         return run.outcome(first)
-    with progress("Judging candidates", run.expected, "candidates") as run.advance:
+    with progress("Measuring candidates", run.expected, "candidates") as run.advance:
         run.learn()
         for number in range(1, options.rounds + 1):
             run.round(number)
@@ -132,7 +132,7 @@ class _Run:
 
     def __init__(
         self,
-        judge: Judge,
+        trials: Trials,
         lattice: Lattice,
         workload: Workload,
         budget: Budget,
@@ -141,10 +141,10 @@ class _Run:
         options: SieveOptions,
         feasible: int,
     ) -> None:
-        self.judge, self.lattice, self.workload, self.budget, self.scores = judge, lattice, workload, budget, scores
+        self.trials, self.lattice, self.workload, self.budget, self.scores = trials, lattice, workload, budget, scores
         self.plan, self.options, self.feasible = plan, options, feasible
         self.coordinates = Coordinates(lattice, scores)
-        self.measured: dict[tuple[Any, ...], tuple[Candidate, str, float | None, Judgement]] = {}
+        self.measured: dict[tuple[Any, ...], tuple[Candidate, str, float | None, Trial]] = {}
         self.alone: set[tuple[Any, ...]] = set()
         self.advance: Advance = lambda amount, note="": None
         self.model: DamageModel | None = None
@@ -183,7 +183,7 @@ class _Run:
 
     def _loss(self, sizes: Mapping[str, int], kept: Kept) -> float:
         """One axis alone: measured for its curve; no candidate, for it need not fit."""
-        found = self.judge.judge(self.plan(sizes, kept))
+        found = self.trials.run(self.plan(sizes, kept))
         self.alone.add(self._key(sizes, kept))
         self.advance(1, f"alone: {found.loss:.4g}")
         return found.loss
@@ -203,7 +203,7 @@ class _Run:
             if key in self.measured or (most is not None and done == most):
                 continue
             predicted = None if self.model is None else float(self.model.predict(self.points([candidate]))[0])
-            found = self.judge.judge(self.plan(candidate.sizes, candidate.kept))
+            found = self.trials.run(self.plan(candidate.sizes, candidate.kept))
             self.measured[key] = candidate, origin, predicted, found
             done += 1
             self.advance(1, f"least {min(entry[3].loss for entry in self.measured.values()):.4g}")
@@ -314,15 +314,15 @@ class _Run:
             )
             for place, (candidate, origin, predicted, measured) in enumerate(order)
         )
-        name = OBJECTIVE_NAMES.get(self.judge.objective, self.judge.objective)
+        name = OBJECTIVE_NAMES.get(self.trials.objective, self.trials.objective)
         result = replace(
             first,
             candidates=tuple(verdict.candidate for verdict in verdicts[:top]),
-            ranking=f"ranked by {name}, measured on {self.judge.blocks.size:,} tokens",
+            ranking=f"ranked by {name}, measured on {self.trials.blocks.size:,} tokens",
             front=front,
         )
         evaluations = len(self.alone | self.measured.keys())
-        return Sieved(result, verdicts, self.model, self.heldout, evaluations, self.judge.objective)
+        return Sieved(result, verdicts, self.model, self.heldout, evaluations, self.trials.objective)
 
     def _ranks(self, candidates: Sequence[Candidate]) -> tuple[list[int], list[int]]:
         """(by sieve 1, by the damage model): the place of each candidate, from 1, among all that fit."""

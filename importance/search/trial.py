@@ -1,4 +1,4 @@
-"""The judge: how far a candidate, cut in memory, is from its parent on text that chose none of its parts.
+"""Trials: how far a candidate, cut in memory, is from its parent on text that chose none of its parts.
 
 Shapes: S sequences of T tokens.
 """
@@ -42,7 +42,7 @@ SAMPLE: Final = 256
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Trial:
     """What was measured of one candidate."""
 
     loss: float
@@ -63,7 +63,7 @@ class Judgement:
         return asdict(self)
 
 
-class Judge:
+class Trials:
     """Measures candidates of one model on one text; what it has measured once it knows."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Judge:
     ) -> None:
         """`model`, whose spec is `spec`, is the parent; `blocks` [S, T] the judging text, no part of which the scores
         may have seen (`require_apart`).  `objective` is a name in OBJECTIVES, or a name of one's own with the function
-        that measures a model.  `store` keeps every measurement in a file of JSON lines, from which a judge of the same
+        that measures a model.  `store` keeps every measurement in a file of JSON lines, from which trials of the same
         weights, text and objective takes what it holds.
 
         Raises MinitronError for an unknown objective."""
@@ -92,9 +92,9 @@ class Judge:
             raise MinitronError(f"{self.objective!r} is no objective; choose one of {', '.join(OBJECTIVES)}.")
         self.teacher = Teacher(model)
         self.measured = 0
-        """Candidates measured by this judge, without those that it found in its store."""
+        """Candidates measured here, without those that were found in the store."""
         self._store = None if store is None else Store(store)
-        self._known: dict[str, Judgement] = {}
+        self._known: dict[str, Trial] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,7 +114,7 @@ class Judge:
     def _parent_loss(self) -> float:
         return 0.0 if self._measure is None else self._measure(self.model)
 
-    def judge(self, plan: Plan) -> Judgement:
+    def run(self, plan: Plan) -> Trial:
         """What the candidate of `plan` is worth: cut in memory by the code that cuts files, then read over the text.
 
         A candidate whose logits are not finite loses HOPELESS nats; raises NotFinite where the parent's are not."""
@@ -123,7 +123,7 @@ class Judge:
         if name not in self._known:
             found = None if self._store is None else self._store.get(key)
             if found is None:
-                found = self._judge(plan)
+                found = self._run(plan)
                 self.measured += 1
                 if self._store is not None:
                     self._store.put(key, found)
@@ -131,19 +131,19 @@ class Judge:
         return self._known[name]
 
     @torch.inference_mode()
-    def _judge(self, plan: Plan) -> Judgement:
+    def _run(self, plan: Plan) -> Trial:
         started, parent = time.monotonic(), self.parent
         small = cut_model(self.model, self.spec, plan)
         try:
             quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size)
         except NotFinite:
             worst = math.exp(HOPELESS)
-            return Judgement(HOPELESS, HOPELESS, worst, 0.0, round(time.monotonic() - started, 4))
+            return Trial(HOPELESS, HOPELESS, worst, 0.0, round(time.monotonic() - started, 4))
         if self._measure is None:
             loss = OBJECTIVES[self.objective](quality, parent)
         else:
             loss = self._measure(small) - self._parent_loss
-        return Judgement(
+        return Trial(
             loss=loss,
             kl=max(quality.kl_to_teacher or 0.0, 0.0),
             perplexity=quality.perplexity,
@@ -158,29 +158,29 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Raises MinitronError where `path` holds something else."""
         self.path = path
-        self._found: dict[str, Judgement] = {}
+        self._found: dict[str, Trial] = {}
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = [line for line in text.split("\n") if line]
         for line in lines:
             record = _record(line)
             if record is not None:
                 key = record.pop("key")
-                self._found[key] = Judgement(**record)
+                self._found[key] = Trial(**record)
         if len(lines) > 1 and not self._found:
             raise MinitronError(f"{path} holds no measurements; remove the file or name another.")
         # What follows the last newline was cut off: the next line must not be glued to it.
         self._torn = bool(text) and not text.endswith("\n")
 
-    def get(self, key: str) -> Judgement | None:
+    def get(self, key: str) -> Trial | None:
         """What was measured under `key`."""
         return self._found.get(key)
 
-    def put(self, key: str, judgement: Judgement) -> None:
+    def put(self, key: str, trial: Trial) -> None:
         """Add one line, on the disk when this returns."""
-        self._found[key] = judgement
+        self._found[key] = trial
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + json.dumps({"key": key} | judgement.to_json()) + "\n")
+            file.write(("\n" if self._torn else "") + json.dumps({"key": key} | trial.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._torn = False
@@ -191,7 +191,7 @@ def _record(line: str) -> dict[str, Any] | None:
         found = json.loads(line)
     except json.JSONDecodeError:
         return None
-    whole = isinstance(found, dict) and found.keys() == {"key", *(field.name for field in fields(Judgement))}
+    whole = isinstance(found, dict) and found.keys() == {"key", *(field.name for field in fields(Trial))}
     return found if whole else None
 
 

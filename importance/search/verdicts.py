@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from importance.search.damage import DamageModel, Heldout
-from importance.search.trial import Judgement
+from importance.search.trial import Trial
 from minitron.search.candidate import Candidate
 from minitron.search.search import SearchResult
 
@@ -29,7 +29,7 @@ class Verdict:
     predicted_rank: int | None
     """Its place among all that fit by the last model."""
 
-    measured: Judgement
+    measured: Trial
 
     measured_rank: int
     """Its place among all that were measured."""

@@ -14,6 +14,7 @@ from minitron.cut.prune import RECORD
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.measure.benchmarks import Benchmarks, Results
+from minitron.measure.options import EvaluationOptions
 from minitron.measure.quality import Quality, Teacher, measure_quality
 from minitron.measure.speed import Speed, measure_speed
 from minitron.measure.text import token_blocks
@@ -65,46 +66,41 @@ class Evaluation:
 
 def evaluate_folders(
     models: Sequence[Path],
-    *,
     text: Path,
+    options: EvaluationOptions | None = None,
+    *,
     against: Path | None = None,
-    tasks: Sequence[str] = (),
-    task_limit: int | None = None,
-    sequence_length: int = 1024,
-    samples: int | None = None,
-    batch_size: int = 1,
-    dtype: str = "bf16",
     device: str | None = None,
-    speed: bool = True,
     progress: Progress = silent,
 ) -> list[Evaluation]:
     """Measure every folder of `models` on `text`, one model in memory at a time beside the teacher `against`.
 
-    Quality is over at most `samples` sequences of `sequence_length` tokens, spread over the text; `speed` times the
-    first of them.  Where it is asked for, a process of its own times every model before the first is loaded here, so
-    a script that calls this needs the usual `if __name__ == "__main__":`.  `tasks` are names or YAML files of lm-eval,
-    of which `task_limit` items are asked.  `dtype` is a key of loading.DTYPES; `device` is as torch spells it, the
-    first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model, the text is too
-    short, a tokenizer is not the teacher's, or there is no such device."""
-    number, place = DTYPES[dtype], find_device(device)
+    Speed is that of the first sequence.  Where it is asked for, a process of its own times every model before the first
+    is loaded here, so a script that calls this needs the usual `if __name__ == "__main__":`.  `device` is as torch
+    spells it, the first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model,
+    the text is too short, a tokenizer is not the teacher's, or there is no such device."""
+    asked = options or EvaluationOptions()
+    number, place = DTYPES[asked.dtype], find_device(device)
     checkpoints = [Checkpoint(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
-    benchmarks = Benchmarks(tasks, limit=task_limit) if tasks else None
+    benchmarks = Benchmarks(asked.tasks, limit=asked.task_limit) if asked.tasks else None
     if against is not None:
         for folder in models:
             require_same_tokenizer(folder, against)
     tokenizers = [load_tokenizer(folder) for folder in models]
-    blocks = [token_blocks(item, text, sequence_length=sequence_length, samples=samples) for item in tokenizers]
+    blocks = [
+        token_blocks(item, text, sequence_length=asked.sequence_length, samples=asked.samples) for item in tokenizers
+    ]
 
     speeds: list[Speed | None] = [None] * len(models)
-    if speed:
+    if asked.speed:
         speeds = _time(models, [item[0] for item in blocks], number, place, progress)
     teacher = None if against is None else Teacher(load_model(against, dtype=number, device=place))
     evaluations = []
     for i, folder in enumerate(models):
         model = _load_or_reuse(folder, against, teacher, number, place)
         with progress(f"evaluating {folder.name}", blocks[i].size, "tokens") as advance:
-            quality = measure_quality(model, blocks[i], teacher=teacher, batch_size=batch_size, advance=advance)
+            quality = measure_quality(model, blocks[i], teacher=teacher, batch_size=asked.batch_size, advance=advance)
         evaluations.append(
             Evaluation(
                 model=folder,
@@ -112,7 +108,7 @@ def evaluate_folders(
                 weight_bytes=checkpoints[i].weight_bytes,
                 quality=quality,
                 speed=speeds[i],
-                tasks=benchmarks.run(model, tokenizers[i], batch_size=batch_size) if benchmarks else {},
+                tasks=benchmarks.run(model, tokenizers[i], batch_size=asked.batch_size) if benchmarks else {},
                 promised=promises[i],
             )
         )

@@ -1,16 +1,19 @@
 """Text for calibration, distillation and evaluation: files in, blocks of token ids out."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 # UTF-8, with or without the byte order mark that some editors put in front of a file.
 _ENCODING: Final = "utf-8-sig"
@@ -57,6 +60,8 @@ def token_blocks(
     N is as many whole blocks of T = `sequence_length` as the text holds, at most `samples`.  Blocks are spread evenly
     over the text, so that a few samples see all of it and not only its beginning.  Raises MinitronError where the text
     is too short for one block."""
+    import numpy as np
+
     separator = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     ids: list[int] = []
     for text in documents(path):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron import __version__
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, write_bytes, write_json, write_text
+from minitron.memory.budget import Budget
 from minitron.memory.curves import Curves, batch_curves, context_curves
 from minitron.memory.footprint_lines import Term
 from minitron.memory.footprint_lines import terms as terms_of
@@ -79,12 +80,7 @@ def build_report(
         "model": _model(spec, model),
         "gpu": _gpu(result),
         "workload": _workload(workload),
-        "budget": {
-            "usable_bytes": budget.usable,
-            "utilization_share": budget.utilization,
-            "reserve_bytes": budget.reserve,
-            "available_bytes": budget.available,
-        },
+        "budget": _budget(budget),
         "parent": candidates[0],
         "candidates": candidates[1:],
         "chosen_index": result.chosen if result.candidates else None,
@@ -187,6 +183,15 @@ def _gpu(result: SearchResult) -> dict[str, Any] | None:
         "nvfp4_TFLOP_per_s": gpu.nvfp4,
         "compute_capability": None if gpu.capability is None else ".".join(map(str, gpu.capability)),
         "unified": gpu.unified,
+    }
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "usable_bytes": budget.usable,
+        "utilization_share": budget.utilization,
+        "reserve_bytes": budget.reserve,
+        "available_bytes": budget.available,
     }
 
 

@@ -187,6 +187,7 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
         (["--gpu", "A10G", "--pattern", "M-X"], "letter 3 of it, 'X', finds no layer"),
         (["--gpu", "A10G", "--layers", "63"], "63 layers cannot be kept of 62"),
         (["--gpu", "A10G", "--lattice", "hidden_size"], "--lattice 'hidden_size' is not NAME=VALUE"),
+        (["--gpu", "A10G", "--lattice", "hidden_size=4480,,4800"], "'' is no size"),
         (["--gpu", "A10G", "--lattice", "hidden=1"], "hidden is no width of this model"),
         (["--gpu", "A10G", "--lattice", "mamba_num_heads=113"], "no multiple of n_groups = 8"),
         (["--gpu", "A10G", "--utilization", "1.5"], "a utilization of 1.5"),

@@ -15,10 +15,13 @@ SCORING = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", 
 @pytest.fixture(scope="module")
 def scores(tiny_hybrid: Path, short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from importance.score.calibrate import calibrate
+    from importance.score.options import ScoringOptions
 
     path = tmp_path_factory.mktemp("scores") / "scores.safetensors"
     calibrate(
-        tiny_hybrid, short_text, samples=2, sequence_length=32, layers="iterative", layer_samples=2, dtype="fp32"
+        tiny_hybrid,
+        short_text,
+        ScoringOptions(samples=2, sequence_length=32, layers="iterative", layer_samples=2, dtype="fp32"),
     ).save(path)
     return path
 

@@ -15,6 +15,7 @@ from slow_importance import (
 
 from cli import app
 from importance.score.calibrate import calibrate
+from importance.score.options import ScoringOptions
 from minitron.cut.scores import load_scores
 from minitron.errors import MinitronError
 from minitron.model.spec import read_spec
@@ -22,7 +23,10 @@ from minitron.model.spec import read_spec
 
 def test_calibrate_reads_a_folder_and_a_text(tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     scores = calibrate(
-        tiny_hybrid, short_text, samples=4, sequence_length=32, layers="fast", dtype="fp32", device="cpu"
+        tiny_hybrid,
+        short_text,
+        ScoringOptions(samples=4, sequence_length=32, layers="fast", dtype="fp32"),
+        device="cpu",
     )
     scores.require(read_spec(tiny_hybrid))
     settings = scores.settings
@@ -37,11 +41,11 @@ def test_calibrate_reads_a_folder_and_a_text(tiny_hybrid: Path, short_text: Path
 
 def test_what_a_user_can_mend(tiny_hybrid: Path, tiny_llama: Path, short_text: Path) -> None:
     with pytest.raises(MinitronError, match=r"tokens, less than one sequence of 100000"):
-        calibrate(tiny_hybrid, short_text, sequence_length=100_000)
+        calibrate(tiny_hybrid, short_text, ScoringOptions(sequence_length=100_000))
     with pytest.raises(MinitronError, match="longer than the 256 positions"):
-        calibrate(tiny_llama, short_text, samples=1, sequence_length=300, device="cpu")
+        calibrate(tiny_llama, short_text, ScoringOptions(samples=1, sequence_length=300), device="cpu")
     with pytest.raises(MinitronError, match="no device"):
-        calibrate(tiny_llama, short_text, samples=1, sequence_length=32, device="gpu:0")
+        calibrate(tiny_llama, short_text, ScoringOptions(samples=1, sequence_length=32), device="gpu:0")
     model, spec = loaded(tiny_llama)
     with pytest.raises(MinitronError, match="token id 300 and the model has 300 embeddings"):
         quick(model, spec, np.full((1, 4), 300))

@@ -11,6 +11,7 @@ from cuts import add_mtp, logits
 from safetensors.torch import load_file, save_file
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, beside, load_plan, make_plan
@@ -58,7 +59,7 @@ def token_ids() -> np.ndarray:
 
 def scores_of(folder: Path, spec: ModelSpec) -> Scores:
     model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
-    return score_model(model, spec, token_ids(), layers="none")
+    return score_model(model, spec, token_ids(), ScoringOptions(layers="none"))
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)

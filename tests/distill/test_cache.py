@@ -17,6 +17,7 @@ from cli.app import run
 from distill.losses.divergences import Loss, sampled
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.train import distill
 from distill.teacher import cache as cache_module
 from distill.teacher import teacher_source as teaching
@@ -149,25 +150,28 @@ def test_runs_learn_from_it_without_the_teacher(
     tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    first = distill(student, tiny_llama, short_text, tmp_path / "first", RECIPE, cache=cache)
+    first = distill(Distillation(student, tiny_llama, short_text, tmp_path / "first", cache=cache), RECIPE)
     assert first.losses[-1] < first.losses[0] and first.kl_after < first.kl_before
 
     def no_teacher(*arguments: Any, **named: Any) -> None:
         raise AssertionError("the teacher was loaded")
 
     monkeypatch.setattr(teaching, "load_teacher", no_teacher)
-    again = distill(student, tiny_llama, short_text, tmp_path / "again", RECIPE, cache=cache)
+    again = distill(Distillation(student, tiny_llama, short_text, tmp_path / "again", cache=cache), RECIPE)
     assert again.losses == first.losses and again.perplexity_teacher == first.perplexity_teacher
     with pytest.raises(MinitronError, match="another loss"):
-        distill(student, tiny_llama, short_text, tmp_path / "other", replace(RECIPE, loss="sampled:3"), cache=cache)
+        distill(
+            Distillation(student, tiny_llama, short_text, tmp_path / "other", cache=cache),
+            replace(RECIPE, loss="sampled:3"),
+        )
 
 
 def test_a_padded_teacher_is_kept_without_its_padding(
     tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path
 ) -> None:
     wider = tiny_models.padded_vocabulary(tiny_llama, tmp_path / "wider", 20)
-    one = distill(student, tiny_llama, short_text, tmp_path / "one", RECIPE, cache=tmp_path / "cache one")
-    two = distill(student, wider, short_text, tmp_path / "two", RECIPE, cache=tmp_path / "cache two")
+    one = distill(Distillation(student, tiny_llama, short_text, tmp_path / "one", cache=tmp_path / "cache one"), RECIPE)
+    two = distill(Distillation(student, wider, short_text, tmp_path / "two", cache=tmp_path / "cache two"), RECIPE)
     assert two.losses == pytest.approx(one.losses, rel=1e-4)
     assert math.isclose(one.kl_after, two.kl_after, rel_tol=1e-3)
 
@@ -195,7 +199,7 @@ def test_sixteen_bits_hold_a_sharp_teacher() -> None:
     assert torch.isfinite(narrow).all() and narrow[0, 0] == 0
 
 
-def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
+def run_process(rank: int, folder: Path, asked: Distillation) -> None:
     torch.set_num_threads(1)
     cache_module.SHARD_TOKENS = 20 * 16
     torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
@@ -207,7 +211,7 @@ def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
         plain(self, path, tensors, **more)
 
     TeacherCache._save = save  # type: ignore[method-assign]
-    distill(**arguments, output=folder / "out", cache=folder / "many", processes=Processes(rank, 2))
+    distill(asked, RECIPE, processes=Processes(rank, 2))
     (folder / f"{rank}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()
 
@@ -221,9 +225,9 @@ def read(path: Path) -> Any:
 
 @pytest.mark.slow
 def test_two_processes_write_it_together(tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"student": student, "teacher": tiny_llama, "data": short_text, "recipe": RECIPE}
-    torch.multiprocessing.spawn(run_process, (tmp_path, arguments), nprocs=2)
-    distill(**arguments, output=tmp_path / "alone", cache=tmp_path / "one")
+    asked = Distillation(student, tiny_llama, short_text, tmp_path / "out", cache=tmp_path / "many")
+    torch.multiprocessing.spawn(run_process, (tmp_path, asked), nprocs=2)
+    distill(replace(asked, output=tmp_path / "alone", cache=tmp_path / "one"), RECIPE)
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert not set(one) & set(other) and abs(len(one) - 1 - len(other)) <= 1
     for path in (tmp_path / "one").iterdir():

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cli.app import run
 from distill.losses import slopes
-from distill.losses.chunked import chunked_loss
+from distill.losses.chunked import LossOptions, chunked_loss
 from distill.losses.divergences import parse_loss
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import Compiled, require_compiler
+from distill.run.distillation import Distillation
 from distill.run.loop import Stopped
 from distill.run.train import distill
 from distill.run.trainer import Trainer
@@ -51,7 +52,12 @@ def test_a_compiled_loss_is_the_loss(name: str, temperature: float) -> None:
     found = []
     for compiled in (False, True):
         loss = chunked_loss(
-            parse_loss(name), student, head, teacher, other, temperature=temperature, chunk=8, compiled=compiled
+            parse_loss(name),
+            student,
+            head,
+            teacher,
+            other,
+            options=LossOptions(temperature=temperature, chunk=8, compiled=compiled),
         )
         found.append([loss, *torch.autograd.grad(loss, (student, head))])
     for plain, fast in zip(*found, strict=True):
@@ -81,8 +87,8 @@ def test_experts_learn_the_same(short_text: Path, tmp_path: Path) -> None:
     teacher = tiny_models.save_hybrid(tmp_path / "teacher", pattern="E*E-")
     student = tiny_models.save_hybrid(tmp_path / "student", pattern="E*-", seed=1, n_routed_experts=4)
     recipe = replace(RECIPE, steps=2)
-    plain = distill(student, teacher, short_text, tmp_path / "plain", recipe)
-    found = distill(student, teacher, short_text, tmp_path / "out", replace(recipe, compile=True))
+    plain = distill(Distillation(student, teacher, short_text, tmp_path / "plain"), recipe)
+    found = distill(Distillation(student, teacher, short_text, tmp_path / "out"), replace(recipe, compile=True))
     # The teacher is in bf16, whose rounding between fused operations is left out.
     assert found.losses[0] == pytest.approx(plain.losses[0], rel=1e-3)
     # The first step of AdamW has the sign of a gradient alone, and rounding may turn it.
@@ -95,10 +101,10 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
     precision: str, tiny_llama: Path, short_text: Path, tmp_path: Path
 ) -> None:
     student = tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
-    given: tuple[Any, ...] = (student, tiny_llama, short_text)
+    asked = Distillation(student, tiny_llama, short_text, tmp_path / "out", teacher_precision=precision)  # type: ignore[arg-type]
     recipe = replace(RECIPE, compile=True)
-    found = distill(*given, tmp_path / "out", recipe, teacher_precision=precision)
-    plain = distill(*given, tmp_path / "plain", RECIPE, teacher_precision=precision)
+    found = distill(asked, recipe)
+    plain = distill(replace(asked, output=tmp_path / "plain"), RECIPE)
     assert found.losses[0] == pytest.approx(plain.losses[0], rel=1e-3)
     assert found.kl_after == pytest.approx(plain.kl_after, rel=1e-2)
     step = Trainer.train_step
@@ -110,15 +116,15 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "train_step", stops)
-        distill(*given, tmp_path / "again", recipe, teacher_precision=precision)
-    again = distill(*given, tmp_path / "again", recipe, teacher_precision=precision)
+        distill(replace(asked, output=tmp_path / "again"), recipe)
+    again = distill(replace(asked, output=tmp_path / "again"), recipe)
     assert again.losses == found.losses and again.curve == found.curve
 
 
-def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
+def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
-    found = distill(**arguments, output=folder / "many", processes=Processes(rank, 2))
+    found = distill(asked, recipe, processes=Processes(rank, 2))
     if rank == 0:
         (folder / "kl").write_text(str(found.kl_after))
     torch.distributed.destroy_process_group()
@@ -128,10 +134,9 @@ def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
 def test_two_processes_compile_too(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
     student = tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
     recipe = replace(RECIPE, activation_checkpointing=True)
-    arguments: dict[str, Any] = {"student": student, "teacher": tiny_llama, "data": short_text}
-    compiled = arguments | {"recipe": replace(recipe, compile=True)}
-    torch.multiprocessing.spawn(run_process, (tmp_path, compiled), nprocs=2)
-    alone = distill(**arguments, recipe=recipe, output=tmp_path / "alone")
+    asked = Distillation(student, tiny_llama, short_text, tmp_path / "many")
+    torch.multiprocessing.spawn(run_process, (tmp_path, asked, replace(recipe, compile=True)), nprocs=2)
+    alone = distill(replace(asked, output=tmp_path / "alone"), recipe)
     assert float((tmp_path / "kl").read_text()) == pytest.approx(alone.kl_after, rel=1e-2)
 
 

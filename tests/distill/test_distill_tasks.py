@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_models
@@ -13,6 +12,7 @@ from lm_eval_tasks import task_file
 from cli.app import run
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.train import distill
 from minitron.measure.benchmarks import Benchmarks
 from minitron.model.loading import load_model, load_tokenizer
@@ -42,8 +42,8 @@ def student(tmp_path: Path) -> Path:
 def test_every_validation_asks_them_and_nothing_else_changes(
     student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, task: str
 ) -> None:
-    plain = distill(student, tiny_hybrid, short_text, tmp_path / "plain", RECIPE)
-    found = distill(student, tiny_hybrid, short_text, tmp_path / "out", replace(RECIPE, tasks=(task,)))
+    plain = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "plain"), RECIPE)
+    found = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out"), replace(RECIPE, tasks=(task,)))
     assert found.losses == plain.losses
     assert [{name: value for name, value in point.items() if name != "tasks"} for point in found.curve] == plain.curve
     tokenizer = load_tokenizer(student)
@@ -76,10 +76,10 @@ def test_as_it_is_typed(
     assert all(round(5 * accuracy, 6).is_integer() for accuracy in accuracies)
 
 
-def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
+def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
-    found = distill(**arguments, output=folder / "many", processes=Processes(rank, 2))
+    found = distill(asked, recipe, processes=Processes(rank, 2))
     (folder / f"{rank}.json").write_text(json.dumps([point["tasks"] for point in found.curve]))
     torch.distributed.destroy_process_group()
 
@@ -89,9 +89,9 @@ def test_two_processes_ask_together(
     student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, task: str
 ) -> None:
     recipe = replace(RECIPE, tasks=(task,), batch_tokens=64)
-    arguments: dict[str, Any] = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": recipe}
-    torch.multiprocessing.spawn(run_process, (tmp_path, arguments), nprocs=2)
-    alone = [point["tasks"] for point in distill(**arguments, output=tmp_path / "alone").curve]
+    asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
+    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
+    alone = [point["tasks"] for point in distill(replace(asked, output=tmp_path / "alone"), recipe).curve]
     for rank in (0, 1):
         many = json.loads((tmp_path / f"{rank}.json").read_text())
         assert many[0] == alone[0]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.losses.chunked import chunked_loss, hidden_cosine, sparse_loss
+from distill.losses.chunked import LossOptions, chunked_loss, hidden_cosine, sparse_loss
 from distill.losses.divergences import DIVERGENCES, Loss, Sparse, parse_loss, sampled, top_k
 from distill.losses.slopes import _sparse
 from minitron.errors import MinitronError
@@ -78,7 +78,7 @@ def test_loss_and_gradients_are_those_of_the_formula(
     following[::5] = -1
     if name.startswith("top_k") and vocab_chunk:
         with pytest.raises(ValueError, match="whole vocabulary"):
-            chunked_loss(parse_loss(name), student, head, teacher, other, vocab_chunk=vocab_chunk)
+            chunked_loss(parse_loss(name), student, head, teacher, other, options=LossOptions(vocab_chunk=vocab_chunk))
         return
     ours = chunked_loss(
         parse_loss(name),
@@ -86,11 +86,8 @@ def test_loss_and_gradients_are_those_of_the_formula(
         head,
         teacher,
         other,
-        temperature=temperature,
+        options=LossOptions(temperature=temperature, lm_weight=lm_weight, chunk=6, vocab_chunk=vocab_chunk),
         following=following if lm_weight else None,
-        lm_weight=lm_weight,
-        chunk=6,
-        vocab_chunk=vocab_chunk,
     )
     theirs = naive(name, student, head, teacher, other, temperature, following if lm_weight else None, lm_weight)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
@@ -182,7 +179,10 @@ def test_a_samples_gradient_is_right_on_average_and_steadier_near_the_teacher(
 
 def test_picks_follow_from_the_seed() -> None:
     student, head, teacher, other = inputs()
-    losses = [chunked_loss(Loss("sampled", 4), student, head, teacher, other, seed=seed).item() for seed in (1, 1, 2)]
+    losses = [
+        chunked_loss(Loss("sampled", 4), student, head, teacher, other, options=LossOptions(seed=seed)).item()
+        for seed in (1, 1, 2)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -191,7 +191,7 @@ def test_what_was_picked_before_gives_the_same_loss() -> None:
     log_p = torch.log_softmax(teacher @ other.T, -1)
     targets = top_k(log_p, 5, torch.Generator())
     mask = torch.arange(N) % 4 != 0
-    known = sparse_loss(Loss("top_k", 5), student, head, targets, mask=mask, chunk=7)
+    known = sparse_loss(Loss("top_k", 5), student, head, targets, options=LossOptions(chunk=7), mask=mask)
     wanted = chunked_loss(Loss("top_k", 5), student, head, teacher, other, mask=mask)
     torch.testing.assert_close(known, wanted, rtol=0, atol=1e-12)
     assert isinstance(targets[2:4], Sparse) and targets[2:4].ids.shape == (2, 5)

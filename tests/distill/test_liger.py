@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cli.app import run
-from distill.losses.chunked import chunked_loss
+from distill.losses.chunked import LossOptions, chunked_loss
 from distill.losses.divergences import parse_loss
 from distill.losses.liger import liger_loss
 from distill.recipe import Recipe
@@ -57,7 +57,9 @@ def test_it_is_asked_for_the_same_loss(name: str, masked: bool) -> None:
     )
     student.requires_grad_(True), head.requires_grad_(True)
     mask = torch.arange(9) % 3 != 0 if masked else None
-    ours = chunked_loss(parse_loss(name), student, head, theirs, their_head, mask=mask, divisor=11.0)
+    ours = chunked_loss(
+        parse_loss(name), student, head, theirs, their_head, options=LossOptions(divisor=11.0), mask=mask
+    )
     fused = liger_loss(parse_loss(name), student, head, theirs, their_head, mask=mask, divisor=11.0)
     torch.testing.assert_close(fused, ours)
     for one, other in zip(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.losses.chunked import chunked_loss
+from distill.losses.chunked import LossOptions, chunked_loss
 from distill.losses.divergences import Loss, parse_loss
 from minitron.errors import MinitronError
 
@@ -46,7 +46,9 @@ def gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 def test_loss_and_gradients_equal_the_naive_ones(temperature: float, teacher_vocab: int, masked: bool) -> None:
     student, head, teacher, other = inputs(teacher_vocab=teacher_vocab)
     mask = torch.arange(N) % 3 != 1 if masked else None
-    ours = chunked_loss(FORWARD, student, head, teacher, other, mask=mask, temperature=temperature, chunk=5)
+    ours = chunked_loss(
+        FORWARD, student, head, teacher, other, options=LossOptions(temperature=temperature, chunk=5), mask=mask
+    )
     theirs = naive(student, head, teacher, other, mask, temperature)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
     for one, other_one in zip(gradients(3 * ours, student, head), gradients(3 * theirs, student, head), strict=True):
@@ -57,8 +59,8 @@ def test_loss_and_gradients_equal_the_naive_ones(temperature: float, teacher_voc
 @given(chunk=st.integers(1, N + 3), seed=st.integers(0, 99))
 def test_the_length_of_a_chunk_changes_nothing(chunk: int, seed: int) -> None:
     student, head, teacher, other = inputs(seed=seed)
-    whole = chunked_loss(FORWARD, student, head, teacher, other, chunk=N)
-    parts = chunked_loss(FORWARD, student, head, teacher, other, chunk=chunk)
+    whole = chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=N))
+    parts = chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=chunk))
     for one, other_one in zip(gradients(whole, student, head), gradients(parts, student, head), strict=True):
         torch.testing.assert_close(one, other_one, rtol=0, atol=1e-12)
 
@@ -67,7 +69,7 @@ def test_parts_of_a_batch_with_its_divisor_add_up() -> None:
     student, head, teacher, other = inputs()
     whole = chunked_loss(FORWARD, student, head, teacher, other)
     halves = [
-        chunked_loss(FORWARD, student[part], head, teacher[part], other, divisor=N)
+        chunked_loss(FORWARD, student[part], head, teacher[part], other, options=LossOptions(divisor=N))
         for part in (slice(0, 10), slice(10, N))
     ]
     torch.testing.assert_close(sum(halves), whole, rtol=0, atol=1e-12)
@@ -78,7 +80,7 @@ def test_parts_of_a_batch_with_its_divisor_add_up() -> None:
 def test_a_tied_head_gets_both_gradients() -> None:
     _, head, teacher, other = inputs()
     ids = torch.arange(N) % V
-    ours = chunked_loss(FORWARD, torch.tanh(head[ids]), head, teacher, other, chunk=8)
+    ours = chunked_loss(FORWARD, torch.tanh(head[ids]), head, teacher, other, options=LossOptions(chunk=8))
     theirs = naive(torch.tanh(head[ids]), head, teacher, other)
     torch.testing.assert_close(gradients(ours, head), gradients(theirs, head), rtol=0, atol=1e-10)
 
@@ -86,7 +88,7 @@ def test_a_tied_head_gets_both_gradients() -> None:
 def test_bf16_is_within_its_rounding() -> None:
     student, head, teacher, other = inputs(torch.bfloat16)
     exact = [tensor.detach().double().requires_grad_() for tensor in (student, head)]
-    ours = chunked_loss(FORWARD, student, head, teacher, other, chunk=8)
+    ours = chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=8))
     theirs = naive(*exact, teacher.double(), other.double())
     assert ours.dtype == torch.float32
     # bf16 keeps 8 bits: each logit, and each number of the gradient's two matmuls, is off by at most 2^-9 of its size.
@@ -125,7 +127,7 @@ def test_logits_are_never_whole() -> None:
     head = torch.randn(vocab, hidden, requires_grad=True)
     teacher, other = torch.randn(tokens, hidden), torch.randn(vocab, hidden)
     with LargestOutput() as watch:
-        chunked_loss(FORWARD, student, head, teacher, other, chunk=chunk).backward()
+        chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=chunk)).backward()
     assert watch.largest == chunk * vocab
     with LargestOutput() as watch:
         naive(student, head, teacher, other).backward()
@@ -134,9 +136,11 @@ def test_logits_are_never_whole() -> None:
 
 def test_a_heads_gradient_is_added_where_it_is_asked_for() -> None:
     student, head, teacher, other = inputs(teacher_vocab=VT)
-    theirs = gradients(chunked_loss(FORWARD, student, head, teacher, other, chunk=5), student, head)
+    theirs = gradients(
+        chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=5)), student, head
+    )
     into = torch.ones_like(head)
-    loss = chunked_loss(FORWARD, student, head, teacher, other, chunk=7, head_gradient=into)
+    loss = chunked_loss(FORWARD, student, head, teacher, other, options=LossOptions(chunk=7), head_gradient=into)
     (states,) = gradients(loss, student)
     torch.testing.assert_close(states, theirs[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(into - 1, theirs[1], rtol=0, atol=1e-12)

@@ -16,6 +16,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock
 from cli.app import run
 from distill.processes import Processes
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.loop import Stopped
 from distill.run.mtp import Predictor, measure_drafts
 from distill.run.objective import Objective, Pass
@@ -131,7 +132,7 @@ def test_its_loss_is_that_of_whole_logits(loss: str, student: Path, tiny_hybrid:
 
 
 def test_it_learns_and_is_written_back(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
-    found = distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE)
+    found = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out"), RECIPE)
     before, after = found.curve[0], found.curve[-1]
     assert after["mtp_kl"] < 0.9 * before["mtp_kl"] and 0 <= after["mtp_acceptance"] <= 1
     card = (tmp_path / "out/README.md").read_text()
@@ -159,7 +160,7 @@ def test_a_run_that_stopped_goes_on_with_it(
     student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(RECIPE, loss="sampled:16", mtp_lm_weight=0.0)
-    whole = distill(student, tiny_hybrid, short_text, tmp_path / "whole", recipe)
+    whole = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "whole"), recipe)
     step = Trainer.train_step
 
     def stops(self: Trainer) -> dict[str, Any]:
@@ -169,25 +170,25 @@ def test_a_run_that_stopped_goes_on_with_it(
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "train_step", stops)
-        distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe)
-    again = distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe)
+        distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out"), recipe)
+    again = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out"), recipe)
     assert again.losses == whole.losses and again.curve == whole.curve
     one, other = tensors(again.output), tensors(whole.output)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def run_process(rank: int, folder: Path, arguments: dict[str, Any]) -> None:
+def run_process(rank: int, folder: Path, asked: Distillation) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
-    distill(**arguments, output=folder / "many", processes=Processes(rank, 2))
+    distill(asked, RECIPE, processes=Processes(rank, 2))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_train_it_as_one(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"student": student, "teacher": tiny_hybrid, "data": short_text, "recipe": RECIPE}
-    torch.multiprocessing.spawn(run_process, (tmp_path, arguments), nprocs=2)
-    distill(**arguments, output=tmp_path / "alone")
+    asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
+    torch.multiprocessing.spawn(run_process, (tmp_path, asked), nprocs=2)
+    distill(replace(asked, output=tmp_path / "alone"), RECIPE)
     many, alone = tensors(tmp_path / "many"), tensors(tmp_path / "alone")
     for name, tensor in alone.items():
         torch.testing.assert_close(many[name], tensor, rtol=0, atol=2e-3)
@@ -195,8 +196,8 @@ def test_two_processes_train_it_as_one(student: Path, tiny_hybrid: Path, short_t
 
 def test_from_a_cache(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, loss="top_k:300")
-    cached = distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe, cache=tmp_path / "cache")
-    plain = distill(student, tiny_hybrid, short_text, tmp_path / "plain", recipe)
+    cached = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out", cache=tmp_path / "cache"), recipe)
+    plain = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "plain"), recipe)
     assert cached.losses == pytest.approx(plain.losses, rel=1e-2)
 
 

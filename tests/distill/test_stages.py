@@ -9,7 +9,8 @@ import tiny_models
 
 from cli.app import run
 from distill.run import stages as stages_module
-from distill.run.stages import read_recipe
+from distill.run.distillation import Distillation
+from distill.run.recipe_file import read_recipe
 from distill.run.train import distill
 from distill.text.records import Source
 from minitron.errors import MinitronError
@@ -74,11 +75,11 @@ def test_a_stage_that_is_done_is_not_run_again(
 ) -> None:
     calls: list[Any] = []
 
-    def broken(student: Path, *given: Any, **named: Any) -> Any:
-        calls.append(student.name)
+    def broken(asked: Distillation, *given: Any, **named: Any) -> Any:
+        calls.append(asked.student.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return distill(student, *given, **named)
+        return distill(asked, *given, **named)
 
     monkeypatch.setattr(stages_module, "distill", broken)
     assert run(arguments(folder, tiny_llama)) == 130

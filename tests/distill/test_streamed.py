@@ -14,6 +14,7 @@ from cli.app import run
 from distill.losses.divergences import Loss
 from distill.recipe import Recipe
 from distill.run import trainer
+from distill.run.distillation import Distillation
 from distill.run.loop import Stopped
 from distill.run.train import distill
 from distill.teacher.streamed import StreamedTeacher
@@ -63,8 +64,8 @@ def test_a_student_learns_the_same_from_it(
 ) -> None:
     monkeypatch.setattr(trainer, "_AHEAD", ahead)
     recipe = replace(RECIPE, cosine_weight=0.1)
-    plain = distill(student, tiny_hybrid, short_text, tmp_path / "plain", recipe)
-    found = distill(student, tiny_hybrid, short_text, tmp_path / "out", recipe, offload_teacher=True)
+    plain = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "plain"), recipe)
+    found = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out", offload_teacher=True), recipe)
     # Six sequences a step in passes of four: it reads them by two.
     assert found.losses == pytest.approx(plain.losses, abs=1e-3)
     assert found.kl_after == pytest.approx(plain.kl_after, abs=1e-3)
@@ -74,7 +75,7 @@ def test_a_student_learns_the_same_from_it(
 def test_a_run_that_stopped_goes_on_bit_for_bit(
     student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = distill(student, tiny_hybrid, short_text, tmp_path / "whole", RECIPE, offload_teacher=True)
+    whole = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "whole", offload_teacher=True), RECIPE)
     step = trainer.Trainer.train_step
 
     def stops(self: trainer.Trainer) -> dict[str, Any]:
@@ -84,22 +85,23 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(trainer.Trainer, "train_step", stops)
-        distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE, offload_teacher=True)
-    again = distill(student, tiny_hybrid, short_text, tmp_path / "out", RECIPE, offload_teacher=True)
+        distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out", offload_teacher=True), RECIPE)
+    again = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out", offload_teacher=True), RECIPE)
     assert again.losses == whole.losses and again.curve == whole.curve
 
 
 def test_a_cache_is_written_by_it(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, loss=f"sampled:{2000}")
     assert Loss("sampled", 2000).divergence.is_unbiased
-    plain = distill(student, tiny_hybrid, short_text, tmp_path / "plain", recipe, cache=tmp_path / "c1")
+    plain = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "plain", cache=tmp_path / "c1"), recipe)
     found = distill(
-        student, tiny_hybrid, short_text, tmp_path / "out", recipe, cache=tmp_path / "c2", offload_teacher=True
+        Distillation(student, tiny_hybrid, short_text, tmp_path / "out", cache=tmp_path / "c2", offload_teacher=True),
+        recipe,
     )
     assert found.losses == pytest.approx(plain.losses, abs=1e-3)
     assert found.kl_after == pytest.approx(plain.kl_after, abs=1e-3)
     # What it wrote serves a run that could have held the teacher.
-    again = distill(student, tiny_hybrid, short_text, tmp_path / "again", recipe, cache=tmp_path / "c2")
+    again = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "again", cache=tmp_path / "c2"), recipe)
     assert again.losses == found.losses
 
 

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from distill.teacher import transformer_engine
 from distill.teacher.drift import drift_by_layer
 from distill.teacher.e4m3 import E4M3, dequantise, quantise
-from distill.teacher.fp8 import Kept, fp8_weights, parse_kept, store_in_fp8, stored_bytes
+from distill.teacher.fp8 import fp8_weights, store_in_fp8, stored_bytes
 from distill.teacher.fp8_linear import Fp8Linear, takes_sizes
+from distill.teacher.kept import Kept, parse_kept
 from distill.teacher.loading import load_teacher
 from minitron.builtin import HELDOUT, MODEL
 from minitron.errors import MinitronError

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 
 from distill.recipe import Recipe
+from distill.run.distillation import Distillation
 from distill.run.trackers import TRACKERS, require_tracker
 from distill.run.train import distill
 from minitron.errors import MinitronError
@@ -19,7 +20,9 @@ RECIPE = Recipe(steps=3, sequence_length=16, batch_tokens=64, validation_sequenc
 def test_tensorboard_shows_every_step_and_validation(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
-    found = distill(tmp_path / "student", tiny_llama, short_text, tmp_path / "out", RECIPE, track="tensorboard")
+    found = distill(
+        Distillation(tmp_path / "student", tiny_llama, short_text, tmp_path / "out", track="tensorboard"), RECIPE
+    )
     seen = events.EventAccumulator(str(tmp_path / "out.tensorboard")).Reload()
     assert [event.step for event in seen.Scalars("train/loss")] == [1, 2, 3]
     assert [event.value for event in seen.Scalars("train/loss")] == pytest.approx(found.losses)

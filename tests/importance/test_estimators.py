@@ -33,6 +33,7 @@ from importance.score.calibrate import calibrate, score_model
 from importance.score.estimators import DEFAULTS, ESTIMATORS
 from importance.score.gradients import run_and_return
 from importance.score.observe import importance, observing
+from importance.score.options import ScoringOptions
 from importance.score.totals import Totals
 from minitron.cut.scores import Key, load_scores
 from minitron.errors import MinitronError
@@ -168,7 +169,7 @@ def test_hidden_channels_and_whole_experts_stay_as_they_are(name: str, tiny_hybr
 
 def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None:
     model, spec = loaded(tiny_hybrid_latent)
-    by_axis = score_model(model, spec, blocks_of(), layers="none", batch_size=2)
+    by_axis = score_model(model, spec, blocks_of(), ScoringOptions(layers="none", batch_size=2))
     assert by_axis.settings["estimator"] == "best"
     apart = {name: quick(model, spec, blocks_of(), estimator=name).importance for name in ("activation", "surgeon")}
     assert all(estimator is ESTIMATORS["surgeon"] for estimator in DEFAULTS.values())
@@ -179,7 +180,7 @@ def test_the_default_is_the_best_of_every_axis(tiny_hybrid_latent: Path) -> None
 
 def test_without_second_moments_the_default_is_activation(tiny_hybrid: Path) -> None:
     model, spec = loaded(tiny_hybrid)
-    best = score_model(model, spec, blocks_of(), layers="none", batch_size=2, refit=False)
+    best = score_model(model, spec, blocks_of(), ScoringOptions(layers="none", batch_size=2, refit=False))
     plain = quick(model, spec, blocks_of(), refit=False)
     for key, values in best.importance.items():
         assert (values == plain.importance[key]).all()
@@ -267,7 +268,7 @@ def test_an_unknown_estimator(tiny_llama: Path, short_text: Path) -> None:
         r"random\.$"
     )
     with pytest.raises(MinitronError, match=sentence):
-        calibrate(tiny_llama, short_text, estimator="worst")
+        calibrate(tiny_llama, short_text, ScoringOptions(estimator="worst"))
     with pytest.raises(MinitronError, match=sentence):
         quick(*loaded(tiny_llama), blocks_of(1), estimator="worst")
 
@@ -286,12 +287,8 @@ def test_the_command_line_knows_them_all(
     same = calibrate(
         tiny_llama,
         short_text,
-        samples=2,
-        sequence_length=32,
-        layers="none",
-        dtype="fp32",
+        ScoringOptions(samples=2, sequence_length=32, layers="none", dtype="fp32", estimator="flap"),
         device="cpu",
-        estimator="flap",
     )
     assert (found.importance["ffn", 0] == same.importance["ffn", 0]).all()
     capsys.readouterr()
@@ -312,7 +309,7 @@ def test_prune_and_compress_pass_it_on(
     cut = ["prune", str(tiny_llama), "-o", str(small), "--set", "intermediate_size=40", "--json"]
     assert app.run([*cut, *scoring]) == 0
     told = json.loads(capsys.readouterr().out)["settings"]["scoring"]
-    assert (told["estimator"], told["scoring_seed"]) == ("random", 7)
+    assert (told["estimator"], told["seed"]) == ("random", 7)
     # The channels kept are those that the very same dice choose.
     model, spec = loaded(tiny_llama)
     worth = quick(model, spec, blocks_of(1), estimator="random", seed=7).importance["ffn", 0]
@@ -320,7 +317,7 @@ def test_prune_and_compress_pass_it_on(
     name = "model.layers.0.mlp.up_proj.weight"
     np.testing.assert_array_equal(weight_of(loaded(small)[0], name), weight_of(model, name)[kept])
 
-    def stop(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def stop(request: Any, progress: Any, note: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "plan", (pipeline.chain.STEPS["plan"][0], stop))

@@ -11,9 +11,10 @@ from planning_models import WORKLOAD, random_scores, tiny
 
 from importance.score.blocks import split_blocks
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.search.least_squares import spearman
 from importance.search.sieves import Sieved, SieveOptions, sieve
-from importance.search.trial import Judge, Judgement
+from importance.search.trial import Trial, Trials
 from minitron.builtin import CALIBRATION, MODEL
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
@@ -38,16 +39,16 @@ AXES = {
 RATES = {"hidden_size": 0.9, "intermediate_size": 0.1, "mamba_num_heads": 0.5, "n_routed_experts": 0.7}
 
 
-class Oracle(Judge):
+class Oracle(Trials):
     """Knows what every architecture of a model loses: no model is cut."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.objective, self.blocks, self.asked = spec, "kl", np.zeros((2, 8), dtype=np.int64), 0
 
-    def judge(self, plan: Plan) -> Judgement:
+    def run(self, plan: Plan) -> Trial:
         self.asked += 1
         loss = truth(self.spec, plan.sizes, plan.layers)
-        return Judgement(loss, loss, 1.0, 1.0, 0.0)
+        return Trial(loss, loss, 1.0, 1.0, 0.0)
 
 
 def truth(spec: ModelSpec, sizes: Mapping[str, int], kept: tuple[int, ...]) -> float:
@@ -178,23 +179,23 @@ def test_a_search_that_is_killed_goes_on_where_it_stopped(tmp_path: Path) -> Non
     model = load_model(MODEL, dtype=torch.float32, device=torch.device("cpu"))
     text = token_blocks(load_tokenizer(MODEL), CALIBRATION, sequence_length=64, samples=10)
     calibration, judging = split_blocks(text, 2)
-    scores = score_model(model, spec, calibration, batch_size=8, layers="fast")
+    scores = score_model(model, spec, calibration, ScoringOptions(batch_size=8, layers="fast"))
     widths = {"hidden_size": "256,224,192", "n_routed_experts": "8,6,4", "mamba_num_heads": "16,12"}
     lattice = Lattice(spec, (tuple(range(12)),), parse_widths(spec, widths))
     budget = Budget(round(0.85 * footprint(spec, WORKLOAD).total))
     options = SieveOptions(sizes=1, combinations=4, finalists=3, rounds=2)
 
     def run(store: Path | None, stop_after: int = 100) -> tuple[Sieved, int]:
-        judge = Judge(model, spec, judging, batch_size=2, store=store)
-        measure = judge._judge
+        trials = Trials(model, spec, judging, batch_size=2, store=store)
+        measure = trials._run
 
-        def counted(plan: Plan) -> Judgement:
-            if judge.measured == stop_after:
+        def counted(plan: Plan) -> Trial:
+            if trials.measured == stop_after:
                 raise Killed
             return measure(plan)
 
-        judge._judge = counted  # type: ignore[method-assign]
-        return sieve(judge, lattice, WORKLOAD, budget, scores, options=options), judge.measured
+        trials._run = counted  # type: ignore[method-assign]
+        return sieve(trials, lattice, WORKLOAD, budget, scores, options=options), trials.measured
 
     whole, measured = run(None)
     with pytest.raises(Killed):

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from importance.score.state_size import READS, observing_states, state_scores, state_sites
 from importance.score.totals import Totals
 from minitron.cut.plan import make_plan
@@ -60,7 +61,7 @@ def test_a_plan_keeps_the_states_that_carry_most(tiny_hybrid: Path) -> None:
     spec = read_spec(tiny_hybrid)
     model = load_model(tiny_hybrid, dtype=torch.float32, device=torch.device("cpu"))
     blocks = np.random.default_rng(0).integers(0, spec.sizes["vocab"], (4, 32))
-    scores = score_model(model, spec, blocks, layers="none")
+    scores = score_model(model, spec, blocks, ScoringOptions(layers="none"))
     plan = make_plan(spec, {"ssm_state_size": 8}, tuple(range(len(spec.layers))), scores)
     for layer, kind in enumerate(spec.letters):
         if kind == "M":

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from importance.score.calibrate import calibrate, score_model
+from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec
@@ -22,7 +23,9 @@ def test_scores_are_first_order_changes_of_the_loss(request: pytest.FixtureReque
     # The grouped kernel knows no float64.
     model.set_experts_implementation("eager")
     blocks = np.random.default_rng(0).integers(0, spec.sizes["vocab"], (2, 24))
-    scores = score_model(model, spec, blocks, estimator="taylor", layers="none", batch_size=2).importance
+    scores = score_model(
+        model, spec, blocks, ScoringOptions(estimator="taylor", layers="none", batch_size=2)
+    ).importance
     # Moved by a hair each way, one channel at a time: a central difference.
     axis, layer = next(key for key in scores if key[0] in ("ffn", "shared_ffn"))
     name = {
@@ -57,8 +60,8 @@ def test_every_place_that_activations_judge_is_judged(tiny_hybrid: Path) -> None
     spec = read_spec(tiny_hybrid)
     model = load_model(tiny_hybrid, dtype=torch.float32, device=torch.device("cpu"))
     blocks = np.random.default_rng(0).integers(0, spec.sizes["vocab"], (3, 16))
-    plain = score_model(model, spec, blocks, estimator="activation", layers="none")
-    back = score_model(model, spec, blocks, estimator="taylor", layers="none", batch_size=2)
+    plain = score_model(model, spec, blocks, ScoringOptions(estimator="activation", layers="none"))
+    back = score_model(model, spec, blocks, ScoringOptions(estimator="taylor", layers="none", batch_size=2))
     assert back.importance.keys() == plain.importance.keys()
     for key, values in back.importance.items():
         assert values.shape == plain.importance[key].shape
@@ -75,7 +78,7 @@ def test_batches_do_not_matter(tiny_llama: Path) -> None:
     model = load_model(tiny_llama, dtype=torch.float32, device=torch.device("cpu"))
     blocks = np.random.default_rng(0).integers(0, spec.sizes["vocab"], (4, 16))
     one, four = (
-        score_model(model, spec, blocks, estimator="taylor", layers="none", batch_size=size).importance
+        score_model(model, spec, blocks, ScoringOptions(estimator="taylor", layers="none", batch_size=size)).importance
         for size in (1, 4)
     )
     assert all(np.allclose(values, four[key], rtol=1e-3, atol=1e-7) for key, values in one.items())
@@ -83,4 +86,9 @@ def test_batches_do_not_matter(tiny_llama: Path) -> None:
 
 def test_gradients_need_the_whole_model(tiny_llama: Path, short_text: Path) -> None:
     with pytest.raises(MinitronError, match="gradients"):
-        calibrate(tiny_llama, short_text, estimator="taylor", samples=1, sequence_length=16, offload=True, device="cpu")
+        calibrate(
+            tiny_llama,
+            short_text,
+            ScoringOptions(estimator="taylor", samples=1, sequence_length=16, offload=True),
+            device="cpu",
+        )

@@ -1,4 +1,4 @@
-"""The judge against float64 by hand; measurements that outlive a killed process; texts that are kept apart."""
+"""Trials against float64 by hand; measurements that outlive a killed process; texts that are kept apart."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from cuts import random_scores
 
 from importance.score.blocks import require_apart, shared, split_blocks
-from importance.search.trial import Judge, plan_digest
+from importance.search.trial import Trials, plan_digest
 from minitron.builtin import CALIBRATION, DISTILL, HELDOUT, MODEL
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
@@ -25,9 +25,9 @@ def blocks(seed: int = 0, *, sequences: int = 3, tokens: int = 20) -> np.ndarray
     return np.random.default_rng(seed).integers(0, 300, (sequences, tokens))
 
 
-def judge_of(folder: Path, seed: int = 0, **settings: object) -> Judge:
+def trials_of(folder: Path, seed: int = 0, **settings: object) -> Trials:
     model = load_model(folder, dtype=torch.float32, device=CPU)
-    return Judge(model, read_spec(folder), blocks(seed), **settings)  # type: ignore[arg-type]
+    return Trials(model, read_spec(folder), blocks(seed), **settings)  # type: ignore[arg-type]
 
 
 def small_plan(folder: Path, **sizes: int) -> Plan:
@@ -42,12 +42,12 @@ def log_probabilities(folder: Path) -> torch.Tensor:
     return model(torch.from_numpy(blocks())).logits.double().log_softmax(-1)
 
 
-def test_what_is_judged_is_what_the_written_candidate_says(tiny_hybrid: Path, tmp_path: Path) -> None:
+def test_what_is_tried_is_what_the_written_candidate_says(tiny_hybrid: Path, tmp_path: Path) -> None:
     plan = small_plan(tiny_hybrid)
     prune(tiny_hybrid, plan, tmp_path / "small")
     parent, small = log_probabilities(tiny_hybrid), log_probabilities(tmp_path / "small")
 
-    found = judge_of(tiny_hybrid, batch_size=2).judge(plan)
+    found = trials_of(tiny_hybrid, batch_size=2).run(plan)
 
     kl = float((parent.exp() * (parent - small)).sum(-1).mean())
     assert kl > 0.01
@@ -57,52 +57,52 @@ def test_what_is_judged_is_what_the_written_candidate_says(tiny_hybrid: Path, tm
     assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
     assert found.top1_agreement == pytest.approx(float((parent.argmax(-1) == small.argmax(-1)).double().mean()))
     parents_loss = -float(parent[:, :-1].gather(-1, following).mean())
-    by_perplexity = judge_of(tiny_hybrid, objective="perplexity").judge(plan)
+    by_perplexity = trials_of(tiny_hybrid, objective="perplexity").run(plan)
     assert by_perplexity.loss == pytest.approx(loss - parents_loss, rel=1e-3, abs=1e-5)
 
 
 def test_the_parent_loses_nothing(tiny_llama: Path) -> None:
     spec = read_spec(tiny_llama)
-    found = judge_of(tiny_llama).judge(make_plan(spec, {}, tuple(range(len(spec.layers)))))
+    found = trials_of(tiny_llama).run(make_plan(spec, {}, tuple(range(len(spec.layers)))))
     assert found.kl == pytest.approx(0, abs=1e-6)
     assert found.top1_agreement == 1
 
 
 def test_an_objective_of_ones_own_is_measured_beside_the_parent(tiny_llama: Path) -> None:
-    judge = judge_of(tiny_llama, objective=("layers", lambda model: float(model.config.num_hidden_layers)))
-    found = judge.judge(small_plan(tiny_llama))
+    trials = trials_of(tiny_llama, objective=("layers", lambda model: float(model.config.num_hidden_layers)))
+    found = trials.run(small_plan(tiny_llama))
     assert found.loss == -1
     assert found.kl > 0
     with pytest.raises(MinitronError, match="'taste' is no objective; choose one of kl, perplexity"):
-        judge_of(tiny_llama, objective="taste")
+        trials_of(tiny_llama, objective="taste")
 
 
 def test_measurements_are_kept_and_a_torn_line_is_passed_over(tiny_llama: Path, tmp_path: Path) -> None:
     store = tmp_path / "folder" / "measured.jsonl"
     one, other = small_plan(tiny_llama), small_plan(tiny_llama, intermediate_size=40)
-    first = judge_of(tiny_llama, store=store)
-    found = first.judge(one)
-    assert first.judge(one) is found
+    first = trials_of(tiny_llama, store=store)
+    found = first.run(one)
+    assert first.run(one) is found
     assert first.measured == 1
     with store.open("a") as file:
         file.write('{"key": "half a li')
 
-    second = judge_of(tiny_llama, store=store)
-    assert second.judge(one) == found
+    second = trials_of(tiny_llama, store=store)
+    assert second.run(one) == found
     assert second.measured == 0
-    second.judge(other)
-    third = judge_of(tiny_llama, store=store)
-    assert (third.judge(one), third.judge(other)) == (found, second.judge(other))
+    second.run(other)
+    third = trials_of(tiny_llama, store=store)
+    assert (third.run(one), third.run(other)) == (found, second.run(other))
     assert third.measured == 0
 
     # Another text, another objective and other weights are measured anew.
-    for judge in (judge_of(tiny_llama, 1, store=store), judge_of(tiny_llama, store=store, objective="perplexity")):
-        judge.judge(one)
-        assert judge.measured == 1
-    changed = judge_of(tiny_llama, store=store)
+    for trials in (trials_of(tiny_llama, 1, store=store), trials_of(tiny_llama, store=store, objective="perplexity")):
+        trials.run(one)
+        assert trials.measured == 1
+    changed = trials_of(tiny_llama, store=store)
     with torch.no_grad():
         changed.model.get_input_embeddings().weight[0, 0] += 1
-    changed.judge(one)
+    changed.run(one)
     assert changed.measured == 1
 
 
@@ -110,7 +110,7 @@ def test_a_file_of_something_else_is_no_store(tiny_llama: Path, tmp_path: Path) 
     file = tmp_path / "notes.txt"
     file.write_text("milk\nbread\n")
     with pytest.raises(MinitronError, match="holds no measurements"):
-        judge_of(tiny_llama, store=file)
+        trials_of(tiny_llama, store=file)
 
 
 def test_plans_that_cut_the_same_have_one_digest(tiny_hybrid: Path) -> None:

@@ -16,6 +16,7 @@ from minitron.errors import MinitronError
 from minitron.measure import quality
 from minitron.measure.benchmarks import Benchmarks
 from minitron.measure.evaluate import evaluate_folders
+from minitron.measure.options import EvaluationOptions
 from minitron.measure.quality import Teacher, measure_quality
 from minitron.measure.text import token_blocks
 from minitron.model.loading import load_model, load_tokenizer
@@ -94,7 +95,9 @@ def test_a_teacher_remembers_while_there_is_room(tiny_llama: Path, short_text: P
 
 
 def test_without_a_teacher_there_is_no_divergence(tiny_llama: Path, short_text: Path) -> None:
-    (found,) = evaluate_folders([tiny_llama], text=short_text, sequence_length=32, samples=2, speed=False)
+    (found,) = evaluate_folders(
+        [tiny_llama], options=EvaluationOptions(sequence_length=32, samples=2, speed=False), text=short_text
+    )
     values = found.to_json()
     assert values["kl_to_teacher"] is values["top1_agreement"] is values["peak_memory"] is None
     assert values["parameters"] == sum(p.numel() for p in load_model(tiny_llama).parameters())
@@ -121,16 +124,21 @@ def test_one_token_predicts_nothing(tiny_llama: Path) -> None:
 def test_teacher_of_another_vocabulary(tiny_llama: Path, tmp_path: Path, short_text: Path) -> None:
     shorter = tiny_models.save_llama(tmp_path / "shorter", vocab_size=tiny_models.VOCAB_SIZE - 20)
     with pytest.raises(MinitronError, match="280 tokens and its tokenizer gives 300"):
-        evaluate_folders([tiny_llama], against=shorter, text=short_text, sequence_length=32, speed=False)
+        evaluate_folders(
+            [tiny_llama], options=EvaluationOptions(sequence_length=32, speed=False), against=shorter, text=short_text
+        )
 
 
 def test_padding_of_a_vocabulary_takes_no_part(tiny_hybrid: Path, tmp_path: Path, short_text: Path) -> None:
     student = tiny_models.save_hybrid(tmp_path / "student", seed=3)
     wider = tiny_models.padded_vocabulary(tiny_hybrid, tmp_path / "wider", 20)
     found = [
-        evaluate_folders([one], against=other, text=short_text, sequence_length=32, dtype="fp32", speed=False)[
-            0
-        ].quality
+        evaluate_folders(
+            [one],
+            options=EvaluationOptions(sequence_length=32, dtype="fp32", speed=False),
+            against=other,
+            text=short_text,
+        )[0].quality
         for one, other in ((student, tiny_hybrid), (student, wider), (wider, tiny_hybrid))
     ]
     assert found[0].kl_to_teacher == pytest.approx(found[1].kl_to_teacher, rel=1e-6)
@@ -144,7 +152,9 @@ def test_teacher_of_another_tokenizer(tiny_llama: Path, tmp_path: Path, short_te
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(other)
     with pytest.raises(MinitronError, match="different tokenizers"):
-        evaluate_folders([tiny_llama], against=other, text=short_text, sequence_length=32, speed=False)
+        evaluate_folders(
+            [tiny_llama], options=EvaluationOptions(sequence_length=32, speed=False), against=other, text=short_text
+        )
 
 
 def test_task_of_ones_own(tiny_hybrid: Path, tmp_path: Path) -> None:

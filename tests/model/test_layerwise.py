@@ -1,5 +1,6 @@
 """Scoring layer by layer gives the numbers of scoring in memory, and holds one layer's weights at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from cli.app import run
 from importance.score.calibrate import calibrate
+from importance.score.options import ScoringOptions
 from minitron.arrays import save_arrays, store
 from minitron.cut.scores import Scores, load_scores
 from minitron.errors import MinitronError
@@ -40,19 +42,11 @@ def test_scores_are_those_of_the_model_in_memory(
     request: pytest.FixtureRequest, short_text: Path, tmp_path: Path, family: str, dtype: str, layers: str
 ) -> None:
     folder = request.getfixturevalue(f"tiny_{family}")
-    asked = {
-        "samples": 5,
-        "sequence_length": 32,
-        "batch_size": 2,
-        "layers": layers,
-        "layer_samples": 3,
-        "dtype": dtype,
-        "device": "cpu",
-    }
-    whole = calibrate(folder, short_text, **asked)
+    asked = ScoringOptions(samples=5, sequence_length=32, batch_size=2, layers=layers, layer_samples=3, dtype=dtype)  # type: ignore[arg-type]
+    whole = calibrate(folder, short_text, asked, device="cpu")
     (tmp_path / "between").mkdir()
     for place in (None, tmp_path / "between"):
-        apart = calibrate(folder, short_text, offload=True, offload_folder=place, **asked)
+        apart = calibrate(folder, short_text, replace(asked, offload=True, offload_folder=place), device="cpu")
         same(whole, apart)
         assert place is None or not list(place.iterdir())
         assert apart.settings["offload"]

@@ -39,7 +39,7 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
 ) -> None:
     steps = dict(pipeline.chain.STEPS)
 
-    def stop(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def stop(request: Any, progress: Any, note: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     before: dict[str, int] = {}
@@ -73,8 +73,8 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
 def test_another_request_does_not_go_on_from_a_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def done(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
-        (chain.folder / "scores.safetensors").write_bytes(b"")
+    def done(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+        (request.output / "scores.safetensors").write_bytes(b"")
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", done))
@@ -82,6 +82,26 @@ def test_another_request_does_not_go_on_from_a_run(
     assert run([*arguments, "--learning-rate", "0.01"]) == 2
     assert "run with another training" in capsys.readouterr().err
     assert run([*arguments, "--learning-rate", "0.01", "--overwrite"]) == 130
+
+
+def test_another_training_text_does_not_go_on_from_a_run(
+    arguments: list[str],
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def done(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", done))
+    arguments += ["--calibration", str(short_text)]
+    assert run(arguments) == 130
+    other = tmp_path / "other.txt"
+    other.write_text(short_text.read_text() + " And more of it.")
+    arguments[arguments.index("--data") + 1] = str(other)
+    assert run(arguments) == 2
+    assert "run with another data" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_not_touched(
@@ -113,10 +133,10 @@ def test_judging_text_is_not_trained_on(arguments: list[str], short_text: Path, 
 def test_text_held_back_is_the_end_of_the_data(
     arguments: list[str], short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(chain: Any, progress: Any, note: Any) -> dict[str, Any]:
-        assert chain.training.read_text() + chain.heldout.read_text() == short_text.read_text()
-        assert 0.03 < len(chain.heldout.read_text()) / len(short_text.read_text()) < 0.06
-        assert chain.calibration == chain.training
+    def look(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+        assert request.data.read_text() + request.heldout.read_text() == short_text.read_text()
+        assert 0.03 < len(request.heldout.read_text()) / len(short_text.read_text()) < 0.06
+        assert request.calibration == request.data
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", look))

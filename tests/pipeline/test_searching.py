@@ -47,7 +47,7 @@ def test_what_is_chosen_was_measured_to_lose_least_and_is_what_is_built(argument
     assert load_plan(tmp_path / "run" / "report").to_json() == plan.to_json()
 
 
-def test_the_judging_text_calibrates_nothing(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
+def test_the_text_of_trials_calibrates_nothing(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
     assert run([*arguments, "--judge", str(short_text)]) == 2
     other = tmp_path / "other.txt"
     other.write_text("A quite different text is read by the judge, line after line of it. " * 60)
@@ -108,11 +108,11 @@ def test_a_race_that_is_stopped_goes_on_with_the_next_finalist(
         patch.setattr(pipeline.finalists, "_distil", stop_in_the_second)
         assert run(arguments) == 130
     (first,) = (tmp_path / "run" / "finalists").glob("*.json")
-    judged = (tmp_path / "run" / "judgements.jsonl").read_bytes()
+    tried = (tmp_path / "run" / "trials.jsonl").read_bytes()
     before = first.stat().st_mtime_ns
     assert run(arguments) == 0
     assert first.stat().st_mtime_ns == before
-    assert (tmp_path / "run" / "judgements.jsonl").read_bytes() == judged
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes() == tried
     race = read_json(tmp_path / "run" / "search.json")["finalists"]
     after = [one["kl_after"] for one in race["finalists"]]
     assert len(after) == 2 and after[race["chosen"]] == min(after)

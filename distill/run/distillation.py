@@ -1,0 +1,75 @@
+"""What is asked of a distillation beside its recipe, in types that need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from distill.teacher.kept import DEFAULT, Kept
+from distill.text.records import Source
+from minitron.errors import require_known
+
+Precision = Literal["bf16", "fp8", "fp8-te"]
+"""How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A student, its teacher, a text, and what is written."""
+
+    student: Path
+    """The smaller checkpoint, which is trained."""
+
+    teacher: Path
+    """The checkpoint whose logits it learns."""
+
+    data: Path | Sequence[Source]
+    """The text, a file or a blend of sources; empty where the stages of a recipe file name their own."""
+
+    output: Path
+    """The folder that is written."""
+
+    validation: Path | None = None
+    """Held-out text; None holds out the end of the text."""
+
+    teacher_precision: Precision = "bf16"
+    """How the teacher's linear weights are kept."""
+
+    fp8_keep: Kept = DEFAULT
+    """What of a teacher in FP8 stays in bf16."""
+
+    cache: Path | None = None
+    """A folder in which what a sparse loss reads of the teacher is kept, and found by later runs."""
+
+    offload_teacher: bool = False
+    """Whether the teacher's layers are read from the disk for many sequences at once, instead of being kept."""
+
+    device: str | None = None
+    """Where the student is, as torch spells it; None is the first GPU, or else the CPU."""
+
+    teacher_device: str | None = None
+    """Where the teacher is; None is with the student."""
+
+    work: Path | None = None
+    """Where checkpoints are kept while it runs; None is beside the output and named after it."""
+
+    track: str = "none"
+    """Who is sent figures while it runs, a name of distill.run.trackers.TRACKERS."""
+
+    overwrite: bool = False
+    """Whether an output that exists is replaced, and a run with other settings begun anew."""
+
+    def __post_init__(self) -> None:
+        require_known(self, {"teacher_precision": get_args(Precision)})
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The text as a blend."""
+        return (Source(str(self.data)),) if isinstance(self.data, Path) else tuple(self.data)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.work or self.output.with_name(f"{self.output.name}.work")

@@ -1,0 +1,85 @@
+"""A recipe file: several distillations in a row, as TOML.
+
+learning_rate = 1e-4                 # for every stage that says nothing else
+data = ["0.7:chat.jsonl", "0.3:web"] # paths as seen from the recipe's folder
+
+[[stages]]
+tokens = 2_500_000_000
+sequence_length = "8k"
+
+[[stages]]
+tokens = 500_000_000
+sequence_length = "48k"
+data = ["long.jsonl"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from distill.recipe import Recipe
+from distill.text.records import HUB, Source, parse_source
+from minitron.errors import MinitronError
+from minitron.units import parse_count
+
+_COUNTS: Final = ("tokens", "sequence_length", "batch_tokens", "micro_batch", "steps", "vocab_chunk")
+"""Fields that may be written as text: 128k."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One distillation of a recipe file."""
+
+    recipe: Recipe
+
+    data: tuple[Source, ...]
+    """Empty for the text that is given beside the recipe."""
+
+
+def read_recipe(path: Path) -> tuple[Stage, ...]:
+    """The stages of a recipe file; raises MinitronError where it is no TOML, has no stages or names no setting."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinitronError(f"{path} does not exist; check the path of --recipe.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MinitronError(f"{path} is not valid TOML ({error}); mend it.") from None
+    stages = found.pop("stages", None)
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise MinitronError(f"{path} has no [[stages]]; write one at least, with its tokens.")
+    return tuple(_stage(path, number, found | stage) for number, stage in enumerate(stages, 1))
+
+
+def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
+    known = {field.name for field in fields(Recipe)}
+    strangers = sorted(values.keys() - known - {"data"})
+    if strangers:
+        raise MinitronError(
+            f"{path}, stage {number}: there is no {strangers[0]!r} in a recipe; "
+            f"it knows {', '.join(sorted(known))} and data."
+        )
+    data = values.pop("data", [])
+    if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
+        raise MinitronError(f"{path}, stage {number}: data is no list of texts; write data = ['0.7:PATH', '0.3:PATH'].")
+    for name in _COUNTS:
+        if isinstance(values.get(name), str):
+            values[name] = parse_count(values[name])
+    if isinstance(values.get("tasks"), list):
+        values["tasks"] = [
+            str(path.parent / one) if one.endswith((".yaml", ".yml")) else one for one in values["tasks"]
+        ]
+    try:
+        recipe = Recipe.of(values)
+    except TypeError as error:
+        raise MinitronError(f"{path}, stage {number}: a value is of the wrong kind ({error}); mend it.") from None
+    return Stage(recipe, tuple(_beside(path, parse_source(one)) for one in data))
+
+
+def _beside(recipe: Path, source: Source) -> Source:
+    """A source whose path is as seen from the recipe's folder."""
+    if source.place.startswith(HUB):
+        return source
+    return Source(str(recipe.parent / source.place), source.weight)

@@ -1,0 +1,104 @@
+"""A request to compress a model, and the artefacts of the folder in which it is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from distill.recipe import Recipe
+from distill.run.distillation import Precision
+from importance.score.options import ScoringOptions
+from minitron.errors import MinitronError, require_known
+from minitron.measure.options import EvaluationOptions
+from pipeline.cutting import Cutting
+from pipeline.planning import Planning
+from pipeline.searching import Searching
+
+RUN: Final = "run.json"
+SCORES: Final = "scores.safetensors"
+PLAN: Final = "plan.json"
+PRUNED: Final = "pruned"
+DISTILLED: Final = "distilled"
+EVALUATION: Final = "evaluation.json"
+TEXT: Final = "text"
+TRIALS: Final = "trials.jsonl"
+SEARCH: Final = "search.json"
+REPORT: Final = "report"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A model, what it must fit, the texts, and how each step is done."""
+
+    model: Path
+    """The checkpoint to compress, and the teacher of what is left of it."""
+
+    output: Path
+    """The run folder."""
+
+    data: Path
+    """Text for distillation."""
+
+    planning: Planning
+    """What there is, and which architectures to look at."""
+
+    recipe: Recipe
+    """How to distil."""
+
+    calibration: Path | None = None
+    """Text for scores; None is the text for distillation."""
+
+    heldout: Path | None = None
+    """Text that the others do not hold, for the evaluation; None holds back the end of the text for distillation."""
+
+    searching: Searching = field(default_factory=Searching)
+    """How candidates are measured before one is chosen."""
+
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    """How the model is scored."""
+
+    cutting: Cutting = field(default_factory=Cutting)
+    """How what is chosen is cut."""
+
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    """How teacher, pruned and distilled models are measured at the end."""
+
+    teacher_precision: Precision = "bf16"
+    """How the teacher's linear weights are kept."""
+
+    device: str | None = None
+    """Where models run, as torch spells it; None is the first GPU, or else the CPU."""
+
+    command: str = ""
+    """How this was asked for, as the report tells it."""
+
+    def __post_init__(self) -> None:
+        require_known(self, {"teacher_precision": get_args(Precision)})
+        if self.scoring.offload and self.searching.measures:
+            raise MinitronError(
+                "--offload scores a model that memory does not hold, but candidates are measured in memory; "
+                "give --evaluate 0 with it, or leave it out."
+            )
+        texts = {path.resolve() for path in (self.calibration_text, self.data)}
+        if self.heldout is not None and self.heldout.resolve() in texts:
+            raise MinitronError(
+                f"{self.heldout} is given for training and for judging; give --text another file or leave it out."
+            )
+
+    @property
+    def calibration_text(self) -> Path:
+        """Text for scores."""
+        return self.calibration or self.data
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that was asked for beside models and texts, as JSON: what a run that goes on must agree with."""
+        return {
+            "planning": self.planning.settings,
+            "searching": self.searching.settings,
+            "scoring": self.scoring.to_json(),
+            "cutting": self.cutting.settings,
+            "training": self.recipe.to_json(),
+            "teacher_precision": self.teacher_precision,
+        }

@@ -1,0 +1,34 @@
+"""Checkpoints side by side: quality, size, speed and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron.errors import MinitronError
+from minitron.measure.options import EvaluationOptions
+from minitron.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from minitron.measure.evaluate import Evaluation
+
+
+def evaluate(
+    models: Sequence[Path],
+    text: Path,
+    options: EvaluationOptions | None = None,
+    *,
+    against: Path | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> list[Evaluation]:
+    """What each of `models` is worth on the held-out `text`; beside a teacher `against` also how far it is from that.
+
+    A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
+    where a folder holds no such model, is named twice, the text is too short or a tokenizer is not the teacher's."""
+    from minitron.measure.evaluate import evaluate_folders
+
+    if len(set(models)) < len(models):
+        raise MinitronError("A model is named twice; name each one once.")
+    return evaluate_folders(models, text, options, against=against, device=device, progress=progress)

@@ -1,0 +1,133 @@
+"""A search by measurement: candidates are cut in memory and read over a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from importance.score.options import ScoringOptions
+from minitron.errors import MinitronError
+from pipeline.cutting import Cutting
+from pipeline.planning import Planning
+from pipeline.searching import TASK, Searching
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from importance.search.sieves import Planner
+    from importance.search.trial import Trials
+    from importance.search.verdicts import Sieved
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
+    from minitron.progress import Progress
+
+
+@dataclass(frozen=True)
+class MeasuredSearch:
+    """A search by measurement, asked for."""
+
+    searching: Searching
+    planning: Planning
+    cutting: Cutting
+
+    scoring: ScoringOptions
+    """Those that the calibration was run with."""
+
+    seed: int
+    """Of the random architectures."""
+
+    def run(
+        self,
+        model: Path,
+        calibration: Path,
+        scores: Scores,
+        spec: ModelSpec,
+        plan: Planner,
+        *,
+        store: Path | None,
+        device: str | None,
+        progress: Progress,
+    ) -> Sieved:
+        """Measure candidates of `model`, cut by their `plan`; `calibration` is the text that `scores` were made on.
+
+        With a `store` a search that was stopped goes on where it was.  Raises MinitronError where nothing fits, or the
+        text to measure on was calibrated on."""
+        from importance.search.sieves import SieveOptions, sieve
+        from minitron.model.loading import DTYPES, find_device, load_model
+
+        parent = load_model(model, dtype=DTYPES[self.scoring.dtype], device=find_device(device))
+        trials = self._trials(model, calibration, parent, spec, store)
+        searching, planning = self.searching, self.planning
+        options = SieveOptions(
+            combinations=searching.combinations, finalists=searching.evaluate, top=planning.top, seed=self.seed
+        )
+        counted, scores = self.cutting.counted(spec, scores)
+        lattice = planning.build_lattice(counted, scores)
+        return sieve(
+            trials,
+            lattice,
+            planning.workload(counted),
+            planning.budget_of_device(),
+            scores,
+            plan=plan,
+            options=options,
+            progress=progress,
+        )
+
+    def _trials(
+        self, model: Path, calibration: Path, parent: PreTrainedModel, spec: ModelSpec, store: Path | None
+    ) -> Trials:
+        from importance.search.trial import Trials
+
+        objective: Any = self.searching.objective
+        if objective.startswith(TASK):
+            objective = (objective, self._task(model, objective.removeprefix(TASK)))
+        blocks = self._blocks(model, calibration)
+        return Trials(parent, spec, blocks, batch_size=self.scoring.batch_size, objective=objective, store=store)
+
+    def _blocks(self, model: Path, calibration: Path) -> NDArray[np.int64]:
+        """The sequences to measure on; raises MinitronError where they overlap with those that calibrated."""
+        from importance.score.blocks import require_apart
+        from importance.score.calibrate import calibration_blocks
+        from minitron.measure.text import token_blocks
+        from minitron.model.loading import load_tokenizer
+
+        searching = self.searching
+        seen, measured = calibration_blocks(model, calibration, self.scoring, held_back=searching.held_back)
+        if searching.trial_text is None:
+            return measured
+        blocks = token_blocks(
+            load_tokenizer(model),
+            searching.trial_text,
+            sequence_length=self.scoring.sequence_length,
+            samples=searching.trial_samples,
+        )
+        require_apart(blocks, seen)
+        return blocks
+
+    def _task(self, model: Path, name: str) -> Callable[[PreTrainedModel], float]:
+        """What a model lacks of a full score: 1 less the mean of the task's accuracies (acc_norm before acc), or of its
+        first metric."""
+        from minitron.measure.benchmarks import Benchmarks
+        from minitron.model.loading import load_tokenizer
+
+        benchmarks, tokenizer = Benchmarks([name]), load_tokenizer(model)
+
+        def loss(candidate: PreTrainedModel) -> float:
+            found = benchmarks.run(candidate, tokenizer, batch_size=self.scoring.batch_size)
+            return 1.0 - sum(_score(metrics) for metrics in found.values()) / len(found)
+
+        return loss
+
+
+def _score(metrics: dict[str, float]) -> float:
+    for name in ("acc_norm", "acc", "exact_match"):
+        if name in metrics:
+            return metrics[name]
+    raise MinitronError(
+        f"the task measures {', '.join(metrics)} and neither accuracy nor exact match; choose another for --objective."
+    )

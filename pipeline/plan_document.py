@@ -1,0 +1,74 @@
+"""The report document of a plan: what was found, what else would do, how fast it is and how it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+    from minitron.memory.budget import Budget
+    from minitron.memory.gpus import Gpu
+    from minitron.model.spec import ModelSpec
+    from minitron.search.search import SearchResult
+
+PRUNED: Final = "PRUNED"
+"""Stands in a command for the folder that a cut is still to write."""
+
+
+def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
+    """The command that serves the model, or what is to be cut from it where it does not fit; empty for no engine.
+
+    Of a model of which only the config is here the name stands in."""
+    from minitron.memory.vllm import serve_line
+
+    if result.workload.engine.name != "vllm":
+        return ""
+    name = str(model) if model.is_dir() else model.stem
+    return serve_line(name if result.parent.fits else PRUNED, spec, result.workload, result.budget)
+
+
+def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], int]) -> dict[str, Any] | None:
+    """The model's speed and that of the chosen candidate, where the GPU's numbers are known; `prompt_of` says how many
+    tokens of a context are the prompt's."""
+    from minitron.memory.serving_speed import speed_document
+
+    models = {"model": spec}
+    if result.best.sizes != result.parent.sizes or result.best.kept != result.parent.kept:
+        models[f"#{result.chosen + 1}"] = spec.resized(result.best.sizes, result.best.kept)
+    workload = result.workload
+    if workload.context < 2:
+        return None
+    return speed_document(models, workload, result.budget, prompt_of(workload.context))
+
+
+def plan_document(
+    model: Path,
+    spec: ModelSpec,
+    result: SearchResult,
+    scores: Scores | None,
+    limit: Callable[[Gpu], Budget],
+    *,
+    speed: Mapping[str, Any] | None = None,
+    sieves: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """The document; `limit` says what another GPU's budget is, `sieves` (minitron.report.sieves) how candidates were
+    measured, where they were."""
+    from minitron.memory.questions import remedies
+    from minitron.report.document import build_report
+
+    budget, workload = result.budget, result.workload
+    other = limit if budget.gpu is not None else None
+    return build_report(
+        spec,
+        str(model),
+        result,
+        remedies=() if result.parent.fits else remedies(spec, workload, budget, other),
+        scores=scores,
+        speed=speed,
+        command=command,
+        serve=serve_line_of(model, spec, result),
+        sieves=sieves,
+    )

@@ -1,0 +1,153 @@
+"""What there is, what it must serve, and which architectures are looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from minitron.errors import MinitronError, require_known, require_least
+from pipeline.serving import Serving
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+    from minitron.memory.budget import Budget
+    from minitron.memory.gpus import Gpu
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
+    from minitron.search.lattice import Lattice
+    from minitron.search.search import SearchResult
+    from minitron.search.search_steps import LatticeOptions
+
+Sort = Literal["score", "memory"]
+"""How candidates are ordered: by importance kept (parameters without scores), or the largest that fits first."""
+
+
+@dataclass(frozen=True)
+class Planning(Serving):
+    """A search for architectures that fit; None where a default depends on the rest."""
+
+    gpu: str | None = None
+    """A GPU's name, such as A10G, or its usable memory, such as 22.06GiB."""
+
+    gpu_memory: int | None = None
+    """The GPU's usable bytes, where it is not in the table or the table is wrong."""
+
+    budget: int | None = None
+    """Instead of a GPU: the bytes that all may take together."""
+
+    lattice: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    """Config key -> the sizes to try, numbers or such as 3.5x (times hidden_size); what is not named stays as it is.
+    Empty for the default lattice."""
+
+    layers: int | None = None
+    """Keep exactly so many layers."""
+
+    pattern: str | None = None
+    """Keep exactly these kinds of layers, a letter each: M-M*-."""
+
+    keep_attention: int | None = None
+    """Keep at least so many attention layers; None is two thirds."""
+
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> the steps in which it is searched."""
+
+    most: Mapping[str, float] = field(default_factory=dict)
+    """Axis -> the largest share of it that is pruned."""
+
+    leave: Sequence[str] = ()
+    """Axes that stay as they are."""
+
+    may_go: Sequence[str] | None = None
+    """Kinds of layers, in full or by their letter, that alone are dropped; None is all of them."""
+
+    at_least: Mapping[str, int] = field(default_factory=dict)
+    """Kind of layer -> the fewest that stay."""
+
+    at_most: Mapping[str, int] = field(default_factory=dict)
+    """Kind of layer -> the most that stay."""
+
+    every_mix: bool = False
+    """Whether every number of each kind of layer is tried, not one mix for each depth."""
+
+    sort: Sort = "score"
+    """How candidates are ordered."""
+
+    top: int = 10
+    """How many candidates come back."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known(self, {"sort": get_args(Sort)})
+        require_least(self, {"layers": 1, "keep_attention": 0, "top": 1})
+        if self.layers is not None and self.pattern is not None:
+            raise MinitronError("--layers and --pattern both set the depth; give one of them.")
+
+    @property
+    def device(self) -> Gpu | None:
+        """The GPU that was named, or one of which only the memory is known."""
+        from minitron.memory.gpus import Gpu, find_gpu
+        from minitron.units import GiB, format_bytes
+
+        if self.gpu_memory is None:
+            return None if self.gpu is None else find_gpu(self.gpu)
+        if self.gpu is None:
+            return Gpu(f"a GPU of {format_bytes(self.gpu_memory)}", self.gpu_memory / GiB)
+        return dataclasses.replace(find_gpu(self.gpu), usable_GiB=self.gpu_memory / GiB)
+
+    def budget_of_device(self) -> Budget:
+        """The bytes there are; raises MinitronError unless there is either a GPU or a budget."""
+        from minitron.memory.budget import Budget
+
+        gpu = self.device
+        if (gpu is None) == (self.budget is None):
+            what = "neither --gpu nor --budget is" if gpu is None else "--gpu and --budget are both"
+            raise MinitronError(f"{what} given; say what there is with one of them: --gpu A10G, or --budget 8MiB.")
+        if gpu is not None:
+            return self.budget_of(gpu)
+        return Budget(self.budget or 0, self._share(1.0), self.reserve or 0, self.workspace or 0)
+
+    def workload(self, spec: ModelSpec) -> Workload:
+        """What the model is to serve; raises MinitronError where neither this nor the config says how long."""
+        return self.workload_on(spec, self.device)
+
+    def lattice_options(self) -> LatticeOptions:
+        """What is to be searched other than by default."""
+        from minitron.search.depth import LayerLimits
+        from minitron.search.search_steps import LatticeOptions
+
+        return LatticeOptions(
+            multiples=self.multiples,
+            most=self.most,
+            leave=tuple(self.leave),
+            layers=LayerLimits(
+                may_go=None if self.may_go is None else list(self.may_go),
+                at_least=self.at_least,
+                at_most=self.at_most,
+            ),
+            every_mix=self.every_mix,
+        )
+
+    def search(self, spec: ModelSpec, scores: Scores | None = None) -> SearchResult:
+        """The architectures that fit, best first; raises NothingFits where there are none."""
+        from minitron.search.search import search
+
+        budget, workload = self.budget_of_device(), self.workload(spec)
+        lattice = self.build_lattice(spec, scores)
+        return search(lattice, workload, budget, scores=scores, sort=self.sort, top=self.top)
+
+    def build_lattice(self, spec: ModelSpec, scores: Scores | None = None) -> Lattice:
+        """Every architecture to look at."""
+        from minitron.search.search import build_lattice
+
+        return build_lattice(
+            spec,
+            self.workload(spec),
+            lattice={key: ",".join(map(str, sizes)) for key, sizes in self.lattice.items()},
+            layers=self.layers,
+            pattern=self.pattern,
+            keep_attention=self.keep_attention,
+            scores=scores,
+            options=self.lattice_options(),
+        )

@@ -1,0 +1,196 @@
+"""A smaller checkpoint: score, plan and cut in one go, or only what is still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from importance.score.options import ScoringOptions
+from minitron.errors import MinitronError
+from minitron.files import refuse_existing
+from minitron.progress import Progress, silent
+from pipeline.cutting import Cutting
+from pipeline.planning import Planning
+
+if TYPE_CHECKING:
+    from minitron.cut.plan import Plan
+    from minitron.cut.prune import Pruned
+    from minitron.cut.scores import Scores
+    from minitron.model.spec import ModelSpec
+
+_WAYS: Final = "--plan, --set, --gpu or --budget"
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A checkpoint, what says how small it is to be, and what says which parts matter."""
+
+    model: Path
+    """The checkpoint to cut."""
+
+    output: Path
+    """The folder that is written."""
+
+    planning: Planning = field(default_factory=Planning)
+    """A budget to cut to, where neither a plan nor sizes are given."""
+
+    plan: Path | None = None
+    """A plan that was written before."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Config key -> size by hand."""
+
+    scores: Path | None = None
+    """Scores that were written before."""
+
+    data: Path | None = None
+    """Calibration text, where no scores are given."""
+
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    """How the model is scored on it."""
+
+    cutting: Cutting = field(default_factory=Cutting)
+    """How what is chosen is cut."""
+
+    device: str | None = None
+    """Where the model is scored, as torch spells it; None is the first GPU, or else the CPU."""
+
+    overwrite: bool = False
+    """Whether an output that exists is replaced."""
+
+    def __post_init__(self) -> None:
+        ways = {
+            "--plan": self.plan is not None,
+            "--set": bool(self.sizes),
+            "--gpu": self.planning.device is not None,
+            "--budget": self.planning.budget is not None,
+        }
+        given = [flag for flag, used in ways.items() if used]
+        if not given:
+            raise MinitronError(f"nothing says how small the model is to be; give one of {_WAYS}.")
+        if len(given) > 1:
+            raise MinitronError(
+                f"{given[0]} and {given[1]} both say how small the model is to be; give one of {_WAYS}."
+            )
+        searching = self.planning.lattice or self.planning.pattern or self.planning.layers
+        if searching and given[0] in ("--plan", "--set"):
+            raise MinitronError(
+                f"--lattice, --layers and --pattern steer a search, and {given[0]} makes none; drop one."
+            )
+        if self.scores is not None and self.data is not None:
+            raise MinitronError(
+                "--scores and --data are both given; with scores no calibration text is read, so drop one."
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for beside the inputs, as JSON."""
+        return {
+            "planning": self.planning.settings,
+            "set": dict(self.sizes),
+            "scoring": self.scoring.to_json() if self.data else {},
+            "cutting": self.cutting.settings,
+        }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was cut."""
+
+    source: ModelSpec
+    """The model before."""
+
+    plan: Plan
+    """What it was cut by."""
+
+    pruned: Pruned
+    """Parameters and bytes, before and after."""
+
+    @property
+    def target(self) -> ModelSpec:
+        """The model after."""
+        return self.plan.target(self.source)
+
+    def to_json(self) -> dict[str, Any]:
+        """The results of the command."""
+        target = self.target
+        about = {"sizes": target.named_sizes, "layers": target.letters, "kept_layers": list(self.plan.layers)}
+        return self.pruned.to_json() | about
+
+
+def prune(request: Pruning, *, progress: Progress = silent) -> Cut:
+    """Cut a checkpoint to a budget, to a plan, or to sizes given by hand.
+
+    Raises MinitronError, with nothing written, where the checkpoint is not understood whole, nothing fits, the output
+    exists, or nothing says which parts matter."""
+    from minitron.cut.prune import prune as write
+    from minitron.model.spec import read_spec
+
+    inputs = [path for path in (request.model, request.plan, request.scores, request.data) if path]
+    refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)
+    spec = read_spec(request.model)
+    plan = _plan(request, spec, progress)
+    written = write(request.model, plan, request.output, overwrite=request.overwrite, progress=progress)
+    return Cut(spec, plan, written)
+
+
+def _plan(request: Pruning, spec: ModelSpec, progress: Progress) -> Plan:
+    """The plan with the indices that stay, from what was given."""
+    from minitron.cut.magnitude import weight_magnitude
+    from minitron.cut.plan import load_plan, make_plan
+    from minitron.model.checkpoint import Checkpoint
+
+    # Before minutes of scoring, not after: a checkpoint that is not understood whole is refused.
+    checkpoint = Checkpoint(request.model)
+    checkpoint.check(spec)
+    given, planning, cutting = None, request.planning, request.cutting
+    if request.plan is not None:
+        given = load_plan(request.plan)
+        given.require(spec)
+        if given.has_indices:
+            return given
+    if planning.device is not None or planning.budget is not None:
+        planning.budget_of_device()
+    wanted = dict(request.sizes)
+    spec.resized(wanted)
+    scores = _scores(request, spec, progress)
+    how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
+    if given is not None:
+        return make_plan(spec, given.sizes, given.layers, scores, report=given.report, **how)
+    if wanted:
+        layers = _layers(spec, planning, wanted.pop("num_hidden_layers", len(spec.layers)), scores)
+        return make_plan(spec, wanted, layers, scores, **how)
+    result = planning.search(*cutting.counted(spec, scores))
+    best = result.best
+    return make_plan(spec, best.sizes, best.kept, scores, report=result.to_json(), **how)
+
+
+def _layers(spec: ModelSpec, planning: Planning, count: int, scores: Scores) -> tuple[int, ...]:
+    """The `count` layers that stay when only their number is given."""
+    from minitron.memory.workload import Workload
+    from minitron.search.depth import depth_of
+
+    if count == len(spec.layers):
+        return tuple(range(count))
+    # No layer is ranked by the memory it frees here: scores decide, so the workload does not matter.
+    return depth_of(spec, Workload(1), count, scores=scores, keep_attention=planning.keep_attention)
+
+
+def _scores(request: Pruning, spec: ModelSpec, progress: Progress) -> Scores:
+    """Those that were given, or those that the calibration text gives."""
+    from minitron.cut.scores import load_scores
+
+    if request.scores is not None:
+        scores = load_scores(request.scores)
+        scores.require(spec)
+        return scores
+    if request.data is None:
+        raise MinitronError("nothing says which parts matter; give --data with calibration text, or --scores.")
+    from importance.score.calibrate import calibrate
+
+    place = request.output.parent
+    return calibrate(
+        request.model, request.data, request.scoring, moments_folder=place, device=request.device, progress=progress
+    )

@@ -1,0 +1,43 @@
+"""How much every part of a model matters, found by reading text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from importance.score.options import ScoringOptions
+from minitron.files import refuse_existing
+from minitron.progress import Note, Progress, no_note, silent
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+
+
+def score(
+    model: Path,
+    data: Path,
+    options: ScoringOptions | None = None,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Progress = silent,
+    note: Note = no_note,
+) -> Scores:
+    """The scores of `model` on the text `data`, written to the file `output` where one is given.
+
+    Forward passes over calibration text, no gradients.  `note` is told where the text is shorter than asked for.
+    Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
+    from importance.score.calibrate import calibrate
+
+    asked = options or ScoringOptions()
+    if output is not None:
+        refuse_existing(output, overwrite=overwrite)
+    place = None if output is None else output.parent
+    scores = calibrate(model, data, asked, moments_folder=place, device=device, progress=progress)
+    if output is not None:
+        scores.save(output, overwrite=overwrite)
+    found, length = scores.settings["samples"], asked.sequence_length
+    if found < asked.samples:
+        note(f"{data} holds {found:,} sequences of {length:,} tokens, not the {asked.samples:,} asked for.")
+    return scores

@@ -1,0 +1,68 @@
+"""How candidates are measured before one is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from minitron.errors import MinitronError, require_known, require_least
+
+TASK: Final = "task:"
+"""Before the name of an lm-eval task, or the path of its YAML file, in an objective."""
+
+Stages = Literal["together", "depth,width"]
+"""How a model is cut: layers and widths together, or layers first and widths by scores of what is left."""
+
+
+@dataclass(frozen=True)
+class Searching:
+    """How candidates are measured."""
+
+    stages: Stages = "together"
+    """Whether layers and widths are cut together or one after the other."""
+
+    objective: str = "kl"
+    """What candidates are measured by: kl (to the parent), perplexity, or task:NAME of lm-eval."""
+
+    evaluate: int = 24
+    """Candidates of the damage model to cut and measure; 0 ranks by importance scores alone."""
+
+    combinations: int = 32
+    """Random architectures to fit the damage model to."""
+
+    trial_text: Path | None = None
+    """Text to measure candidates on; None is calibration sequences that no score ever sees."""
+
+    trial_samples: int = 16
+    """Sequences to measure candidates on, at most."""
+
+    finalists: int = 3
+    """Near-ties among the measured to distil for a short while before one is chosen; 0 or 1 for none."""
+
+    finalist_tokens: int | None = None
+    """Tokens to distil each finalist on; None is a tenth of the recipe's."""
+
+    def __post_init__(self) -> None:
+        require_known(self, {"stages": get_args(Stages)})
+        require_least(self, {"evaluate": 0, "combinations": 4, "trial_samples": 1, "finalists": 0})
+        if self.objective not in ("kl", "perplexity") and not self.objective.startswith(TASK):
+            raise MinitronError(f"--objective {self.objective!r} is none; give kl, perplexity or task:NAME.")
+        if self.objective == TASK:
+            raise MinitronError("--objective task: names no task; write it like task:piqa or task:mine.yaml.")
+
+    @property
+    def measures(self) -> bool:
+        """Whether candidates are measured at all."""
+        return self.evaluate > 0
+
+    @property
+    def held_back(self) -> int:
+        """Sequences of the calibration text on which candidates are measured and which so must not calibrate."""
+        return self.trial_samples if self.measures and self.trial_text is None else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as JSON."""
+        return dataclasses.asdict(self) | {"trial_text": None if self.trial_text is None else str(self.trial_text)}

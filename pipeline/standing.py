@@ -1,0 +1,67 @@
+"""How a model itself stands against a budget, before anything is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.planning import Planning
+
+if TYPE_CHECKING:
+    from minitron.memory.budget import Budget
+    from minitron.memory.footprint_lines import Term
+    from minitron.memory.questions import Remedy
+    from minitron.memory.workload import Workload
+    from minitron.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model as it is, beside what there is."""
+
+    planning: Planning
+    spec: ModelSpec
+    budget: Budget
+    workload: Workload
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What the model takes, line by line."""
+        from minitron.memory.footprint_lines import terms
+
+        return tuple(terms(self.spec, self.workload, self.budget))
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is to be known of the device."""
+        from minitron.memory.questions import cautions
+
+        return cautions(self.spec, self.workload, self.budget.gpu)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model fits as it is."""
+        from minitron.memory.questions import fits
+
+        return fits(self.spec, self.workload, self.budget)
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What would make a model fit that does not, beside pruning."""
+        from minitron.memory.questions import remedies
+
+        if self.fits:
+            return ()
+        limit = self.planning.budget_of if self.budget.gpu is not None else None
+        return remedies(self.spec, self.workload, self.budget, limit)
+
+
+def stand(model: Path, planning: Planning) -> Standing:
+    """How the model itself stands, which holds even where no smaller one fits; reads no weights.
+
+    Raises MinitronError where there is neither a GPU nor a budget of bytes."""
+    from minitron.model.spec import read_spec
+
+    spec, budget = read_spec(model), planning.budget_of_device()
+    return Standing(planning, spec, budget, planning.workload(spec))
