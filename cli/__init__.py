@@ -1,1 +1,1 @@
-"""What a person types and sees."""
+"""The command line: options in, tables and JSON out."""

@@ -1,4 +1,4 @@
-"""The command `minitron`: the table of its commands, and what becomes of an error.
+"""The command `minitron`: the table of its commands, and the exit code of each kind of error.
 
 A command is a function `command` in cli/<name>.py with typer annotations (see cli/options.py); its docstring is its
 help.  Exit codes: 0 done, 1 an unforeseen failure, 2 something the user can mend, 130 interrupted.
@@ -50,7 +50,7 @@ _EXIT_INTERRUPTED: Final = 130
 
 
 class _Settings:
-    """What holds for the whole process."""
+    """Settings of the whole process."""
 
     debug = False
 
@@ -67,15 +67,15 @@ def _print_version(value: bool) -> None:
 
 
 DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
+    bool, typer.Option("--debug", help="Show the traceback of any error.", callback=_set_debug, is_eager=True)
 ]
 VersionOption = Annotated[
-    bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
 
 
 def _with_debug(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with the option --debug, which every command has and none reads."""
+    """`function` with the option --debug added."""
 
     @functools.wraps(function)
     def command(*args: Any, debug: bool, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ def _with_debug(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _callback(version: VersionOption = False, debug: DebugOption = False) -> None:
-    """Make a hybrid Mamba-Transformer-MoE language model small enough for one GPU, and bring its accuracy back."""
+    """Compress a hybrid Mamba-Transformer-MoE language model to fit one GPU, and recover its accuracy."""
 
 
 def build(only: str = "") -> typer.Typer:
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
+    """Run one command line and return its exit code; any error is printed on stderr as one line."""
     _Settings.debug = False
     remember(arguments)
     try:

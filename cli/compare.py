@@ -22,7 +22,7 @@ from pipeline.comparison import compare as compared
 from pipeline.serving import Serving
 
 GpusOption = Annotated[
-    list[str], option("--gpu", "A GPU's name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
+    list[str], option("--gpu", "GPU name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
 ]
 PlannedModelsArgument = Annotated[
     list[Path],
@@ -32,7 +32,7 @@ PlannedModelsArgument = Annotated[
 
 @takes("serving", Serving, SERVING)
 def command(models: PlannedModelsArgument, gpus: GpusOption, serving: Serving, as_json: JsonOption = False) -> None:
-    """Put models, or GPUs, side by side: what each takes, whether it fits, how far it reaches. Reads no weights."""
+    """Compare models and GPUs: memory, whether it fits, longest context, largest batch. Reads no weights."""
     rows = compared(models, gpus, serving)
     if as_json:
         show.document({"settings": serving.settings, "rows": [row.to_json() for row in rows]})
@@ -58,11 +58,11 @@ def _print(rows: list[Comparison], serving: Serving) -> None:
         ]
         for each in rows
     ]
-    context = "its config's context" if serving.context is None else f"{serving.context:,} tokens"
+    context = "each model's longest context" if serving.context is None else f"{serving.context:,} tokens"
     title = f"{context[0].upper()}{context[1:]} x {serving.batch:,}; engine {serving.engine}"
     columns = ["model", "GPU", "parameters", "weights", "caches", "total", "to spare", "longest", "batch", "output/s"]
     show.table(title, columns, cells)
-    show.paragraph("output/s: tokens of answers in a second, an estimate by roofline (docs/speed.md).")
+    show.paragraph("output/s: output tokens per second, estimated by roofline (docs/speed.md).")
     for caution in dict.fromkeys(caution for each in rows for caution in each.cautions):
         show.paragraph(f"Note: {caution}")
 

@@ -1,4 +1,4 @@
-"""`minitron compress`: score, plan, prune, distill and evaluate, in a run folder that goes on where it was stopped.
+"""`minitron compress`: score, plan, prune, distill and evaluate, in a run folder from which a stopped run resumes.
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "steps": {step: {"seconds",
 "results"}} and "models": {"teacher", "pruned", "distilled"}, each as `minitron eval` gives it.
@@ -50,11 +50,11 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     "heldout": Option(
         option(
             "--text",
-            "Held-out text for the evaluation; the end of --data is kept back for it where none is given.",
+            "Held-out text for the evaluation; default: the end of --data is held out.",
             "FILE",
         )
     ),
-    "calibration": Option(option("--calibration", "Text for scores, where it is not --data.", "FILE")),
+    "calibration": Option(option("--calibration", "Calibration text for scoring; default: --data.", "FILE")),
     "teacher_precision": Option.of(TeacherPrecisionOption),
     "evaluation": Group(EvaluationOptions, {"speed": Option.of(SpeedOption)}),
     "device": Option.of(DeviceOption),
@@ -64,7 +64,7 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
 
 @takes("request", Compression, COMPRESSION)
 def command(request: Compression, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
-    """Do it all: score, plan, prune, distill and evaluate. Run it again to go on after a stop."""
+    """Run the whole chain: score, plan, prune, distill and evaluate. Run it again to resume after a stop."""
     started = time.monotonic()
     evaluation = replace(request.evaluation, sequence_length=request.recipe.sequence_length)
     request = replace(request, evaluation=evaluation, command=command_line())
@@ -83,7 +83,7 @@ def command(request: Compression, overwrite: OverwriteOption = False, as_json: J
 
 
 def print_outcome(found: Compressed) -> None:
-    """What it is worth, and where it is."""
+    """The quality of the models, and where report and model are."""
     print_models(found.models)
     show.line(f"The report: {found.report}")
     show.line(f"The compressed model: {found.distilled}")

@@ -1,4 +1,4 @@
-"""The options by which an architecture, once chosen, is cut out of the weights."""
+"""Options of `prune` and `compress`: how the chosen architecture is cut out of the weights."""
 
 from typing import Final
 
@@ -10,19 +10,22 @@ CUTTING: Final[dict[str, Option]] = {
     "rotate": Option(
         typer.Option(
             "--rotate/--select",
-            help="Cut the residual stream to its strongest directions or to its best channels; unless given, "
-            "directions wherever the output layer is not tied to the embedding, which they would part.",
+            help="How to cut the residual stream: rotate it and keep its strongest directions, or select "
+            "its best channels; default: rotate unless embeddings are tied.",
             show_default=False,
         )
     ),
     "project": Option(
         typer.Option(
-            "--project/--no-project", help="Cut heads and latent spaces to their strongest directions where they are."
+            "--project/--no-project",
+            help="Project attention heads and latent channels onto their strongest directions, where the "
+            "architecture allows it.",
         )
     ),
     "fit": Option(
         typer.Option(
-            "--fit/--no-fit", help="Fit linears that lose inputs to those that stay, where scores have their moments."
+            "--fit/--no-fit",
+            help="Refit, by least squares, linear layers that lose inputs; needs scores with second moments.",
         )
     ),
 }

@@ -1,4 +1,4 @@
-"""`minitron demo`: the whole job on the model that ships with Minitron, in minutes on a laptop."""
+"""`minitron demo`: `compress` on the model that comes with Minitron, in minutes on a laptop."""
 
 import time
 from pathlib import Path
@@ -24,14 +24,14 @@ from pipeline.searching import Searching
 CONTEXT: Final = 2048
 BATCH_TOKENS: Final = 4096
 LEARNING_RATE: Final = 1e-3
-"""Ten times what suits a model of billions: one of millions, whose matrices are small, takes larger steps."""
+"""Ten times that of models with billions of parameters: small models train with larger learning rates."""
 
 SEQUENCE_LENGTH: Final = 512
 
 SCORING: Final = ScoringOptions(
     samples=64, sequence_length=SEQUENCE_LENGTH, batch_size=4, layer_samples=2, dtype="fp32"
 )
-"""In fp32, as all else here: processors without bf16 matrix units multiply that faster."""
+"""In fp32, as all else here: CPUs without bf16 matrix units multiply faster in fp32."""
 
 SEARCHING: Final = Searching(evaluate=12, combinations=16, trial_samples=8, finalists=2)
 """Half of what `compress` measures: enough for a model whose candidates differ as much as these."""
@@ -40,11 +40,9 @@ EVALUATION: Final = EvaluationOptions(sequence_length=SEQUENCE_LENGTH, samples=4
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.", metavar="PATH")] = Path(
-        "minitron-demo"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", metavar="PATH")] = Path("minitron-demo"),
     keep: Annotated[
-        float, typer.Option("--keep", min=0.3, max=1.0, help="The share of the memory that may be used afterwards.")
+        float, typer.Option("--keep", min=0.3, max=1.0, help="Share of the original memory to keep.")
     ] = 0.65,
     tokens: Annotated[int, typer.Option("--tokens", min=BATCH_TOKENS, help="Tokens to distil on.")] = 150_000,
     overwrite: OverwriteOption = False,
@@ -60,8 +58,8 @@ def command(
     whole = footprint(spec, workload_of(spec, CONTEXT)).total
     request = _request(output, int(whole * keep), tokens)
     show.note(
-        f"The built-in model needs {format_bytes(whole)} for {CONTEXT:,} tokens; "
-        f"it is to fit {format_bytes(whole * keep)}."
+        f"The built-in model needs {format_bytes(whole)} for {CONTEXT:,} tokens; the budget is "
+        f"{format_bytes(whole * keep)}."
     )
     found = compress(request, overwrite=overwrite, progress=show.bar, note=show.note)
     if as_json:
@@ -74,7 +72,7 @@ def command(
 
 
 def _request(output: Path, budget: int, tokens: int) -> Compression:
-    """All of it, in settings that suit a small model and a processor."""
+    """The request, with settings for a small model on a CPU."""
     return Compression(
         model=builtin.MODEL,
         output=output,

@@ -44,7 +44,7 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="TOML file with stages in a row instead of the options of training; see docs/distillation.md.",
+        help="TOML file with training stages, instead of the training options; see docs/distillation.md.",
         metavar="FILE",
         show_default=False,
     ),
@@ -53,7 +53,7 @@ ReportOption = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        help="A report that `minitron plan -o` wrote: the learning curve is added to it.",
+        help="Report folder written by `minitron plan -o`; the learning curve is added to it.",
         metavar="FOLDER",
         show_default=False,
     ),
@@ -69,7 +69,7 @@ def command(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a smaller model on the logits of its teacher. Run the same command again to go on after a stop."""
+    """Train a smaller model on the logits of its teacher. Run the same command again to resume after a stop."""
     started = time.monotonic()
     how = _recipe(recipe, training)
     found = distill(request, how, report=report, progress=show.bar, note=show.note)
@@ -91,7 +91,7 @@ def command(
 
 
 def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage, ...]:
-    """What to do: the stages of the recipe file, or one recipe as typed."""
+    """The stages of the recipe file, or one recipe from the options."""
     if file is None:
         length = {"tokens": DEFAULT_TOKENS} if training["tokens"] is training["steps"] is None else {}
         return Recipe(**training | length)
@@ -99,12 +99,12 @@ def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage
     typed = [name for name, value in training.items() if value != plain[name]]
     if typed:
         flag = f"--{typed[0].replace('_', '-')}"
-        raise MinitronError(f"{flag} and --recipe both say how to train; write it into the recipe or leave one out.")
+        raise MinitronError(f"{flag} conflicts with --recipe; write it into the recipe file, or drop one of the two.")
     return read_recipe(file)
 
 
 def _settings(request: Distillation) -> dict[str, Any]:
-    """What --json says of the devices and of the teacher."""
+    """The settings in --json beside the recipe: devices and teacher."""
     return {
         "device": request.device,
         "teacher_precision": request.teacher_precision,
@@ -116,7 +116,7 @@ def _settings(request: Distillation) -> dict[str, Any]:
 
 
 def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:
-    """What --json says of the text that went in."""
+    """The texts in --json: paths, hashes and weights."""
     from minitron.measure.text import text_hash
 
     found: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, An
 
 
 def print_result(result: "DistillResult") -> None:
-    """The curve, and what there was to gain."""
+    """The learning curve, and the teacher's perplexity."""
     from distill.run import mtp, router_load
     from distill.run.tasks import task_metrics
 

@@ -1,4 +1,4 @@
-"""Options of `minitron distill` that say what is trained on what, and how the teacher is kept."""
+"""Options of `minitron distill` for student, teacher, text and output; cli/training.py has those of the recipe."""
 
 from typing import Final
 
@@ -27,42 +27,43 @@ DISTILLATION: Final[dict[str, Option]] = {
     "cache": Option(
         option(
             "--cache-teacher",
-            "Folder for what a sparse loss reads of the teacher: written once, later runs need no teacher in memory.",
+            "Folder that caches the teacher's probabilities for a sparse loss: written once, so that "
+            "later runs need no teacher in memory.",
             "FOLDER",
         )
     ),
     "teacher_device": Option(
         option(
             "--teacher-device",
-            "Where the teacher is kept, as torch spells it: cpu, cuda:1; with the student unless given.",
+            "Device of the teacher: cpu, cuda:1; default: the student's.",
             "DEVICE",
         )
     ),
     "offload_teacher": Option(
         typer.Option(
             "--offload-teacher",
-            help="For a teacher that memory does not hold: its layers are read from the disk, for many steps at once.",
+            help="For a teacher larger than memory: read its layers from disk, one by one, for many steps at once.",
         )
     ),
     "data": Option(
         option(
             "--data",
-            "Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME of a dataset on the hub; "
-            "WEIGHT:PATH several times for a blend.",
+            "Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME for a dataset on the "
+            "hub. Repeat as WEIGHT:PATH for a blend.",
             "[WEIGHT:]PATH",
         ),
         type=list[str] | None,
         default=None,
         read=lambda typed: tuple(parse_source(one) for one in typed or ()),
     ),
-    "validation": Option(
-        option("--validation", "Held-out text; the end of --data is held out where none is given.", "FILE")
-    ),
+    "validation": Option(option("--validation", "Held-out text; default: the end of --data is held out.", "FILE")),
     "device": Option.of(DeviceOption),
-    "work": Option(option("--work", "Where checkpoints are kept; OUTPUT.work unless given.", "FOLDER")),
+    "work": Option(option("--work", "Folder for training checkpoints; default: OUTPUT.work.", "FOLDER")),
     "track": Option(
         typer.Option(
-            "--track", help="Send figures while it runs: none, tensorboard, wandb or trackio.", metavar="SERVICE"
+            "--track",
+            help="Send metrics to a tracker while training: none, tensorboard, wandb or trackio.",
+            metavar="SERVICE",
         )
     ),
     "overwrite": Option.of(OverwriteOption),

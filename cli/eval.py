@@ -1,4 +1,4 @@
-"""`minitron eval`: checkpoints side by side, what was promised beside what was measured."""
+"""`minitron eval`: checkpoints side by side, promised and measured sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 AgainstOption = Annotated[
     Path | None,
-    typer.Option("--against", help="The teacher: adds KL divergence and top-1 agreement.", metavar="FOLDER"),
+    typer.Option(
+        "--against", help="Teacher's checkpoint folder: adds KL divergence and top-1 agreement.", metavar="FOLDER"
+    ),
 ]
 
 EVALUATION: Final[dict[str, Option]] = {
@@ -42,7 +44,7 @@ EVALUATION: Final[dict[str, Option]] = {
         default=None,
         read=words,
     ),
-    "task_limit": Option(typer.Option("--task-limit", min=1, help="Ask only so many items of a task.")),
+    "task_limit": Option(typer.Option("--task-limit", min=1, help="Maximum number of items per task.")),
     "sequence_length": Option.of(SequenceLengthOption),
     "samples": Option.of(SamplesOption, default=64),
     "batch_size": Option.of(BatchSizeOption),
@@ -61,7 +63,7 @@ def command(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure checkpoints on a text: perplexity, divergence from a teacher, size, speed, memory, lm-eval tasks."""
+    """Measure checkpoints on held-out text: perplexity, KL to a teacher, size, speed, memory, lm-eval tasks."""
     from minitron.measure.text import text_hash
 
     started = time.monotonic()

@@ -1,11 +1,11 @@
-"""`minitron inspect`: what a checkpoint holds, from its config.json and the headers of its safetensors files.
+"""`minitron inspect`: layers, sizes and parameters of a checkpoint, from config.json and the safetensors headers.
 
 The document of --json, sizes in bytes:
 
     {"model_type", "family", "layers": "MEM*-", "sizes": {axis: size},
      "parameters": {"total", "active", "mtp", "by_component": {heading: count}}, "weight_bytes"}
 
-`layers` has a letter a layer (M Mamba, * attention, - MLP, E mixture of experts); `total`, `active` and
+`layers` has one letter per layer (M Mamba, * attention, - MLP, E mixture of experts); `total`, `active` and
 `by_component` are without the multi-token-prediction block, which `mtp` counts.  `weight_bytes` are those of all
 tensors in the folder; of a config.json alone, those of `total` in the config's dtype.
 """
@@ -25,7 +25,7 @@ _MAP_WIDTH: Final = 60
 
 
 def command(model: ModelArgument, as_json: JsonOption = False) -> None:
-    """Say what a checkpoint holds: layers, sizes, parameters, bytes. Reads no weights."""
+    """Describe a checkpoint: layers, sizes, parameters, bytes. Reads no weights."""
     found = inspected(model)
     if as_json:
         show.document(found.to_json())
@@ -48,14 +48,14 @@ def _print(found: Inspection) -> None:
     ]
     rows.append(["total", parameters["total"], format_parameters(parameters["total"])])
     if parameters["active"] != parameters["total"]:
-        rows.append(["active for a token", parameters["active"], format_parameters(parameters["active"])])
+        rows.append(["active per token", parameters["active"], format_parameters(parameters["active"])])
     if parameters["mtp"]:
-        rows.append(["multi-token prediction, beside", parameters["mtp"], format_parameters(parameters["mtp"])])
+        rows.append(["multi-token prediction, not in total", parameters["mtp"], format_parameters(parameters["mtp"])])
     show.table("Parameters", ["component", "parameters", "share"], rows)
     weight_bytes = description["weight_bytes"]
     show.line(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")
 
 
 def _kinds(spec: "ModelSpec") -> dict[str, str]:
-    """letter -> kind of layer, those that the model has."""
+    """letter -> kind of layer, for the kinds in the model."""
     return {letter: kind for letter, kind in spec.family.letters.items() if letter in spec.letters}

@@ -1,4 +1,4 @@
-"""What was typed, for reports that say how they were made."""
+"""The command line as typed, for reports that say how they were made."""
 
 import shlex
 from collections.abc import Sequence

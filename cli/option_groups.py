@@ -1,4 +1,4 @@
-"""Options in groups: a request, a dataclass without a word of typer, and a table that says how its fields are typed.
+"""Options in groups: from a request dataclass, which knows nothing of typer, and a table of options to a command.
 
     PLANNING = {"gpu": Option(option("--gpu", "A GPU's name.", "GPU")), ...}
 
@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
 OWN: Final = object()
-"""Stands for the default of the field itself."""
+"""Means: use the default of the field itself."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Group:
     """Field -> how it is typed."""
 
     build: Callable[..., Any] | None = None
-    """What the values are given to, by name; the request unless given."""
+    """Called with the values by name; default: the request."""
 
     def parameters(self, prefix: str) -> Iterator[inspect.Parameter]:
         """One parameter of a command for each option, named after the group and the field."""

@@ -1,4 +1,4 @@
-"""The options that commands share, as annotated types: one name, one help text and one way to read a value everywhere.
+"""Options that several commands share, as annotated types: the same name, help text and parser everywhere.
 
 A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_json: JsonOption = False)`.
 
@@ -56,7 +56,7 @@ def parse_assignments(option: str, texts: Iterable[str], example: str = "hidden_
 
 
 def assignments(option: str, example: str = "hidden_size=448") -> Callable[[list[str] | None], dict[str, str]]:
-    """A reader of what is typed as NAME=VALUE, as often as one likes; `option` and `example` are for its message."""
+    """A reader of repeated NAME=VALUE options; `option` and `example` are for its error message."""
     return lambda texts: parse_assignments(option, texts or (), example)
 
 
@@ -70,7 +70,7 @@ def numbers(option: str, number: Callable[[str], Any]) -> Callable[[list[str] | 
                 found[name] = number(text)
             except ValueError:
                 raise MinitronError(
-                    f"{option} {name}={text}: {text!r} is no number; write it like {option} NAME=2."
+                    f"{option} {name}={text}: {text!r} is not a number; write it like {option} NAME=2."
                 ) from None
         return found
 
@@ -83,17 +83,17 @@ def words(text: str | None) -> tuple[str, ...]:
 
 
 def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """A typer option whose default depends on the rest, so that none is shown."""
+    """A typer option that shows no default, because the default depends on other options."""
     return typer.Option(flag, help=help, metavar=metavar, show_default=False, **more)
 
 
 def size_option(flag: str, help: str) -> Any:
-    """One that is typed as `1.3GiB` and has no default."""
+    """An option for a memory size such as `1.3GiB`, without a default."""
     return option(flag, help, "SIZE", parser=bytes_option)
 
 
 def tokens_option(flag: str, help: str, **more: Any) -> Any:
-    """One that is typed as `128k`."""
+    """An option for a number of tokens such as `128k`."""
     return typer.Option(flag, help=help, metavar="TOKENS", parser=count_option, **more)
 
 
@@ -105,35 +105,38 @@ def _path(flags: str, help: str, metavar: str = "PATH") -> Any:
     return typer.Option(*flags.split(), help=help, metavar=metavar, show_default=False)
 
 
-ModelArgument = Annotated[Path, _argument("A Hugging Face checkpoint folder, or a config.json.", "MODEL")]
+ModelArgument = Annotated[Path, _argument("Hugging Face checkpoint folder, or a config.json.", "MODEL")]
 ModelsArgument = Annotated[list[Path], _argument("One or more checkpoint folders.", "MODEL...")]
-StudentArgument = Annotated[Path, _argument("The smaller checkpoint folder, which is trained.", "STUDENT")]
+StudentArgument = Annotated[Path, _argument("Checkpoint folder of the smaller model, to be trained.", "STUDENT")]
 
-OutputOption = Annotated[Path, _path("--output -o", "Where the result is written.")]
+OutputOption = Annotated[Path, _path("--output -o", "Where to write the result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-DataOption = Annotated[Path, _path("--data", "Text: a .txt file, or a .jsonl file with a field `text` a line.", "FILE")]
-TextOption = Annotated[Path, _path("--text", "Held-out text: .txt, or .jsonl with a field `text` a line.", "FILE")]
-ScoresOption = Annotated[Path | None, _path("--scores", "Scores that `minitron score` wrote.", "FILE")]
-PlanOption = Annotated[Path | None, _path("--plan", "A plan that `minitron plan` wrote.", "FILE")]
-TeacherOption = Annotated[Path, _path("--teacher", "The checkpoint folder to learn from.", "FOLDER")]
-
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Sequences of text to read.")]
-SequenceLengthOption = Annotated[
-    int, typer.Option("--sequence-length", parser=count_option, help="Tokens of one sequence.", metavar="TOKENS")
+DataOption = Annotated[Path, _path("--data", "Text: .txt, or .jsonl with a field `text` in each line.", "FILE")]
+TextOption = Annotated[
+    Path, _path("--text", "Held-out text: .txt, or .jsonl with a field `text` in each line.", "FILE")
 ]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The seed of every random choice.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The numbers that the model computes in.")]
+ScoresOption = Annotated[Path | None, _path("--scores", "Scores written by `minitron score`.", "FILE")]
+PlanOption = Annotated[Path | None, _path("--plan", "Plan written by `minitron plan`.", "FILE")]
+TeacherOption = Annotated[Path, _path("--teacher", "Teacher's checkpoint folder.", "FOLDER")]
+
+SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Maximum number of text sequences to read.")]
+SequenceLengthOption = Annotated[
+    int, typer.Option("--sequence-length", parser=count_option, help="Tokens per sequence.", metavar="TOKENS")
+]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences per forward pass.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random choices.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format the model computes in.")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda or cuda:1; the first GPU where there is one.", show_default=False),
+    typer.Option("--device", help="cpu, cuda or cuda:1; default: the first GPU, else the CPU.", show_default=False),
 ]
 Fp8KeepOption = Annotated[
     str,
     typer.Option(
         "--fp8-keep",
-        help="What of an FP8 teacher stays in bf16: attention, before-attention (the Mamba layer before), numbers of "
-        "layers (3,7-9), or none; embedding, output layer, router, conv1d and norms always do.",
+        help="Parts of an FP8 teacher to keep in bf16, comma-separated: attention, before-attention (the "
+        "Mamba layer before each attention layer), layer numbers (3,7-9), or none. Embedding, output "
+        "layer, router, conv1d and norms always stay in bf16.",
         metavar="PARTS",
     ),
 ]
@@ -141,7 +144,7 @@ TeacherPrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--teacher-precision",
-        help="How the teacher's linear weights are kept; fp8-te: by Transformer Engine, on a GPU.",
+        help="Number format of the teacher's linear weights; fp8-te: FP8 by Transformer Engine, on a GPU.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""`minitron plan`: does it fit, what would make it fit, which smaller architectures do, and what each costs.
+"""`minitron plan`: whether a model fits, what would make it fit, and which smaller architectures fit.
 
 The document of --json is that of report.json, whose keys and units minitron/report.schema.json describes.  With --solve
 it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "terms", "cautions"}.
@@ -28,22 +28,20 @@ PlanOutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Write report.html, report.json, report.md and plan.json into this folder; or the plan alone, if it ends "
-        "in .json.",
+        help="Write report.html, report.json, report.md and plan.json into this folder; if it ends in "
+        ".json, write the plan only.",
     ),
 ]
-HtmlOption = Annotated[
-    Path | None, typer.Option("--html", help="Write the page of the report into this file.", metavar="FILE")
-]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file.", metavar="FILE")]
 MarkdownOption = Annotated[
-    Path | None, typer.Option("--markdown", help="Write the report as Markdown into this file.", metavar="FILE")
+    Path | None, typer.Option("--markdown", help="Write the report as one Markdown file.", metavar="FILE")
 ]
 SolveOption = Annotated[
     Question | None,
     typer.Option(
         "--solve",
-        help="Ask the other way round: the longest context, the largest batch, the smallest GPU or the mildest weights "
-        "with which the model fits as it is.",
+        help="Solve for the longest context, the largest batch, the smallest GPU or the highest weight "
+        "precision at which the model fits without pruning.",
         show_default=False,
     ),
 ]
@@ -61,11 +59,11 @@ def command(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
+    """Check whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
     outputs = [path for path in (output, html, markdown) if path is not None]
     if solve is not None:
         if outputs:
-            raise MinitronError("--solve answers one question and writes nothing; leave -o, --html and --markdown out.")
+            raise MinitronError("--solve writes nothing; drop -o, --html and --markdown.")
         _solve(model, planning, solve, as_json=as_json)
         return
     for path in outputs:
@@ -86,7 +84,7 @@ def command(
 
 
 def _plan(model: Path, planning: Planning, scores: Path | None, *, as_json: bool) -> Planned:
-    """Look for smaller models, and tell first how the model itself stands, which holds even where none fits."""
+    """Search for smaller models; print first whether the model itself fits, even if nothing smaller does."""
     standing = stand(model, planning)
     try:
         found = planned(model, planning, scores=scores)

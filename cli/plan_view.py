@@ -1,4 +1,4 @@
-"""What `minitron plan` prints for a person: the budget, the model against it, what fits, and the choice."""
+"""What `minitron plan` prints: the budget, the model's memory, the candidates that fit, and the chosen one."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,7 @@ _STATES: Final = ("conv_state", "ssm_state", "prefix_states")
 
 
 def print_budget(model: object, budget: "Budget", workload: "Workload") -> None:
-    """What there is, and for what."""
+    """The budget, and the workload to serve."""
     where = "a budget of" if budget.gpu is None else f"{budget.gpu.name},"
     if workload.tensor_parallel > 1:
         where = f"each of {workload.tensor_parallel} x {where}"
@@ -81,7 +81,7 @@ def _verdict(terms: "Sequence[Term]", available: int) -> str:
 
 
 def print_remedies(remedies: "Sequence[Remedy]") -> None:
-    """What would make it fit."""
+    """Changes other than pruning that make the model fit."""
     if not remedies:
         return
     rows: list[list[show.Cell]] = [
@@ -89,7 +89,7 @@ def print_remedies(remedies: "Sequence[Remedy]") -> None:
         for remedy in remedies
     ]
     show.line("")
-    show.table("What would make it fit, beside pruning", ["change", "options", "memory", "to spare"], rows)
+    show.table("What would make it fit, besides pruning", ["change", "options", "memory", "to spare"], rows)
 
 
 def print_answer(answer: "Answer") -> None:
@@ -99,14 +99,14 @@ def print_answer(answer: "Answer") -> None:
         "context": f"Longest context: {value} tokens",
         "batch": f"Largest batch: {value} sequences",
         "gpu": f"Smallest GPU: {value}",
-        "weights": f"Mildest weights: {value}",
+        "weights": f"Highest weight precision: {value}",
     }
     spare = format_bytes(answer.budget.available - answer.total)
     show.line(f"{names[answer.question]} ({format_bytes(answer.total)}, {spare} to spare).")
 
 
 def print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
-    """The list, with a column for every size that differs within it."""
+    """The candidates, with a column for every size that differs among them."""
     names = ["num_hidden_layers", *spec.keys]
     varied = [name for name in names if len({candidate.sizes.get(name) for candidate in result.candidates}) > 1]
     same = [
@@ -184,7 +184,7 @@ def print_speed(speed: Mapping[str, Any]) -> None:
 
 
 def print_warnings(result: "SearchResult") -> None:
-    """What published runs say against the chosen candidate."""
+    """Warnings from published runs about the chosen candidate."""
     if result.warnings or len(result.best.kept) < len(result.parent.kept):
         show.line("")
     for zone in result.warnings:

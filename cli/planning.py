@@ -1,4 +1,4 @@
-"""The options by which a model is planned: what there is, what it must serve, which architectures to look at.
+"""Options of a plan: the GPU or budget, the workload, and which architectures to search.
 
 `plan`, `prune` and `compress` share them."""
 
@@ -24,28 +24,30 @@ def _lattice(texts: list[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 PLANNING: Final[dict[str, Option]] = SERVING | {
-    "gpu": Option(option("--gpu", f"A GPU's usable memory, such as 22.06GiB, or its name: {', '.join(GPUS)}.", "GPU")),
+    "gpu": Option(
+        option("--gpu", f"GPU name, or its usable memory such as 22.06GiB. Names: {', '.join(GPUS)}.", "GPU")
+    ),
     "gpu_memory": Option(
         size_option(
-            "--gpu-memory", "The GPU's usable memory, where it is not in the table or the table is wrong: 22.06GiB."
+            "--gpu-memory", "Usable memory of the GPU, if it is not in the table or to override the table: 22.06GiB."
         )
     ),
-    "budget": Option(size_option("--budget", "Instead of --gpu: the bytes that all may take together: 8MiB.")),
+    "budget": Option(size_option("--budget", "Total memory, instead of --gpu: 8MiB.")),
     "lattice": _listed(
         "--lattice",
-        "The sizes to try: hidden_size=4480,4800 or intermediate_size=3x,3.5x (times hidden_size). Repeatable; "
-        "what no --lattice names stays as it is.",
+        "Sizes to try: hidden_size=4480,4800 or intermediate_size=3x,3.5x (times hidden_size). "
+        "Repeatable; sizes without --lattice stay unchanged.",
         "NAME=SIZES",
         _lattice,
     ),
-    "layers": Option(option("--layers", "Keep exactly so many layers.", "N", min=1)),
-    "pattern": Option(option("--pattern", "Keep exactly these kinds of layers, a letter each: M-M*-.", "LETTERS")),
+    "layers": Option(option("--layers", "Keep exactly this many layers.", "N", min=1)),
+    "pattern": Option(option("--pattern", "Keep exactly this layer pattern, one letter per layer: M-M*-.", "LETTERS")),
     "keep_attention": Option(
-        option("--keep-attention", "Keep at least so many attention layers; two thirds by default.", "N", min=0)
+        option("--keep-attention", "Keep at least this many attention layers; default: two thirds of them.", "N", min=0)
     ),
     "multiples": _listed(
         "--multiple",
-        "Search an axis in steps of this: ffn=512. Repeatable.",
+        "Search an axis in multiples of N: ffn=512. Repeatable.",
         "AXIS=N",
         numbers("--multiple", int),
     ),
@@ -55,7 +57,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
         "AXIS=SHARE",
         numbers("--most", float),
     ),
-    "leave": _listed("--leave", "Leave an axis as it is. Repeatable.", "AXIS", lambda typed: tuple(typed or ())),
+    "leave": _listed("--leave", "Do not prune this axis. Repeatable.", "AXIS", lambda typed: tuple(typed or ())),
     "may_go": _listed(
         "--may-go",
         "Drop layers of this kind only: M, mamba, mlp, moe. Repeatable.",
@@ -63,17 +65,27 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
         lambda typed: tuple(typed) if typed else None,
     ),
     "at_least": _listed(
-        "--at-least", "Keep at least so many layers of a kind: mlp=20.", "KIND=N", numbers("--at-least", int)
+        "--at-least",
+        "Keep at least this many layers of a kind: mlp=20. Repeatable.",
+        "KIND=N",
+        numbers("--at-least", int),
     ),
     "at_most": _listed(
-        "--at-most", "Keep at most so many layers of a kind: mamba=24.", "KIND=N", numbers("--at-most", int)
+        "--at-most",
+        "Keep at most this many layers of a kind: mamba=24. Repeatable.",
+        "KIND=N",
+        numbers("--at-most", int),
     ),
     "every_mix": Option(
-        typer.Option("--every-mix", help="Try every number of each kind of layer, not one mix for each depth.")
+        typer.Option("--every-mix", help="Try every number of each kind of layer, not one mix per depth.")
     ),
     "sort": Option(
-        typer.Option("--sort", help="By importance kept (parameters without scores), or the largest that fits.")
+        typer.Option(
+            "--sort",
+            help="score: rank by importance kept, or by parameters if there are no scores. memory: the "
+            "largest that fits first.",
+        )
     ),
-    "top": Option(typer.Option("--top", min=1, help="How many candidates to list.")),
+    "top": Option(typer.Option("--top", min=1, help="Number of candidates to list.")),
 }
 """Field of pipeline.planning.Planning -> how it is typed."""

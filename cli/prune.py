@@ -1,4 +1,4 @@
-"""`minitron prune`: score, plan and cut in one go, or only what is still missing.
+"""`minitron prune`: score, plan and cut; steps whose result is given are skipped.
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "parameters",
 "weight_bytes", "source_parameters", "source_weight_bytes", "sizes" (the new ones, by config key) and "layers".
@@ -53,7 +53,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
     "cutting": Group(Cutting, CUTTING),
     "plan": Option.of(PlanOption),
     "sizes": Option(
-        option("--set", "Cut to a size given by hand: hidden_size=448. Repeatable.", "NAME=SIZE"),
+        option("--set", "Cut to this size: hidden_size=448. Repeatable.", "NAME=SIZE"),
         type=list[str] | None,
         default=None,
         read=_sizes,
@@ -62,7 +62,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
     "data": Option(
         option(
             "--data",
-            "Calibration text, where no --scores are given: .txt, or .jsonl with a field `text` a line.",
+            "Calibration text, if there are no --scores: .txt, or .jsonl with a field `text` in each line.",
             "FILE",
         )
     ),
@@ -74,7 +74,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
 
 @takes("request", Pruning, PRUNING)
 def command(request: Pruning, as_json: JsonOption = False) -> None:
-    """Cut a checkpoint to a budget, to a plan, or to sizes given by hand."""
+    """Cut a checkpoint to a memory budget, to a plan, or to given sizes."""
     started = time.monotonic()
     cut = pruned(request, progress=show.bar)
     if as_json:
@@ -92,7 +92,7 @@ def command(request: Pruning, as_json: JsonOption = False) -> None:
 
 
 def print_cut(spec: "ModelSpec", target: "ModelSpec", plan: "Plan") -> None:
-    """What a cut changes: sizes, layers, parameters."""
+    """Sizes, layers and parameters before and after the cut."""
     rows: list[list[show.Cell]] = [
         [key, size, target.named_sizes.get(key), f"{target.named_sizes.get(key, 0) / size:.0%}"]
         for key, size in spec.named_sizes.items()

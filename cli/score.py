@@ -1,4 +1,4 @@
-"""`minitron score`: how much every part of a model matters, found by reading text.
+"""`minitron score`: the importance of every part of a model, from calibration text.
 
 `results` of --json:
 
@@ -41,7 +41,7 @@ def command(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find out how much every part of a model matters: forward passes over calibration text, no gradients."""
+    """Score the importance of every channel, head, expert and layer, by running calibration text through the model."""
     from minitron.model.spec import read_spec
 
     started = time.monotonic()
@@ -58,7 +58,7 @@ def command(
 
 
 def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
-    """What --json says of the scores."""
+    """The scores in --json."""
     layers = scores.importance.get(("layer", None))
     axes: dict[str, list[NDArray[np.float64]]] = {}
     for (axis, _), values in scores.importance.items():
@@ -77,7 +77,7 @@ def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
 
 
 def _concentration(places: list[NDArray[np.float64]]) -> dict[str, Any]:
-    """How unevenly the squared scores of an axis are spread, in the mean over its places."""
+    """How unevenly the squared scores of an axis are spread: mean over its places."""
     size = len(places[0])
     squares = [sorted((values**2).tolist(), reverse=True) for values in places]
 
@@ -97,11 +97,11 @@ def _concentration(places: list[NDArray[np.float64]]) -> dict[str, Any]:
 
 def _layers_title(settings: Mapping[str, Any]) -> str:
     if settings["layers"] != "iterative":
-        return "Layers: mean of 1 - cosine of what goes in and what comes out"
+        return "Layers: mean of 1 - cosine similarity of input and output"
     dropped = settings["max_dropped"]
     return (
-        f"Layers: KL in nats without the layer and all that go before it; those after the {dropped} that were dropped, "
-        f"without the layer and the first {dropped - 1}"
+        "Layers: KL in nats after removing the layer and all layers removed before it; for layers not "
+        f"among the {dropped} removed, after removing the layer and the first {dropped - 1}"
     )
 
 
@@ -109,7 +109,7 @@ def _print(found: dict[str, Any], layers_title: str) -> None:
     show.line(f"Read {found['tokens']:,} tokens: {found['samples']:,} sequences of {found['sequence_length']:,}.")
     show.line("")
     show.table(
-        "Share of an axis's squared scores that its best indices carry, mean over places (layers, or their experts)",
+        "Share of the squared scores of an axis held by its best indices, mean over places (layers, or their experts)",
         ["axis", "places", "size", "best quarter", "best half", "unused"],
         [
             [axis, row["places"], row["size"], _percent(row["best_quarter"]), _percent(row["best_half"]), row["unused"]]
@@ -122,7 +122,7 @@ def _print(found: dict[str, Any], layers_title: str) -> None:
     ranks = {row["layer"]: rank for rank, row in enumerate(order, 1)}
     show.table(
         layers_title,
-        ["layer", "kind", "score", "goes"],
+        ["layer", "kind", "score", "removal order"],
         [[str(row["layer"]), row["kind"], row["score"], ranks[row["layer"]]] for row in found["layers"]],
     )
 

@@ -1,4 +1,4 @@
-"""The options by which a model is scored, by `score` itself and on the way of `prune` and `compress`."""
+"""Options of scoring, for `score` itself and for `prune` and `compress`, which score as a first step."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -29,7 +29,7 @@ EstimatorOption = Annotated[
     typer.Option(
         "--estimator",
         parser=_estimator,
-        help=f"What a channel counts by; {BEST}: what measured best for each axis; "
+        help=f"How a channel is scored. {BEST}: the estimator that measured best for each axis; "
         f"{'; '.join(f'{name}: {estimator.summary}' for name, estimator in ESTIMATORS.items())}.",
         metavar="NAME",
     ),
@@ -40,7 +40,7 @@ RefitOption = Annotated[
     bool,
     typer.Option(
         "--refit/--no-refit",
-        help="Take the second moments of what linears read, so that a cut fits them to the inputs that stay.",
+        help="Collect second moments of the inputs of linear layers, so that a cut can refit their weights.",
     ),
 ]
 
@@ -49,14 +49,14 @@ OffloadOption = Annotated[
     bool,
     typer.Option(
         "--offload",
-        help="Score layer by layer, one layer's weights in memory at a time: for models larger than memory.",
+        help="Score layer by layer, with one layer's weights in memory at a time: for models larger than memory.",
     ),
 ]
 OffloadFolderOption = Annotated[
     Path | None,
     typer.Option(
         "--offload-folder",
-        help="Folder on disk for hidden states while scoring layer by layer; in memory unless given.",
+        help="Folder on disk for the hidden states of --offload; default: in memory.",
         metavar="FOLDER",
         show_default=False,
     ),
@@ -64,19 +64,21 @@ OffloadFolderOption = Annotated[
 
 
 SCORING: Final[dict[str, Option]] = {
-    "samples": Option(typer.Option("--samples", min=1, help="Sequences of calibration text, at most.")),
-    "sequence_length": Option(tokens_option("--sequence-length", "Tokens of one calibration sequence.")),
+    "samples": Option(typer.Option("--samples", min=1, help="Maximum number of calibration sequences.")),
+    "sequence_length": Option(tokens_option("--sequence-length", "Tokens per calibration sequence.")),
     "batch_size": Option.of(BatchSizeOption),
     "estimator": Option.of(EstimatorOption),
-    "seed": Option(typer.Option("--scoring-seed", min=0, help="The seed of the estimator's random numbers.")),
+    "seed": Option(typer.Option("--scoring-seed", min=0, help="Seed of the estimator's random numbers.")),
     "layers": Option(
         typer.Option(
             "--layer-scores", help="Judge layers by removing one after the other, by block influence, or not at all."
         )
     ),
-    "layer_samples": Option(typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed.")),
+    "layer_samples": Option(
+        typer.Option("--layer-samples", min=1, help="Calibration sequences for the iterative removal of layers.")
+    ),
     "refit": Option.of(RefitOption),
-    "dtype": Option(typer.Option("--scoring-dtype", help="The numbers that the model computes in while it is scored.")),
+    "dtype": Option(typer.Option("--scoring-dtype", help="Number format the model computes in while it is scored.")),
     "offload": Option.of(OffloadOption),
     "offload_folder": Option.of(OffloadFolderOption),
 }
@@ -92,10 +94,10 @@ SCORE: Final[dict[str, Option]] = SCORING | {
         )
     ),
     "layer_samples": Option(
-        typer.Option("--layer-samples", min=1, help="Sequences on which layers are removed one after the other.")
+        typer.Option("--layer-samples", min=1, help="Calibration sequences for the iterative removal of layers.")
     ),
     "max_dropped": Option(
-        option("--max-dropped", "Layers to remove one after the other; half of them unless given.", min=1)
+        option("--max-dropped", "Number of layers to remove iteratively; default: half of them.", min=1)
     ),
     "dtype": Option.of(DtypeOption),
 }

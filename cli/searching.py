@@ -1,4 +1,4 @@
-"""The options by which candidates are measured before one is chosen."""
+"""Options of the search by measurement: candidates are cut, measured, and one is chosen."""
 
 from typing import Final
 
@@ -10,13 +10,16 @@ from cli.options import option, tokens_option
 SEARCHING: Final[dict[str, Option]] = {
     "stages": Option(
         typer.Option(
-            "--stages", help="Cut layers and widths together, or layers first and widths by scores of what is left."
+            "--stages",
+            help="Cut layers and widths together, or layers first and then widths by new scores of the "
+            "shortened model.",
         )
     ),
     "objective": Option(
         typer.Option(
             "--objective",
-            help="What candidates are measured by: kl (to the parent), perplexity, or task:NAME of lm-eval.",
+            help="Objective to measure candidates by: kl (divergence from the parent), perplexity, or "
+            "task:NAME of lm-eval.",
             metavar="kl|perplexity|task:NAME",
         )
     ),
@@ -24,33 +27,35 @@ SEARCHING: Final[dict[str, Option]] = {
         typer.Option(
             "--evaluate",
             min=0,
-            help="Candidates of the damage model to cut and measure; 0 ranks by importance scores alone.",
+            help="Number of the damage model's best candidates to cut and measure; 0: rank by importance scores only.",
         )
     ),
     "combinations": Option(
-        typer.Option("--combinations", min=4, help="Random architectures to fit the damage model to.")
+        typer.Option(
+            "--combinations", min=4, help="Number of random architectures to measure, to fit the damage model."
+        )
     ),
     "trial_text": Option(
         option(
             "--judge",
-            "Text to measure candidates on; unless given, calibration sequences that no score ever sees.",
+            "Text to measure candidates on; default: calibration sequences held out from scoring.",
             "FILE",
         )
     ),
     "trial_samples": Option(
-        typer.Option("--judge-samples", min=1, help="Sequences to measure candidates on, at most.")
+        typer.Option("--judge-samples", min=1, help="Maximum number of sequences to measure candidates on.")
     ),
     "finalists": Option(
         typer.Option(
             "--finalists",
             min=0,
-            help="Near-ties among the measured to distil for a short while before one is chosen; 0 or 1 for none.",
+            help="Number of candidates with nearly equal loss to distil briefly before one is chosen; 0 or 1: none.",
         )
     ),
     "finalist_tokens": Option(
         tokens_option(
             "--finalist-tokens",
-            "Tokens to distil each finalist on; a tenth of --tokens unless given.",
+            "Tokens to distil each finalist on; default: a tenth of --tokens.",
             show_default=False,
         )
     ),

@@ -1,4 +1,4 @@
-"""All that reaches the terminal: results on stdout, progress and notes on stderr.  Nothing else in Minitron prints.
+"""All output to the terminal: results on stdout, progress and notes on stderr.  Nothing else in Minitron prints.
 
     table(title, columns, rows)     a table on stdout; a cell is text, an int, a float or None
     line(text)                      a line of the result on stdout

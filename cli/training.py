@@ -1,4 +1,4 @@
-"""Options that make a recipe, for `minitron distill` and, fewer of them, for `minitron compress`."""
+"""Options of the training recipe, for `minitron distill` and, fewer of them, for `minitron compress`."""
 
 from typing import Any, Final
 
@@ -16,67 +16,87 @@ def _number(flag: str, help: str) -> Any:
 
 
 TRAINING: Final[dict[str, Option]] = {
-    "tokens": Option(tokens_option("--tokens", "Tokens to train on: 1M unless --steps is given.", show_default=False)),
+    "tokens": Option(
+        tokens_option("--tokens", "Tokens to train on; default: 1M unless --steps is given.", show_default=False)
+    ),
     "steps": Option(_number("--steps", "Optimiser steps, instead of --tokens.")),
     "sequence_length": Option.of(SequenceLengthOption),
-    "batch_tokens": Option(tokens_option("--batch-tokens", "Tokens of one optimiser step.")),
-    "micro_batch": Option(_number("--micro-batch", "Sequences in one forward pass; about 2,048 tokens unless given.")),
-    "learning_rate": Option(typer.Option("--learning-rate", help="The highest, after the warm-up.")),
+    "batch_tokens": Option(tokens_option("--batch-tokens", "Tokens per optimiser step.")),
+    "micro_batch": Option(_number("--micro-batch", "Sequences per forward pass; default: about 2,048 tokens.")),
+    "learning_rate": Option(typer.Option("--learning-rate", help="Peak learning rate, reached after the warm-up.")),
     "minimum_learning_rate": Option(
-        _number("--minimum-learning-rate", "The last one; a tenth of the highest unless given.")
+        _number("--minimum-learning-rate", "Final learning rate; default: a tenth of the peak.")
     ),
     "warmup_steps": Option(
-        _number("--warmup-steps", "Steps of linear rise; 100, at most a tenth of the run, unless given.")
+        _number("--warmup-steps", "Steps of linear warm-up; default: 100, at most a tenth of the run.")
     ),
-    "weight_decay": Option(typer.Option("--weight-decay", help="Of matrices; vectors are not decayed.")),
-    "gradient_clip": Option(typer.Option("--gradient-clip", help="The largest norm of a gradient.")),
+    "weight_decay": Option(typer.Option("--weight-decay", help="Weight decay of matrices; vectors are not decayed.")),
+    "gradient_clip": Option(typer.Option("--gradient-clip", help="Maximum norm of the gradient.")),
     "loss": Option(
         typer.Option(
             "--loss",
-            help=f"What is made small, with the number it takes: {', '.join(map(written, DIVERGENCES))}.",
+            help=f"Divergence to minimise, with its parameter if it has one: {', '.join(map(written, DIVERGENCES))}.",
             metavar="NAME",
         )
     ),
     "loss_kernel": Option(
         typer.Option(
             "--loss-kernel",
-            help="liger: liger-kernel's fused loss, on a GPU, where it is exact for the request (untested so far).",
+            help="own: Minitron's loss. liger: liger-kernel's fused loss, on a GPU, where it is exact for "
+            "the request (untested so far).",
             metavar="own|liger",
         )
     ),
-    "temperature": Option(typer.Option("--temperature", help="Divides the logits of both models.")),
-    "lm_weight": Option(
-        typer.Option("--lm-weight", help="Times the cross entropy of the next token, added to the loss.")
+    "temperature": Option(
+        typer.Option("--temperature", help="Softmax temperature: divides the logits of both models.")
     ),
+    "lm_weight": Option(typer.Option("--lm-weight", help="Weight of the next-token cross entropy, added to the loss.")),
     "mtp_weight": Option(
-        typer.Option("--mtp-weight", help="Times the loss of the multi-token-prediction block, trained along then.")
+        typer.Option(
+            "--mtp-weight",
+            help="Weight of the loss of the multi-token-prediction block, which is trained only if this is above 0.",
+        )
     ),
     "mtp_lm_weight": Option(
-        typer.Option("--mtp-lm-weight", help="Within it, times the cross entropy of the token after the next.")
+        typer.Option(
+            "--mtp-lm-weight", help="Weight, within that loss, of the cross entropy of the token after the next."
+        )
     ),
     "cosine_weight": Option(
-        typer.Option("--cosine-weight", help="Times 1 - cosine of the last hidden states, added to the loss.")
+        typer.Option(
+            "--cosine-weight", help="Weight of 1 - cosine similarity of the last hidden states, added to the loss."
+        )
     ),
-    "train": Option(typer.Option("--train", help="all parameters, the routers' alone, or all others.", metavar="NAME")),
+    "train": Option(
+        typer.Option(
+            "--train", help="Parameters to train: all, router (the routers only) or all-but-router.", metavar="NAME"
+        )
+    ),
     "activation_checkpointing": Option(
-        typer.Option("--activation-checkpointing", help="Make activations anew on the way back: less memory.")
+        typer.Option("--activation-checkpointing", help="Recompute activations in the backward pass, to save memory.")
     ),
     "compile": Option(
-        typer.Option("--compile", help="Run layers and loss as torch.compile makes them: faster, less memory.")
+        typer.Option("--compile", help="Compile layers and loss with torch.compile: faster, less memory.")
     ),
-    "vocab_chunk": Option(_number("--vocab-chunk", "Columns of the logits in memory at a time; all unless given.")),
+    "vocab_chunk": Option(
+        _number("--vocab-chunk", "Vocabulary columns of the logits in memory at a time; default: all.")
+    ),
     "most_skipped": Option(
-        typer.Option("--most-skipped", help="Steps in a row that may be skipped where a loss is not finite.")
+        typer.Option(
+            "--most-skipped", help="Maximum number of steps in a row that are skipped because the loss is not finite."
+        )
     ),
-    "precision": Option(typer.Option("--precision", help="bf16: matmuls in bf16 over fp32 weights; fp32: everything.")),
-    "validate_every": Option(
-        _number("--validate-every", "Steps between validations; a fifth of the run unless given.")
+    "precision": Option(
+        typer.Option("--precision", help="bf16: matmuls in bf16, weights in fp32. fp32: everything in fp32.")
     ),
-    "validation_sequences": Option(typer.Option("--validation-sequences", help="Held-out sequences, at most.")),
+    "validate_every": Option(_number("--validate-every", "Steps between validations; default: a fifth of the run.")),
+    "validation_sequences": Option(
+        typer.Option("--validation-sequences", help="Maximum number of held-out sequences.")
+    ),
     "tasks": Option(
         typer.Option(
             "--tasks",
-            help="lm-eval tasks that every validation asks too, comma-separated: names or YAML files.",
+            help="lm-eval tasks to run at every validation, comma-separated: names or YAML files.",
             metavar="TASKS",
             show_default=False,
         ),
@@ -84,29 +104,35 @@ TRAINING: Final[dict[str, Option]] = {
         default="",
         read=words,
     ),
-    "task_limit": Option(_number("--task-limit", "Items of a task that are asked; all unless given.")),
+    "task_limit": Option(_number("--task-limit", "Maximum number of items per task; default: all.")),
     "patience": Option(
-        _number("--patience", "End after so many validations in a row without a lower KL; never unless given.")
+        _number("--patience", "Stop after this many validations in a row without a lower KL; default: never.")
     ),
     "select": Option(
-        typer.Option("--select", help="The weights that become OUTPUT; the others go beside it.", metavar="last|best")
+        typer.Option(
+            "--select",
+            help="Weights to write to OUTPUT; the others are written beside it, if they differ.",
+            metavar="last|best",
+        )
     ),
     "checkpoint_every": Option(
-        _number("--checkpoint-every", "Steps between checkpoints; a tenth of the run, at most 500, unless given.")
+        _number("--checkpoint-every", "Steps between checkpoints; default: a tenth of the run, at most 500.")
     ),
-    "keep_checkpoints": Option(typer.Option("--keep-checkpoints", help="How many of the newest stay on the disk.")),
+    "keep_checkpoints": Option(
+        typer.Option("--keep-checkpoints", help="Number of newest checkpoints to keep on disk.")
+    ),
     "async_checkpoints": Option(
         typer.Option(
             "--async-checkpoints/--sync-checkpoints",
-            help="Write them behind the steps that follow, from a copy in memory; async on a GPU unless given.",
+            help="Write checkpoints in the background, from a copy in memory; default: async on a GPU.",
             show_default=False,
         )
     ),
     "assistant_only": Option(
-        typer.Option("--assistant-only", help="Of conversations learn only what the assistant says.")
+        typer.Option("--assistant-only", help="In conversations, train on the assistant's messages only.")
     ),
     "most_broken": Option(
-        typer.Option("--most-broken", help="Records of a source that may be broken; they are left out and named.")
+        typer.Option("--most-broken", help="Maximum number of broken records per source; they are skipped and named.")
     ),
     "seed": Option.of(SeedOption),
 }
@@ -114,11 +140,11 @@ TRAINING: Final[dict[str, Option]] = {
 
 COMPRESSION: Final[dict[str, Option]] = {
     "tokens": Option(tokens_option("--tokens", "Tokens to distil on."), type=int, default=DEFAULT_TOKENS),
-    "sequence_length": Option(
-        tokens_option("--distill-sequence-length", "Tokens of one sequence of the distillation.")
-    ),
+    "sequence_length": Option(tokens_option("--distill-sequence-length", "Tokens per training sequence.")),
     "batch_tokens": TRAINING["batch_tokens"],
-    "learning_rate": Option(typer.Option("--learning-rate", help="The highest; a tenth of it at the end.")),
+    "learning_rate": Option(
+        typer.Option("--learning-rate", help="Peak learning rate; the final one is a tenth of it.")
+    ),
     "precision": TRAINING["precision"],
     "seed": TRAINING["seed"],
 }

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and the checks that every request makes of its numbers and names."""
+"""The exception for errors that a user can fix, and the checks that every request makes of its numbers and names."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,11 +8,11 @@ class MinitronError(Exception):
 
 
 class NotFinite(MinitronError):
-    """A model gives logits, or a loss, that are no finite numbers."""
+    """A model's logits, or its loss, are not finite."""
 
 
 class NothingFits(MinitronError):
-    """No architecture that was looked at stays within the budget."""
+    """No architecture in the search fits the budget."""
 
 
 def require_least(owner: object, least: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""How long work tells of itself: a seam, so that no room below `cli/` draws on a terminal."""
+"""Progress is reported by callback, so that library code never prints."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,24 +6,24 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Says that `amount` more units are done; `note` is a short word on the state, such as `KL 0.412`."""
+    """Called after `amount` more units are done; `note` is a short status such as `KL 0.412`."""
 
     def __call__(self, amount: float, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
-    """Opens one bar of `total` units; rate and time left are the bar's own business."""
+    """Opens a progress bar of `total` units."""
 
     def __call__(self, description: str, total: float, unit: str) -> AbstractContextManager[Advance]: ...
 
 
 Note = Callable[[str], None]
-"""Says a sentence to whoever watches."""
+"""Called with a sentence for the user."""
 
 
 @contextmanager
 def silent(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """The progress of callers that want none."""
+    """The default: no progress is shown."""
 
     def advance(amount: float, note: str = "") -> None:
         return
@@ -32,4 +32,4 @@ def silent(description: str, total: float, unit: str) -> Iterator[Advance]:
 
 
 def no_note(text: str) -> None:
-    """The note of callers that want none."""
+    """The default: notes are dropped."""

@@ -91,7 +91,7 @@ def document(kind: str, *arguments: object) -> dict[str, Any]:
         ("loss", "distill", "--loss", "sampled:12, toy:2."),
         ("gpu", "plan", "--gpu", "Jetson AGX Thor, Toy."),
         ("format", "plan", "--weights", "int4, toy (quantised"),
-        ("format", "compare", "--kv", "int8, toy; as"),
+        ("format", "compare", "--kv", "int8, toy; default:"),
     ],
 )
 def test_help_lists_it(kind: str, command: str, option: str, listed: str) -> None:

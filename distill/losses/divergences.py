@@ -208,7 +208,7 @@ DEFAULT_LOSS: Final = "forward_kl"
 
 DIVERGENCES: Final[dict[str, Divergence]] = {
     "forward_kl": Divergence(
-        "KL(p ∥ q), p the teacher's distribution and q the student's",
+        "KL(p ∥ q) of the teacher's distribution p and the student's q",
         "Hinton et al. 2015, arXiv 1503.02531, section 2",
         terms=forward_kl,
         slope=-1.0,
@@ -236,7 +236,7 @@ DIVERGENCES: Final[dict[str, Divergence]] = {
         letter="A",
     ),
     "top_k": Divergence(
-        "KL of the teacher's K likeliest tokens, scaled to one; biased",
+        "KL over the teacher's K most likely tokens, renormalised; biased",
         "Anshumann et al. 2025, arXiv 2503.16870, section 3",
         pick=top_k,
         parameter=64,
@@ -244,8 +244,8 @@ DIVERGENCES: Final[dict[str, Divergence]] = {
         highest=inf,
     ),
     "sampled": Divergence(
-        "K tokens that stand for all: unbiased, of the least variance K tokens can have; near the teacher the "
-        "student's own distribution takes most of the rest away",
+        "K tokens per position: unbiased, with the least variance that K tokens can have; near the "
+        "teacher, the student's distribution as a control variate reduces it further",
         "Anshumann et al. 2025, section 4; Fearnhead and Clifford 2003, section 3; Cassel, Särndal and Wretman 1976",
         pick=sampled,
         is_unbiased=True,
@@ -277,15 +277,15 @@ def parse_loss(typed: str) -> Loss:
     entry = DIVERGENCES[name]
     if entry.parameter is None:
         if number:
-            raise MinitronError(f"the loss {name} takes no number; leave :{number} out.")
+            raise MinitronError(f"the loss {name} takes no parameter; drop :{number}.")
         return Loss(name)
     try:
         parameter = float(number) if number else entry.parameter
     except ValueError:
-        raise MinitronError(f"{number!r} is no number for the loss {name}; give for example {written(name)}.") from None
+        raise MinitronError(f"{number!r} is not a number for the loss {name}; write it like {written(name)}.") from None
     whole = entry.pick is None or parameter == round(parameter)
     if not (entry.lowest < parameter < entry.highest and whole):
-        raise MinitronError(f"the loss {name} takes no {number}; give for example {written(name)}.")
+        raise MinitronError(f"the loss {name} cannot take {number}; write it like {written(name)}.")
     return Loss(name, parameter)
 
 

@@ -266,7 +266,7 @@ def chance(evidence: Evidence) -> Array:
 ACTIVATION: Final = Estimator(
     {"mean_absolute": MEAN_ABSOLUTE},
     activation,
-    summary="the mean of its absolute value over a sequence, L2 over sequences",
+    summary="mean absolute activation over a sequence, L2 norm over sequences",
     source="Minitron, arXiv 2407.14679, section 2.2",
 )
 
@@ -275,44 +275,44 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
     "contribution": Estimator(
         {"mean_absolute": MEAN_ABSOLUTE},
         contribution,
-        summary="`activation` times the norm of the weights that read it",
+        summary="`activation` times the norm of the weights that read the channel",
         source="Minitron's A(c) times ‖W_c‖₂; no paper noted",
         reads_weights=True,
     ),
     "surgeon": Estimator(
         {"mean_absolute": MEAN_ABSOLUTE},
         activation,
-        summary="what cannot be made good when it goes and the others are refitted",
+        summary="error that remains after the remaining weights are refitted (Optimal Brain Surgeon)",
         source="Optimal Brain Surgeon; ZipLM, arXiv 2302.04089",
         surgeon=True,
     ),
     "flap": Estimator(
         {"tokens": TOKENS, "sum": SUM, "squares": SQUARES},
         fluctuation,
-        summary="its variance times the squared norm of the weights that read it",
+        summary="variance of the activation times the squared norm of the weights that read it",
         source="FLAP, arXiv 2312.11983",
         reads_weights=True,
     ),
     "magnitude": Estimator(
         {},
         magnitude,
-        summary="the weights alone",
+        summary="norm of the weights, without activations",
         source="the baseline ‖W_c‖₂; no paper noted",
         reads_weights=True,
     ),
     "taylor": Estimator(
         {"summed": SUMMED},
         taylor,
-        summary="its activation times the loss's gradient, summed over a sequence, L2 over sequences: a forward and a "
-        "backward pass",
+        summary="activation times the gradient of the loss, summed over a sequence, L2 norm over sequences "
+        "(needs a backward pass)",
         source="Molchanov et al. 2019, arXiv 1906.10771, equation 8",
         gradients=True,
     ),
     "random": Estimator(
         {},
         chance,
-        summary="chance",
-        source="the control that all others have to beat",
+        summary="random numbers",
+        source="control for the other estimators",
     ),
 }
 """W_c are the weights of the linear that reads channel c: its column, over all experts for what they all read.  No

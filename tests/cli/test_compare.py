@@ -51,7 +51,7 @@ def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["compare", *CONFIGS, "--gpu", "A10G", "--weights", "fp8"]) == 0
     told = capsys.readouterr().out
     assert "Nemotron-Nano-9B-v2" in told
-    assert "Its config's context x 1; engine plain" in told
+    assert "Each model's longest context x 1; engine plain" in told
     assert "has no native FP8" in told
 
 

@@ -184,12 +184,12 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
         (["--budget", "8 lots"], "'8 lots' is not a memory size"),
         (["--gpu", "A10G", "--context", "lots"], "'lots' is not a number of tokens"),
         (["--gpu", "A10G", "--layers", "56", "--pattern", "M-"], "--layers and --pattern both set the depth"),
-        (["--gpu", "A10G", "--pattern", "M-X"], "letter 3 of it, 'X', finds no layer"),
+        (["--gpu", "A10G", "--pattern", "M-X"], "letter 3, 'X', finds no layer"),
         (["--gpu", "A10G", "--layers", "63"], "63 layers cannot be kept of 62"),
         (["--gpu", "A10G", "--lattice", "hidden_size"], "--lattice 'hidden_size' is not NAME=VALUE"),
-        (["--gpu", "A10G", "--lattice", "hidden_size=4480,,4800"], "'' is no size"),
-        (["--gpu", "A10G", "--lattice", "hidden=1"], "hidden is no width of this model"),
-        (["--gpu", "A10G", "--lattice", "mamba_num_heads=113"], "no multiple of n_groups = 8"),
+        (["--gpu", "A10G", "--lattice", "hidden_size=4480,,4800"], "'' is not a size"),
+        (["--gpu", "A10G", "--lattice", "hidden=1"], "hidden is not a width of this model"),
+        (["--gpu", "A10G", "--lattice", "mamba_num_heads=113"], "not a multiple of n_groups = 8"),
         (["--gpu", "A10G", "--utilization", "1.5"], "a utilization of 1.5"),
         (["--gpu", "A10G", "--reserve", "30GiB"], "nothing is left of 22.060 GiB x 0.95 after a reserve of 30.000 GiB"),
         (["--gpu", "A10G", "--kv", "int3"], "kv cannot be kept in int3"),
@@ -216,7 +216,7 @@ def test_scores_of_another_model_are_refused(plan: Any, tiny_hybrid: Path, tmp_p
 def test_where_nothing_fits_the_remedies_are_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["plan", str(NANO_12B), "--gpu", "L40S", "--context", "1m", "--batch", "8"]) == 2
     told = capsys.readouterr()
-    assert "What would make it fit, beside pruning" in told.out
+    assert "What would make it fit, besides pruning" in told.out
     assert "--context 95528" in told.out
     assert "too much, of which kv cache takes the most" in told.err
     assert app.run(["plan", str(NANO_12B), "--gpu", "T4", "--context", "128k", "--layers", "60", "--json"]) == 2
@@ -274,8 +274,8 @@ def test_axes_and_layers_can_be_asked_for(plan: Any) -> None:
     assert {candidate["sizes_count"]["hidden_size"] for candidate in document["candidates"]} == {5120}
     assert len({candidate["sizes_count"]["ssm_state_size"] for candidate in document["front"]}) > 1
     assert all(c["letters"].count("M") == 28 and c["letters"].count("*") == 6 for c in document["candidates"])
-    assert "is no axis of this model" in plan(NANO_12B, *LONG, *free[-2:], code=2)
-    assert "is no number" in plan(NANO_12B, *LONG, "--most", "ffn=lots", code=2)
+    assert "is not an axis of this model" in plan(NANO_12B, *LONG, *free[-2:], code=2)
+    assert "is not a number" in plan(NANO_12B, *LONG, "--most", "ffn=lots", code=2)
 
 
 def test_dead_zones_are_warnings(plan: Any) -> None:

@@ -77,10 +77,10 @@ def test_an_axis_without_activations_is_cut_by_weight_magnitude(
     ("arguments", "why"),
     [
         ([], "nothing says how small"),
-        (["--set", "hidden_size=24"], "nothing says which parts matter"),
+        (["--set", "hidden_size=24"], "there are no scores"),
         (["--set", "hidden_size=24", "--gpu", "A10G"], "--set and --gpu both say"),
         (["--gpu", "A10G", "--budget", "1MiB"], "--gpu and --budget both say"),
-        (["--set", "hidden_size=24", "--layers", "5"], "steer a search"),
+        (["--set", "hidden_size=24", "--layers", "5"], "need a search"),
         (["--set", "hidden_size"], "is not NAME=VALUE"),
         (["--set", "hidden_size=x", "--scores", "SCORES"], "not a whole number"),
         (["--set", "hidden_size=24", "--scores", "SCORES", "--data", "TEXT"], "--scores and --data are both given"),
