@@ -1,1 +1,1 @@
-"""What is told of a plan: one JSON document, and the page and the Markdown made of it."""
+"""The report of a plan: one JSON document, and the HTML page and Markdown made from it."""

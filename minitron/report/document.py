@@ -1,4 +1,4 @@
-"""The report of a plan: one JSON document, and the page and the Markdown that are made of it alone.
+"""The report of a plan: one JSON document, and the HTML page and Markdown made from it.
 
     document = build_report(spec, name, result, command="minitron plan ...")
     write_report(folder, document, overwrite=False)        report.html, report.json, report.md
@@ -133,7 +133,7 @@ def require_report(folder: Path) -> dict[str, Any]:
     """The document of a report folder; raises MinitronError where it holds none."""
     document = read_json(folder / "report.json")
     if not isinstance(document, dict) or "candidates" not in document:
-        raise MinitronError(f"{folder} holds no report; give the folder that `minitron plan --report` wrote.")
+        raise MinitronError(f"{folder} holds no report; give a folder written by `minitron plan -o`.")
     return document
 
 

@@ -1,4 +1,4 @@
-"""A report as one self-contained page: it opens offline, in light and dark, on a phone and on paper."""
+"""The report as one self-contained HTML page: offline, light and dark, for screens, phones and print."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def to_html(document: Document) -> str:
             "<main>",
             *(section for section in sections if section),
             "</main>",
-            f"<footer>Made by Minitron {escape(document['minitron'])}. This file is whole: it loads nothing.</footer>",
+            f"<footer>Made by Minitron {escape(document['minitron'])}. Self-contained: this page loads "
+            "nothing from the network.</footer>",
             f'<script type="application/json" id="figures">{json_text(drawn)}</script>',
             f"<script>{get_plotlyjs()}</script>",
             f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>",
@@ -109,7 +110,7 @@ def _tiles(document: Document) -> str:
         share = best["parameters"] / parent["parameters"]
         tiles.append((f"Chosen, {best['label']}", best["total_bytes"], _spare(best), "good"))
         beside = f"{share:.1%} of {format_parameters(parent['parameters'])}"
-        tiles.append(("Parameters that stay", best["parameters"], beside, ""))
+        tiles.append(("Parameters kept", best["parameters"], beside, ""))
     else:
         tiles.append(("Parameters", parent["parameters"], f"{len(parent['letters'])} layers", ""))
     found = []
@@ -166,7 +167,7 @@ def _choice(document: Document) -> str:
     columns = ["the model", f"chosen, {best['label']}", "stays"]
     return section(
         "What is cut",
-        "Sizes that stay as they are, are left out.",
+        "Only sizes that change are listed.",
         f'<div class="pair"><div>{table(["size", *columns], rows)}</div>'
         f"<div>{table(['memory', *columns], memory)}</div></div>",
     )
@@ -190,12 +191,16 @@ def _map(document: Document) -> str:
     for letter, kind in model["kinds"].items():
         before = model["letters"].count(letter)
         after = sum(model["letters"][layer] == letter for layer in kept)
-        count = f"{before}" if before == after else f"{after} of {before} stay"
+        count = f"{before}" if before == after else f"{after} of {before} kept"
         entries.append(
             (f"var(--kind-{escape(kind)}, var(--line-other))", "", f"{letter} {kind_label(model, kind)}: {count}")
         )
     dropped = len(model["letters"]) - len(kept)
-    said = "Every layer stays." if not dropped else f"{dropped} of {len(model['letters'])} layers go, struck through."
+    said = (
+        "No layer is dropped."
+        if not dropped
+        else f"{dropped} of {len(model['letters'])} layers are dropped (struck through)."
+    )
     return section("Layers", said, legend(entries), f'<ol class="map">{"".join(tiles)}</ol>')
 
 
@@ -234,7 +239,7 @@ def _candidates(document: Document) -> str:
         "Candidates",
         counts + document["ranking"] + ".",
         legend(entries),
-        chart("pareto", "Memory against what is kept, a point an architecture"),
+        chart("pareto", "Memory against parameters kept, one point per architecture"),
         table(head, rows),
     )
 
@@ -255,12 +260,10 @@ def _limits(document: Document) -> str:
     at_batch, at_context = sequences(workload["batch_sequences"]), f"{workload['context_tokens']:,} tokens"
     head = ["", f"longest context at {at_batch}, tokens", f"most sequences at {at_context}"]
     longest = document["model"]["longest_context_tokens"]
-    made = (
-        "" if longest is None else f" The config names {longest:,} tokens as the longest that the model was made for."
-    )
+    made = "" if longest is None else f" The config gives {longest:,} tokens as the longest context of the model."
     return section(
-        "How far it goes",
-        f"A marker stands where a model meets the budget.{made}",
+        "Longest context and largest batch",
+        f"A marker shows where a model reaches the budget.{made}",
         legend(entries),
         f'<div class="pair"><div><h3>Against context, {escape(at_batch)}</h3>'
         f"{chart('context', 'Memory against the context')}</div>"
@@ -273,9 +276,9 @@ def _kept(document: Document) -> str:
     if not document["kept_importance"]:
         return ""
     return section(
-        "What each layer keeps",
-        "The share of its importance, by the scores given, that the kept indices of each cut axis carry. "
-        "Empty: the layer has no such axis, or goes.",
+        "Importance kept per layer",
+        "The share of the importance scores held by the kept indices of each pruned axis. Empty: the "
+        "layer has no such axis, or is dropped.",
         chart("kept", "Share of importance kept, by axis and layer"),
     )
 
@@ -283,7 +286,7 @@ def _kept(document: Document) -> str:
 def _terms(document: Document) -> str:
     best = chosen(document)
     parts = []
-    for which, title in (("chosen", "The chosen one"), ("parent", "The model as it is")):
+    for which, title in (("chosen", "The chosen architecture"), ("parent", "The original model")):
         found = document["terms"][which]
         if not found or (which == "chosen" and best is not None and is_parent(document, best)):
             continue
@@ -307,7 +310,7 @@ def _terms(document: Document) -> str:
         parts += [f"<h3>{escape(name)}</h3>", table(head, rows)]
     origins = dict.fromkeys(term["origin"] for terms in document["terms"].values() for term in terms)
     said = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
-    return section("The terms, to check with a pencil", said[:1].upper() + said[1:] + ".", *parts, kind="long")
+    return section("Every term of the memory, with its formula", said[:1].upper() + said[1:] + ".", *parts, kind="long")
 
 
 def _remedies(document: Document) -> str:

@@ -1,4 +1,4 @@
-"""A report as Markdown: what one would paste into a pull request."""
+"""The report as Markdown, for example for a pull request."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _layers(document: Document) -> list[str]:
     dropped = [f"{layer} ({letters[layer]})" for layer in range(len(letters)) if layer not in kept]
     marks = "".join(letter if layer in kept else "." for layer, letter in enumerate(letters))
     legend = ", ".join(f"{letter} {kind}" for letter, kind in document["model"]["kinds"].items())
-    gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "Every layer stays."
+    gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "No layer is dropped."
     return ["### Layers", "", "```", f"model   {letters}", f"chosen  {marks}", "```", "", f"{legend}. {gone}"]
 
 
@@ -137,7 +137,7 @@ def _sieves(document: Document) -> list[str]:
         if is_built(document, verdict):
             row[0] = f"**{row[0]}**"
     left = len(verdicts) - len(rows)
-    more = ["", f"{left} more were measured; report.html and report.json hold them."] if left else []
+    more = ["", f"{left} more were measured; see report.html and report.json."] if left else []
     told = [f"- {_text(line)}" for line in sentences(document)]
     return ["### How it was chosen", "", *told, "", *_table(COLUMNS, rows), *more]
 
@@ -150,7 +150,7 @@ def _training(document: Document) -> list[str]:
     found[place][0] = f"**{found[place][0]}**"
     head = [_text(column) for column in report_training.columns(document)]
     said = _text(report_training.sentence(document))
-    return ["### How it was brought back", "", said, "", *_table(head, found, 0)]
+    return ["### Distillation", "", said, "", *_table(head, found, 0)]
 
 
 def _limits(document: Document) -> list[str]:
@@ -169,7 +169,7 @@ def _limits(document: Document) -> list[str]:
         ]
         for context, batch in zip(contexts, batches, strict=True)
     ]
-    return ["### What fits at most", "", *_table(columns, rows)]
+    return ["### Longest context and largest batch", "", *_table(columns, rows)]
 
 
 def _terms(document: Document) -> list[str]:
@@ -180,11 +180,11 @@ def _terms(document: Document) -> list[str]:
         [term["title"], f"{term['bytes']:,}", _text(term["formula"]), _text(term["filled"]), term["origin"]]
         for term in found
     ]
-    what = "the model" if which == "parent" or best is None else f"the chosen one, {best['label']}"
+    what = "the model" if which == "parent" or best is None else f"the chosen architecture, {best['label']}"
     columns = ["", "bytes", "formula", "filled in", "origin"]
     origins = dict.fromkeys(term["origin"] for term in found)
     legend = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
-    return [f"### How each term of {what} is reckoned", "", *_table(columns, rows, 5), "", legend + "."] if rows else []
+    return [f"### How each term of {what} is computed", "", *_table(columns, rows, 5), "", legend + "."] if rows else []
 
 
 def _remedies(document: Document) -> list[str]:

@@ -1,4 +1,4 @@
-"""How an architecture was chosen: what each sieve said of every candidate that was measured.
+"""How an architecture was chosen: the verdict of each sieve on every candidate that was measured.
 
 document = build_report(..., sieves=sieves_document(measured, finalists))
 """
@@ -20,7 +20,7 @@ ROWS: Final = 24
 COLUMNS: Final = (
     "architecture",
     "memory",
-    "place by scores",
+    "rank by scores",
     "predicted",
     "measured",
     "KL, nats",
@@ -88,22 +88,22 @@ def sentences(document: Document) -> list[str]:
         f"{document['feasible_architectures']:,} of them fit."
     ]
     rank, error = sieves["heldout_rank_correlation"], sieves["heldout_error_share"]
-    second = f"Sieve 2, by measurement: {sieves['measured_architectures']:,} architectures were cut in memory and read"
-    second += f" over text that no score has seen; the objective is {sieves['objective']}."
+    second = f"Sieve 2, by measurement: {sieves['measured_architectures']:,} architectures were cut in memory and run"
+    second += f" on text held out from scoring; the objective is {sieves['objective']}."
     if rank is not None:
         second += (
-            f" The damage model that chose them ranks combinations it was not fitted to with a rank correlation of "
-            f"{rank:.2f} (typical error {error:.0%})."
+            f" The damage model that selected them has a rank correlation of {rank:.2f} (typical error "
+            f"{error:.0%}) on combinations it was not fitted to."
         )
     told.append(second)
     raced = [verdict for verdict in sieves["verdicts"] if verdict["distilled"] is not None]
     if raced:
         told.append(
-            f"Sieve 3, by distillation: the {len(raced)} that nearly tie were distilled on "
+            f"Sieve 3, by distillation: the {len(raced)} with nearly equal loss were distilled on "
             f"{sieves['finalist_tokens']:,} tokens each; the one that recovers best is built."
         )
     else:
-        told.append("Sieve 3, by distillation: none was needed, or none was asked for.")
+        told.append("Sieve 3, by distillation: not needed, or not requested.")
     return told
 
 
@@ -166,7 +166,7 @@ def sieves_section(document: Document) -> str:
     return section(
         "How it was chosen",
         " ".join(sentences(document)),
-        chart("sieves", "Memory and measured KL of every candidate that was measured"),
+        chart("sieves", "Memory and measured KL of every measured candidate"),
         table([*COLUMNS, ""], rows),
     )
 
@@ -181,7 +181,7 @@ def sieves_figure(document: Document) -> dict[str, Any]:
         _points(document, verdicts, name, symbol, extent, colour)
         for verdicts, name, symbol, extent, colour in (
             (rest, "measured", "circle", 8, "var(--series-2)"),
-            (raced, "distilled for a while", "diamond", 11, "var(--series-1)"),
+            (raced, "distilled briefly", "diamond", 11, "var(--series-1)"),
             (built, "chosen", "star", 16, "var(--series-0)"),
         )
         if verdicts

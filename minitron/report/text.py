@@ -1,4 +1,4 @@
-"""What a report says in words: made of the document alone, and the same on the page and in the Markdown."""
+"""Sentences of a report, from the document alone: the same in HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TIMES: Final = "\u00d7"
 MINUS: Final = "\u2212"
 
 ORIGIN_LABELS: Final[dict[str, str]] = {
-    "exact": "follows from config.json and the workload alone",
+    "exact": "follows from config.json and the workload",
     "published": "from a publication or an engine's source",
     "estimated": "from logs of other runs; yours will differ",
-    "given": "stated by whoever asked",
+    "given": "given by the user",
 }
 """origin of a number -> what that means."""
 
@@ -126,7 +126,7 @@ def summary(document: Document) -> str:
     if best is None:
         return f"{head}, and none of {document['searched_architectures']:,} smaller architectures fits either."
     if is_parent(document, best):
-        return f"{head}, so nothing has to be cut."
+        return f"{head}, so no pruning is needed."
     kept = best["parameters"] / parent["parameters"]
     return (
         f"{head}; cut to {architecture(document, best, changes(document, best))} it keeps "
@@ -153,7 +153,7 @@ def budget_sum(document: Document) -> str:
 def numbers_kept(document: Document) -> str:
     """In which formats the numbers are kept."""
     workload = document["workload"]
-    parts = [f"weights {workload['weights']}", f"keys and values {workload['kv']}"]
+    parts = [f"weights {workload['weights']}", f"KV cache {workload['kv']}"]
     parts += [f"{component} {form}" for component, form in workload["keep"].items()]
     if "ssm_state" in document["model"]["sizes_count"] or "ssm_state" in document["parent"]["lines_bytes"]:
         parts += [f"SSM state {workload['ssm_state']}", f"convolution state {workload['conv_state']}"]
@@ -164,18 +164,18 @@ def how_obtained(document: Document) -> list[str]:
     """How the numbers came about, a sentence each."""
     workload = document["workload"]
     told = [
-        "All sizes follow from config.json alone; no weight was read and nothing was run."
+        "All sizes follow from config.json; no weights were read and nothing was run."
         if document["sieves"] is None
-        else "All sizes follow from config.json alone; what candidates lose was measured on the weights.",
-        f"{document['searched_architectures']:,} architectures were counted one by one, "
+        else "All sizes follow from config.json; the loss of candidates was measured with the weights.",
+        f"{document['searched_architectures']:,} architectures were counted, "
         f"{document['feasible_architectures']:,} of them fit; the list is {document['ranking']}.",
-        f"Numbers are kept as: {numbers_kept(document)}.",
-        "The engine is plain: the sum of what the model holds and its sequences keep, nothing rounded to blocks."
+        f"Number formats: {numbers_kept(document)}.",
+        "The engine is plain: the sum of weights, KV cache and states, without an engine's block rounding and buffers."
         if workload["engine"]["name"] == "plain"
-        else f"The engine is {workload['engine']['name']}: memory is counted in its blocks, with its buffers.",
+        else f"The engine is {workload['engine']['name']}: memory is counted with its blocks and buffers.",
     ]
     if workload["tensor_parallel_gpus"] > 1:
-        told.append(f"Sizes are those of one of {workload['tensor_parallel_gpus']} GPUs that share the model.")
+        told.append(f"Sizes are per GPU, of {workload['tensor_parallel_gpus']} that the model is split across.")
     estimated = [term["title"] for term in document["terms"]["parent"] if term["origin"] == "estimated"]
     if estimated:
         told.append(f"Estimated, not counted: {', '.join(estimated)}.")

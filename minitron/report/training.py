@@ -1,4 +1,4 @@
-"""How a student was brought back: the learning curve of a distillation, in the report of the plan it was cut by.
+"""The distillation in the report of the plan: learning curve and validations.
 
 add_training(folder, training_document(results, losses))
 """
@@ -85,11 +85,12 @@ def sentence(document: Document) -> str:
     )
     if (drift := training["drift"]) is not None:
         told += (
-            f" The teacher in {training['teacher_precision']} took {format_bytes(drift['stored_bytes'])} instead of "
-            f"{format_bytes(drift['bf16_bytes'])} and drifted from itself by {drift['kl_nats']:.3g} nats."
+            f" The teacher in {training['teacher_precision']} took "
+            f"{format_bytes(drift['stored_bytes'])} instead of {format_bytes(drift['bf16_bytes'])}; "
+            f"its drift from bf16 is {drift['kl_nats']:.3g} nats."
         )
     if training["skipped_count"]:
-        told += f" {training['skipped_count']:,} steps were skipped, for their loss was not finite."
+        told += f" {training['skipped_count']:,} steps were skipped because their loss was not finite."
     return told
 
 
@@ -123,10 +124,10 @@ def training_section(document: Document) -> str:
         ("picked" if place == chosen else "", list(cells)) for place, cells in enumerate(rows(document))
     ]
     return section(
-        "How it was brought back",
+        "Distillation",
         sentence(document),
-        legend([(_HELD_OUT_COLOUR, "stroke", "held-out KL"), (_STEP_COLOUR, "stroke", "loss of the steps")]),
-        chart("training", "Held-out KL and the loss of the steps against the tokens trained on"),
+        legend([(_HELD_OUT_COLOUR, "stroke", "held-out KL"), (_STEP_COLOUR, "stroke", "training loss")]),
+        chart("training", "Held-out KL and the training loss against the tokens trained on"),
         table(columns(document), marked),
     )
 
@@ -140,7 +141,7 @@ def training_figure(document: Document) -> dict[str, Any]:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": "loss of the steps",
+            "name": "training loss",
             "x": steps["trained_tokens"],
             # A logarithmic axis has no zero.
             "y": [max(loss, 1e-9) for loss in steps["mean_loss"]],

@@ -134,7 +134,7 @@ def test_the_chart_shows_every_measurement_once(whole: dict[str, Any]) -> None:
     traces = {trace["name"]: trace for trace in figures(whole)["sieves"]["data"]}
     assert {name: len(trace["x"]) for name, trace in traces.items()} == {
         "measured": 28,
-        "distilled for a while": 1,
+        "distilled briefly": 1,
         "chosen": 1,
     }
     assert traces["chosen"]["y"] == [0.5]

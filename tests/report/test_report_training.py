@@ -64,7 +64,7 @@ def test_steps_are_thinned_to_means(document: dict[str, Any]) -> None:
 def test_page_and_markdown_tell_it(document: dict[str, Any], plain: Path) -> None:
     page, told = to_html(document), to_markdown(document)
     for text in (page, told):
-        assert "How it was brought back" in text
+        assert "the KL to the teacher went" in text
         assert "from 2 to 0.5 nats" in text and "2,000 tokens/s" in text
         assert "2.000 MiB" in text and "2 steps were skipped" in text
     assert re.search(r'<tr class="picked"><td class="words">400</td>', page)
@@ -72,7 +72,7 @@ def test_page_and_markdown_tell_it(document: dict[str, Any], plain: Path) -> Non
     figure = figures(document)["training"]
     assert figure["data"][1]["y"] == [2.0, 0.5, 0.75] and figure["data"][1]["x"] == [0, 25_600, 64_000]
     without = report_files(json.loads((plain / "report.json").read_text()))
-    assert all("brought back" not in text for text in without.values())
+    assert all("the KL to the teacher went" not in text for text in without.values())
     assert "training" not in figures(json.loads((plain / "report.json").read_text()))
 
 
