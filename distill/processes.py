@@ -40,8 +40,8 @@ class Processes:
         """Raise MinitronError unless `sequences` can be dealt out evenly."""
         if sequences % self.world_size:
             raise MinitronError(
-                f"{sequences} sequences a step cannot be shared evenly by {self.world_size} processes; "
-                "change --batch-tokens."
+                f"{sequences} sequences per step cannot be split evenly over {self.world_size} "
+                "processes; change --batch-tokens."
             )
 
     def share(self, sequences: int) -> slice:
@@ -87,7 +87,7 @@ def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
         return
     if device not in (None, "cpu", "cuda"):
         raise MinitronError(
-            f"every process of torchrun has a device of its own, not {device}; give --device cuda or cpu."
+            f"under torchrun every process needs its own device, not {device}; give --device cuda or cpu."
         )
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:

@@ -1,4 +1,4 @@
-"""How a student is trained: every number that a run depends on, besides the models and the text."""
+"""The recipe: every training setting besides the models and the text."""
 
 from __future__ import annotations
 
@@ -146,18 +146,19 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise MinitronError for a setting that is out of range or contradicts another."""
         if (self.tokens is None) == (self.steps is None):
-            raise MinitronError("a recipe needs either tokens or steps, and not both; give one of them.")
+            raise MinitronError("a recipe needs either tokens or steps, not both; give one of them.")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise MinitronError(f"{_words(name)} is {value}; give a positive number.")
         if self.batch_tokens % self.sequence_length:
             raise MinitronError(
-                f"batch tokens ({self.batch_tokens}) is no multiple of the sequence length ({self.sequence_length}); "
-                f"give for example {max(1, self.batch_tokens // self.sequence_length) * self.sequence_length}."
+                f"batch tokens ({self.batch_tokens}) is not a multiple of the sequence length "
+                f"({self.sequence_length}); give for example "
+                f"{max(1, self.batch_tokens // self.sequence_length) * self.sequence_length}."
             )
         if self.sequence_length < 2:
-            raise MinitronError("a sequence of one token predicts nothing; give a sequence length of 2 or more.")
+            raise MinitronError("sequence length is 1, which leaves no token to predict; give 2 or more.")
         if self.tokens is not None and self.tokens < self.batch_tokens:
             raise MinitronError(
                 f"{self.tokens} tokens are less than one step of {self.batch_tokens}; "
@@ -168,33 +169,33 @@ class Recipe:
             if not (math.isfinite(value) and value >= 0):
                 raise MinitronError(f"{_words(name)} is {value}; give a number of 0 or more.")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise MinitronError(f"betas are {self.betas} and must lie in [0, 1); mend the recipe.")
+            raise MinitronError(f"betas are {self.betas}, but must lie in [0, 1); correct the recipe.")
         if self.last_learning_rate > self.learning_rate:
             raise MinitronError(
-                f"the minimum learning rate ({self.last_learning_rate}) is above the highest ({self.learning_rate}); "
-                "swap them or leave the minimum out."
+                f"the minimum learning rate ({self.last_learning_rate}) is above the peak "
+                f"({self.learning_rate}); lower it or drop it."
             )
         if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.total_steps:
             raise MinitronError(
-                f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps}; give fewer."
+                f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps} steps; give fewer."
             )
         if self.precision not in get_args(Dtype):
             raise MinitronError(
                 f"there is no precision {self.precision!r}; choose one of {', '.join(get_args(Dtype))}."
             )
         if self.train not in TRAINED:
-            raise MinitronError(f"there is no {self.train!r} to train; choose one of {', '.join(TRAINED)}.")
+            raise MinitronError(f"train is {self.train!r}; choose one of {', '.join(TRAINED)}.")
         if self.loss_kernel not in KERNELS:
             raise MinitronError(f"there is no loss kernel {self.loss_kernel!r}; choose one of {', '.join(KERNELS)}.")
         if self.select not in SELECTED:
-            raise MinitronError(f"there is no {self.select!r} to select; choose one of {', '.join(SELECTED)}.")
+            raise MinitronError(f"select is {self.select!r}; choose one of {', '.join(SELECTED)}.")
         if self.mtp_lm_weight and not self.mtp_weight:
-            raise MinitronError("an MTP LM weight is a part of the MTP loss; give an MTP weight too.")
+            raise MinitronError("the MTP LM weight is part of the MTP loss; give an MTP weight too.")
         if self.mtp_weight and self.train != "all":
-            raise MinitronError("the multi-token-prediction block is trained along with all; leave train or it out.")
+            raise MinitronError("the MTP block is trained only with all parameters; drop train or the MTP weight.")
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
-            raise MinitronError(f"the loss {self.loss} looks at the whole vocabulary; leave the vocab chunk out.")
+            raise MinitronError(f"the loss {self.loss} needs the whole vocabulary; drop the vocab chunk.")
 
     @property
     def total_steps(self) -> int:

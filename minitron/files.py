@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise MinitronError(f"{path} does not exist; check the path.") from None
     except IsADirectoryError:
-        raise MinitronError(f"{path} is a folder; give the file itself.") from None
+        raise MinitronError(f"{path} is a folder; give a file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MinitronError(f"{path} is not valid JSON ({error}); write it again or check the path.") from None
 
@@ -50,7 +50,7 @@ def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ())
         if source.exists() and source.resolve().is_relative_to(path.resolve()):
             raise MinitronError(f"{path} is or holds the input {source}; choose another output.")
     if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
-        raise MinitronError(f"{path} is a folder that you work in; choose a new folder as the output.")
+        raise MinitronError(f"{path} contains the current or the home folder; choose another output.")
     if path.exists() and not overwrite:
         raise MinitronError(f"{path} exists already; choose another output or pass --overwrite.")
 

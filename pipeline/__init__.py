@@ -6,8 +6,8 @@
     cut = prune(Pruning(model, output, planning=found.planning, data=text))
 
 Requests are frozen dataclasses in plain types that check themselves; results are frozen dataclasses.  Nothing prints:
-progress goes to a minitron.progress.Progress and remarks to a `note`, both silent unless given.  What a user can mend
-is a minitron.errors.MinitronError.  torch is imported by what reads weights, and by nothing else.
+progress goes to a minitron.progress.Progress and remarks to a `note`, both silent by default.  Errors that a user can
+fix are minitron.errors.MinitronError.  Only functions that read weights import torch.
 """
 
 from distill.recipe import Recipe

@@ -68,7 +68,7 @@ def compress(
     for number, (name, step) in enumerate(STEPS.items(), 1):
         artefact, function = step
         if (request.output / artefact).exists():
-            note(f"[{number}/{len(STEPS)}] {name}: done before, {artefact} is kept")
+            note(f"[{number}/{len(STEPS)}] {name}: already done, {artefact} is kept")
             continue
         note(f"[{number}/{len(STEPS)}] {name}")
         started = time.monotonic()
@@ -92,7 +92,9 @@ def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
     path = folder / RUN
     if folder.exists() and overwrite:
         if not path.is_file() and any(folder.iterdir()):
-            raise MinitronError(f"{folder} is no run folder of minitron, so it is not overwritten; choose another.")
+            raise MinitronError(
+                f"{folder} is not a run folder of minitron, so it is not overwritten; choose another output."
+            )
         inputs = [request.model, *(text for text in texts.values() if text is not None)]
         refuse_existing(folder, overwrite=True, inputs=inputs)
         shutil.rmtree(folder)
@@ -102,12 +104,12 @@ def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
         for key in sorted(asked.keys() | before.keys()):
             if asked.get(key) != before.get(key):
                 raise MinitronError(
-                    f"{folder} holds a run with another {key} ({before.get(key)!r}, now {asked.get(key)!r}); "
-                    "ask for the same, choose another output or pass --overwrite."
+                    f"{folder} holds a run with another {key} ({before.get(key)!r}, now "
+                    f"{asked.get(key)!r}); use the same, choose another output or pass --overwrite."
                 )
         return record
     if folder.exists() and any(folder.iterdir()):
-        raise MinitronError(f"{folder} exists and is no run folder of minitron; choose another output.")
+        raise MinitronError(f"{folder} exists and is not a run folder of minitron; choose another output.")
     record = {"asked": asked, "steps": {}}
     write_json(path, record)
     return record

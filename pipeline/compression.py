@@ -77,13 +77,13 @@ class Compression:
         require_known(self, {"teacher_precision": get_args(Precision)})
         if self.scoring.offload and self.searching.measures:
             raise MinitronError(
-                "--offload scores a model that memory does not hold, but candidates are measured in memory; "
-                "give --evaluate 0 with it, or leave it out."
+                "--offload is for models larger than memory, but candidates are measured in memory; "
+                "add --evaluate 0 or drop --offload."
             )
         texts = {path.resolve() for path in (self.calibration_text, self.data)}
         if self.heldout is not None and self.heldout.resolve() in texts:
             raise MinitronError(
-                f"{self.heldout} is given for training and for judging; give --text another file or leave it out."
+                f"{self.heldout} is both a training and a held-out text; give another file for --text, or drop it."
             )
 
     @property

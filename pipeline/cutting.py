@@ -1,4 +1,4 @@
-"""How an architecture, once chosen, is cut out of the weights."""
+"""The request of a cut: how the chosen architecture is cut out of the weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Cutting:
     """How what is chosen is cut."""
 
     rotate: bool | None = None
-    """Whether the residual stream is cut to its strongest directions or to its best channels; None is directions
-    wherever the output layer is not tied to the embedding, which they would part."""
+    """Whether the residual stream is rotated to its strongest directions (True) or its best channels are selected
+    (False); None rotates unless embeddings are tied, because a rotation unties them."""
 
     project: bool = True
-    """Whether heads and latent spaces are cut to their strongest directions, where they are."""
+    """Whether attention heads and latent channels are projected onto their strongest directions, where possible."""
 
     fit: bool = True
-    """Whether linears that lose inputs are fitted to those that stay, where scores have their moments."""
+    """Whether linear layers that lose inputs are refitted by least squares, if the scores hold second moments."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Cutting:
         return {"rotate": self.rotate, "project": self.project, "refit": self.fit}
 
     def counted(self, spec: ModelSpec, scores: Scores) -> tuple[ModelSpec, Scores]:
-        """The spec by which memory is counted, and the scores as those of it: a rotation parts tied outputs."""
+        """The spec whose memory is counted, with its scores: a rotation unties embeddings."""
         if not self.rotate:
             return spec, scores
         untied = spec.untied()

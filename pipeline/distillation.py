@@ -63,7 +63,7 @@ def distill(
         require_report(report)
     with joined(request.device) as (processes, device):
         if request.teacher_device is not None and processes.world_size > 1:
-            raise MinitronError("many processes share the teacher with the student; leave --teacher-device out.")
+            raise MinitronError("--teacher-device works with one process only; drop it.")
         asked, first = replace(request, device=device), processes.is_first
         seen, told = (progress, note) if first else (silent, no_note)
         if isinstance(recipe, Recipe):

@@ -30,5 +30,5 @@ def evaluate(
     from minitron.measure.evaluate import evaluate_folders
 
     if len(set(models)) < len(models):
-        raise MinitronError("A model is named twice; name each one once.")
+        raise MinitronError("A model is given twice; give each one once.")
     return evaluate_folders(models, text, options, against=against, device=device, progress=progress)

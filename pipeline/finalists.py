@@ -1,6 +1,6 @@
-"""Finalists: candidates whose measurements nearly tie are distilled for a short while, and the best of them is built.
+"""Finalists: candidates with nearly equal loss are distilled briefly, and the one with the least KL is built.
 
-Equal damage is not equal recovery: what a candidate is worth shows once it has been trained.  Each finalist leaves a
+Equal damage is not equal recovery, so candidates are compared after some training.  Each finalist leaves a
 JSON file when it is done, so that a run which is stopped goes on with the next; its weights go again.
 """
 

@@ -1,4 +1,4 @@
-"""A search by measurement: candidates are cut in memory and read over a text."""
+"""The search by measurement: candidates are cut in memory and run on a text."""
 
 from __future__ import annotations
 
@@ -129,5 +129,6 @@ def _score(metrics: dict[str, float]) -> float:
         if name in metrics:
             return metrics[name]
     raise MinitronError(
-        f"the task measures {', '.join(metrics)} and neither accuracy nor exact match; choose another for --objective."
+        f"the task measures {', '.join(metrics)}, neither accuracy nor exact match; choose another "
+        "task for --objective."
     )

@@ -1,4 +1,4 @@
-"""What there is, what it must serve, and which architectures are looked at."""
+"""The request of a plan: the GPU or budget, the workload, and the architectures to search."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Planning(Serving):
         require_known(self, {"sort": get_args(Sort)})
         require_least(self, {"layers": 1, "keep_attention": 0, "top": 1})
         if self.layers is not None and self.pattern is not None:
-            raise MinitronError("--layers and --pattern both set the depth; give one of them.")
+            raise MinitronError("--layers and --pattern both set the depth; drop one.")
 
     @property
     def device(self) -> Gpu | None:
@@ -97,13 +97,13 @@ class Planning(Serving):
         return dataclasses.replace(find_gpu(self.gpu), usable_GiB=self.gpu_memory / GiB)
 
     def budget_of_device(self) -> Budget:
-        """The bytes there are; raises MinitronError unless there is either a GPU or a budget."""
+        """The budget in bytes; raises MinitronError unless there is either a GPU or a budget."""
         from minitron.memory.budget import Budget
 
         gpu = self.device
         if (gpu is None) == (self.budget is None):
             what = "neither --gpu nor --budget is" if gpu is None else "--gpu and --budget are both"
-            raise MinitronError(f"{what} given; say what there is with one of them: --gpu A10G, or --budget 8MiB.")
+            raise MinitronError(f"{what} given; give one of them, such as --gpu A10G or --budget 8MiB.")
         if gpu is not None:
             return self.budget_of(gpu)
         return Budget(self.budget or 0, self._share(1.0), self.reserve or 0, self.workspace or 0)
@@ -113,7 +113,7 @@ class Planning(Serving):
         return self.workload_on(spec, self.device)
 
     def lattice_options(self) -> LatticeOptions:
-        """What is to be searched other than by default."""
+        """The settings of the lattice that differ from the defaults."""
         from minitron.search.depth import LayerLimits
         from minitron.search.search_steps import LatticeOptions
 

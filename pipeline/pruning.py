@@ -1,4 +1,4 @@
-"""A smaller checkpoint: score, plan and cut in one go, or only what is still missing."""
+"""Prune: score, plan and cut; steps whose result is given are skipped."""
 
 from __future__ import annotations
 
@@ -77,12 +77,10 @@ class Pruning:
         searching = self.planning.lattice or self.planning.pattern or self.planning.layers
         if searching and given[0] in ("--plan", "--set"):
             raise MinitronError(
-                f"--lattice, --layers and --pattern steer a search, and {given[0]} makes none; drop one."
+                f"--lattice, --layers and --pattern need a search, but {given[0]} makes none; drop one."
             )
         if self.scores is not None and self.data is not None:
-            raise MinitronError(
-                "--scores and --data are both given; with scores no calibration text is read, so drop one."
-            )
+            raise MinitronError("--scores and --data are both given, but only one is used; drop one.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -187,7 +185,7 @@ def _scores(request: Pruning, spec: ModelSpec, progress: Progress) -> Scores:
         scores.require(spec)
         return scores
     if request.data is None:
-        raise MinitronError("nothing says which parts matter; give --data with calibration text, or --scores.")
+        raise MinitronError("there are no scores; give --data with calibration text, or --scores.")
     from importance.score.calibrate import calibrate
 
     place = request.output.parent

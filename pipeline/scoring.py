@@ -1,4 +1,4 @@
-"""How much every part of a model matters, found by reading text."""
+"""Score: the importance of every part of a model, from calibration text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How candidates are measured before one is chosen."""
+"""The request of a search by measurement: how candidates are ranked, measured and chosen."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Searching:
         require_known(self, {"stages": get_args(Stages)})
         require_least(self, {"evaluate": 0, "combinations": 4, "trial_samples": 1, "finalists": 0})
         if self.objective not in ("kl", "perplexity") and not self.objective.startswith(TASK):
-            raise MinitronError(f"--objective {self.objective!r} is none; give kl, perplexity or task:NAME.")
+            raise MinitronError(f"--objective {self.objective!r} is unknown; give kl, perplexity or task:NAME.")
         if self.objective == TASK:
             raise MinitronError("--objective task: names no task; write it like task:piqa or task:mine.yaml.")
 

@@ -1,4 +1,4 @@
-"""What a model must serve, in which numbers and by which engine."""
+"""The request of serving: workload, number formats and engine."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ class Serving:
         require_least(self, dict.fromkeys(positive, 1) | {"speculative_tokens": 0, "lora_rank": 0})
         if self.prompt is not None and self.context is not None and self.prompt >= self.context:
             raise MinitronError(
-                f"--prompt {self.prompt:,} leaves nothing to write of --context {self.context:,}; give a shorter one."
+                f"--prompt {self.prompt:,} leaves no room for output in --context {self.context:,}; "
+                "give a shorter prompt."
             )
 
     @property
@@ -124,7 +125,7 @@ class Serving:
         prompt = self.prompt or context - min(1024, max(context // 4, 1))
         if not 0 < prompt < context:
             raise MinitronError(
-                f"--prompt {prompt:,} leaves nothing to write of {context:,} tokens; give a shorter one."
+                f"--prompt {prompt:,} leaves no room for output in {context:,} tokens; give a shorter prompt."
             )
         return prompt
 
@@ -149,7 +150,9 @@ class Serving:
 
         context = self.context or spec.config.get("max_position_embeddings")
         if not isinstance(context, int):
-            raise MinitronError("config.json names no longest context; give --context, such as --context 8192.")
+            raise MinitronError(
+                "config.json does not name the longest context; give --context, such as --context 8192."
+            )
         require_splits(spec, self.tensor_parallel)
         workload = workload_of(
             spec,

@@ -1,4 +1,4 @@
-"""The question the other way round: with which context, batch, GPU or weights a model fits as it is."""
+"""Inverse questions: the longest context, largest batch, smallest GPU or highest weight precision that fits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Solution:
 
 
 def solve(model: Path, planning: Planning, question: Question) -> Solution:
-    """The longest context, the largest batch, the smallest GPU or the mildest weights with which the model fits.
+    """The longest context, the largest batch, the smallest GPU or the highest weight precision at which the model fits.
 
     Raises MinitronError where there is none, and where the GPU is asked for and given."""
     from minitron.memory.gpus import GPUS
@@ -42,7 +42,7 @@ def solve(model: Path, planning: Planning, question: Question) -> Solution:
     if question == "gpu" and planning.device is None and planning.budget is None:
         budget = planning.budget_of(max(GPUS.values(), key=lambda gpu: gpu.usable))
     elif question == "gpu":
-        raise MinitronError("--solve gpu looks for the GPU itself; leave --gpu, --gpu-memory and --budget out.")
+        raise MinitronError("--solve gpu finds the GPU itself; leave --gpu, --gpu-memory and --budget out.")
     else:
         budget = planning.budget_of_device()
     answer = solve_for(question, spec, planning.workload(spec), budget, planning.budget_of)

@@ -1,4 +1,4 @@
-"""Depth first, then width: the widths of a model that lost layers are chosen by scores of what is left.
+"""Depth first, then width: layers are cut, the shorter model is scored again, and then widths are cut.
 
 A layer that goes changes what the others matter.  The architecture is the plan's; the layers go first, the model that
 is left is scored anew, and by those scores it loses its widths.

@@ -1,4 +1,4 @@
-"""How a model itself stands against a budget, before anything is searched."""
+"""The unpruned model against the budget: its memory, whether it fits, and what would make it fit."""
 
 from __future__ import annotations
 

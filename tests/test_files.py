@@ -163,7 +163,7 @@ def test_an_output_that_would_destroy_an_input_is_refused(tmp_path: Path, monkey
             files.refuse_existing(output, overwrite=True, inputs=[model])
     files.refuse_existing(model / "pruned", overwrite=True, inputs=[model])
     monkeypatch.chdir(model)
-    with pytest.raises(MinitronError, match="you work in"):
+    with pytest.raises(MinitronError, match="current or the home folder"):
         files.refuse_existing(tmp_path / "models", overwrite=True)
 
 

@@ -1,4 +1,4 @@
-"""Layers as torch.compile makes them: norms, activations and casts in one pass over memory, and fewer of them kept for
+"""Layers compiled by torch.compile: norms, activations and casts fused into one pass, with fewer activations kept for
 the way back.  They run so in training steps alone; whatever measures a model runs it as it is.
 """
 
@@ -65,7 +65,9 @@ def require_compiler(device: torch.device) -> None:
         return
     wanted = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((wanted,) if wanted else _COMPILERS)):
-        raise MinitronError(f"--compile needs a C++ compiler, {wanted or ' or '.join(_COMPILERS)}; leave it out.")
+        raise MinitronError(
+            f"--compile needs a C++ compiler, {wanted or ' or '.join(_COMPILERS)}; install one or drop --compile."
+        )
 
 
 def _can_be(model: PreTrainedModel) -> bool:

@@ -53,11 +53,12 @@ def train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tra
             advance(recipe.batch_tokens, _told(trainer, metrics))
             if done and trainer.step < recipe.total_steps:
                 note(
-                    f"Ended after step {trainer.step} of {recipe.total_steps}: {recipe.patience} validations in a row "
-                    f"were no better than that of step {trainer.best['step']:,}."
+                    f"Stopped early after step {trainer.step} of {recipe.total_steps}: "
+                    f"{recipe.patience} validations in a row were no better than at step "
+                    f"{trainer.best['step']:,}."
                 )
             if stop and not done:
-                note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to go on.")
+                note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to resume.")
                 raise Stopped
 
 

@@ -109,9 +109,9 @@ def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     if "mtp_kl" not in after:
         return None
     return (
-        "Drafts of the token after the next: greedy speculative decoding accepts "
-        f"{after['mtp_acceptance']:.1%} of them ({before['mtp_acceptance']:.1%} before training); "
-        f"their KL to the teacher is {after['mtp_kl']:.4f} nats ({before['mtp_kl']:.4f} before)."
+        f"MTP drafts: greedy speculative decoding accepts {after['mtp_acceptance']:.1%} "
+        f"({before['mtp_acceptance']:.1%} before training); KL to the teacher {after['mtp_kl']:.4f} "
+        f"nats ({before['mtp_kl']:.4f} before)."
     )
 
 
@@ -123,4 +123,4 @@ def has_block(folder: Path) -> bool:
 def require_block(folder: Path) -> None:
     """Raise MinitronError unless the checkpoint `folder` holds a block."""
     if not has_block(folder):
-        raise MinitronError(f"{folder} holds no multi-token-prediction block; leave --mtp-weight out.")
+        raise MinitronError(f"{folder} holds no multi-token-prediction block; drop --mtp-weight.")

@@ -113,7 +113,7 @@ def write_outputs(
             overwrite=overwrite,
         )
         if folder != result.output:
-            note(f"Written beside it: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
+            note(f"Also written: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")
 
 
 def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, Any], Path]]:

@@ -46,10 +46,10 @@ def read_recipe(path: Path) -> tuple[Stage, ...]:
     except FileNotFoundError:
         raise MinitronError(f"{path} does not exist; check the path of --recipe.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MinitronError(f"{path} is not valid TOML ({error}); mend it.") from None
+        raise MinitronError(f"{path} is not valid TOML ({error}); correct it.") from None
     stages = found.pop("stages", None)
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise MinitronError(f"{path} has no [[stages]]; write one at least, with its tokens.")
+        raise MinitronError(f"{path} has no [[stages]]; add at least one, with its tokens.")
     return tuple(_stage(path, number, found | stage) for number, stage in enumerate(stages, 1))
 
 
@@ -58,12 +58,14 @@ def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
     strangers = sorted(values.keys() - known - {"data"})
     if strangers:
         raise MinitronError(
-            f"{path}, stage {number}: there is no {strangers[0]!r} in a recipe; "
-            f"it knows {', '.join(sorted(known))} and data."
+            f"{path}, stage {number}: there is no setting {strangers[0]!r}; a recipe has "
+            f"{', '.join(sorted(known))} and data."
         )
     data = values.pop("data", [])
     if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
-        raise MinitronError(f"{path}, stage {number}: data is no list of texts; write data = ['0.7:PATH', '0.3:PATH'].")
+        raise MinitronError(
+            f"{path}, stage {number}: data is not a list of texts; write data = ['0.7:PATH', '0.3:PATH']."
+        )
     for name in _COUNTS:
         if isinstance(values.get(name), str):
             values[name] = parse_count(values[name])
@@ -74,7 +76,7 @@ def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
     try:
         recipe = Recipe.of(values)
     except TypeError as error:
-        raise MinitronError(f"{path}, stage {number}: a value is of the wrong kind ({error}); mend it.") from None
+        raise MinitronError(f"{path}, stage {number}: a value has the wrong type ({error}); correct it.") from None
     return Stage(recipe, tuple(_beside(path, parse_source(one)) for one in data))
 
 

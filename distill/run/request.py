@@ -45,9 +45,7 @@ class Request:
         for path in (asked.output, beside(asked.output, self.recipe)):
             refuse_existing(path, overwrite=asked.overwrite, inputs=inputs)
         if student.resolve() == teacher.resolve():
-            raise MinitronError(
-                f"{student} is both student and teacher; give the checkpoint it was cut from as --teacher."
-            )
+            raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
         for folder in (student, teacher):
             Checkpoint(folder)
         require_same_tokenizer(student, teacher)
@@ -81,15 +79,16 @@ def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool) -> Non
         f"a temperature of {recipe.temperature:g}": recipe.temperature != 1.0,
         "an LM weight": bool(recipe.lm_weight or recipe.mtp_lm_weight),
         "a vocab chunk": recipe.vocab_chunk is not None,
-        "two vocabularies of different length": not same_vocabulary,
-        "a teacher's cache": cached,
+        "vocabularies of different sizes": not same_vocabulary,
+        "a teacher cache": cached,
     }
     for reason, holds in reasons.items():
         if holds:
-            raise MinitronError(f"liger-kernel's loss is not exact with {reason}; leave --loss-kernel out.")
+            raise MinitronError(f"liger-kernel's loss is not exact with {reason}; drop --loss-kernel.")
     if not is_usable():
         raise MinitronError(
-            "--loss-kernel liger needs liger-kernel and a GPU, and one of them is missing here; leave it out."
+            "--loss-kernel liger needs liger-kernel and a GPU, and one of them is missing; install it "
+            "or drop --loss-kernel."
         )
 
 

@@ -1,4 +1,4 @@
-"""How evenly the routers of a mixture of experts spread tokens: what a router that is trained may lose.
+"""Load balance of a mixture of experts: how evenly its routers spread tokens, which training may change.
 
 Shape letters: N tokens, K experts a token goes to, E experts.
 """
@@ -55,7 +55,7 @@ def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     if "busiest_expert" not in after:
         return None
     return (
-        f"Routers: the busiest expert gets {after['busiest_expert']:.2f} times its layer's mean "
-        f"({before['busiest_expert']:.2f} before training), {after['idle_experts']:.0f} experts get nothing "
-        f"({before['idle_experts']:.0f} before)."
+        f"Routers: the busiest expert gets {after['busiest_expert']:.2f} times the mean of its layer "
+        f"({before['busiest_expert']:.2f} before training), {after['idle_experts']:.0f} experts get no "
+        f"token ({before['idle_experts']:.0f} before)."
     )

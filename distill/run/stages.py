@@ -125,7 +125,7 @@ def _text(stage: Stage, number: int, data: Sequence[Source]) -> tuple[Source, ..
     """A stage's own text, or the one given beside the recipe."""
     found = stage.data or tuple(data)
     if not found:
-        raise MinitronError(f"stage {number} of the recipe names no data; add some, or give --data.")
+        raise MinitronError(f"stage {number} of the recipe names no data; add some to it, or give --data.")
     return found
 
 
@@ -136,12 +136,13 @@ def _begin(folder: Path, plan: list[dict[str, Any]], *, overwrite: bool) -> None
             return
         if not overwrite:
             raise MinitronError(
-                f"{folder} holds a run begun with another recipe, model or text; run it as it was begun, "
-                "or pass --overwrite."
+                f"{folder} holds a run with another recipe, model or text; use those of that run, or pass --overwrite."
             )
         shutil.rmtree(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MinitronError(f"{folder} exists and is no distillation's working folder; move it away.")
+        raise MinitronError(
+            f"{folder} exists and is not the working folder of a distillation; move it or give another --work."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, plan)
 

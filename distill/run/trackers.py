@@ -1,4 +1,4 @@
-"""Where a run's figures are sent while it goes on, beside metrics.jsonl: one function a service."""
+"""Experiment trackers that metrics are sent to, besides metrics.jsonl: one function per service."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _wanted(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise MinitronError(
-            f"--track {module} needs a package that is not here; install it with pip install {package}."
+            f"--track {module} needs a package that is not installed; run pip install {package}."
         ) from None
 
 

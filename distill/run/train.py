@@ -162,9 +162,9 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
         drift = Drift(**start["drift"])
         lines.append(
             f"Teacher in {teacher_precision}: {format_bytes(drift.stored_bytes)} instead of "
-            f"{format_bytes(drift.bf16_bytes)}; drift from bf16: KL {drift.kl:.3g} nats, top-1 agreement "
-            f"{drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens; the student is "
-            f"{start['before']['kl'] / max(drift.kl, 1e-12):,.0f} times as far away."
+            f"{format_bytes(drift.bf16_bytes)}; drift from bf16: KL {drift.kl:.3g} nats, top-1 "
+            f"agreement {drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens; the "
+            f"student's KL is {start['before']['kl'] / max(drift.kl, 1e-12):,.0f} times that."
         )
     before = start["before"]
     lines.append(
@@ -172,5 +172,5 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
         f"the teacher's perplexity is {start['perplexity_teacher']:.4g}."
     )
     if trainer.step:
-        lines.append(f"Going on after step {trainer.step} of {trainer.recipe.total_steps}.")
+        lines.append(f"Resuming after step {trainer.step} of {trainer.recipe.total_steps}.")
     return "\n".join(lines)

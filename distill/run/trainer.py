@@ -152,9 +152,10 @@ class Trainer:
         if self.skipped > recipe.most_skipped:
             self.checkpoints.settle()
             raise MinitronError(
-                f"the loss of step {self.step + 1} is {loss} and its gradient's norm {norm}, and so for {self.skipped} "
-                "steps in a row; begin anew (--overwrite) with a lower --learning-rate or --precision fp32; "
-                f"the last good checkpoint is {self.checkpoints.newest()}."
+                f"the loss of step {self.step + 1} is {loss} and the norm of its gradient {norm}, not "
+                f"finite for {self.skipped} steps in a row; start again (--overwrite) with a lower "
+                "--learning-rate or --precision fp32; the last good checkpoint is "
+                f"{self.checkpoints.newest()}."
             )
         rate = recipe.learning_rate_at(self.step)
         if good:
@@ -299,7 +300,7 @@ def _choose_trained(model: PreTrainedModel, *, routers: bool) -> None:
     """Train routers, or leave them as they are; raises MinitronError where there are none."""
     found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
     if not found:
-        raise MinitronError("the student has no routers; leave --train out.")
+        raise MinitronError("the student has no routers; drop --train.")
     for module in found:
         module.requires_grad_(routers)
 

@@ -1,4 +1,4 @@
-"""The working folder of a run: what it was begun with, and what became of it so far.
+"""The working folder of a run: its inputs, settings and progress.
 
 run.json                    models, text and recipe; a run goes on only where all of them are the same
 start.json                  what was measured before the first step
@@ -38,12 +38,14 @@ class Work:
                 return
             if not overwrite:
                 raise MinitronError(
-                    f"{self.folder} holds a run begun with another {', '.join(_differences(begun, wanted))}; "
-                    "run it as it was begun, or pass --overwrite to begin anew."
+                    f"{self.folder} holds a run with another {', '.join(_differences(begun, wanted))}; "
+                    "use that of the run, or pass --overwrite to start again."
                 )
             shutil.rmtree(self.folder)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise MinitronError(f"{self.folder} exists and is no distillation's working folder; move it away.")
+            raise MinitronError(
+                f"{self.folder} exists and is not the working folder of a distillation; move it or give another --work."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / RUN, run)
 

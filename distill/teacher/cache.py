@@ -1,4 +1,4 @@
-"""What a sparse loss reads of a teacher, kept on disk: later runs learn from it with no teacher in memory.
+"""The teacher's probabilities for a sparse loss, cached on disk: later runs need no teacher in memory.
 
     about.json                  teacher, text, loss and seed: a cache is used for nothing else
     heldout.safetensors         the teacher's hidden states of the held-out text, and its output layer
@@ -53,10 +53,10 @@ class TeacherCache:
             apart = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
             if apart:
                 raise MinitronError(
-                    f"{folder} caches a teacher with another {', '.join(apart)}; give another folder for this run."
+                    f"{folder} caches a teacher with another {', '.join(apart)}; give this run another folder."
                 )
         elif folder.exists() and any(folder.iterdir()):
-            raise MinitronError(f"{folder} exists and is no teacher's cache; give another folder.")
+            raise MinitronError(f"{folder} exists and is not a teacher cache; give another folder.")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, wanted)
@@ -170,7 +170,7 @@ class TeacherCache:
             with _opened(path) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
                 if _checksum(tensors) != (file.metadata() or {}).get("sha256"):
-                    raise MinitronError(f"{path} is damaged: its checksum is another; remove it and cache it again.")
+                    raise MinitronError(f"{path} is damaged (its checksum differs); remove it and cache it again.")
             self._open[path] = tensors
         return self._open[path]
 

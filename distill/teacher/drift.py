@@ -1,4 +1,4 @@
-"""How far a teacher that is not in bf16 is from itself in bf16, and which layers it drifts in."""
+"""Drift of a quantised teacher: its KL from the same teacher in bf16, and the layers that cause it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +57,7 @@ def is_large(drift: Drift, distance: float) -> bool:
 def warning(drift: Drift, distance: float, found: dict[int, float], keep: Kept) -> str:
     """What to tell of a large drift: its share of the student's distance and, of the change by layer (`drift_by_layer`;
     may be empty), the fewest layers that make up half."""
-    share = f"Warning: the teacher's drift is {drift.kl / max(distance, 1e-12):.1%} of the student's own distance."
+    share = f"Warning: the teacher's drift is {drift.kl / max(distance, 1e-12):.1%} of the student's KL."
     if not found:
         return share
     order = sorted(found, key=lambda layer: -found[layer])
@@ -65,8 +65,8 @@ def warning(drift: Drift, distance: float, found: dict[int, float], keep: Kept) 
     worst = order[: int(np.searchsorted(shares, 0.5)) + 1]
     better = replace(keep, layers=keep.layers | frozenset(worst))
     return (
-        f"{share} Layers {', '.join(map(str, sorted(worst)))} make up {shares[len(worst) - 1]:.0%} of what FP8 "
-        f"changes; keep them in bf16 with --fp8-keep {better}."
+        f"{share} Layers {', '.join(map(str, sorted(worst)))} cause {shares[len(worst) - 1]:.0%} of "
+        f"the drift; keep them in bf16 with --fp8-keep {better}."
     )
 
 
@@ -90,7 +90,7 @@ def drift_by_layer(
         weights.setdefault(number, []).append((name, weight))
     found: dict[int, float] = {}
     count = len(source.spec.layers)
-    with progress("looking for the layers that drift", float(blocks.size * count), "tokens") as advance:
+    with progress("finding the layers that drift", float(blocks.size * count), "tokens") as advance:
         for layer in range(count):
             with source.resident(layer):
                 inputs = [walk.state(batch) for batch in walk.batches] if layer in weights else []

@@ -1,4 +1,4 @@
-"""What of a teacher in FP8 stays in bf16: a choice that needs no torch."""
+"""The parts of an FP8 teacher that are kept in bf16, as plain data without torch."""
 
 import re
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ def parse_kept(typed: str) -> Kept:
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
         if found is None:
             raise MinitronError(
-                f"{word!r} says nothing about what stays in bf16; give {ATTENTION}, {BEFORE} and numbers of layers, "
-                f"separated by commas, or {NOTHING}."
+                f"--fp8-keep {word!r} names no part of a teacher; give {ATTENTION}, {BEFORE} and layer "
+                f"numbers, separated by commas, or {NOTHING}."
             )
         layers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
     return Kept(ATTENTION in words, BEFORE in words, frozenset(layers))

@@ -1,4 +1,4 @@
-"""A teacher that memory does not hold: its layers are read one after the other, for many sequences at once.
+"""A teacher larger than memory: its layers are read from disk one by one, for many sequences at once.
 
 Shape letters: S sequences, B sequences of a batch, T tokens, H hidden, V vocabulary.
 """

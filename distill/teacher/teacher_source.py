@@ -58,20 +58,20 @@ class Teaching:
             read_spec(self.folder)
             if self.precision != "bf16":
                 raise MinitronError(
-                    f"an offloaded teacher is read as it is stored and never in {self.precision}; "
-                    "leave --teacher-precision or --offload-teacher out."
+                    f"an offloaded teacher is read in its stored format, not in {self.precision}; drop "
+                    "--teacher-precision or --offload-teacher."
                 )
         if self.cache is None:
             return
         if parse_loss(recipe.loss).divergence.pick is None:
             raise MinitronError(
-                f"a cache holds a few tokens of the teacher's distributions and the loss {recipe.loss} reads them "
-                "whole; add --loss sampled:12 or leave --cache-teacher out."
+                f"a teacher cache holds a few tokens per position, but the loss {recipe.loss} needs "
+                "all; add --loss sampled:12 or drop --cache-teacher."
             )
         if recipe.temperature != 1.0 or recipe.cosine_weight:
             raise MinitronError(
-                "a cache holds probabilities at temperature 1 and no hidden states; leave --temperature and "
-                "--cosine-weight out, or --cache-teacher."
+                "a teacher cache holds probabilities at temperature 1 and no hidden states; drop "
+                "--temperature and --cosine-weight, or drop --cache-teacher."
             )
 
     @property
@@ -150,7 +150,7 @@ class Teaching:
     def _streamed(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[StreamedTeacher, dict[str, Any]]:
         """The teacher that is read layer by layer, asked about the held-out text, and what was measured of it."""
         teacher = StreamedTeacher(self.folder, self.device)
-        with progress("asking the teacher", float(text.validation.size), "tokens") as advance:
+        with progress("running the teacher", float(text.validation.size), "tokens") as advance:
             perplexity = teacher.ask_held_out(text.validation, recipe.sequences_per_pass, advance)
         return teacher, {"perplexity_teacher": perplexity, "drift": None}
 

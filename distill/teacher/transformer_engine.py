@@ -35,8 +35,8 @@ def require_engine(device: torch.device) -> ModuleType:
     engine = transformer_engine(device)
     if engine is None:
         raise MinitronError(
-            "--teacher-precision fp8-te needs Transformer Engine and a GPU with FP8, and one of them is missing here; "
-            "use --teacher-precision fp8, which runs everywhere."
+            "--teacher-precision fp8-te needs Transformer Engine and a GPU with FP8, and one of them "
+            "is missing; use --teacher-precision fp8, which runs everywhere."
         )
     return engine
 

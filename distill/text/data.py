@@ -77,7 +77,7 @@ class Text:
 
     def told_of_broken(self) -> str:
         """How many records were left out, and the first of them."""
-        return f"{sum(part.tokens.broken for part in self.parts)} broken records left out: {'; '.join(self.broken)}."
+        return f"{sum(part.tokens.broken for part in self.parts)} broken records skipped: {'; '.join(self.broken)}."
 
     def batch(self, position: int, count: int, *, seed: int) -> Batch:
         """The sequences number `position` and following of an endless stream.
@@ -161,8 +161,8 @@ def describe(data: Sequence[Source], validation: Path | None) -> dict[str, Any]:
         about = {"name": validation.name, "sha256": text_hash(validation)}
         if any(about["sha256"] == other["sha256"] for other in found.values()):
             raise MinitronError(
-                f"{validation} is a training text too; give another file for validation, "
-                "or none to hold out a part of the text."
+                f"{validation} is also a training text; give another file for --validation, or none to "
+                "hold out part of the text."
             )
         found["validation"] = about
     return found
@@ -212,8 +212,8 @@ def read_text(
             away = max(1, min(round(validation_sequences * source.weight / whole), count // 10))
             if count <= away:
                 raise MinitronError(
-                    f"{source.name} holds {count} sequence of {sequence_length} tokens, too few to hold one out; "
-                    "give more text, a smaller --sequence-length or a file for --validation."
+                    f"{source.name} holds {count} sequence of {sequence_length} tokens, too few to "
+                    "hold one out; give more text, a smaller --sequence-length, or --validation."
                 )
             count -= away
             end = tokens.ids[count * sequence_length : (count + away) * sequence_length]

@@ -56,7 +56,7 @@ class Source:
             return [path]
         found = sorted(file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
         if not found:
-            raise MinitronError(f"{path} holds no file of the kinds {', '.join(KINDS)}; give a folder with some.")
+            raise MinitronError(f"{path} holds no {', '.join(KINDS)} file; give another folder.")
         return found
 
     def fingerprint(self) -> str:
@@ -78,7 +78,7 @@ def parse_source(typed: str) -> Source:
     if found is None:
         return Source(typed)
     if not float(found[1]) > 0:
-        raise MinitronError(f"{typed}: a weight of {found[1]} takes nothing of it; give one above 0 or leave it out.")
+        raise MinitronError(f"{typed}: the weight {found[1]} is not positive; give one above 0, or drop it.")
     return Source(found[2], float(found[1]))
 
 
@@ -100,7 +100,7 @@ class Broken:
             self.named.append(f"{where} {what}")
         if self.count > self.limit:
             raise MinitronError(
-                f"{self.count} records are broken, the first {self.named[0]}; mend them or allow more (--most-broken)."
+                f"{self.count} records are broken, the first {self.named[0]}; fix them or raise --most-broken."
             )
 
 
@@ -177,7 +177,7 @@ def _from_parquet(file: Path) -> Iterator[Any]:
     try:
         yield from datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
     except pyarrow.ArrowInvalid as error:
-        raise MinitronError(f"{file} is no readable Parquet file ({error}); write it again.") from None
+        raise MinitronError(f"{file} is not a readable Parquet file ({error}); write it again.") from None
 
 
 def _from_hub(name: str) -> Iterator[Any]:
@@ -187,6 +187,7 @@ def _from_hub(name: str) -> Iterator[Any]:
         found = datasets.load_dataset(name, split="train", streaming=True)
     except (OSError, ValueError) as error:
         raise MinitronError(
-            f"the dataset {name} cannot be had from the hub ({error}); check the name and the network, or give a file."
+            f"the dataset {name} cannot be loaded from the hub ({error}); check the name and the "
+            "network, or give a file."
         ) from None
     yield from found

@@ -121,8 +121,8 @@ def _record(tokenizer: PreTrainedTokenizerBase, record: Record, assistant_only: 
         return ids, [not assistant_only] * len(ids)
     if not tokenizer.chat_template:
         raise MinitronError(
-            "the text holds conversations and the student's tokenizer has no chat template; "
-            "give a tokenizer with one, or text."
+            "the text holds conversations, but the student's tokenizer has no chat template; give a "
+            "tokenizer with one, or plain text."
         )
     whole = _chat(tokenizer, record)
     counted = [not assistant_only] * len(whole)
@@ -145,7 +145,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: 
     found = _chat(tokenizer, messages, prompt) if messages or prompt else []
     if whole[: len(found)] != found:
         raise MinitronError(
-            "the chat template writes earlier messages anew when later ones come, so that what the assistant said "
-            "cannot be told apart; leave --assistant-only out."
+            "the chat template changes earlier messages when later ones are added, so assistant "
+            "tokens cannot be identified; drop --assistant-only."
         )
     return found

@@ -1,4 +1,4 @@
-"""Which sequences of a text calibrate and which judge: no token does both.
+"""The split of a text into sequences for calibration and sequences for trials: no token is in both.
 
 Shapes: S sequences of T tokens.
 """
@@ -28,8 +28,9 @@ def split_blocks(blocks: Blocks, judging: int) -> tuple[Blocks, Blocks]:
     Raises MinitronError where nothing would be left to calibrate on."""
     if not 1 <= judging < len(blocks):
         raise MinitronError(
-            f"the text holds {len(blocks)} sequences of {blocks.shape[1]} tokens, too few to calibrate on some and "
-            f"judge candidates on {judging} others; give more text, shorter sequences or a text to judge by."
+            f"the text holds {len(blocks)} sequences of {blocks.shape[1]} tokens, too few to calibrate "
+            f"and to measure candidates on {judging} others; give more text, a smaller "
+            "--sequence-length, or --judge."
         )
     chosen = np.zeros(len(blocks), dtype=bool)
     # From the middle of each of equal parts: neither the first nor the last passage alone.
@@ -43,8 +44,8 @@ def require_apart(judging: Blocks, calibration: Blocks) -> None:
     found = shared(judging, calibration)
     if found > SHARED:
         raise MinitronError(
-            f"{found:.0%} of the text that candidates would be judged by was calibrated on, and what it likes best "
-            "would win; give another text to judge by."
+            f"{found:.0%} of the text for measuring candidates was also used for calibration, which "
+            "biases the choice; give another --judge text."
         )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint and a text in, Scores out."""
+"""Calibration: runs a checkpoint over a text and returns Scores."""
 
 import hashlib
 import time
@@ -146,8 +146,8 @@ def score_layerwise(
     run.check(model)
     if run.estimator.gradients:
         raise MinitronError(
-            f"the estimator {asked.estimator} needs gradients, for which the whole model must be in memory; "
-            "leave --offload out or choose another."
+            f"the estimator {asked.estimator} needs gradients, and so the whole model in memory; drop "
+            "--offload or choose another estimator."
         )
     findings = run.findings(model, moments_folder)
     depth: dict[Key, Any] = {}
@@ -183,7 +183,7 @@ class _Run:
         """Raise MinitronError for what cannot be scored."""
         # `best` makes do with activations.
         if isinstance(self.estimator, Estimator) and self.estimator.surgeon and not self.options.refit:
-            raise MinitronError(f"the estimator {self.options.estimator} needs second moments; leave --no-refit out.")
+            raise MinitronError(f"the estimator {self.options.estimator} needs second moments; drop --no-refit.")
         _check(model, self.blocks)
 
     def findings(self, model: PreTrainedModel, folder: Path | None = None) -> Findings:
@@ -278,13 +278,13 @@ def _check(model: PreTrainedModel, blocks: NDArray[np.int64]) -> None:
     embeddings = model.get_input_embeddings().weight.shape[0]
     if blocks.max() >= embeddings:
         raise MinitronError(
-            f"the tokenizer gives the token id {blocks.max()} and the model has {embeddings} embeddings; "
-            "use the tokenizer that the model was trained with."
+            f"the tokenizer gives the token id {blocks.max()} and the model has {embeddings} "
+            "embeddings; use the tokenizer that the model was trained with."
         )
     # Models without rotary embeddings (Nemotron-H) read sequences of any length, whatever their config says.
     reach = getattr(model.config, "max_position_embeddings", None)
     if getattr(model.config, "rope_parameters", None) and reach and blocks.shape[1] > reach:
         raise MinitronError(
-            f"sequences of {blocks.shape[1]} tokens are longer than the {reach} positions of this model; "
-            f"give --sequence-length {reach} or less."
+            f"sequences of {blocks.shape[1]} tokens are longer than the {reach} positions of this "
+            f"model; give --sequence-length {reach} or less."
         )

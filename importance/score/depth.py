@@ -1,4 +1,4 @@
-"""What leaving out a layer does to the logits: layers are removed one by one, always the one that is missed least.
+"""Iterative layer removal: in each round the layer whose removal changes the logits least goes, by KL divergence.
 
 Shape letters: B sequences, T tokens, N tokens of a chunk, H hidden, V vocabulary.
 """
@@ -100,8 +100,7 @@ def remove_one_by_one(
         losses = losses_without(remaining)
         if not np.isfinite(list(losses.values())).all():
             raise NotFinite(
-                "the logits on the calibration text are not finite; the model's weights are damaged or the dtype is "
-                "too narrow (try fp32)."
+                "the logits on the calibration text are not finite; check the model's weights, or try --dtype fp32."
             )
         least = min(remaining, key=lambda layer: losses[layer])
         remaining.remove(least)

@@ -63,7 +63,7 @@ class ScoringOptions:
         )
         require_known(self, {"layers": get_args(LayerMethod), "dtype": get_args(Dtype)})
         if self.offload_folder is not None and not self.offload:
-            raise MinitronError("--offload-folder is where --offload keeps what lies between; give --offload too.")
+            raise MinitronError("--offload-folder needs --offload; give both, or drop it.")
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

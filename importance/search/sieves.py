@@ -1,4 +1,4 @@
-"""Two sieves: what fits in closed form, and of that what is measured to lose the least.
+"""The first two sieves: memory in closed form, then trials of the candidates that the damage model ranks best.
 
 Sieve 1 is the search over the whole lattice (minitron.search.search).  Sieve 2 measures each axis alone and some random
 combinations, fits the damage model (importance.search.damage), ranks everything that fits by it and measures the best
@@ -84,7 +84,7 @@ class SieveOptions:
     def __post_init__(self) -> None:
         for name, least in {"sizes": 1, "combinations": 4, "finalists": 1, "rounds": 1, "top": 1}.items():
             if getattr(self, name) < least:
-                raise MinitronError(f"{name} = {getattr(self, name)} is too few to search with; give {least} or more.")
+                raise MinitronError(f"{name} is {getattr(self, name)}, too few for a search; give {least} or more.")
 
 
 def planner(trials: Trials, scores: Scores, fallback: Fallback | None = None, **options: Any) -> Planner:

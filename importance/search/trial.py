@@ -89,7 +89,7 @@ class Trials:
         else:
             self.objective = objective
         if self._measure is None and self.objective not in OBJECTIVES:
-            raise MinitronError(f"{self.objective!r} is no objective; choose one of {', '.join(OBJECTIVES)}.")
+            raise MinitronError(f"{self.objective!r} is not an objective; choose one of {', '.join(OBJECTIVES)}.")
         self.teacher = Teacher(model)
         self.measured = 0
         """Candidates measured here, without those that were found in the store."""
@@ -167,7 +167,7 @@ class Store:
                 key = record.pop("key")
                 self._found[key] = Trial(**record)
         if len(lines) > 1 and not self._found:
-            raise MinitronError(f"{path} holds no measurements; remove the file or name another.")
+            raise MinitronError(f"{path} holds no measurements; remove the file or give another.")
         # What follows the last newline was cut off: the next line must not be glued to it.
         self._torn = bool(text) and not text.endswith("\n")
 

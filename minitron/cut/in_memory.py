@@ -1,4 +1,4 @@
-"""Cut a loaded model: a plan and a transformers model in, a smaller transformers model out, no file between.
+"""Cut a loaded model: from a plan and a transformers model to a smaller transformers model, without files.
 
 The code that cuts is that of files (minitron.cut.prune.Cutter), so a candidate that is judged in memory is the one that
 is written later.
@@ -69,7 +69,7 @@ def tensors(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, Tens
         found = state.get(one.name)
         if found is None or tuple(found.shape) != one.shape:
             raise MinitronError(
-                f"the loaded model has {'no' if found is None else 'another shape of'} {one.name}; "
+                f"the loaded model has {('no' if found is None else 'another shape of')} {one.name}; "
                 "give the spec of the folder that it was loaded from."
             )
         for expected, tensor in one.split(found):

@@ -1,4 +1,4 @@
-"""Weight magnitude: the importance of what no activation was seen of."""
+"""Weight magnitude: the importance of axes for which there are no activation scores."""
 
 import numpy as np
 from numpy.typing import NDArray

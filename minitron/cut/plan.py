@@ -1,4 +1,4 @@
-"""Plan: what is kept of a model, as a file that a person can open."""
+"""Plan: the layers, indices and bases that a cut keeps, as a readable file."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def load_plan(path: Path) -> Plan:
     path = path / FILE if path.is_dir() else path
     value = read_json(path)
     if not isinstance(value, dict) or value.get("version") != VERSION or "layers" not in value:
-        raise MinitronError(f"{path} holds no plan of this version of Minitron; make one with minitron plan -o.")
+        raise MinitronError(f"{path} is not a plan of this version of Minitron; make one with minitron plan -o.")
     bases = _read_bases(path, value.get("bases"))
     try:
         return Plan(
@@ -155,7 +155,7 @@ def load_plan(path: Path) -> Plan:
             report=value["report"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MinitronError(f"{path} is a damaged plan ({error!r}); make it again with minitron plan -o.") from None
+        raise MinitronError(f"{path} is damaged ({error!r}); make the plan again with minitron plan -o.") from None
 
 
 def make_plan(
@@ -225,7 +225,7 @@ def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float
 
     file = beside(path)
     if not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
-        raise MinitronError(f"{path} goes with {file}, which is missing or another plan's; make the plan again.")
+        raise MinitronError(f"{path} needs {file}, which is missing or belongs to another plan; make the plan again.")
     bases: dict[str, NDArray[np.float32]] = load(data)
     return bases
 

@@ -1,4 +1,4 @@
-"""Refit: what a linear reads of the inputs that stay, so that it makes the best of them.
+"""Refit: least-squares weights for a linear layer that has lost some of its inputs.
 
 Where inputs a of a linear W go, those that stay, a_K, foretell part of what the others carried.  With C = E[a a^T] the
 W' that makes E|W a - W' a_K|^2 + ridge * |W'|^2 least is W C[:, K] (C[K, K] + ridge * I)^-1: the normal equations of

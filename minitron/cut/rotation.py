@@ -1,4 +1,4 @@
-"""Rotation: the residual stream in another orthonormal basis, of which the weakest directions can be left out.
+"""Rotation: the residual stream in another orthonormal basis, whose weakest directions can be dropped.
 
 RMSNorm(x) = g * x / rms(x), and a rotation changes no root mean square: fold each norm's gain g into the linears that
 read it, and the whole model may be written in any orthonormal basis Q of the stream (Ashkboos et al. 2024, SliceGPT,
@@ -77,8 +77,8 @@ def require_rotatable(spec: ModelSpec) -> None:
         assert rule.norm is not None
         why = "multiplies what a block writes" if rule.norm.kind == "rms" else "subtracts a mean over channels"
         raise MinitronError(
-            f"the residual stream of a {spec.family.name} model cannot be rotated: the norm {rule.name} {why}; "
-            "cut it to its best channels instead (--select)."
+            f"the residual stream of a {spec.family.name} model cannot be rotated: the norm "
+            f"{rule.name} {why}; select its best channels instead (--select)."
         )
 
 

@@ -78,7 +78,7 @@ class Scores:
         keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
         for name, values in [*keyed, *self.energy.items()]:
             if not np.isfinite(values).all():
-                raise MinitronError(f"scores: {name} is not finite; the model or the calibration text is broken.")
+                raise MinitronError(f"scores: {name} is not finite; check the model and the calibration text.")
             release(values)
 
     @cached_property
@@ -131,9 +131,9 @@ def load_scores(path: Path) -> Scores:
             header = json.loads((file.metadata() or {}).get("minitron", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
-        raise MinitronError(f"{path} is no readable safetensors file ({error}); score the model again.") from None
+        raise MinitronError(f"{path} is not a readable safetensors file ({error}); score the model again.") from None
     if header is None or header.get("version") != VERSION:
-        raise MinitronError(f"{path} holds no scores of this version of Minitron; make them with minitron score.")
+        raise MinitronError(f"{path} does not hold scores of this version of Minitron; make them with minitron score.")
     keyed: dict[str, dict[Key, NDArray[np.float64]]] = {
         "importance": {},
         "covariance": {},

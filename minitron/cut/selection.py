@@ -166,7 +166,9 @@ def top(worth: NDArray[np.float64], wanted: int, groups: int, name: str) -> Indi
 
     Equal ones: the first.  Raises MinitronError where the groups cannot be served alike."""
     if wanted % groups or wanted < groups:
-        raise MinitronError(f"{name} = {wanted} does not give each of {groups} groups the same number; use a multiple.")
+        raise MinitronError(
+            f"{name} = {wanted} does not give each of {groups} groups the same number; use a multiple of {groups}."
+        )
     blocks = worth.reshape(*worth.shape[:-1], groups, -1)
     best = np.argsort(-blocks, axis=-1, kind="stable")[..., : wanted // groups]
     start = np.arange(groups)[:, None] * blocks.shape[-1]

@@ -1,4 +1,4 @@
-"""What checkpoints are worth, side by side: size, quality, speed and memory."""
+"""Evaluation of checkpoints, side by side: size, quality, speed and memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,5 +150,5 @@ def _read_promise(folder: Path) -> dict[str, int] | None:
     if promised is None:
         return None
     if not isinstance(promised, dict) or not all(isinstance(value, int) for value in promised.values()):
-        raise MinitronError(f"{path}: `promised` is no table of whole numbers; prune again or remove the file.")
+        raise MinitronError(f"{path}: `promised` is not a table of whole numbers; prune again or remove the file.")
     return promised

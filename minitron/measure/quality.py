@@ -106,21 +106,21 @@ def measure_quality(
     and takes no part in the comparison.  `advance` is told of every batch's tokens.  Raises NotFinite where a logit is
     not finite."""
     if blocks.shape[1] < 2:
-        raise MinitronError("A sequence of one token predicts nothing; give a --sequence-length of 2 or more.")
+        raise MinitronError("--sequence-length is 1, which leaves no token to predict; give 2 or more.")
     sums = np.zeros(3)
     for start in range(0, len(blocks), batch_size):
         ids = torch.from_numpy(blocks[start : start + batch_size])
         sums += _batch_sums(model, teacher, ids)
         if not np.isfinite(sums).all():
             raise NotFinite(
-                f"{model.config.name_or_path or 'The model'} gives logits that are not finite on the evaluation text; "
-                "its weights are damaged or the dtype is too narrow (try fp32)."
+                f"{model.config.name_or_path or 'The model'} gives logits that are not finite on the "
+                "evaluation text; check its weights, or try --dtype fp32."
             )
         if advance is not None:
             advance(ids.numel())
     nll = float(sums[0]) / (blocks.size - len(blocks))
     if nll > LARGEST_LOSS:
-        raise NotFinite(f"The mean loss of {nll:.0f} nats has no finite perplexity; the model's weights are damaged.")
+        raise NotFinite(f"The mean loss of {nll:.0f} nats gives no finite perplexity; check the model's weights.")
     kl, agreed = (float(value) / blocks.size for value in sums[1:])
     return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
 

@@ -66,7 +66,8 @@ def measure_speed(
             return job.result()
         except BrokenProcessPool:
             raise MinitronError(
-                f"The process that timed {folder} was killed, most likely for want of memory; free some or skip timing."
+                f"The process that timed {folder} was killed, probably out of memory; free some memory "
+                "or pass --no-speed."
             ) from None
 
 

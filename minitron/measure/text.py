@@ -39,16 +39,16 @@ def documents(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise MinitronError(f"{path} is not UTF-8 text ({error}); convert it first.") from None
     if not found:
-        raise MinitronError(f"{path} holds no text; give a file with some.")
+        raise MinitronError(f"{path} holds no text; give another file.")
 
 
 def _text_field(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise MinitronError(f"{path} line {number} is not JSON ({error}); mend or remove it.") from None
+        raise MinitronError(f"{path} line {number} is not JSON ({error}); fix or remove it.") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise MinitronError(f"{path} line {number} has no string field `text`; mend or remove it.")
+        raise MinitronError(f"{path} line {number} has no string field `text`; fix or remove it.")
     return str(record["text"])
 
 

@@ -1,4 +1,4 @@
-"""The bytes that a model may take: what a GPU has for software, less what something else needs."""
+"""Budget: the bytes that a model may use, from a GPU's usable memory, utilization and reserve."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.utilization <= 1:
-            raise MinitronError(f"a utilization of {self.utilization} is no share of memory; give one from 0 to 1.")
+            raise MinitronError(f"a utilization of {self.utilization} is not a share of memory; give one from 0 to 1.")
         if self.reserve < 0 or (self.workspace or 0) < 0:
             raise MinitronError("the reserve and the workspace cannot be negative; give 0 or more.")
         if self.available <= 0:
             raise MinitronError(
-                f"nothing is left of {format_bytes(self.usable)} x {self.utilization} after a reserve of "
-                f"{format_bytes(self.reserve)}; reserve less or take a larger GPU."
+                f"nothing is left of {format_bytes(self.usable)} x {self.utilization} after a reserve "
+                f"of {format_bytes(self.reserve)}; reserve less or use a larger GPU."
             )
 
     @property

@@ -124,14 +124,14 @@ def _bytes_each(bits: float) -> str:
 def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
     workload, spec = case.workload, case.spec
     precision = precision_of(spec, workload.weights, workload.keep)
-    split = "" if workload.tensor_parallel == 1 else f", what one of {workload.tensor_parallel} GPUs holds"
+    split = "" if workload.tensor_parallel == 1 else f", the share of one of {workload.tensor_parallel} GPUs"
     mtp = ", without the MTP block" if spec.mtp_layers else ""
     parameters = spec.parameters(case.sizes).total
     note = precision.mixture.source + split + mtp
     if precision.uniform is not None:
         filled = f"{_n(parameters)} x {_bytes_each(precision.uniform.bits)}"
-        return "parameters x bytes of one", filled, "exact", note
-    formula = "numbers of each format x bytes of one + scales"
+        return "parameters x bytes per parameter", filled, "exact", note
+    formula = "numbers in each format x bytes per number + scales"
     return formula, _filled_mixture(case, precision), precision.mixture.origin, note
 
 
@@ -152,13 +152,13 @@ def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> 
 
 def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
     precision = precision_of(case.spec, case.workload.weights, case.workload.keep)
-    formula = "numbers of each format x bytes of one; no published recipe quantises the MTP block"
-    return formula, _filled_mixture(case, precision, mtp=True), "exact", "loaded to draft tokens"
+    formula = "numbers in each format x bytes per number; no published recipe quantises the MTP block"
+    return formula, _filled_mixture(case, precision, mtp=True), "exact", "loaded for speculative decoding"
 
 
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
-    drafts = ", the MTP block's among them" if load.speculative_tokens else ""
+    drafts = ", including the MTP block" if load.speculative_tokens else ""
     each = _bytes_each(float(FORMATS[load.kv].bits_with_scales))
     found = [one for one in case.keep.caches if one.cache.keys_values]
     windows = [
@@ -167,10 +167,10 @@ def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
         if one.tokens < load.context
     ]
     return (
-        "attention layers x tokens x sequences x keys and values of a token",
+        "attention layers x tokens x sequences x keys and values per token",
         " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found),
         "exact",
-        f"{_n(case.keep.attention)} attention layers, {load.kv}, {each} a number{drafts}" + "".join(windows),
+        f"{_n(case.keep.attention)} attention layers, {load.kv}, {each} per number{drafts}" + "".join(windows),
     )
 
 
@@ -185,7 +185,7 @@ def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
             f"{one.columns} x {_bytes_each(FORMATS[load.conv_state].bits)}"
         )
     return (
-        f"{_called(found)} x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes of one",
+        f"{_called(found)} x sequences x states x channels x (conv_kernel - 1 + drafted tokens) x bytes per number",
         " + ".join(filled),
         "exact",
         f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.conv_state}",
@@ -207,7 +207,7 @@ def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
         )
         named.append(" x ".join(_label(case.spec, factor) for factor in factors))
     return (
-        f"{_called(found)} x sequences x states x {' or '.join(dict.fromkeys(named))} x bytes of one",
+        f"{_called(found)} x sequences x states x {' or '.join(dict.fromkeys(named))} x bytes per number",
         " + ".join(filled),
         "exact",
         f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.ssm_state}",
@@ -236,10 +236,10 @@ def _tell_prefix(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     found = [one for one in case.keep.caches if one.cache.keeps_state]
     return (
-        f"sequences x {_called(found)} x state of a layer",
+        f"sequences x {_called(found)} x state per layer",
         " + ".join(f"{_n(load.batch)} x {_n(one.layers)} x {_n(one.conv + one.state)} B" for one in found),
         "exact",
-        "the state at the end of a cached prefix, beside the running one",
+        "the state at the end of a cached prefix, besides the running one",
     )
 
 
@@ -248,39 +248,44 @@ def _tell_rounding(case: _Case) -> tuple[str, str, str, str]:
     inside = ("kv_cache", "conv_state", "ssm_state", "prefix_states")
     held = sum(found.lines[name] for name in inside)
     return (
-        "(blocks - null block) x bytes of a block - caches and states",
+        "(blocks - null block) x bytes per block - caches and states",
         f"{_n(pool.needed - 1)} x {_n(pool.block)} B - {_n(held)} B",
         "exact",
-        f"blocks of {_n(pool.block_size)} tokens, {_n(pool.groups)} groups of {_n(pool.group)} layers, pages of "
-        f"{_n(pool.page)} B, {_n(pool.per_sequence)} blocks a sequence",
+        f"blocks of {_n(pool.block_size)} tokens, {_n(pool.groups)} groups of {_n(pool.group)} layers, "
+        f"pages of {_n(pool.page)} B, {_n(pool.per_sequence)} blocks per sequence",
     )
 
 
 def _tell_null(case: _Case) -> tuple[str, str, str, str]:
     pool = case.pool
-    return "layers of a group x page", f"{_n(pool.group)} x {_n(pool.page)} B", "exact", "stands for what is not there"
+    return (
+        "layers per group x page",
+        f"{_n(pool.group)} x {_n(pool.page)} B",
+        "exact",
+        "a placeholder block that vLLM reserves",
+    )
 
 
 def _tell_graph_blocks(case: _Case) -> tuple[str, str, str, str]:
     pool = case.pool
     return (
-        "(max_num_seqs - blocks needed) x bytes of a block",
+        "(max_num_seqs - blocks needed) x bytes per block",
         f"({_n(pool.blocks)} - {_n(pool.needed)}) x {_n(pool.block)} B",
         "exact",
-        "full CUDA graphs want a block for every sequence that may run",
+        "full CUDA graphs need one block for every sequence that may run",
     )
 
 
 def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
     budget, load = case.budget, case.workload
     if budget is None or budget.workspace is not None:
-        note = "--workspace" if case.found.workspace else "not counted unless --workspace says so"
+        note = "--workspace" if case.found.workspace else "not counted without --workspace"
         return "activations and buffers", f"{_n(case.found.workspace)} B", "given", note
     if load.engine.name == "plain":
-        note = "the middle of what makes Nemotron Nano 2's published choice come out, 0.5 to 0.8 GiB"
+        note = "the middle of the range, 0.5 to 0.8 GiB, that reproduces the published choice of Nemotron Nano 2"
         return "activations and buffers", f"{_n(case.found.workspace)} B", "estimated", note
     found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
-    filled, what = f"{_n(found)} B", "the least that logs show"
+    filled, what = f"{_n(found)} B", "the smallest peak in logs"
     if found == vllm.sampler(case.spec, load):
         vocab = case.spec.sizes[VOCAB]
         filled, what = f"{SAMPLER_COPIES} x {_n(load.max_num_seqs)} x {_n(vocab)} x 4 B", "the sampler's warm-up"
@@ -288,7 +293,7 @@ def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
         width = vllm.widest(case.spec, case.sizes)
         filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes[HIDDEN])} + {_n(width)}) x 2 B"
         what = f"a step of {_n(tokens)} tokens through the widest layer"
-    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the least that logs show"
+    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the smallest peak in logs"
     return formula, filled, "estimated", f"{what}; logs show peaks of 0.8 to 2.5 GiB"
 
 
@@ -300,10 +305,10 @@ def _tell_lora(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     width = int(case.found.lora) // (load.lora_rank * load.loras * FORMATS["bf16"].bits // 8)
     return (
-        "adapters x rank x (inputs + outputs of every projection) x bytes of one",
+        "adapters x rank x (inputs + outputs of every projection) x bytes per number",
         f"{_n(load.loras)} x {_n(load.lora_rank)} x {_n(width)} x 2 B",
         "exact",
-        "bf16, routed experts left out",
+        "bf16, without routed experts",
     )
 
 
@@ -311,7 +316,7 @@ _TELL: Final[dict[str, Callable[[_Case], tuple[str, str, str, str]]]] = {
     "weights": _tell_weights,
     "mtp_weights": _tell_mtp,
     "lora": _tell_lora,
-    "vision_encoder": _fixed("kept free for the vision encoder", "given", "--vision", "vision_encoder"),
+    "vision_encoder": _fixed("reserved for the vision encoder", "given", "--vision", "vision_encoder"),
     "kv_cache": _tell_kv,
     "conv_state": _tell_conv,
     "ssm_state": _tell_ssm,
@@ -320,6 +325,6 @@ _TELL: Final[dict[str, Callable[[_Case], tuple[str, str, str, str]]]] = {
     "null_block": _tell_null,
     "graph_blocks": _tell_graph_blocks,
     "workspace": _tell_workspace,
-    "cuda_graphs": _fixed("recorded steps", "estimated", "logs show 0.04 to 1.4 GiB", "cuda_graphs"),
+    "cuda_graphs": _fixed("captured decoding steps", "estimated", "logs show 0.04 to 1.4 GiB", "cuda_graphs"),
     "engine_context": _fixed("CUDA's context and libraries", "estimated", "about 0.15 GiB in logs", "engine_context"),
 }

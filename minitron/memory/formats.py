@@ -1,4 +1,4 @@
-"""Formats: how numbers are written down, what may be kept so, and who can compute in it.
+"""Number formats: their bits and scales, what may be stored in them, and which GPUs compute in them.
 
 The command line lists them in its help, so that this module imports nothing heavy.
 
@@ -126,7 +126,7 @@ FORMATS: Final = {
             native=(8, 9),
             config_names=("fp8", "fbgemm_fp8"),
             origin="published",
-            note="E4M3, one scale a matrix and one for its inputs",
+            note="E4M3, one scale per matrix and one for its inputs",
             source=_PUBLISHED,
         ),
         Format(
@@ -139,7 +139,7 @@ FORMATS: Final = {
             native=(10, 0),
             config_names=("nvfp4", "mixed_precision"),
             origin="published",
-            note="E2M1, an E4M3 scale for 16 numbers",
+            note="E2M1, one E4M3 scale per 16 numbers",
             source=_PUBLISHED,
         ),
         Format(
@@ -149,7 +149,7 @@ FORMATS: Final = {
             uses=("weights", "kv"),
             vllm_kv=False,
             origin="estimated",
-            note="a bf16 scale a row",
+            note="one bf16 scale per row",
             source=_COMMON,
         ),
         Format(
@@ -158,7 +158,7 @@ FORMATS: Final = {
             group=128,
             group_bytes=2,
             origin="estimated",
-            note="a bf16 scale for 128 numbers of a row",
+            note="one bf16 scale per 128 numbers of a row",
             source=_COMMON,
         ),
     )

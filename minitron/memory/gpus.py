@@ -1,4 +1,4 @@
-"""GPUS: what software can really use of a GPU, which is less than the box says."""
+"""GPUS: the usable memory of each GPU, which is less than its nominal size, and its speed."""
 
 import difflib
 import re
@@ -132,7 +132,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bf16=989,
             fp8=1978,
             capability=(9, 0),
-            source="torch reads 94.5; all but the size on the box inferred",
+            source="torch reads 94.5; all but the nominal size inferred",
         ),
         Gpu(
             "B200",

@@ -1,4 +1,4 @@
-"""Tensor parallelism: what of each axis one of several GPUs holds.
+"""Tensor parallelism: the share of each axis that one GPU holds.
 
 Engines split heads, channels and the vocabulary, and hold a copy of the rest: norms, routers, latent projections.  Key
 and value heads that are fewer than the GPUs are copied too, and so is Mamba's B and C where all heads share one group

@@ -1,4 +1,4 @@
-"""How the weights of a model are kept: one format, or a mixture of formats as quantised checkpoints have.
+"""The number formats of a model's weights: one format, or a mixture as in quantised checkpoints.
 
 Quantised checkpoints keep some of their tensors wide.  A mixture is an ordered list of clauses; the first clause that
 names a tensor gives its format, and what none names stays in the dtype that the model computes in.  Published mixtures
@@ -62,8 +62,8 @@ class Mixture:
 _ROUTER: Final = (Clause(r"gate\.weight$", "fp32"), Clause(r"e_score_correction_bias$", "fp32"))
 _NANO: Final = (*_ROUTER, Clause("^attention:", "bf16"), Clause(r"^ssm:.*_proj\.weight$", "bf16", feeds_attention=True))
 _NANO_SOURCE: Final = (
-    "the recipe of Nemotron-3-Nano-30B-A3B-{}: attention and the Mamba layers directly in front of it stay in bf16, "
-    "the router in fp32"
+    "the recipe of Nemotron-3-Nano-30B-A3B-{}: attention and the Mamba layer directly before each "
+    "attention layer stay in bf16, the router in fp32"
 )
 
 # Super's formats were assigned layer by layer by a search of NVIDIA's (AutoQuantize).  Published are the 40,961
@@ -134,8 +134,8 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
     for component, form in keep:
         if component not in components or form not in known:
             raise MinitronError(
-                f"--keep {component}={form} names no part of this model in a known format; the parts are "
-                f"{', '.join(sorted(components))}, the formats {', '.join(known)}."
+                f"--keep {component}={form} is not a part of this model and a known format; the parts "
+                f"are {', '.join(sorted(components))}, the formats {', '.join(known)}."
             )
         kept.append(Clause(f"^{component}:", form))
     if not FORMATS[weights].quantised:

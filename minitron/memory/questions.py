@@ -1,4 +1,4 @@
-"""Questions to the planner: does it fit, what would make it fit, and what is the most that fits.
+"""Questions to the planner: whether a model fits, what would make it fit, and the largest workload that fits.
 
 Every answer is the forward question asked again: an inverse answer is the largest (or smallest) value for which the
 footprint stays within the budget, found by bisection, as every footprint grows with context and batch."""
@@ -78,7 +78,7 @@ def _fits_on(spec: ModelSpec, workload: Workload, limit: Limit, gpu: Gpu) -> boo
 
 
 def mildest_weights(spec: ModelSpec, workload: Workload, budget: Budget) -> str | None:
-    """The mildest format of weights in which it fits, None where there is none."""
+    """The weight format of highest precision in which it fits; None if there is none."""
     return next((name for name in mildest_first() if fits(spec, replace(workload, weights=name), budget)), None)
 
 
@@ -124,18 +124,18 @@ def solve(question: str, spec: ModelSpec, workload: Workload, budget: Budget, li
         workload = replace(workload, **answer) if value else workload
     if not value:
         raise MinitronError(
-            f"no {QUESTIONS[question]} fits: {format_bytes(total_of(spec, workload, budget))} are needed at "
-            f"{workload.context:,} tokens x {workload.batch:,}, and there are {format_bytes(budget.available)}; ask "
-            "for less, quantise or prune."
+            f"no {QUESTIONS[question]} fits: {format_bytes(total_of(spec, workload, budget))} are "
+            f"needed at {workload.context:,} tokens x {workload.batch:,}, but there are only "
+            f"{format_bytes(budget.available)}; reduce the workload, quantise or prune."
         )
     return Answer(question, value, workload, budget, total_of(spec, workload, budget))
 
 
 QUESTIONS: Final = {
-    "context": "length of context",
+    "context": "context length",
     "batch": "batch",
-    "gpu": "GPU of the table",
-    "weights": "format of weights",
+    "gpu": "GPU in the table",
+    "weights": "weight format",
 }
 """What can be solved for -> how it is called."""
 
@@ -233,7 +233,7 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
     found = []
     if gpu is not None and gpu.unified:
         found.append(
-            f"{gpu.name} shares its memory with the CPU: the system and its page cache take their part of it too."
+            f"{gpu.name} shares its memory with the CPU, where the system and its page cache need part of it too."
         )
     if gpu is not None and gpu.capability is not None:
         precision = precision_of(spec, workload.weights, workload.keep)
@@ -243,10 +243,12 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
             if native is not None and gpu.capability < native:
                 have, want = (".".join(map(str, version)) for version in (gpu.capability, native))
                 found.append(
-                    f"{gpu.name} has no native {name.upper()} (compute capability {have}, {want} is needed): the bytes "
-                    "hold, but matmuls are emulated or refused."
+                    f"{gpu.name} has no native {name.upper()} (compute capability {have}, {want} is "
+                    "needed): the memory is right, but matmuls are emulated or refused."
                 )
     longest = spec.config.get("max_position_embeddings")
     if isinstance(longest, int) and workload.context > longest:
-        found.append(f"{workload.context:,} tokens are more than the {longest:,} that the config names as the longest.")
+        found.append(
+            f"{workload.context:,} tokens are more than the {longest:,} that the config gives as the longest context."
+        )
     return tuple(found)

@@ -122,7 +122,7 @@ class Load:
     def __post_init__(self) -> None:
         if not 0 <= self.experts_per_token <= self.num_experts:
             raise MinitronError(
-                f"a token cannot be sent to {self.experts_per_token} of {self.num_experts} experts; give fewer."
+                f"a token cannot be routed to {self.experts_per_token} of {self.num_experts} experts; give fewer."
             )
 
     @property
@@ -207,7 +207,8 @@ def estimate(load: Load, gpu: Gpu, *, prompt: int, output: int, concurrency: int
     How many sequences fit is minitron.memory.questions.largest_batch's to say."""
     if min(prompt, output, concurrency) < 1:
         raise MinitronError(
-            f"no speed follows from {concurrency} sequences of {prompt} + {output} tokens; give at least one of each."
+            f"speed cannot be estimated for {concurrency} sequences of {prompt} + {output} tokens; "
+            "give at least one of each."
         )
     pace = _pace(gpu)
     prefill = _prefill(load, pace, prompt, concurrency)

@@ -55,6 +55,6 @@ def speed_document(
     if not rows:
         return None
     note = (
-        f"Estimated by roofline, not measured: prompts of {prompt:,} tokens, answers of {workload.context - prompt:,}."
+        f"Estimated by roofline, not measured: prompts of {prompt:,} tokens, outputs of {workload.context - prompt:,}."
     )
     return {"note": note, "rows": rows}

@@ -1,4 +1,4 @@
-"""vLLM's law of memory for hybrids: one pool of blocks for keys, values and Mamba states.
+"""vLLM's memory for hybrid models: one pool of blocks for the KV cache and Mamba states.
 
 All layers share one pool whose blocks have one size.  A page is what one layer keeps in a block: block_size tokens of
 keys and values, or one whole Mamba state, so block_size is raised until the former holds the latter:

@@ -1,4 +1,4 @@
-"""Workload: what a model is to serve, how its numbers are kept, and by which engine."""
+"""Workload: the context and batch to serve, the number formats, and the engine."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Workload:
             if getattr(self, what) not in (known := formats_for(use)):
                 raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
         if self.engine.name == "vllm" and not FORMATS[self.kv].vllm_kv:
-            raise MinitronError(f"vLLM has no plain {self.kv} cache of keys and values; choose --kv fp8.")
+            raise MinitronError(f"vLLM does not support a KV cache in {self.kv}; choose --kv fp8.")
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
         if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:
@@ -146,7 +146,7 @@ def workload_of(
     computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
     stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"
     if more.get("speculative_tokens") and not spec.mtp_layers:
-        raise MinitronError("this model has no multi-token-prediction block to draft tokens with; leave --mtp out.")
+        raise MinitronError("this model has no multi-token-prediction block to draft tokens; drop --mtp.")
     return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed, **more)
 
 

@@ -1,4 +1,4 @@
-"""Dead zones: shapes of which published runs report that they came out badly, as warnings with their source.
+"""Dead zones: shapes with bad results in published runs, as warnings with their source.
 
 No candidate is left out for them: what was seen on one model need not hold on another.  Scores beside a rule are what
 its source gives; MMLU before distillation is near 0.25 for a model that guesses.
@@ -92,21 +92,23 @@ RULES: Final = (
     Rule(
         "depth_with_experts",
         lambda cut: cut.hybrid and cut.experts and cut.layers <= 46 / 52 + _HAIR,
-        "{layers:.0%} of the layers stay: in Nemotron-3-Nano-30B-A3B 46 of 52 layers (88 %) never scored above 0.34, "
-        "and 42 (81 %) guessed (MMLU before distillation), where 48 reached 0.47.",
+        "{layers:.0%} of the layers stay: in Nemotron-3-Nano-30B-A3B 46 of 52 layers (88 %) never "
+        "scored above 0.34, and 42 (81 %) scored at chance (MMLU before distillation), where 48 "
+        "reached 0.47.",
         _NANO_30B,
     ),
     Rule(
         "attention",
         lambda cut: cut.hybrid and cut.attention < 4 / 6 - _HAIR,
-        "{attention:.0%} of the attention layers stay: NVIDIA's cut of Nemotron Nano 2 stopped at 4 of 6 (67 %), and "
-        "recall over a long context hangs on the few there are.",
+        "{attention:.0%} of the attention layers stay: NVIDIA's cut of Nemotron Nano 2 stopped at 4 "
+        "of 6 (67 %), because recall over a long context depends on them.",
         _NANO_2,
     ),
     Rule(
         "parameters",
         lambda cut: cut.parameters < 0.5,
-        "{parameters:.0%} of the parameters stay: beyond half, cut in steps: 30 %, distil, then cut again.",
+        "{parameters:.0%} of the parameters stay: to cut more than half, prune in steps: cut 30 %, "
+        "distil, then cut again.",
         _MODEL_OPTIMIZER + "README.md",
     ),
 )

@@ -65,8 +65,8 @@ class LayerLimits:
                 raise MinitronError(f"{wrong} {kind} layers cannot be kept; the model has {total} of them.")
             if low > high or (whole and high < total):
                 raise MinitronError(
-                    f"at most {high} of the model's {total} {kind} layers are to stay, and at least "
-                    f"{total if whole else low} must; change one of the two."
+                    f"at most {high} of the model's {total} {kind} layers are to stay, but at least "
+                    f"{(total if whole else low)} must; change one of the two limits."
                 )
             found[kind] = (total if whole else low, min(high, total))
         return found
@@ -78,7 +78,7 @@ def _kind(spec: ModelSpec, name: str) -> str:
     kind = kinds.get(name, name)
     if kind not in kinds.values():
         known = ", ".join(f"{kind} ({letter})" for letter, kind in kinds.items())
-        raise MinitronError(f"{name} is no kind of layer of this model; its kinds are {known}.")
+        raise MinitronError(f"{name} is not a kind of layer of this model; its kinds are {known}.")
     return kind
 
 
@@ -135,7 +135,7 @@ def depth_of(
         raise MinitronError(f"{layers} layers cannot be kept of {len(spec.layers)}; choose 1 to {len(spec.layers)}.")
     dropper = _dropper(spec, workload, scores, keep_attention, limits)
     if (left := len(dropper.kept) - dropper.excess(dropper.counts())) < layers:
-        raise MinitronError(f"{layers} layers are more than the {left} that the limits leave; keep fewer.")
+        raise MinitronError(f"{layers} layers are more than the {left} that the limits allow; keep fewer layers.")
     while len(dropper.kept) > layers:
         if not dropper.drop_one(layers, whole_blocks=False):
             if any(least for least, _ in dropper.bounds.values()):
@@ -203,8 +203,8 @@ def _require_reachable(spec: ModelSpec, pattern: str) -> None:
         place = spec.letters.find(letter, place) + 1
         if place == 0:
             raise MinitronError(
-                f"the pattern cannot be left of the model's {spec.letters}: letter {position} of it, {letter!r}, finds "
-                "no layer; a pattern may only leave letters out."
+                f"the pattern does not fit the model's {spec.letters}: letter {position}, {letter!r}, "
+                "finds no layer; a pattern can only drop letters."
             )
 
 
@@ -237,12 +237,14 @@ def _dropper(
     attention = [kind for kind in bounds if is_attention(spec, spec.layers.index(kind))]
     if any(_kind(spec, name) in attention for name in limits.at_least):
         if keep_attention is not None:
-            raise MinitronError("the attention layers to keep are given twice; give --keep-attention or the limit.")
+            raise MinitronError(
+                "the number of attention layers is given twice; drop --keep-attention or the other limit."
+            )
         floor = 0
     ceiling = sum(bounds[kind][1] for kind in attention)
     if keep_attention is not None and keep_attention > ceiling:
         raise MinitronError(
-            f"at most {ceiling} attention layers are to stay, and at least {keep_attention}; change one of the two."
+            f"at most {ceiling} attention layers are to stay, but at least {keep_attention}; change one of the two."
         )
     worth = layer_scores(spec, scores)
     freed = {kind: freed_bytes(spec, workload, spec.layers.index(kind)) for kind in bounds} if worth is None else {}
@@ -282,7 +284,7 @@ class _Dropper:
         while excess := self.excess(counts := self.counts()):
             above = [kind for kind, count in counts.items() if count > self.bounds[kind][1]]
             if not self.drop_one(min(fewest, len(self.kept) - excess), whole_blocks=False, among=above):
-                raise MinitronError("the limits on layers leave no layer at all; let some kind stay.")
+                raise MinitronError("the limits leave no layer at all; allow layers of some kind to stay.")
         return self
 
     def drop_one(self, fewest: int, *, whole_blocks: bool, among: Collection[str] = ()) -> bool:

@@ -56,15 +56,16 @@ class Lattice:
 
     def __post_init__(self) -> None:
         if not self.depths or len(set(self.depths)) < len(self.depths):
-            raise MinitronError("the lattice needs depths that differ; give each of them once.")
+            raise MinitronError("the lattice has repeated depths; give each depth once.")
         for axis, group in self.spec.family.grouped.items():
             key = self.spec.key(axis) if axis in self.spec.sizes else ""
             if self.spec.key(group) not in self.widths:
                 for choice in self.widths.get(key, ()):
                     if isinstance(choice, int) and choice % self.spec.sizes[group]:
                         raise MinitronError(
-                            f"{key} = {choice} is no multiple of {self.spec.key(group)} = {self.spec.sizes[group]}; "
-                            "choose one, so that each group keeps the same number."
+                            f"{key} = {choice} is not a multiple of {self.spec.key(group)} = "
+                            f"{self.spec.sizes[group]}; choose a multiple, so that each group keeps "
+                            "the same number."
                         )
 
     @property

@@ -130,7 +130,7 @@ def build_lattice(
     if sum(given is not None for given in (layers, pattern, counts)) > 1:
         raise MinitronError("the depth is given twice; choose one of --layers, --pattern and num_hidden_layers.")
     if pattern is not None and keep_attention is not None:
-        raise MinitronError("--pattern says which attention layers stay, so --keep-attention has no say; give one.")
+        raise MinitronError("--pattern conflicts with --keep-attention; drop one.")
     _require_no_contradiction(spec, options, by_hand, pattern, [layers, pattern, counts])
     widths = default_widths(spec, options)
     if lattice:
@@ -158,13 +158,18 @@ def _require_no_contradiction(
     wanted, left = options.keys(spec), {config_key(spec, name, cut=False) for name in options.leave}
     for key in by_hand:
         if key in wanted | left:
-            raise MinitronError(f"{key} has its sizes from the lattice, so no other option has a say; give one.")
+            raise MinitronError(f"--lattice {key} conflicts with --multiple, --most or --leave for it; drop one.")
     if DEPTH in wanted | left and any(given is not None for given in depth):
-        raise MinitronError("the depth is given, so no option about num_hidden_layers has a say; give one.")
+        raise MinitronError(
+            "the depth is fixed by --layers, --pattern or --lattice, which conflicts with --multiple, "
+            "--most or --leave for it; drop one."
+        )
     if pattern is not None and (options.layers != LayerLimits() or options.every_mix):
-        raise MinitronError("--pattern says which layers stay, so limits on them have no say; give one.")
+        raise MinitronError("--pattern conflicts with --may-go, --at-least, --at-most and --every-mix; drop one.")
     if options.every_mix and any(given is not None for given in depth):
-        raise MinitronError("the depth is given, so there is one mix of layers only; leave one of the two out.")
+        raise MinitronError(
+            "--every-mix conflicts with a depth fixed by --layers or --lattice num_hidden_layers; drop one."
+        )
 
 
 def _in_steps(spec: ModelSpec, kept: tuple[Kept, ...], options: LatticeOptions) -> tuple[Kept, ...]:
@@ -176,7 +181,7 @@ def _in_steps(spec: ModelSpec, kept: tuple[Kept, ...], options: LatticeOptions) 
 def _layer_counts(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() for word in words):
-        raise MinitronError(f"num_hidden_layers: {text!r} is no list of numbers; write it like 54,56.")
+        raise MinitronError(f"num_hidden_layers: {text!r} is not a list of numbers; write it like 54,56.")
     return sorted({int(word) for word in words}, reverse=True)
 
 
@@ -199,7 +204,7 @@ def search(
     if sort not in SORTS:
         raise MinitronError(f"candidates cannot be sorted by {sort!r}; choose {' or '.join(SORTS)}.")
     if top < 1:
-        raise MinitronError(f"a list of the best {top} is empty; ask for at least 1.")
+        raise MinitronError(f"--top {top} lists no candidate; give 1 or more.")
     lattice = one_a_layout(lattice, scores)
     spec = lattice.spec
     shares = None if scores is None else Shares(lattice, scores)
@@ -222,7 +227,10 @@ def search(
         best.add(points, fits, totals if sort == "memory" else values)
         front.add(points, allowed, totals, values)
     if not searched:
-        raise MinitronError("no point of the lattice keeps its groups whole and sizes within the model's; widen it.")
+        raise MinitronError(
+            "the lattice holds no valid architecture: sizes must not exceed the model's and groups must "
+            "divide evenly; give more sizes."
+        )
     if smallest is not None and not feasible:
         raise NothingFits(_miss(count.candidates(lattice, None, smallest[1])[0], budget, searched))
     return SearchResult(
@@ -329,8 +337,9 @@ def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:
     term = max(need.lines, key=lambda name: need.lines[name])
     which = "the only candidate" if searched == 1 else f"the smallest of {searched:,} candidates"
     return (
-        f"nothing fits into {format_bytes(budget.available)}: {which} needs {format_bytes(need.total)}, "
-        f"{format_bytes(need.total - budget.available)} too much, of which {term.replace('_', ' ')} takes the most, "
-        f"{format_bytes(need.lines[term])}; prune more with --lattice or --layers, or ask for a shorter context, a "
-        "smaller batch, narrower numbers or a larger GPU."
+        f"nothing fits into {format_bytes(budget.available)}: {which} needs "
+        f"{format_bytes(need.total)}, {format_bytes(need.total - budget.available)} too much, of which "
+        f"{term.replace('_', ' ')} takes the most, {format_bytes(need.lines[term])}; prune more with "
+        "--lattice or --layers, or use a shorter context, a smaller batch, smaller number formats or "
+        "a larger GPU."
     )

@@ -61,7 +61,7 @@ class LatticeOptions:
         multiple, most = (_of(spec, key, asked) for asked in (self.multiples, self.most))
         left = key in {config_key(spec, name, cut=False) for name in self.leave}
         if left and (multiple is not None or most is not None):
-            raise MinitronError(f"{key} is to stay as it is and to be searched; ask for one of the two.")
+            raise MinitronError(f"{key} is both excluded (--leave) and searched; drop one of the two.")
         return Step(
             default.multiple if multiple is None else multiple,
             default.smallest if multiple is None else multiple,
@@ -74,7 +74,7 @@ def _of(spec: ModelSpec, key: str, asked: Mapping[str, Any]) -> Any:
     """What was asked for the config key, by whichever of its names; None where nothing was."""
     found = {value for name, value in asked.items() if config_key(spec, name) == key}
     if len(found) > 1:
-        raise MinitronError(f"{key} is given twice with different numbers, by different names; give it once.")
+        raise MinitronError(f"{key} is given twice with different numbers; give it once.")
     return next(iter(found), None)
 
 
@@ -93,7 +93,7 @@ def config_key(spec: ModelSpec, name: str, *, cut: bool = True) -> str:
                 )
             return spec.key(axis)
     free = [axis for axis in spec.sizes if axis not in spec.family.fixed]
-    raise MinitronError(f"{name} is no axis of this model; its axes are layer, {', '.join(free)}.")
+    raise MinitronError(f"{name} is not an axis of this model; its axes are layer, {', '.join(free)}.")
 
 
 @dataclass(frozen=True, order=True)
@@ -165,7 +165,7 @@ def parse_widths(spec: ModelSpec, texts: Mapping[str, str]) -> dict[str, tuple[C
 
 def _parse_choices(spec: ModelSpec, key: str, text: str) -> tuple[Choice, ...]:
     if key not in spec.keys:
-        raise MinitronError(f"{key} is no width of this model; its widths are {', '.join(sorted(spec.keys))}.")
+        raise MinitronError(f"{key} is not a width of this model; its widths are {', '.join(sorted(spec.keys))}.")
     if fixed := [axis for axis in spec.keys[key] if axis in spec.family.fixed]:
         raise MinitronError(
             f"{key} cannot be cut in a {spec.family.name} model, as {why_fixed(spec, fixed[0])}; "
@@ -180,8 +180,8 @@ def _parse_choices(spec: ModelSpec, key: str, text: str) -> tuple[Choice, ...]:
             choices.add(_checked(spec, key, int(word)))
         else:
             raise MinitronError(
-                f"{key}: {word.strip()!r} is no size; write whole numbers such as 4480, or 3.5x for 3.5 times "
-                "hidden_size."
+                f"{key}: {word.strip()!r} is not a size; write whole numbers such as 4480, or 3.5x for "
+                "3.5 times hidden_size."
             )
     return tuple(sorted(choices, key=lambda choice: (isinstance(choice, Times), choice), reverse=True))
 
@@ -194,11 +194,13 @@ def _checked(spec: ModelSpec, key: str, size: int) -> int:
     for axis in spec.keys[key]:
         if size < spec.least(axis):
             raise MinitronError(
-                f"{key} = {size} is fewer than the {spec.least(axis)} {spec.axis(axis).label} of "
+                f"{key} = {size} is less than the {spec.least(axis)} {spec.axis(axis).label} of "
                 f"{spec.axis(axis).least_key}; keep more."
             )
         if size % spec.equal_groups(axis):
-            raise MinitronError(f"{key} = {size} is no multiple of the router's {spec.equal_groups(axis)} groups.")
+            raise MinitronError(
+                f"{key} = {size} is not a multiple of the router's {spec.equal_groups(axis)} groups; choose one."
+            )
     return size
 
 

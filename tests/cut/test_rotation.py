@@ -201,5 +201,5 @@ def test_bases_survive_the_disk(tiny_hybrid: Path, tmp_path: Path) -> None:
     with pytest.raises(MinitronError, match="exists already"):
         plan.save(tmp_path / "plan.json")
     beside(tmp_path / "plan.json").write_bytes(b"another")
-    with pytest.raises(MinitronError, match="another plan's"):
+    with pytest.raises(MinitronError, match="another plan"):
         load_plan(tmp_path / "plan.json")

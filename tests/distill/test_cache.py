@@ -142,7 +142,7 @@ def test_a_damaged_or_foreign_cache_is_refused(tiny_llama: Path, text: Text, tmp
         TeacherCache(tmp_path / "cache", text, ABOUT | {"seed": 1})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/diary.txt").write_text("dear diary")
-    with pytest.raises(MinitronError, match="no teacher's cache"):
+    with pytest.raises(MinitronError, match="not a teacher cache"):
         TeacherCache(tmp_path / "mine", text, ABOUT)
 
 

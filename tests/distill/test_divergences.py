@@ -214,9 +214,9 @@ def test_hidden_states_are_compared_by_direction() -> None:
     ("typed", "message"),
     [
         ("backward_kl", "forward_kl"),
-        ("forward_kl:2", "takes no number"),
+        ("forward_kl:2", "takes no parameter"),
         ("jsd:1", "jsd:0.5"),
-        ("jsd:half", "no number"),
+        ("jsd:half", "not a number"),
         ("top_k:2.5", "top_k:64"),
         ("sampled:0", "sampled:12"),
     ],

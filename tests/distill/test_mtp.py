@@ -210,12 +210,12 @@ def test_where_there_is_none(
         Predictor(bare, model)
     with pytest.raises(MinitronError, match="give an MTP weight"):
         Recipe(steps=1, mtp_lm_weight=0.5)
-    with pytest.raises(MinitronError, match="trained along with all"):
+    with pytest.raises(MinitronError, match="trained only with all"):
         Recipe(steps=1, mtp_weight=0.5, train="router")
     arguments = ["--data", str(short_text), "--steps", "2", "--sequence-length", "16", "--batch-tokens", "32"]
     arguments += ["-o", str(tmp_path / "out"), "--mtp-weight", "0.3"]
     assert run(["distill", str(bare), "--teacher", str(student), *arguments]) == 2
-    assert "leave --mtp-weight out" in capsys.readouterr().err
+    assert "drop --mtp-weight" in capsys.readouterr().err
     assert run(["distill", str(student), "--teacher", str(bare), *arguments, "--json"]) == 0
     curve = json.loads(capsys.readouterr().out)["results"]["curve"]
     assert all({"mtp_kl", "mtp_acceptance"} <= point.keys() for point in curve)

@@ -38,7 +38,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, wa
         ({"tokens": 5000, "steps": 5}, "not both"),
         ({"steps": 0}, "steps is 0"),
         ({"tokens": 100}, "less than one step"),
-        ({"steps": 5, "batch_tokens": 1000}, "no multiple"),
+        ({"steps": 5, "batch_tokens": 1000}, "not a multiple"),
         ({"steps": 5, "sequence_length": 1, "batch_tokens": 4}, "2 or more"),
         ({"steps": 5, "learning_rate": math.nan}, "learning rate is nan"),
         ({"steps": 5, "learning_rate": 1e-4, "minimum_learning_rate": 1e-3}, "above the highest"),

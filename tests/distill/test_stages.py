@@ -129,7 +129,7 @@ def test_a_later_stages_mistake_is_told_before_the_first_begins(
         ("steps = ", "not valid TOML"),
         ("steps = 3", r"no \[\[stages\]\]"),
         ("[[stages]]\nsteps = 3\ncolour = 'red'", "stage 1: there is no 'colour'"),
-        ("[[stages]]\nsteps = 3\ndata = 'a.txt'", "no list of texts"),
+        ("[[stages]]\nsteps = 3\ndata = 'a.txt'", "not a list of texts"),
         ("[[stages]]\nlearning_rate = 1", "either tokens or steps"),
         ("[[stages]]\nsteps = 'three'", "three"),
         ("[[stages]]\nsteps = 3\nlearning_rate = 'high'", "wrong kind"),
@@ -145,7 +145,7 @@ def test_two_ways_to_say_how_are_one_too_many(
     folder: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments(folder, tiny_llama, "--steps", "3")) == 2
-    assert "--steps and --recipe both say" in capsys.readouterr().err
+    assert "--steps conflicts with --recipe" in capsys.readouterr().err
     typed = [word for word in arguments(folder, tiny_llama) if word not in ("--data", str(folder / "text.txt"))]
     assert run(typed) == 2
     assert "stage 1 of the recipe names no data" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_as_it_is_typed(
     arguments = ["distill", str(student), "--teacher", str(tiny_hybrid), "--data", str(short_text), "--offload-teacher"]
     arguments += ["--steps", "2", "--sequence-length", "16", "--batch-tokens", "64", "-o", str(tmp_path / "out")]
     assert run([*arguments, "--teacher-precision", "fp8"]) == 2
-    assert "leave --teacher-precision or --offload-teacher out" in capsys.readouterr().err
+    assert "drop --teacher-precision or --offload-teacher" in capsys.readouterr().err
     assert run([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["settings"]["offload_teacher"] is True and document["results"]["drift"] is None

@@ -166,7 +166,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
     lattice = Lattice(spec, (tuple(range(8)),), parse_widths(spec, {"hidden_size": "32,28"}))
     with pytest.raises(NothingFits):
         sieve(Oracle(spec), lattice, WORKLOAD, Budget(1000), scores, plan=plan_of(spec))
-    with pytest.raises(MinitronError, match="finalists = 0 is too few"):
+    with pytest.raises(MinitronError, match="finalists is 0, too few"):
         SieveOptions(finalists=0)
 
 

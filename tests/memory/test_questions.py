@@ -74,7 +74,7 @@ def test_the_smallest_gpu_is_the_smallest() -> None:
 def test_solving_tells_the_workload_that_fits() -> None:
     budget = limit(find_gpu("A10G"))
     workload = workload_of(TWELVE, LONG)
-    with pytest.raises(MinitronError, match="no length of context fits"):
+    with pytest.raises(MinitronError, match="no context length fits"):
         solve("context", TWELVE, workload, budget, limit)
     found = solve("weights", TWELVE, workload, budget, limit)
     assert (found.value, found.workload.weights) == ("fp8", "fp8")

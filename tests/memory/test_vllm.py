@@ -207,5 +207,5 @@ def test_what_is_reserved_is_not_given_to_vllm() -> None:
     assert "--gpu-memory-utilization 0.861 " in line
     assert "mamba" not in line
     assert "utilization" not in serve_line("x", spec, workload, Budget(20 * GiB))
-    with pytest.raises(MinitronError, match="no plain int8 cache"):
+    with pytest.raises(MinitronError, match="does not support a KV cache in int8"):
         workload_of(spec, 8192, kv="int8", engine=engine())

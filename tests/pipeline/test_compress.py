@@ -111,7 +111,7 @@ def test_a_folder_of_something_else_is_not_touched(
     (tmp_path / "run" / "precious").write_text("mine")
     for more in ([], ["--overwrite"]):
         assert run([*arguments, *more]) == 2
-        assert "no run folder of minitron" in capsys.readouterr().err
+        assert "not a run folder of minitron" in capsys.readouterr().err
     assert (tmp_path / "run" / "precious").read_text() == "mine"
 
 
@@ -148,7 +148,7 @@ def test_text_held_back_is_the_end_of_the_data(
     [
         (["--gpu", "A10G"], "--gpu and --budget are both"),
         (["--tokens", "32"], "less than one step"),
-        (["--distill-sequence-length", "48"], "no multiple of the sequence length"),
+        (["--distill-sequence-length", "48"], "not a multiple of the sequence length"),
         (["--layers", "4", "--pattern", "M"], "--layers and --pattern"),
     ],
 )

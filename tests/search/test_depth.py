@@ -90,8 +90,8 @@ def test_a_pattern_keeps_the_most_important_layers_that_spell_it(seed: int, leng
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda spec: match_pattern(spec, "M**M"), "letter 4 of it, 'M', finds no layer"),
-        (lambda spec: match_pattern(spec, "MX"), "letter 2 of it, 'X', finds no layer"),
+        (lambda spec: match_pattern(spec, "M**M"), "letter 4, 'M', finds no layer"),
+        (lambda spec: match_pattern(spec, "MX"), "letter 2, 'X', finds no layer"),
         (lambda spec: match_pattern(spec, ""), "the pattern is empty"),
         (lambda spec: depth_of(spec, WORKLOAD, 9), "9 layers cannot be kept of 8"),
         (lambda spec: depth_of(spec, WORKLOAD, 1), "1 layers are fewer than the 2 attention layers to keep"),
