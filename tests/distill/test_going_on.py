@@ -107,7 +107,7 @@ def test_the_best_weights_are_kept_beside_the_last(
         found = distill(Distillation(student, tiny_hybrid, short_text, output), recipe, note=notes.append)
     assert [point["step"] for point in found.curve] == [0, 2, 4, 6]
     assert (found.steps, found.selected_step) == (6, 2 if select == "best" else 6)
-    assert any("Ended after step 6 of 8" in note for note in notes)
+    assert any("Stopped early after step 6 of 8" in note for note in notes)
     best, last = (output, tmp_path / "out.last") if select == "best" else (tmp_path / "out.best", output)
     for folder, steps in ((best, 2), (last, 6)):
         plain = replace(RECIPE, validate_every=8, steps=8)
