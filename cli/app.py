@@ -1,7 +1,7 @@
 """The command `minitron`: the table of its commands, and the exit code of each kind of error.
 
 A command is a function `command` in cli/<name>.py with typer annotations (see cli/options.py); its docstring is its
-help.  Exit codes: 0 done, 1 an unforeseen failure, 2 something the user can mend, 130 interrupted.
+help.  Exit codes: 0 success, 1 an unexpected error, 2 an error the user can fix, 130 interrupted.
 """
 
 import errno

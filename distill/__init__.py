@@ -1,1 +1,1 @@
-"""How the quality comes back: a smaller model learns the logits of the one it was cut from."""
+"""Distillation: a smaller model learns the logits of its teacher."""

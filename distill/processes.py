@@ -1,4 +1,4 @@
-"""What the processes of one run do together: the only place that talks to torch.distributed.
+"""Communication between the processes of one run: the only module that uses torch.distributed.
 
 With one process everything here is the identity.  Under torchrun `joined` makes the process group.
 """

@@ -120,7 +120,7 @@ class Recipe:
     """Times the cross entropy of the next token, added to the loss."""
 
     mtp_weight: float = 0.0
-    """Times the loss of the student's multi-token-prediction block, added to the loss; the block is trained along."""
+    """Weight of the loss of the student's multi-token-prediction block, which is trained only if this is above 0."""
 
     mtp_lm_weight: float = 0.0
     """Within that, times the cross entropy of the token after the next."""
@@ -132,7 +132,7 @@ class Recipe:
     """A name of TRAINED: which parameters are trained."""
 
     activation_checkpointing: bool = False
-    """Whether a layer's activations are made anew on the way back instead of being kept."""
+    """Whether a layer's activations are recomputed in the backward pass instead of stored."""
 
     compile: bool = False
     """Whether layers and loss run as torch.compile makes them."""

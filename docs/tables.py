@@ -1,6 +1,6 @@
 """The tables in the documents, made from the tables in the code: `make docs-tables`.
 
-A document marks the place of a table with two comments, and what is between them is written anew:
+Two comments mark the place of a table in a document; the text between them is replaced:
 
     <!-- table: estimators -->
     <!-- end -->

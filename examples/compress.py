@@ -1,4 +1,4 @@
-"""What `minitron demo` does, through the Python interface: the built-in model made smaller and distilled.
+"""What `minitron demo` does, through the Python interface: compress and distil the built-in model.
 
     python examples/compress.py --output runs/example [--tokens 150000]
 

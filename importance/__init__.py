@@ -1,4 +1,4 @@
-"""Which parts of a model matter: forward passes over calibration text, streaming sums, one score an index.
+"""Which parts of a model matter: streaming sums over calibration text, one score per index of an axis.
 
 sites        where in a model the activations of an axis pass, read off the family's rules
 estimators   from the activations of a batch to a channel's score

@@ -1,4 +1,4 @@
-"""Arrays too many for memory: on disk, mapped while they are read, and written without a second copy."""
+"""Arrays larger than memory: on disk, memory-mapped for reading, and written without a second copy."""
 
 from __future__ import annotations
 

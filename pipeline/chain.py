@@ -1,7 +1,7 @@
-"""The chain that `compress` and `demo` run: score, plan, prune, distill, evaluate, each one artefact of one folder.
+"""The chain of `compress` and `demo`: score, plan, prune, distill, evaluate. Each step writes one artefact of a folder.
 
-An artefact is complete or absent, so a step is done when its artefact exists: a run that was killed anywhere goes on
-with the first step that is not.  run.json says what the run was asked for; another request does not go on from it."""
+An artefact is complete or absent, so a step is done when its artefact exists, and a killed run resumes with the first
+step that is not done.  run.json holds the request; a run is not resumed with another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of an architecture in a run: all sieves of the search, the plan, and the report of how it came about."""
+"""The choice of an architecture in a run: all sieves of the search, the plan, and its report."""
 
 from __future__ import annotations
 

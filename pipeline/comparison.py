@@ -1,4 +1,4 @@
-"""Several models, or one model on several GPUs, side by side."""
+"""Compare: several models, or one model on several GPUs, side by side."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Comparison:
     known."""
 
     cautions: tuple[str, ...]
-    """What is to be known of the device."""
+    """Cautions about the GPU and the workload."""
 
     def to_json(self) -> dict[str, Any]:
         """A row of the document."""

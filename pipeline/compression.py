@@ -1,4 +1,4 @@
-"""A request to compress a model, and the artefacts of the folder in which it is carried out."""
+"""The request to compress a model, and the names of the files in the run folder."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Compression:
     """Text for distillation."""
 
     planning: Planning
-    """What there is, and which architectures to look at."""
+    """The GPU or budget, the workload, and the architectures to search."""
 
     recipe: Recipe
     """How to distil."""
 
     calibration: Path | None = None
-    """Text for scores; None is the text for distillation."""
+    """Calibration text for scoring; None uses the text for distillation."""
 
     heldout: Path | None = None
-    """Text that the others do not hold, for the evaluation; None holds back the end of the text for distillation."""
+    """Held-out text for the evaluation; None holds out the end of the text for distillation."""
 
     searching: Searching = field(default_factory=Searching)
     """How candidates are measured before one is chosen."""
@@ -59,7 +59,7 @@ class Compression:
     """How the model is scored."""
 
     cutting: Cutting = field(default_factory=Cutting)
-    """How what is chosen is cut."""
+    """How the chosen architecture is cut."""
 
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     """How teacher, pruned and distilled models are measured at the end."""
@@ -71,7 +71,7 @@ class Compression:
     """Where models run, as torch spells it; None is the first GPU, or else the CPU."""
 
     command: str = ""
-    """How this was asked for, as the report tells it."""
+    """The command line, for the report."""
 
     def __post_init__(self) -> None:
         require_known(self, {"teacher_precision": get_args(Precision)})

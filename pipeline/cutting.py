@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How what is chosen is cut."""
+    """How the chosen architecture is cut."""
 
     rotate: bool | None = None
     """Whether the residual stream is rotated to its strongest directions (True) or its best channels are selected

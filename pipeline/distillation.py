@@ -1,4 +1,4 @@
-"""A smaller model learns the logits of the one it was cut from."""
+"""Distill: train a smaller model on the logits of its teacher."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came of a distillation."""
+    """The results of a distillation."""
 
     stages: tuple[DistillResult, ...]
     """The result of each stage; of a single recipe there is one."""
 
     is_first: bool
-    """Whether this is the process that speaks for all that torchrun started."""
+    """Whether this is the first process of a torchrun, the only one that prints."""
 
     @property
     def result(self) -> DistillResult:

@@ -1,4 +1,4 @@
-"""Checkpoints side by side: quality, size, speed and memory."""
+"""Evaluate: quality, size, speed and memory of checkpoints, side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluate(
     device: str | None = None,
     progress: Progress = silent,
 ) -> list[Evaluation]:
-    """What each of `models` is worth on the held-out `text`; beside a teacher `against` also how far it is from that.
+    """Measure each of `models` on the held-out `text`; with a teacher `against` also the KL divergence from it.
 
     A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
     where a folder holds no such model, is named twice, the text is too short or a tokenizer is not the teacher's."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its config.json and the headers of its safetensors files."""
+"""Inspect: layers, sizes and parameters of a checkpoint, from config.json and the safetensors headers."""
 
 from __future__ import annotations
 

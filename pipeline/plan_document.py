@@ -1,4 +1,4 @@
-"""The report document of a plan: what was found, what else would do, how fast it is and how it is served."""
+"""The report document of a plan: candidates, remedies, speed estimates and the serve command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan of a smaller model, made without weights: which architectures fit, what each costs, and the report."""
+"""Plan: the architectures that fit, their memory, and the report; from config.json, without weights."""
 
 from __future__ import annotations
 

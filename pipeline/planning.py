@@ -35,7 +35,7 @@ class Planning(Serving):
     """The GPU's usable bytes, where it is not in the table or the table is wrong."""
 
     budget: int | None = None
-    """Instead of a GPU: the bytes that all may take together."""
+    """Total memory in bytes, instead of a GPU."""
 
     lattice: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     """Config key -> the sizes to try, numbers or such as 3.5x (times hidden_size); what is not named stays as it is.
@@ -60,7 +60,7 @@ class Planning(Serving):
     """Axes that stay as they are."""
 
     may_go: Sequence[str] | None = None
-    """Kinds of layers, in full or by their letter, that alone are dropped; None is all of them."""
+    """The only kinds of layers that may be dropped, by name or letter; None is all of them."""
 
     at_least: Mapping[str, int] = field(default_factory=dict)
     """Kind of layer -> the fewest that stay."""

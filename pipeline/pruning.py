@@ -40,7 +40,7 @@ class Pruning:
     """A plan that was written before."""
 
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Config key -> size by hand."""
+    """Config key -> size to cut to."""
 
     scores: Path | None = None
     """Scores that were written before."""
@@ -119,7 +119,7 @@ class Cut:
 
 
 def prune(request: Pruning, *, progress: Progress = silent) -> Cut:
-    """Cut a checkpoint to a budget, to a plan, or to sizes given by hand.
+    """Cut a checkpoint to a memory budget, to a plan, or to given sizes.
 
     Raises MinitronError, with nothing written, where the checkpoint is not understood whole, nothing fits, the output
     exists, or nothing says which parts matter."""

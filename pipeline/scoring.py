@@ -26,7 +26,7 @@ def score(
 ) -> Scores:
     """The scores of `model` on the text `data`, written to the file `output` where one is given.
 
-    Forward passes over calibration text, no gradients.  `note` is told where the text is shorter than asked for.
+    `note` is called if the text is shorter than asked for.
     Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
     from importance.score.calibrate import calibrate
 

@@ -24,22 +24,22 @@ class Searching:
     """Whether layers and widths are cut together or one after the other."""
 
     objective: str = "kl"
-    """What candidates are measured by: kl (to the parent), perplexity, or task:NAME of lm-eval."""
+    """Objective to measure candidates by: kl (divergence from the parent), perplexity, or task:NAME of lm-eval."""
 
     evaluate: int = 24
-    """Candidates of the damage model to cut and measure; 0 ranks by importance scores alone."""
+    """Number of the damage model's best candidates to cut and measure; 0 ranks by importance scores only."""
 
     combinations: int = 32
     """Random architectures to fit the damage model to."""
 
     trial_text: Path | None = None
-    """Text to measure candidates on; None is calibration sequences that no score ever sees."""
+    """Text to measure candidates on; None uses calibration sequences held out from scoring."""
 
     trial_samples: int = 16
     """Sequences to measure candidates on, at most."""
 
     finalists: int = 3
-    """Near-ties among the measured to distil for a short while before one is chosen; 0 or 1 for none."""
+    """Number of candidates with nearly equal loss to distil briefly before one is chosen; 0 or 1 for none."""
 
     finalist_tokens: int | None = None
     """Tokens to distil each finalist on; None is a tenth of the recipe's."""
@@ -59,7 +59,7 @@ class Searching:
 
     @property
     def held_back(self) -> int:
-        """Sequences of the calibration text on which candidates are measured and which so must not calibrate."""
+        """Sequences of the calibration text held out from scoring, to measure candidates on."""
         return self.trial_samples if self.measures and self.trial_text is None else 0
 
     @property

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
 
 EngineName = Literal["plain", "vllm"]
-"""Whose law of memory counts."""
+"""The engine whose memory is counted."""
 
 _LARGE_GPU_GIB: Final = 70
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What a model must serve; None where a default depends on the rest."""
+    """Workload, number formats and engine; None where a default depends on other fields."""
 
     context: int | None = None
     """Tokens of one sequence; None is the longest that the config names."""
@@ -32,10 +32,11 @@ class Serving:
     """Sequences at the same time."""
 
     prompt: int | None = None
-    """Of the context, tokens of the prompt, for the speed; the rest is written."""
+    """Prompt tokens in the context, for the speed estimate; the rest is generated."""
 
     engine: EngineName = "plain"
-    """plain: nothing rounded.  vllm: vLLM's blocks, buffers and settings."""
+    """plain: the sum of weights, KV cache and states, without an engine's block rounding and buffers.  vllm: memory as
+    vLLM allocates it."""
 
     utilization: float | None = None
     """The share of a GPU's memory to use; None is 0.95, or 0.92 with vllm."""
@@ -71,13 +72,13 @@ class Serving:
     """Tokens that the multi-token-prediction block drafts at a step."""
 
     lora_rank: int = 0
-    """Rank of LoRA adapters that are served along."""
+    """Rank of the LoRA adapters served with the model."""
 
     loras: int = 1
-    """How many such adapters at once."""
+    """Number of LoRA adapters loaded at once."""
 
     max_num_seqs: int | None = None
-    """vllm: sequences to make room for; None is the batch."""
+    """vllm: maximum number of concurrent sequences; None is the batch."""
 
     max_num_batched_tokens: int | None = None
     """vllm: tokens of a step; None is 2,048, or 8,192 on GPUs of 70 GiB and more."""

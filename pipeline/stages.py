@@ -1,7 +1,6 @@
 """Depth first, then width: layers are cut, the shorter model is scored again, and then widths are cut.
 
-A layer that goes changes what the others matter.  The architecture is the plan's; the layers go first, the model that
-is left is scored anew, and by those scores it loses its widths.
+Dropping a layer changes the importance of the others.  The architecture is that of the plan.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Standing:
-    """A model as it is, beside what there is."""
+    """The unpruned model, with budget and workload."""
 
     planning: Planning
     spec: ModelSpec
@@ -27,14 +27,14 @@ class Standing:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """What the model takes, line by line."""
+        """The model's memory, term by term."""
         from minitron.memory.footprint_lines import terms
 
         return tuple(terms(self.spec, self.workload, self.budget))
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What is to be known of the device."""
+        """Cautions about the GPU and the workload."""
         from minitron.memory.questions import cautions
 
         return cautions(self.spec, self.workload, self.budget.gpu)
@@ -58,7 +58,7 @@ class Standing:
 
 
 def stand(model: Path, planning: Planning) -> Standing:
-    """How the model itself stands, which holds even where no smaller one fits; reads no weights.
+    """The unpruned model against the budget, which is defined even if no smaller model fits; reads no weights.
 
     Raises MinitronError where there is neither a GPU nor a budget of bytes."""
     from minitron.model.spec import read_spec

@@ -1,4 +1,4 @@
-"""Losses between two models' next-token distributions, computed without ever holding [tokens, vocabulary] numbers.
+"""Losses between two models' next-token distributions, computed in chunks, without a whole [tokens, vocabulary] tensor.
 
 `chunked_loss` walks over chunks of tokens, and on request over blocks of the vocabulary; what is compared there is one
 of distill.losses.divergences.

@@ -1,4 +1,4 @@
-"""What a student's next-token distribution q is told of its teacher's, p: one function a divergence.
+"""Divergences between the teacher's next-token distribution p and the student's q: one function each.
 
 A divergence is a sum over the vocabulary of f(log q_v, log p_v).  Its function returns the sum and g_v, the derivative
 of f by log q_v; whoever has logits z makes of it dL/dz_v = g_v - q_v * sum of g, for the softmax's derivative is

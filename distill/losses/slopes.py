@@ -1,4 +1,4 @@
-"""One chunk of tokens: its losses and their derivatives by the logits, which take the logits' place.
+"""One chunk of tokens: its losses and their gradients with respect to the logits, which overwrite the logits.
 
 Shape letters: C tokens of the chunk, H hidden (the student's and the teacher's may differ), V vocabulary.
 """

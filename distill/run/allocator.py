@@ -1,6 +1,6 @@
-"""How a process that makes the same steps over and over treats the memory that they free.
+"""Allocator settings for training on a CPU: freed memory is kept for the next step.
 
-glibc gives blocks of megabytes back to the system at once and asks for them anew in the next layer, where every page
+glibc gives blocks of megabytes back to the system at once and asks for them again in the next layer, where every page
 is zeroed: a seventh of a step's time on a CPU (benchmarks/RESULTS.md).
 """
 

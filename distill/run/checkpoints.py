@@ -1,4 +1,4 @@
-"""A run's checkpoints: every process writes its own part of the tensors, at once or behind the steps that follow.
+"""A run's checkpoints: every process writes its own part of the tensors, directly or in the background.
 
     checkpoints/step-00000100   safetensors files of torch.distributed.checkpoint; state.json: where the run stood
     best                        the same, of the weights alone, of the best validation that is not the last

@@ -1,5 +1,5 @@
 """Layers compiled by torch.compile: norms, activations and casts fused into one pass, with fewer activations kept for
-the way back.  They run so in training steps alone; whatever measures a model runs it as it is.
+the backward pass.  Only training steps run compiled layers; measurements run the model uncompiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from minitron.errors import MinitronError
 
 _BUDGET: Final = 0.9
-"""Of the activations that a compiled layer would keep for the way back: below it, making them anew costs time
+"""Of the activations that a compiled layer would store for the backward pass: below it, recomputing costs time
 (benchmarks/RESULTS.md)."""
 
 _COMPILERS: Final = ("g++", "clang++")

@@ -1,4 +1,4 @@
-"""What is asked of a distillation beside its recipe, in types that need no torch."""
+"""The request of a distillation, besides its recipe, as plain data without torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Distillation:
     """Who is sent figures while it runs, a name of distill.run.trackers.TRACKERS."""
 
     overwrite: bool = False
-    """Whether an output that exists is replaced, and a run with other settings begun anew."""
+    """Whether an output that exists is replaced, and a run with other settings started again."""
 
     def __post_init__(self) -> None:
         require_known(self, {"teacher_precision": get_args(Precision)})

@@ -1,4 +1,4 @@
-"""Stepping until a recipe is done, with what happens between steps: validations, checkpoints, signals."""
+"""The training loop: steps until the recipe is done, with validations, checkpoints and signals between them."""
 
 import signal
 import threading

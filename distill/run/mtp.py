@@ -109,9 +109,9 @@ def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     if "mtp_kl" not in after:
         return None
     return (
-        f"MTP drafts: greedy speculative decoding accepts {after['mtp_acceptance']:.1%} "
-        f"({before['mtp_acceptance']:.1%} before training); KL to the teacher {after['mtp_kl']:.4f} "
-        f"nats ({before['mtp_kl']:.4f} before)."
+        f"MTP drafts: greedy speculative decoding accepts {after['mtp_acceptance']:.1%} of them "
+        f"({before['mtp_acceptance']:.1%} before training); their KL to the teacher is "
+        f"{after['mtp_kl']:.4f} nats ({before['mtp_kl']:.4f} before)."
     )
 
 

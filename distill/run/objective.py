@@ -1,4 +1,4 @@
-"""What a student is trained to: the recipe's mix of losses over one batch of sequences.
+"""The training objective: the recipe's mix of losses over one batch of sequences.
 
 Shape letters: B sequences, T tokens, N = B * T.
 """

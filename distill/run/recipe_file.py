@@ -1,4 +1,4 @@
-"""A recipe file: several distillations in a row, as TOML.
+"""Recipe files: training stages in TOML.
 
 learning_rate = 1e-4                 # for every stage that says nothing else
 data = ["0.7:chat.jsonl", "0.3:web"] # paths as seen from the recipe's folder

@@ -1,4 +1,4 @@
-"""What a run is asked to do: its inputs, and whether they fit each other."""
+"""The checked inputs of a run: student, teacher, text and recipe, and whether they fit each other."""
 
 import hashlib
 from dataclasses import dataclass

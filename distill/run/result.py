@@ -1,4 +1,4 @@
-"""What a distillation did and what came of it."""
+"""The result of a distillation: metrics, learning curve, drift."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Several distillations in a row, each of which goes on with the student of the one before."""
+"""Training stages: several distillations in sequence, each starting from the student of the one before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval that a student is asked at every validation."""
+"""lm-eval tasks that are run at every validation."""
 
 from __future__ import annotations
 

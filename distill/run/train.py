@@ -1,4 +1,4 @@
-"""Distillation as a whole: two checkpoints, a text and a recipe in, a trained checkpoint out."""
+"""A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The loop: a student's steps towards its teacher, and all that must be kept to go on with them after a kill.
+"""The trainer: optimiser steps of a student, and the state to resume them after a kill.
 
 Shape letters: B sequences, T tokens, H hidden.
 """

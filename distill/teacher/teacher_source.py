@@ -1,4 +1,4 @@
-"""Where a run's teacher comes from: a model in memory, or the cache of one."""
+"""The source of the teacher's outputs: a model in memory, a streamed one, or a cache."""
 
 from __future__ import annotations
 

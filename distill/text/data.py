@@ -1,4 +1,4 @@
-"""The text of a run as sequences of token ids: which are held out, and which comes when.
+"""The text of a run as sequences of token ids: the held-out ones, and the order of the others.
 
 Shape letters: S sequences, T tokens.
 """

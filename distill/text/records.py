@@ -1,4 +1,4 @@
-"""Records of text from files of several kinds; what is broken is counted and named."""
+"""Records of text from files of several kinds; broken records are counted and named."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def tokenise(
     """The tokens of a source; given a folder they are mapped from files in it, and not made again where it is there.
 
     Conversations go through the tokenizer's chat template; `assistant_only` counts what the assistant says and the end
-    of its turn.  Raises MinitronError where there is no chat template, or it writes earlier messages anew when later
+    of its turn.  Raises MinitronError where there is no chat template, or it changes earlier messages when later
     ones come."""
     if folder is not None and folder.exists():
         return _mapped(folder)

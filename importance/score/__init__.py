@@ -1,1 +1,1 @@
-"""What a pass over text finds: how much each part of a model matters."""
+"""Importance scores from a pass over calibration text."""

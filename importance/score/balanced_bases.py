@@ -1,4 +1,4 @@
-"""Spaces that are linear on both sides, and the directions in which each is cut with the least loss.
+"""Balanced bases: for spaces that are linear on both sides, the directions to keep for the least loss.
 
 What is written to such a space, x, meets what reads it in a product: values and the output projection, queries and keys
 where nothing turns them by position, latent channels and the linears on either side.  With C = E[x x^T] and a metric M,

@@ -39,7 +39,7 @@ def split_blocks(blocks: Blocks, judging: int) -> tuple[Blocks, Blocks]:
 
 
 def require_apart(judging: Blocks, calibration: Blocks) -> None:
-    """Raise MinitronError where the sequences that judge stand, in whole or in part, among those that calibrated, of
+    """Raise MinitronError where the sequences for trials stand, in whole or in part, among those that calibrated, of
     whatever length and place either were cut."""
     found = shared(judging, calibration)
     if found > SHARED:

@@ -228,7 +228,7 @@ def _observe(
     model: PreTrainedModel, findings: Findings, blocks: NDArray[np.int64], batch_size: int, progress: Progress
 ) -> None:
     """One forward pass over all sequences; no logits are made, for nothing is read off them, unless an estimator asks
-    for the way back."""
+    for the backward pass."""
     backward = findings.estimator.gradients
     with (
         # Tensors made in inference mode take no part in a graph.

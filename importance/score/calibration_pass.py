@@ -1,4 +1,4 @@
-"""What a pass over calibration text gives: hooks to run it under, and the scores that follow, layer by layer.
+"""A calibration pass: the hooks that observe activations, and the scores computed from them, layer by layer.
 
 Totals of a layer can be made into scores as soon as all text is through it, while its weights are in memory; what they
 took is then let go.
@@ -54,7 +54,7 @@ class Findings:
 
     @property
     def judges_states(self) -> bool:
-        """Whether a mixer's states are judged by what they carry; chance and weights alone judge by themselves."""
+        """Whether a mixer's states are scored by their energy; `random` and `magnitude` score them themselves."""
         return bool(self.estimator.of(STATE).statistics)
 
     @contextmanager

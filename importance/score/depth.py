@@ -69,7 +69,7 @@ def removal_scores(
     dropped, that is without it and all before it.  The score of a layer that is never dropped is its KL in the last
     round: what removing it instead of the last dropped one would do.  Sorted by score, layers stand in the order of
     their removal, those that stayed behind them by their last KL: where a KL does not exceed the score before it in
-    that order (a removal may even mend a little), the score is the one before plus a millionth of it or 1e-9, whichever
+    that order (a removal may even help a little), the score is the one before plus a millionth of it or 1e-9, whichever
     is larger.  So removing the n layers of the lowest scores is what n rounds remove.
 
     Cost: a round with n layers left runs n(n + 1) / 2 layers per token, for what stands before the left-out layer is

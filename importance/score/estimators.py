@@ -1,4 +1,4 @@
-"""From the activations of a batch to a number a channel: what is added up of them, and what becomes of the sums.
+"""Importance estimators: the statistics each one sums over activations, and the channel scores computed from them.
 
 The command line takes its choices and their help from ESTIMATORS, so that torch and numpy are imported where they are
 used.
@@ -36,7 +36,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an estimator judges the channels of one place by."""
+    """The evidence from which an estimator scores the channels of one place."""
 
     shape: tuple[int, ...]
     """(C,), or (E, F) for the channels of routed experts; that of the scores."""
@@ -51,7 +51,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A way to judge channels.  A score is an amplitude: squares of scores are what adds up over a head's channels."""
+    """A way to score channels.  A score is an amplitude: over a head's channels the squares of scores are summed."""
 
     statistics: Mapping[str, Statistic]
     """By name, what it wants to know of the activations."""
@@ -72,7 +72,7 @@ class Estimator:
     """Whether scores by second moments (importance.score.surgeon) take the place of these wherever there are any."""
 
     gradients: bool = False
-    """Whether its statistics are of the activations times the loss's gradient by them, seen on the way back."""
+    """Whether its statistics are of activations times the gradient of the loss, observed in the backward pass."""
 
     def __post_init__(self) -> None:
         if not (self.summary and self.source):
@@ -80,11 +80,11 @@ class Estimator:
 
     @property
     def hidden(self) -> Estimator:
-        """What judges hidden channels: many linears read each, so that an estimator that needs weights gives way."""
+        """The estimator for hidden channels: `activation` if this one needs weights, because many linears read each."""
         return ACTIVATION if self.reads_weights else self
 
     def of(self, axis: str) -> Estimator:
-        """What judges an axis: itself, whatever it is (see ByAxis)."""
+        """The estimator for an axis: itself (see ByAxis)."""
         return self
 
     def see(self, totals: Totals, place: Hashable, whole: Tensor, shaped: Callable[[Tensor], Tensor]) -> None:
@@ -137,7 +137,7 @@ class ByAxis:
     default: Estimator
 
     others: Mapping[str, Estimator]
-    """Axis -> what judges it instead."""
+    """Axis -> the estimator used for it instead."""
 
     @property
     def gradients(self) -> bool:
@@ -145,7 +145,7 @@ class ByAxis:
         return any(estimator.gradients for estimator in (self.default, *self.others.values()))
 
     def of(self, axis: str) -> Estimator:
-        """What judges an axis."""
+        """The estimator for an axis."""
         return self.others.get(axis, self.default)
 
 
@@ -324,7 +324,7 @@ FALLBACK: Final = "activation"
 """What `best` takes for all axes but those in DEFAULTS, and for these where no second moments are taken."""
 
 DEFAULTS: Final = {name: ESTIMATORS[row.estimator] for name, row in AXES.items() if row.estimator != FALLBACK}
-"""Axis -> what `best` judges it by, as the axis's row says."""
+"""Axis -> the estimator that `best` uses for it, from the axis's row."""
 
 
 def find_estimator(name: str) -> Estimator | ByAxis:

@@ -1,4 +1,4 @@
-"""Routed experts, each judged by its own tokens.
+"""Routed experts, each scored on its own tokens.
 
 transformers keeps the experts of a layer in two stacked tensors and multiplies them in one go, so that no hook sees an
 expert.  While a model is observed the module's forward is replaced by one that returns the same output and looks at
@@ -29,7 +29,7 @@ def observed_experts(
 ) -> Iterator[None]:
     """Until the block ends the module `experts` adds to `totals` what its tokens do.
 
-    `estimator` judges the experts' channels, the input of their down projections; experts as a whole are judged by
+    `estimator` scores the experts' channels, the input of their down projections; experts as a whole are scored by
     `expert_scores` whatever it is.  The routing is the model's own, with the router's correction bias on."""
     watch = _Watch(site, experts, totals, batch, estimator, moments)
 

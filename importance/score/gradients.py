@@ -1,4 +1,4 @@
-"""The way back: gradients of the loss by every activation, for estimators that look at them.
+"""The backward pass: gradients of the loss with respect to every activation, for estimators that use them.
 
 Shape letters: B sequences, T tokens, N tokens of a chunk, H hidden, V vocabulary.
 """

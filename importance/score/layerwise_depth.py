@@ -1,4 +1,4 @@
-"""What leaving out a layer does to the logits, with one layer's weights in memory at a time.
+"""Iterative layer removal with one layer's weights in memory at a time.
 
 A round reads every layer once.  Beside the sequences on their way through all remaining layers go those of every
 candidate, which skip one layer each: at the end of the round there is one stream for every layer that could go.

@@ -1,4 +1,4 @@
-"""Second moments of what linears read: from them follow which inputs are missed least and what the others take over.
+"""Second moments of the inputs of linear layers, for the surgeon's scores and for refits.
 
 Shape letters: N tokens, C inputs of a linear, R tokens routed to E experts.
 """

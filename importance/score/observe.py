@@ -81,8 +81,8 @@ def importance(
 ) -> dict[Key, Array]:
     """The scores of every axis but `layer`, by the keys of minitron.cut.scores.Scores.
 
-    `estimator` is the one that observed, and judges all channels but hidden ones where it needs weights
-    (Estimator.hidden); routed experts as a whole are judged by REAP.  `seed` is that of its random numbers."""
+    `estimator` is the one that observed, and scores all channels but hidden ones where it needs weights
+    (Estimator.hidden); routed experts as a whole are scored by REAP.  `seed` is that of its random numbers."""
     random = np.random.default_rng(seed)
     found: dict[Key, Array] = {STREAM: _hidden(spec, totals, estimator.of(HIDDEN).hidden, random)}
     for site in channel_sites(spec):

@@ -1,4 +1,4 @@
-"""Where in a model the activations of an axis pass: read off the family's rules, so that no module is named here.
+"""The modules at which each axis is observed, derived from the family's rules.
 
 The linear whose LAST dimension is `ffn` reads the `ffn` activations; the norm whose gain is `hidden` makes the `hidden`
 ones.  Modules carry the names that transformers uses in memory (minitron.model.tensor_map).
@@ -75,7 +75,7 @@ class ExpertSite:
 
 
 def channel_sites(spec: ModelSpec) -> Iterator[ChannelSite]:
-    """Every place where channels are judged by what passes, layer by layer; routed experts' own and norms apart."""
+    """Every place where channels are scored by their activations, layer by layer; without routed experts and norms."""
     seen: set[Key] = set()
     for layer, rule in _layer_rules(spec):
         site = _input_site(spec, rule, layer) or _state_space_site(spec, rule, layer)

@@ -1,4 +1,4 @@
-"""How a model is scored: what a person may choose, in types that need no torch."""
+"""The request of scoring: its settings, as plain data without torch."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

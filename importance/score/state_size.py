@@ -1,4 +1,4 @@
-"""Which of a Mamba mixer's states carry what it puts out.
+"""Scores of a Mamba mixer's states: the energy of each state's part of the output.
 
 State n of a head holds h_n(t) = exp(dt_t A) h_n(t-1) + dt_t B_n(t) x(t); the head reads y(t) = sum over n of
 C_n(t) h_n(t) + D x(t) (Dao and Gu 2024, Mamba-2, arXiv 2405.21060, equation 1).  A state counts by the energy of its

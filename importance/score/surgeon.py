@@ -1,4 +1,4 @@
-"""The surgeon: which inputs of a linear are missed least when the others take over what they can.
+"""The surgeon (Optimal Brain Surgeon): the error of dropping inputs of a linear layer after refitting the others.
 
 Optimal Brain Surgeon for whole columns (Hassibi and Stork 1992; Kurtic et al. 2023, ZipLM, arXiv 2302.04089, algorithm
 1): with C = E[a a^T] + ridge the rise of E|W a - W' a_K|^2 on leaving out the inputs S, the rest refitted, is
@@ -30,7 +30,7 @@ AT_ONCE: Final = 64
 over, yet C^3 operations stay C^3."""
 
 ROWS: Final = 256
-"""Outputs that are judged at once: in float64 a large weight takes as much as the moments do."""
+"""Outputs that are scored at once: in float64 a large weight takes as much memory as the moments."""
 
 
 def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1, parts: int = 1) -> Array:
@@ -98,7 +98,7 @@ def surgeon_scores(
     it is not to `judge`; and the ridge of every site whose second moments were seen, the one of
     importance.score.moments.RIDGES that is best on the batches held back.
 
-    Mamba heads are not judged: what they write passes a norm that they share, and there activations rank better."""
+    Mamba heads are not scored: their output passes a norm that they share, and there activations rank better."""
     scores: dict[Key, Array] = {}
     ridges: dict[Key, float] = {}
     for key, site in moments.sites.items():

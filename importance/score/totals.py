@@ -1,4 +1,4 @@
-"""Sums that grow batch by batch: all that a calibration run keeps of the activations that pass.
+"""Streaming sums over batches: all that a calibration run stores of activations.
 
 Shape letters: B sequences, T tokens, C channels, G groups of a norm, R tokens routed to E experts.
 """

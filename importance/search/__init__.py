@@ -1,1 +1,1 @@
-"""Candidates cut in memory and measured: the damage model, the sieves, the trials."""
+"""The search by measurement: the damage model, the sieves and the trials of candidates cut in memory."""

@@ -1,4 +1,4 @@
-"""The damage model: how far any point of a lattice would be from its parent, from a few dozen measured ones.
+"""The damage model: predicts the loss of any point of a lattice from a few dozen measured ones.
 
 Each axis cut alone gives a curve d_a.  A loss such as KL is a quadratic form in what a cut perturbs (to second order,
 KL = 1/2 e^T F e with F the Fisher information), and the perturbations e_a of several cuts add up:

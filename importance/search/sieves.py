@@ -73,7 +73,7 @@ class SieveOptions:
     """Candidates that the model chooses to be measured."""
 
     rounds: int = 3
-    """In so many equal parts; before each the model is fitted anew to all that was measured."""
+    """Number of equal rounds; before each the model is fitted again to all measurements."""
 
     top: int = 10
     """How many candidates come back."""
@@ -228,7 +228,7 @@ class _Run:
 
     def round(self, number: int) -> None:
         """Measure one part of the finalists: what the model likes best, of that what differs most, and the best of less
-        memory; then fit the model anew."""
+        memory; then fit the model again."""
         assert self.model is not None
         model, options = self.model, self.options
         # The parts are as equal as they can be.

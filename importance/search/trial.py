@@ -1,4 +1,4 @@
-"""Trials: how far a candidate, cut in memory, is from its parent on text that chose none of its parts.
+"""Trials: the loss of a candidate, cut in memory, against its parent on text held out from scoring.
 
 Shapes: S sequences of T tokens.
 """

@@ -1,4 +1,4 @@
-"""Verdicts: what each sieve said of every candidate that was measured, and why it came back or not."""
+"""Verdicts: the result of each sieve for every measured candidate, and why it was kept or dropped."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What stays of a model, and cutting it, in files and in memory."""
+"""Scores, plans and pruning, in files and in memory."""

@@ -1,7 +1,7 @@
 """Cut a loaded model: from a plan and a transformers model to a smaller transformers model, without files.
 
-The code that cuts is that of files (minitron.cut.prune.Cutter), so a candidate that is judged in memory is the one that
-is written later.
+The code that cuts is that of files (minitron.cut.prune.Cutter), so a candidate that is measured in memory is the one
+that is written later.
 """
 
 from __future__ import annotations

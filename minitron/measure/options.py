@@ -1,4 +1,4 @@
-"""How checkpoints are measured: what a person may choose, in types that need no torch."""
+"""The request of an evaluation: its settings, as plain data without torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args

@@ -1,1 +1,1 @@
-"""What a model takes and how fast it serves: weights, caches, states, engines, GPUs."""
+"""Memory and speed of a model: weights, caches, states, number formats, engines, GPUs."""

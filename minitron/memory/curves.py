@@ -1,4 +1,4 @@
-"""Curves: what models take at other contexts and batches, and where each meets the budget."""
+"""Curves: memory against context and batch, and where each model reaches the budget."""
 
 from __future__ import annotations
 

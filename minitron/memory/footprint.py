@@ -1,4 +1,4 @@
-"""The memory that a model takes while it serves: weights, KV cache, Mamba states, and what the engine adds.
+"""Footprint: the memory of a model while it serves: weights, KV cache, Mamba states, and an engine's extra terms.
 
 The plain law is the sum of what the model holds and what its sequences keep, nothing rounded to an engine's blocks:
 

@@ -1,4 +1,4 @@
-"""Terms: every line of a footprint with its formula, the numbers in it, and where they come from.
+"""Terms: every line of a footprint with its formula, its numbers and their origin.
 
 A reader with a pencil gets the same bytes."""
 
@@ -57,7 +57,7 @@ class Term:
     """In words."""
 
     filled: str
-    """The same with the numbers filled in: what it comes to is `bytes`, to the byte."""
+    """The formula with its numbers; the result is `bytes`, to the byte."""
 
     origin: str
     """A name in ORIGINS."""

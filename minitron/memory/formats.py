@@ -178,6 +178,6 @@ def named_in_config(name: str, *, quantised: bool) -> str | None:
 
 
 def mildest_first() -> tuple[str, ...]:
-    """bf16, and the formats of weights that are quantised, from the mildest to the harshest: by bits with scales."""
+    """bf16 and the quantised weight formats, highest precision first: by bits with scales."""
     quantised = [form for form in FORMATS.values() if form.quantised and "weights" in form.uses]
     return ("bf16", *(form.name for form in sorted(quantised, key=lambda form: -form.bits_with_scales)))

@@ -84,7 +84,7 @@ def mildest_weights(spec: ModelSpec, workload: Workload, budget: Budget) -> str 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an inverse question comes to."""
+    """The answer to an inverse question."""
 
     question: str
     """context, batch, gpu or weights."""
@@ -169,8 +169,8 @@ class Remedy:
 def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit | None = None) -> tuple[Remedy, ...]:
     """What would make a model fit that does not, each alone; where no change of numbers alone is enough, two together.
 
-    The mildest first: numbers kept narrower, then less to serve, then a larger GPU (where `limit` says what its budget
-    is).  Pruning is the search's part."""
+    In this order: smaller number formats, then a smaller workload, then a larger GPU (where `limit` gives its
+    budget).  Pruning is the search's part."""
     narrower = [change for change in _narrower(spec, workload, budget.gpu) if fits(spec, change[2], budget)]
     if not narrower:
         changes = list(_narrower(spec, workload, budget.gpu))

@@ -137,7 +137,7 @@ def summary(document: Document) -> str:
 
 
 def budget_terms(document: Document) -> str:
-    """What the budget is reckoned from: 22.060 GiB times 0.95 - 1.300 GiB reserved."""
+    """The terms of the budget: 22.060 GiB times 0.95 - 1.300 GiB reserved."""
     budget = document["budget"]
     used = f" {TIMES} {budget['utilization_share']:g}" if budget["utilization_share"] < 1 else ""
     reserved = f" {MINUS} {format_bytes(budget['reserve_bytes'])} reserved" if budget["reserve_bytes"] else ""
@@ -145,7 +145,7 @@ def budget_terms(document: Document) -> str:
 
 
 def budget_sum(document: Document) -> str:
-    """The same with what it comes to, where that is something else."""
+    """The same with its result, if that differs."""
     terms, result = budget_terms(document), format_bytes(document["budget"]["available_bytes"])
     return result if terms == result else f"{terms} = {result}"
 

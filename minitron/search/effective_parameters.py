@@ -1,4 +1,4 @@
-"""Effective parameters: how much of what matters an architecture keeps, in one number that can be ranked.
+"""Effective parameters: the importance that an architecture keeps, as one number for ranking.
 
 The parameter count of a candidate is a polynomial in its sizes.  Its effective parameters are the same polynomial with
 each size replaced by (the model's size) x (the share of the axis's importance that the best indices of that number

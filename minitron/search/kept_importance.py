@@ -1,4 +1,4 @@
-"""Kept importance: how much of what the scores found, each layer keeps of each axis that is cut."""
+"""Kept importance: the share of the scores that each layer keeps of each pruned axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lattice: every architecture that a search looks at, as depths times a list of sizes for each width."""
+"""The lattice: all architectures of a search, as depths times a list of sizes for each width."""
 
 from __future__ import annotations
 

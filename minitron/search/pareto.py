@@ -1,4 +1,4 @@
-"""What is kept of a stream of points: the best that fit, and the front of those that no other point beats.
+"""The best points of a stream, and its Pareto front.
 
 A point is on the Pareto front of (memory, worth) where none takes as little memory and is worth more, nor takes less
 and is worth as much.  Where parameters are all that a point is worth nearly every point is on it, so a fine grid of

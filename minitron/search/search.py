@@ -1,4 +1,4 @@
-"""The search: every point of a lattice is counted in closed form, what fits the budget is ranked, the best come back.
+"""The search: computes the memory of every point of a lattice, ranks those that fit, and returns the best.
 
 Nothing is loaded and nothing is guessed: a candidate's bytes follow from its sizes alone (minitron.memory.footprint).
 Points are counted in chunks, so that memory stays bounded however large the lattice is.

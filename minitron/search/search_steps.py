@@ -1,4 +1,4 @@
-"""Steps: which sizes of each axis a search looks at, by default and as a person asks for."""
+"""Steps: the sizes of each axis in a search, by default and by options."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LatticeOptions:
                 )
 
     def keys(self, spec: ModelSpec) -> frozenset[str]:
-        """The config keys that are to be searched although a lattice by hand may leave them out."""
+        """The config keys to search even if an explicit lattice does not name them."""
         return frozenset(config_key(spec, name) for name in (*self.multiples, *self.most))
 
     def step(self, spec: ModelSpec, axis: str) -> Step:

@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     for name, words in (
         ("absent.txt", "does not exist"),
-        ("empty", "no file of the kinds"),
+        ("empty", "holds no .txt, .md"),
         ("bad.parquet", "not a readable Parquet"),
         ("bad.txt", "not UTF-8"),
     ):

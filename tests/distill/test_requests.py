@@ -41,7 +41,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(steps: int, wa
         ({"steps": 5, "batch_tokens": 1000}, "not a multiple"),
         ({"steps": 5, "sequence_length": 1, "batch_tokens": 4}, "2 or more"),
         ({"steps": 5, "learning_rate": math.nan}, "learning rate is nan"),
-        ({"steps": 5, "learning_rate": 1e-4, "minimum_learning_rate": 1e-3}, "above the highest"),
+        ({"steps": 5, "learning_rate": 1e-4, "minimum_learning_rate": 1e-3}, "above the peak"),
         ({"steps": 5, "warmup_steps": 6}, "do not fit"),
         ({"steps": 5, "precision": "fp16"}, "bf16, fp32"),
         ({"steps": 5, "loss": "cosine"}, "forward_kl"),
@@ -106,7 +106,7 @@ def test_other_inputs_that_do_not_fit_are_refused(
     refused("less than one sequence", data=short)
     refused("less than one sequence", validation=short)
     refused("too few to hold one out", recipe=replace(RECIPE, sequence_length=2000, batch_tokens=2000))
-    refused("is a training text", validation=short_text)
+    refused("is also a training text", validation=short_text)
     refused("does not exist", data=tmp_path / "absent.txt")
     refused("choose one of bf16, fp8", teacher_precision="int3")
     refused("is or holds the input", output=student, overwrite=True)
@@ -116,5 +116,5 @@ def test_other_inputs_that_do_not_fit_are_refused(
     output.rmdir()
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work/diary.txt").write_text("dear diary")
-    refused("no distillation's working folder")
+    refused("not the working folder of a distillation")
     assert not output.exists()

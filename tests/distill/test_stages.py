@@ -128,11 +128,11 @@ def test_a_later_stages_mistake_is_told_before_the_first_begins(
     [
         ("steps = ", "not valid TOML"),
         ("steps = 3", r"no \[\[stages\]\]"),
-        ("[[stages]]\nsteps = 3\ncolour = 'red'", "stage 1: there is no 'colour'"),
+        ("[[stages]]\nsteps = 3\ncolour = 'red'", "stage 1: there is no setting 'colour'"),
         ("[[stages]]\nsteps = 3\ndata = 'a.txt'", "not a list of texts"),
         ("[[stages]]\nlearning_rate = 1", "either tokens or steps"),
         ("[[stages]]\nsteps = 'three'", "three"),
-        ("[[stages]]\nsteps = 3\nlearning_rate = 'high'", "wrong kind"),
+        ("[[stages]]\nsteps = 3\nlearning_rate = 'high'", "wrong type"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(folder: Path, text: str, words: str) -> None:
