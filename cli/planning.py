@@ -36,7 +36,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "lattice": _listed(
         "--lattice",
         "Sizes to try: hidden_size=4480,4800 or intermediate_size=3x,3.5x (times hidden_size). "
-        "Repeatable; sizes without --lattice stay unchanged.",
+        "Repeatable; if given, sizes that no --lattice names stay unchanged.",
         "NAME=SIZES",
         _lattice,
     ),

@@ -71,7 +71,8 @@ SCORING: Final[dict[str, Option]] = {
     "seed": Option(typer.Option("--scoring-seed", min=0, help="Seed of the estimator's random numbers.")),
     "layers": Option(
         typer.Option(
-            "--layer-scores", help="Judge layers by removing one after the other, by block influence, or not at all."
+            "--layer-scores",
+            help="iterative: remove layers one by one, by KL. fast: block influence. none: do not score layers.",
         )
     ),
     "layer_samples": Option(
@@ -90,7 +91,8 @@ SCORE: Final[dict[str, Option]] = SCORING | {
     "seed": Option.of(SeedOption),
     "layers": Option(
         typer.Option(
-            "--layers", help="Judge layers by removing one after the other, by block influence, or not at all."
+            "--layers",
+            help="iterative: remove layers one by one, by KL. fast: block influence. none: do not score layers.",
         )
     ),
     "layer_samples": Option(

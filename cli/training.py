@@ -83,7 +83,8 @@ TRAINING: Final[dict[str, Option]] = {
     ),
     "most_skipped": Option(
         typer.Option(
-            "--most-skipped", help="Maximum number of steps in a row that are skipped because the loss is not finite."
+            "--most-skipped",
+            help="Maximum number of steps in a row to skip because the loss is not finite; after more the run stops.",
         )
     ),
     "precision": Option(

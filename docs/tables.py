@@ -36,7 +36,7 @@ def _number(value: float | None) -> str:
 
 
 def _estimators() -> Rows:
-    yield "name", "a channel counts by", "source", "`best` takes it for"
+    yield "name", "a channel is scored by", "source", "`best` uses it for"
     for name, estimator in ESTIMATORS.items():
         axes = [_code(axis) for axis, default in sorted(DEFAULTS.items()) if default is estimator]
         taken = "every other axis" if name == FALLBACK else ", ".join(axes)
@@ -44,7 +44,7 @@ def _estimators() -> Rows:
 
 
 def _losses() -> Rows:
-    yield "`--loss`", "what is made small", "source"
+    yield "`--loss`", "minimises", "source"
     for name, entry in DIVERGENCES.items():
         typed = _code(name) if entry.parameter is None else f"`{name}:{entry.letter}` ({entry.parameter:g})"
         yield typed + (" (default)" if name == DEFAULT_LOSS else ""), entry.summary, entry.source

@@ -90,7 +90,7 @@ class Divergence:
         if (self.parameter is None) != (not self.letter):
             raise ValueError(f"a divergence's parameter has a letter, and nothing else has: {self.summary}")
         if not (self.summary and self.source):
-            raise ValueError("a divergence says what is made small, and where that is from")
+            raise ValueError("a divergence needs a summary and a source")
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor, parameter: float = 0.0) -> tuple[Tensor, Tensor]:

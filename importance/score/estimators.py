@@ -76,7 +76,7 @@ class Estimator:
 
     def __post_init__(self) -> None:
         if not (self.summary and self.source):
-            raise ValueError("an estimator says what a channel counts by, and where that is from")
+            raise ValueError("an estimator needs a summary and a source")
 
     @property
     def hidden(self) -> Estimator:

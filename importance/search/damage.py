@@ -53,7 +53,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not self.cuts or len(self.cuts) != len(self.losses) or min(self.cuts) <= 0:
-            raise ValueError("a curve needs a loss for each of its cuts, and those to be above 0")
+            raise ValueError("a curve needs one loss above 0 for each of its cuts")
         if list(self.cuts) != sorted(set(self.cuts)):
             raise ValueError("the cuts of a curve must ascend")
 

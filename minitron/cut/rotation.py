@@ -75,7 +75,7 @@ def require_rotatable(spec: ModelSpec) -> None:
     """Raise MinitronError where the residual stream cannot be written in another basis."""
     if (rule := unrotatable(spec)) is not None:
         assert rule.norm is not None
-        why = "multiplies what a block writes" if rule.norm.kind == "rms" else "subtracts a mean over channels"
+        why = "multiplies the output of a block" if rule.norm.kind == "rms" else "subtracts a mean over channels"
         raise MinitronError(
             f"the residual stream of a {spec.family.name} model cannot be rotated: the norm "
             f"{rule.name} {why}; select its best channels instead (--select)."

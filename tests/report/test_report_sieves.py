@@ -123,7 +123,7 @@ def test_every_verdict_and_its_reason_stand_in_the_page_and_most_in_markdown(who
     assert "71 architectures were cut" in page
     assert "distilled on 4,096 tokens each" in page
     assert "0.5 \u2192 0.03125" in told
-    assert "no weight was read" not in told
+    assert "no weights were read" not in told
     for lines in re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
     again = json.loads(json.dumps(whole))
