@@ -159,6 +159,7 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
         _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None},
     ],
     "phi3": [_without_head_dim(_DECODER) | {"sliding_window": 8}],
+    "nemotron": [_DECODER | {"attention_bias": True, "mlp_bias": True}],
     "olmo2": [_without_head_dim(_DECODER)],
     "bamba": [_without_head_dim(_DECODER) | _MAMBA],
     "gemma3_text": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],

@@ -15,7 +15,8 @@ from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import MTP
 
 Keep = Mapping[Key, Cut]
 """(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is

@@ -19,7 +19,8 @@ from minitron.memory.precision import Precision, parts_bytes, precision_of, tall
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
-from minitron.model.spec import ModelSpec, is_mtp
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
 """Where a number comes from: from the config alone, from a publication or an engine's source, from logs of other runs,

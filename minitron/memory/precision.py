@@ -22,7 +22,8 @@ from minitron.memory.formats import FORMATS, Format, formats_for
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
-from minitron.model.spec import ModelSpec, is_mtp
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
 
 _MATRIX: Final = r"_proj\.weight$"
 

@@ -17,8 +17,9 @@ from transformers.initialization import no_init_weights
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dims import Name
-from minitron.model.spec import Expected, ModelSpec
+from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held, module_name
+from minitron.model.tensors import Expected
 
 EMBEDDING: Final = "embedding"
 OUTPUT: Final = "output"

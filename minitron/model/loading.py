@@ -75,7 +75,7 @@ def _left_over(folder: Path) -> Callable[[str], bool]:
         return lambda name: False
     spec = spec_of(config)
     block = {one.name for one in spec.expected() if one.is_mtp}
-    return lambda name: name in block or spec.ignored(name) is not None
+    return lambda name: name in block or spec.extra(name) is not None
 
 
 def require_buildable(folder: Path) -> None:

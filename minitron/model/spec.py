@@ -15,58 +15,13 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AXES, EXPERT, LAYER, Axis
-from minitron.model.dims import Dim, Name, axes_of, numel, parse
-from minitron.model.families import FAMILIES, Family, Ignored, Rule
+from minitron.model.dims import Dim, axes_of, numel, parse
+from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
+from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
 
 DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
-
-MTP: Final = "mtp_"
-"""Prefix of the kinds of the layers in the multi-token-prediction block."""
-
-
-def is_mtp(kind: str) -> bool:
-    """Whether a kind belongs to the multi-token-prediction block: to one of its layers, or to what is around them."""
-    return kind.startswith(MTP) or kind == "mtp"
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """How many numbers a model holds.  Without the multi-token-prediction block, save for `mtp`."""
-
-    total: Any
-    """Every weight and persistent buffer, embeddings included."""
-
-    active: Any
-    """What one token uses: of the routed experts only as many as a token is sent to; embeddings included."""
-
-    mtp: Any
-    """The multi-token-prediction block."""
-
-    by_component: dict[str, Any]
-    """total, by heading."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """One tensor that a checkpoint of this model must hold."""
-
-    name: str
-    """In the family's first dialect."""
-
-    shape: tuple[int, ...]
-    kind: str
-    """The kind of layer that it is in, or `model`."""
-
-    rule: Rule
-    index: Mapping[str, int]
-    """The indices in the name: layer, expert."""
-
-    @property
-    def is_mtp(self) -> bool:
-        """Whether it is a tensor of the multi-token-prediction block, which transformers does not build."""
-        return is_mtp(self.kind)
 
 
 @dataclass(frozen=True)
@@ -308,12 +263,10 @@ class ModelSpec:
             return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
         return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
 
-    def ignored(self, name: str) -> Ignored | None:
-        """Why a tensor of this name is passed over; None where it is one of the model's."""
-        for row in self.family.ignored:
-            if Name(row.name).match(name) is not None and row.applies(self.config, self.family.defaults):
-                return row
-        return None
+    def extra(self, name: str) -> Extra | None:
+        """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""
+        found = (row for row in self.family.extras if row.matches(name, self.config, self.family.defaults))
+        return next(found, None)
 
     @property
     def is_tied(self) -> bool:

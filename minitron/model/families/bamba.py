@@ -67,7 +67,7 @@ BAMBA = Family(
     edit_layout=partial(edit_lists, _no_lists),
     defaults={"mamba_conv_bias": True, "mamba_expand": 2},
     equal=(("mamba_head*mamba_head_dim", "mamba_expand*hidden"),),
-    ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+    extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
     beside_states=1,
     summary="Mamba-2 or attention, and gated MLP, in every layer (Bamba)",
 )
