@@ -76,7 +76,8 @@ class Axis:
 
     follows: str = ""
     """The axis of which this one is always the same multiple: a shared expert of n times the routed width, channels of
-    expand times hidden.  It is written to no key: a cut of that axis cuts it along."""
+    expand times hidden, the value heads of key heads.  A cut of that axis cuts it along; its own keys, where it has
+    some, are written anew."""
 
     aliases: tuple[str, ...] = ()
     """Other names that people type for it."""

@@ -297,8 +297,15 @@ class ModelSpec:
                         config[dialect] = int(value)
         if layers is not None and layers != tuple(range(len(self.layers))):
             self.family.edit_layout(config, layers)
+        for axis, other in self.family.followers.items():
+            # Always the same multiple: written back where the config names it.
+            if axis in self.sizes and self.axis(axis).keys and self.key(other) in named_sizes:
+                ratio = self.sizes[axis] // self.sizes[other]
+                config[self.key(axis)] = ratio * int(named_sizes[self.key(other)])
         probe = ModelSpec(self.family, config)
         for axis, size in self.sizes.items():
+            if axis in self.family.followers:
+                continue
             wanted = named_sizes.get(self.key(axis), size)
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 config[self.key(axis)] = int(wanted)
