@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from tiny_models import FAMILY_SIZES, save_family
 
 from cli.app import run
+from distill.teacher.fp8 import fp8_weights
+from distill.teacher.kept import Kept
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.rotation import unrotatable
@@ -225,6 +227,22 @@ def test_logits_are_the_output_layer_times_the_last_hidden_state(checkpoint: Pat
     following = torch.from_numpy(blocks[:, 1:, None])
     perplexity = float(found.gather(-1, following).mean().neg().exp())
     assert measure_quality(model, blocks).perplexity == pytest.approx(perplexity, rel=1e-5)
+
+
+def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
+    spec = read_spec(checkpoint)
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    changed = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, Kept(attention=True), spec)}
+    nothing = Kept(attention=False, before_attention=False)
+    everything = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, nothing, spec)}
+    assert changed and not any(".self_attn." in name or ".gate." in name or "router" in name for name in changed)
+    # Every matrix of a layer but those of routers, norms and convolutions.
+    large = {
+        name
+        for name, parameter in model.named_parameters()
+        if ".layers." in name and parameter.ndim in (2, 3) and not re.search(r"conv1d|\.gate\.|router", name)
+    }
+    assert everything == {name for name in large if not name.endswith("_bias")}
 
 
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def drift_by_layer(
     source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
     walk = Walk(source, blocks, batch_size, States())
     weights: dict[int, list[tuple[str, str]]] = {}
-    for name, _, weight in fp8_weights(source.model, keep):
+    for name, _, weight in fp8_weights(source.model, keep, source.spec):
         number = next(int(part) for part in name.split(".") if part.isdecimal())
         weights.setdefault(number, []).append((name, weight))
     found: dict[int, float] = {}

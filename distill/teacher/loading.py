@@ -134,7 +134,9 @@ class _Layers:
 
     def load(self, convert: Convert, keep: Kept) -> int:
         """Read every weight and change it; returns how many were changed."""
-        wanted = {f"{name}.{weight}": (name, weight) for name, _, weight in fp8_weights(self.model, keep)}
+        wanted = {
+            f"{name}.{weight}": (name, weight) for name, _, weight in fp8_weights(self.model, keep, self.source.spec)
+        }
         changed = []
 
         def placed(name: str) -> None:
