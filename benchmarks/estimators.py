@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from smollm2 import write_section
 
 from importance.score.calibrate import score_model
-from importance.score.calibration_pass import Findings
+from importance.score.calibration_pass import CalibrationPass
 from importance.score.estimators import DEFAULTS, ESTIMATORS, find_estimator
 from importance.score.moments import PERIOD
 from importance.score.observe import observing
@@ -184,9 +184,9 @@ def _ratios(bench: Bench, batch: torch.Tensor, samples: int, rounds: int) -> lis
     def plain() -> None:
         bench.model.base_model(input_ids=batch, use_cache=False)
 
-    def findings(estimator: str, refit: bool) -> Findings:
+    def findings(estimator: str, refit: bool) -> CalibrationPass:
         tokens = samples * batch.shape[1]
-        return Findings(bench.model, bench.spec, find_estimator(estimator), tokens=tokens, refit=refit)
+        return CalibrationPass(bench.model, bench.spec, find_estimator(estimator), tokens=tokens, refit=refit)
 
     totals = Totals()
     kinds: list[Callable[[], Any]] = [

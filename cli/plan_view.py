@@ -9,7 +9,7 @@ from minitron.units import format_bytes, format_parameters
 if TYPE_CHECKING:
     from minitron.memory.budget import Budget
     from minitron.memory.footprint import Footprint
-    from minitron.memory.footprint_lines import Term
+    from minitron.memory.footprint_lines import FootprintLine
     from minitron.memory.questions import Answer, Remedy
     from minitron.memory.workload import Workload
     from minitron.model.spec import ModelSpec
@@ -40,7 +40,7 @@ def print_cautions(cautions: Sequence[str]) -> None:
         show.paragraph(f"Note: {caution}")
 
 
-def print_model(title: str, terms: "Sequence[Term]", available: int) -> None:
+def print_model(title: str, terms: "Sequence[FootprintLine]", available: int) -> None:
     """The bar and the terms of a footprint, and whether it fits."""
     show.line("")
     show.memory_bar(_parts({term.name: term.bytes for term in terms}), available)
@@ -59,7 +59,7 @@ def print_model(title: str, terms: "Sequence[Term]", available: int) -> None:
     show.line(_verdict(terms, available))
 
 
-def _is_short(term: "Term") -> bool:
+def _is_short(term: "FootprintLine") -> bool:
     """Whether the numbers go into a table of 80 columns."""
     return len(term.filled) <= _SHORT
 
@@ -71,7 +71,7 @@ def _parts(lines: dict[str, int]) -> list[tuple[str, int]]:
     return [("weights", weights), ("KV", cache), ("state", state), ("rest", rest)]
 
 
-def _verdict(terms: "Sequence[Term]", available: int) -> str:
+def _verdict(terms: "Sequence[FootprintLine]", available: int) -> str:
     over = sum(term.bytes for term in terms) - available
     if over <= 0:
         return f"It fits, {format_bytes(-over)} to spare."

@@ -10,7 +10,7 @@ from pipeline.planning import Planning
 
 if TYPE_CHECKING:
     from minitron.memory.budget import Budget
-    from minitron.memory.footprint_lines import Term
+    from minitron.memory.footprint_lines import FootprintLine
     from minitron.memory.questions import Remedy
     from minitron.memory.workload import Workload
     from minitron.model.spec import ModelSpec
@@ -26,11 +26,11 @@ class Standing:
     workload: Workload
 
     @property
-    def terms(self) -> tuple[Term, ...]:
+    def terms(self) -> tuple[FootprintLine, ...]:
         """The model's memory, term by term."""
-        from minitron.memory.footprint_lines import terms
+        from minitron.memory.footprint_lines import footprint_lines
 
-        return tuple(terms(self.spec, self.workload, self.budget))
+        return tuple(footprint_lines(self.spec, self.workload, self.budget))
 
     @property
     def cautions(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
     The norms' epsilon goes to almost zero: against a mean over fewer channels a fixed one weighs differently, which is
     no fault of the cut."""
     config = json.loads((folder / "config.json").read_text())
-    config |= {key: 1e-12 for key in ("layer_norm_epsilon", "rms_norm_eps") if key in config}
+    config |= {key: 1e-12 for key in ("layer_norm_epsilon", "rms_norm_eps", "norm_eps") if key in config}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
     energy: dict[str, np.ndarray] = {}
@@ -99,6 +99,8 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
             tensors[name] = tensor - 1e4 * (1 - alive)
     if any(axis == "expert" for axis, _ in plan.keep):
         keep_tokens_away(tensors, spec, plan)
+    if any(rule.norm is not None and rule.norm.kind == "layer" for rules in spec.rules.values() for rule in rules):
+        centre_the_stream(tensors, spec, plan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return energy
 
@@ -125,6 +127,20 @@ def alive_matrix(
         mask[torch.from_numpy(kept_rows(spec, plan.keep, dim, layer, expert))] = 1
         alive = alive * mask.reshape([-1 if other == place else 1 for other in range(tensor.ndim)])
     return alive
+
+
+def centre_the_stream(tensors: dict[str, torch.Tensor], spec: ModelSpec, plan: Plan) -> None:
+    """Where norms subtract a mean: what is written to the stream has a mean of zero over the channels that stay, and so
+    over all of them.  A mean that is another one over fewer channels is no fault of the cut."""
+    for name, tensor in tensors.items():
+        rule, _ = spec.find(name)
+        writes = rule.dims[-1] if rule.component == "embedding" else rule.writes or rule.dims[0]
+        if rule.component in ("norm", "lm_head") or writes != Word("hidden"):
+            continue
+        kept = plan.keep.get(("hidden", None), np.arange(spec.sizes["hidden"]))
+        place = tensor.ndim - 1 if rule.component == "embedding" else 0
+        live = tensor.index_select(place, torch.from_numpy(np.asarray(kept)))
+        tensor.index_copy_(place, torch.from_numpy(np.asarray(kept)), live - live.mean(place, keepdim=True))
 
 
 def keep_tokens_away(tensors: dict[str, torch.Tensor], spec: ModelSpec, plan: Plan) -> None:

@@ -13,11 +13,13 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from slow_importance import loaded, record
 from transformers import AutoTokenizer
 
 from minitron.cut.scores import load_scores
 from minitron.measure.text import token_blocks
+from minitron.model.loading import load_model
 
 CONFIG = Path(__file__).parent / "reference" / "models" / "Llama-3.1-8B.json"
 
@@ -60,8 +62,25 @@ TOYS: Final[dict[str, str]] = {
             config_names=("toy_quant",), origin="estimated", note="six bits", source="nobody",
         )
     """,
+    "family": """
+        from minitron.model.families import FAMILIES
+        from minitron.model.families.decoders import MLP, attention, pre_norm, rotary_decoder
+        from minitron.model.families.family import Rule
+
+        FAMILIES["arcee"] = rotary_decoder(
+            "arcee",
+            layer=pre_norm(
+                attention(bias="attention_bias", output_bias="attention_bias"),
+                (
+                    Rule(MLP + "up_proj.weight", "ffn, hidden", "mlp"),
+                    Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
+                ),
+            ),
+            summary="attention and an MLP without a gate",
+        )
+    """,
 }
-"""kind -> the lines that add a toy of it."""
+"""kind -> the lines that add a toy of it; of a family one that transformers knows and Minitron does not."""
 
 RUN: Final = """
     import sys
@@ -169,6 +188,22 @@ def test_a_format() -> None:
     # Keys and values have the scales of their groups: 6 + 8 / 32 bits.
     assert lines["kv_cache"] == 32 * 1024 * (2 * 8 * 128 * 25 // 32)
     assert any("A10G has no native TOY (compute capability 8.6, 99.0 is needed)" in text for text in told(found))
+
+
+def test_a_family(short_text: Path, tmp_path: Path) -> None:
+    sizes = {key: value for key, value in tiny_models.LLAMA_SIZES.items() if key != "head_dim"}
+    model = tiny_models.save_family(tmp_path / "model", "arcee", **sizes)
+    line = ["prune", model, "--data", short_text, "--samples", 3, "--sequence-length", 32, "--scoring-dtype", "fp32"]
+    line += ["--set", "hidden_size=24", "--set", "intermediate_size=40", "--set", "num_hidden_layers=3"]
+    found = document("family", *line, "-o", tmp_path / "small")["results"]
+    assert found["layers"] == "***"
+    small = load_model(tmp_path / "small", dtype=torch.float32)
+    assert found["parameters"] == small.num_parameters()
+    up = small.get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert tuple(up.shape) == (40, 24)
+    refused = minitron("estimator", *line, "-o", tmp_path / "other")
+    assert refused.returncode == 2
+    assert "model_type is 'arcee'; the supported types are " in refused.stderr
 
 
 def told(value: Any) -> list[str]:

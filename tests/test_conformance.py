@@ -17,12 +17,15 @@ from safetensors.torch import load_file
 from tiny_models import FAMILY_SIZES, save_family
 
 from cli.app import run
+from distill.teacher.fp8 import fp8_weights
+from distill.teacher.kept import Kept
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.rotation import unrotatable
 from minitron.cut.scores import Scores, load_scores
 from minitron.cut.selection import STREAM
 from minitron.errors import MinitronError
+from minitron.measure.quality import measure_quality
 from minitron.memory.caches import kept
 from minitron.memory.workload import Workload
 from minitron.model.axes import HIDDEN
@@ -213,6 +216,33 @@ def parts(held_by_layer: Any) -> list[torch.Tensor]:
     if not isinstance(held_by_layer, list | tuple):
         held_by_layer = [held_by_layer]
     return [one for one in held_by_layer if isinstance(one, torch.Tensor)]
+
+
+def test_logits_are_the_output_layer_times_the_last_hidden_state(checkpoint: Path) -> None:
+    """Distillation, KL and perplexity rest on it: a family that scales or caps its logits must be refused by name."""
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    blocks = np.random.default_rng(0).integers(3, 300, (2, 24))
+    with torch.no_grad():
+        found = model(torch.from_numpy(blocks)).logits[:, :-1].double().log_softmax(-1)
+    following = torch.from_numpy(blocks[:, 1:, None])
+    perplexity = float(found.gather(-1, following).mean().neg().exp())
+    assert measure_quality(model, blocks).perplexity == pytest.approx(perplexity, rel=1e-5)
+
+
+def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
+    spec = read_spec(checkpoint)
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    changed = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, Kept(attention=True), spec)}
+    nothing = Kept(attention=False, before_attention=False)
+    everything = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, nothing, spec)}
+    assert changed and not any(".self_attn." in name or ".gate." in name or "router" in name for name in changed)
+    # Every matrix of a layer but those of routers, norms and convolutions.
+    large = {
+        name
+        for name, parameter in model.named_parameters()
+        if ".layers." in name and parameter.ndim in (2, 3) and not re.search(r"conv1d|\.gate\.|router", name)
+    }
+    assert everything == {name for name in large if not name.endswith("_bias")}
 
 
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:

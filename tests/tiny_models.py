@@ -108,6 +108,16 @@ _DECODER = {key: value for key, value in LLAMA_SIZES.items() if key != "num_hidd
 _WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
+_DELTA_NETS = {
+    "shared_expert_intermediate_size": 28,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "mlp_only_layers": [],
+}
 _LATENT = {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,
@@ -152,6 +162,7 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
     "qwen2": [_DECODER | {"vocab_size": 304, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}],
     "qwen3": [_DECODER | {"tie_word_embeddings": True}],
     "qwen3_moe": [_DECODER | _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
+    "qwen3_next": [_DECODER | _EXPERTS | _DELTA_NETS],
     "mixtral": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2}],
     "gpt_oss": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24} | _WINDOWS],
     "deepseek_v3": [
@@ -159,6 +170,7 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
         _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None},
     ],
     "phi3": [_without_head_dim(_DECODER) | {"sliding_window": 8}],
+    "nemotron": [_DECODER | {"attention_bias": True, "mlp_bias": True}],
     "olmo2": [_without_head_dim(_DECODER)],
     "bamba": [_without_head_dim(_DECODER) | _MAMBA],
     "gemma3_text": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],

@@ -12,7 +12,7 @@ from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
-from distill.teacher.teacher_source import Teaching
+from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing
@@ -29,11 +29,11 @@ class Request:
     recipe: Recipe
 
     @cached_property
-    def teaching(self) -> Teaching:
+    def teaching(self) -> TeacherSource:
         """The teacher, and how it is kept; raises MinitronError where there is no such device."""
         asked = self.asked
         place = find_device(asked.teacher_device or asked.device)
-        return Teaching(
+        return TeacherSource(
             asked.teacher, place, asked.teacher_precision, asked.fp8_keep, asked.offload_teacher, asked.cache
         )
 

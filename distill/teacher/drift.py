@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.teacher.e4m3 import dequantise, quantise
 from distill.teacher.fp8 import fp8_weights
 from distill.teacher.kept import Kept
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import read_spec
 from minitron.progress import Progress, silent
@@ -83,9 +83,9 @@ def drift_by_layer(
     """layer -> how much FP8 changes what it puts out: sum over tokens of |change|^2 / |output|^2, its input the bf16
     model's.  Only layers that are not kept in bf16.  Raises MinitronError for a family without a table."""
     source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
-    walk = Walk(source, blocks, batch_size, States())
+    walk = LayerByLayer(source, blocks, batch_size, States())
     weights: dict[int, list[tuple[str, str]]] = {}
-    for name, _, weight in fp8_weights(source.model, keep):
+    for name, _, weight in fp8_weights(source.model, keep, source.spec):
         number = next(int(part) for part in name.split(".") if part.isdecimal())
         weights.setdefault(number, []).append((name, weight))
     found: dict[int, float] = {}

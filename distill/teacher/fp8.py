@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from distill.teacher.e4m3 import dequantise, quantise
 from distill.teacher.fp8_linear import Fp8Linear, multiplies_in_fp8
 from distill.teacher.kept import DEFAULT, Kept
+from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import held
 
 _ATTENTION: Final = ("q_proj", "qkv_proj")
 """Linears by which a module is known as attention: it alone makes queries."""
@@ -61,8 +63,17 @@ class _Forget:
             delattr(module, self.weight)
 
 
-def fp8_weights(model: PreTrainedModel, keep: Kept = DEFAULT) -> Iterator[tuple[str, nn.Module, str]]:
-    """(module's name, module, weight's name) of what goes to FP8: linears and fused experts' [E, O, I]."""
+def fp8_weights(
+    model: PreTrainedModel, keep: Kept = DEFAULT, spec: ModelSpec | None = None
+) -> Iterator[tuple[str, nn.Module, str]]:
+    """(module's name, module, weight's name) of what goes to FP8: linears and fused experts' [E, O, I].
+
+    `spec` says which linears are attention, state space or a router; of a model of a family without a table, whose spec
+    is None, that is guessed from the names of its modules."""
+    if spec is not None:
+        for name, weight in _named_weights(spec, keep):
+            yield name, model.get_submodule(name), weight
+        return
     kept = {id(module) for module in _kept_modules(model, keep)}
     for name, module in model.named_modules():
         if id(module) in kept or name.rpartition(".")[2] in ROUTERS:
@@ -73,6 +84,34 @@ def fp8_weights(model: PreTrainedModel, keep: Kept = DEFAULT) -> Iterator[tuple[
             for weight, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3:
                     yield name, module, weight
+
+
+def _named_weights(spec: ModelSpec, keep: Kept) -> Iterator[tuple[str, str]]:
+    """(module's name, weight's name) of what goes to FP8, by the family's table."""
+    before = _before_attention(spec) if keep.before_attention else frozenset()
+    for one in held(spec):
+        rule, layer = one.expected[0].rule, one.expected[0].index.get("layer")
+        stays = {
+            "a tensor that no block multiplies with": not rule.is_projection or layer is None,
+            "a layer by its number": layer in keep.layers,
+            "attention": keep.attention and rule.component == "attention",
+            "state space before attention": layer in before and rule.component == "ssm",
+        }
+        if not any(stays.values()):
+            module, _, weight = one.name.rpartition(".")
+            yield module, weight
+
+
+def _before_attention(spec: ModelSpec) -> frozenset[int]:
+    """The last layer with a state before each layer of attention."""
+    found, last = set(), None
+    for layer, kind in enumerate(spec.layers):
+        cache = spec.family.cache.get(kind)
+        if cache is not None and cache.keys_values and last is not None:
+            found.add(last)
+        if cache is not None and cache.keeps_state:
+            last = layer
+    return frozenset(found)
 
 
 def _kept_modules(model: PreTrainedModel, keep: Kept) -> Iterator[nn.Module]:

@@ -18,7 +18,7 @@ from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.transformer_engine import require_engine, use_transformer_engine
 from minitron.errors import MinitronError
 from minitron.measure import quality
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
@@ -122,7 +122,7 @@ class _Layers:
         self, blocks: NDArray[np.int64], batch_size: int, advance: Advance
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """([B, T] ids, [B, T, H] states) of the bf16 model, one layer's weights in memory at a time."""
-        walk, count = Walk(self.source, blocks, batch_size, States()), len(self.source.spec.layers)
+        walk, count = LayerByLayer(self.source, blocks, batch_size, States()), len(self.source.spec.layers)
         for layer in range(count):
             with self.source.resident(layer):
                 for _, tokens in walk.go(layer):
@@ -134,7 +134,9 @@ class _Layers:
 
     def load(self, convert: Convert, keep: Kept) -> int:
         """Read every weight and change it; returns how many were changed."""
-        wanted = {f"{name}.{weight}": (name, weight) for name, _, weight in fp8_weights(self.model, keep)}
+        wanted = {
+            f"{name}.{weight}": (name, weight) for name, _, weight in fp8_weights(self.model, keep, self.source.spec)
+        }
         changed = []
 
         def placed(name: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.losses.slopes import chunks
 from minitron.measure.quality import CHUNK_LOGITS
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.spec import read_spec
 from minitron.progress import Advance
@@ -75,7 +75,7 @@ class StreamedTeacher:
 
     @torch.no_grad()
     def _walk(self, blocks: NDArray[np.int64], batch_size: int, advance: Advance) -> dict[bytes, Tensor]:
-        walk, count = Walk(self._source, blocks, batch_size, States()), len(self._source.spec.layers)
+        walk, count = LayerByLayer(self._source, blocks, batch_size, States()), len(self._source.spec.layers)
         for layer in range(count):
             with self._source.resident(layer):
                 for _, tokens in walk.go(layer):

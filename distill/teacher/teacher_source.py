@@ -33,7 +33,7 @@ Reference: TypeAlias = PreTrainedModel | TeacherCache | StreamedTeacher
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TeacherSource:
     """A teacher, and how it is kept."""
 
     folder: Path

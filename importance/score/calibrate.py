@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from importance.score.blocks import split_blocks
-from importance.score.calibration_pass import Findings
+from importance.score.calibration_pass import CalibrationPass
 from importance.score.depth import removal_scores
 from importance.score.estimators import ByAxis, Estimator, find_estimator
 from importance.score.gradients import run_and_return
@@ -25,7 +25,7 @@ from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
 from minitron.measure.text import text_hash, token_blocks
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
@@ -186,9 +186,9 @@ class _Run:
             raise MinitronError(f"the estimator {self.options.estimator} needs second moments; drop --no-refit.")
         _check(model, self.blocks)
 
-    def findings(self, model: PreTrainedModel, folder: Path | None = None) -> Findings:
+    def findings(self, model: PreTrainedModel, folder: Path | None = None) -> CalibrationPass:
         """Empty yet."""
-        return Findings(
+        return CalibrationPass(
             model,
             self.spec,
             self.estimator,
@@ -225,7 +225,7 @@ class _Run:
 
 
 def _observe(
-    model: PreTrainedModel, findings: Findings, blocks: NDArray[np.int64], batch_size: int, progress: Progress
+    model: PreTrainedModel, findings: CalibrationPass, blocks: NDArray[np.int64], batch_size: int, progress: Progress
 ) -> None:
     """One forward pass over all sequences; no logits are made, for nothing is read off them, unless an estimator asks
     for the backward pass."""
@@ -248,7 +248,7 @@ def _observe(
 @torch.inference_mode()
 def _observe_layerwise(
     source: LayerwiseModel,
-    findings: Findings,
+    findings: CalibrationPass,
     blocks: NDArray[np.int64],
     batch_size: int,
     states: States,
@@ -256,7 +256,7 @@ def _observe_layerwise(
 ) -> None:
     """All sequences through one layer after the other."""
     count = len(source.spec.layers)
-    walk = Walk(source, blocks, batch_size, states)
+    walk = LayerByLayer(source, blocks, batch_size, states)
     with findings.observing(), progress("Scoring", float(blocks.size * (count + 1)), "tokens") as advance:
         for layer in range(count):
             with source.resident(layer):

@@ -26,7 +26,7 @@ from minitron.cut.scores import Key, Scores
 from minitron.model.spec import ModelSpec
 
 
-class Findings:
+class CalibrationPass:
     """Sums while the model runs, then scores."""
 
     def __init__(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from importance.score.depth import divergence, number_of_rounds, remove_one_by_one
 from importance.score.totals import Array
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.progress import Advance, Progress, silent
 
@@ -33,7 +33,7 @@ def layerwise_removal_scores(
 
     `states` holds a stream of [S, T, H] for each layer."""
     count, rounds = len(source.spec.layers), number_of_rounds(source.spec, max_dropped)
-    walk = Walk(source, blocks, batch_size, states)
+    walk = LayerByLayer(source, blocks, batch_size, states)
     for batch in walk.batches:
         states.put(("entry", batch), walk.state(batch))
     passes = sum((count - dropped) * (count - dropped + 1) // 2 for dropped in range(rounds))
@@ -45,7 +45,7 @@ def layerwise_removal_scores(
 class _Streams:
     """The streams of one round after the other."""
 
-    def __init__(self, walk: Walk, states: States, advance: Advance) -> None:
+    def __init__(self, walk: LayerByLayer, states: States, advance: Advance) -> None:
         self.walk, self.states, self.advance = walk, states, advance
         self.has_reference = False
 

@@ -170,7 +170,8 @@ def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
         if norm.makes_hidden:
             estimator.see(totals, norm, output, lambda seen: seen)
         gate = args[1] if len(args) > 1 else None
-        totals.add(("energy", norm), energy_shares(args[0], gate, norm.groups))
+        states = args[0] - args[0].mean(-1, keepdim=True) if norm.centred else args[0]
+        totals.add(("energy", norm), energy_shares(states, gate, norm.groups))
         totals.add(("tokens", norm), torch.tensor(output.shape[:-1].numel()))
 
     return see

@@ -54,6 +54,9 @@ class NormSite:
     makes_hidden: bool
     """Whether its output is the normalised residual stream."""
 
+    centred: bool = False
+    """Whether it subtracts the mean of its input (LayerNorm)."""
+
 
 @dataclass(frozen=True)
 class ExpertSite:
@@ -91,7 +94,9 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
     for layer, rule in rules:
         if rule.norm is not None:
             name = rule.pattern.format({"layer": layer or 0})
-            yield NormSite(name, module_name(rule, layer), norm_groups(spec, rule), reads_stream(rule))
+            yield NormSite(
+                name, module_name(rule, layer), norm_groups(spec, rule), reads_stream(rule), rule.norm.kind == "layer"
+            )
 
 
 def expert_sites(spec: ModelSpec) -> Iterator[ExpertSite]:

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from importance.score.estimators import BEST
 from minitron.errors import MinitronError, require_known, require_least
 from minitron.measure.options import Dtype
 
 LayerMethod = Literal["iterative", "fast", "none"]
 """How layers are scored: by removing one after the other, by block influence in the same pass, or not at all."""
 
-ESTIMATOR: Final = "best"
 SAMPLES: Final = 1024
 SEQUENCE_LENGTH: Final = 4096
 LAYER_SAMPLES: Final = 16
@@ -29,7 +29,7 @@ class ScoringOptions:
     batch_size: int = 1
     """Sequences in one forward pass."""
 
-    estimator: str = ESTIMATOR
+    estimator: str = BEST
     """What scores channels, a name in importance.score.estimators.ESTIMATORS."""
 
     seed: int = 0

@@ -46,7 +46,7 @@ class Curve:
     """What cutting one axis alone costs, through a few measured sizes."""
 
     cuts: tuple[float, ...]
-    """Shares of the axis that were cut, ascending, above 0."""
+    """EffectiveParameters of the axis that were cut, ascending, above 0."""
 
     losses: tuple[float, ...]
     """What was measured there."""

@@ -24,7 +24,7 @@ from minitron.files import new_folder, refuse_existing, write_json, write_text
 from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dims import Word, axes_of, numel
-from minitron.model.families import Rule
+from minitron.model.families import Extra, Rule
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Progress, silent
 from minitron.units import format_bytes, format_parameters
@@ -261,7 +261,7 @@ def prune(
     checkpoint = Checkpoint(model)
     checkpoint.check(spec)
     names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
-    left_out = checkpoint.ignored(spec)
+    extras = checkpoint.extras(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
     promised = promise(checkpoint, cutter)
     with new_folder(output, overwrite=overwrite) as folder:
@@ -270,9 +270,11 @@ def prune(
             progress("cutting", checkpoint.weight_bytes, "B") as advance,
         ):
             for name, tensor in checkpoint.tensors():
-                if name in left_out:
-                    continue
-                for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
+                if name not in extras:
+                    made = (cutter.cut(name, tensor), cutter.untie(name, tensor))
+                else:
+                    made = ((name, tensor) if extras[name].carried else None, None)
+                for small in made:
                     if small is not None:
                         writer.add(*small)
                 advance(checkpoint.headers[name].num_bytes)
@@ -285,9 +287,7 @@ def prune(
         if promised != {"parameters": result.parameters, "weight_bytes": result.weight_bytes}:
             raise RuntimeError(f"promised {promised}, wrote {result}: a rule of {spec.family.name} is wrong")
         Checkpoint(folder).check(cutter.target)
-        # What was passed over is told beside what the caller has to say.
-        told = dict(note or {}) | ({"left out": _counted(left_out)} if left_out else {})
-        _write_rest(model, folder, cutter, promised, told)
+        _write_rest(model, folder, cutter, promised, dict(note or {}) | _told(extras))
         # Before the folder gets its name: what transformers does not build is no result.
         from minitron.model.loading import require_buildable
 
@@ -295,9 +295,14 @@ def prune(
     return result
 
 
-def _counted(left_out: Mapping[str, str]) -> str:
-    """`3 x rotary frequencies, ...`: what was passed over, by what it is."""
-    return "; ".join(f"{count} x {why}" for why, count in Counter(left_out.values()).items())
+def _told(extras: Mapping[str, Extra]) -> dict[str, str]:
+    """What became of the tensors beside the model's own, for the record and the model card."""
+    found = {}
+    for key, carried in (("left out", False), ("copied as they are", True)):
+        counts = Counter(extra.what for extra in extras.values() if extra.carried == carried)
+        if counts:
+            found[key] = "; ".join(f"{count} x {what}" for what, count in counts.items())
+    return found
 
 
 def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
@@ -309,6 +314,10 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
                 count = math.prod(cutter.shape(placed[1]))
                 parameters += count
                 weight_bytes += count * DTYPE_BYTES[checkpoint.headers[name].dtype]
+    for name, extra in checkpoint.extras(cutter.spec).items():
+        if extra.carried:
+            parameters += checkpoint.headers[name].numel
+            weight_bytes += checkpoint.headers[name].num_bytes
     return {"parameters": parameters, "weight_bytes": weight_bytes}
 
 

@@ -15,7 +15,8 @@ from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import MTP
 
 Keep = Mapping[Key, Cut]
 """(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
@@ -109,14 +110,17 @@ class _Chooser:
         self.kept: dict[str, Indices] = {}
 
     def choose(self, axis: str) -> None:
-        worth = self._importance(axis)
         size, wanted = self.spec.sizes[axis], self.target[axis]
         group = self.spec.family.grouped.get(axis)
         if group is None:
-            self.kept[axis] = top(worth, wanted, self.spec.equal_groups(axis), self.spec.key(axis))
+            self.kept[axis] = top(self._importance(axis), wanted, self.spec.equal_groups(axis), self.spec.key(axis))
             return
         members = np.arange(size).reshape(self.spec.sizes[group], -1)[self.kept.get(group, slice(None))]
-        inside = top(worth[members.ravel()], wanted, len(members), self.spec.key(axis))
+        if members.size == wanted:
+            # All members of the groups that stay.
+            self.kept[axis] = members.ravel()
+            return
+        inside = top(self._importance(axis)[members.ravel()], wanted, len(members), self.spec.key(axis))
         self.kept[axis] = members.ravel()[inside]
 
     def _importance(self, axis: str) -> NDArray[np.float64]:

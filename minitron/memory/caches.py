@@ -18,7 +18,8 @@ from minitron.memory.formats import FORMATS
 from minitron.memory.workload import Workload
 from minitron.model.dims import numel
 from minitron.model.families import Cache
-from minitron.model.spec import MTP, ModelSpec
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import MTP
 
 
 @dataclass(frozen=True)

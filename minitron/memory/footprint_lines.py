@@ -19,7 +19,8 @@ from minitron.memory.precision import Precision, parts_bytes, precision_of, tall
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
-from minitron.model.spec import ModelSpec, is_mtp
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
 
 ORIGINS: Final = ("exact", "published", "estimated", "given")
 """Where a number comes from: from the config alone, from a publication or an engine's source, from logs of other runs,
@@ -46,7 +47,7 @@ TITLES: Final[dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Term:
+class FootprintLine:
     """One line of a footprint."""
 
     name: str
@@ -90,7 +91,7 @@ class _Case:
     pool: vllm.Pool
 
 
-def terms(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> tuple[Term, ...]:
+def footprint_lines(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> tuple[FootprintLine, ...]:
     """The lines of a model's footprint that are not zero, those that every model has among them.
 
     For a pruned candidate give the spec that is left (ModelSpec.resized)."""
@@ -107,7 +108,7 @@ def terms(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> 
     )
     always = {"weights", "kv_cache", "workspace"}
     return tuple(
-        Term(name, int(count), *_TELL[name](case))
+        FootprintLine(name, int(count), *_TELL[name](case))
         for name, count in case.found.lines.items()
         if count or name in always
     )

@@ -22,9 +22,11 @@ from minitron.memory.formats import FORMATS, Format, formats_for
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
-from minitron.model.spec import ModelSpec, is_mtp
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
 
-_MATRIX: Final = r"_proj\.weight$"
+PROJECTIONS: Final = "projections"
+"""Stands for every linear inside a block, however a family calls its tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Clause:
     """Some tensors and the format in which they are kept."""
 
     tensors: str
-    """A regular expression that is searched in `component:name`."""
+    """A regular expression that is searched in `component:name`, or PROJECTIONS for every linear inside a block."""
 
     form: str
     """A name in minitron.memory.formats.FORMATS."""
@@ -42,6 +44,12 @@ class Clause:
 
     feeds_attention: bool = False
     """Only in layers that stand directly in front of an attention layer."""
+
+    def names(self, rule: Rule) -> bool:
+        """Whether it speaks of a rule's tensors."""
+        if self.tensors == PROJECTIONS:
+            return rule.is_projection
+        return re.search(self.tensors, f"{rule.component}:{rule.name}") is not None
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,16 @@ _SUPER: Final = (
 
 PUBLISHED: Final[dict[tuple[str, str, str], Mixture]] = {
     ("nemotron_h", "dense", "fp8"): Mixture(
-        (Clause("^attention:", "bf16"), Clause(_MATRIX, "fp8")),
+        (Clause("^attention:", "bf16"), Clause(PROJECTIONS, "fp8")),
         "published",
         "the recipe of Nemotron-Nano-9B-v2-FP8: Mamba and MLP projections in FP8, attention in bf16",
     ),
     ("nemotron_h", "moe", "nvfp4"): Mixture(
-        (*_NANO, Clause(_MATRIX, "nvfp4")), "published", _NANO_SOURCE.format("NVFP4")
+        (*_NANO, Clause(PROJECTIONS, "nvfp4")), "published", _NANO_SOURCE.format("NVFP4")
     ),
-    ("nemotron_h", "moe", "fp8"): Mixture((*_NANO, Clause(_MATRIX, "fp8")), "published", _NANO_SOURCE.format("FP8")),
+    ("nemotron_h", "moe", "fp8"): Mixture(
+        (*_NANO, Clause(PROJECTIONS, "fp8")), "published", _NANO_SOURCE.format("FP8")
+    ),
     ("nemotron_h", "latent", "nvfp4"): Mixture(
         _SUPER,
         "published",
@@ -98,7 +108,7 @@ PUBLISHED: Final[dict[tuple[str, str, str], Mixture]] = {
         attention_bytes=8,
     ),
     ("nemotron_h", "latent", "fp8"): Mixture(
-        (*_ROUTER, Clause("^attention:", "bf16"), Clause("^moe_latent_proj:", "bf16"), Clause(_MATRIX, "fp8")),
+        (*_ROUTER, Clause("^attention:", "bf16"), Clause("^moe_latent_proj:", "bf16"), Clause(PROJECTIONS, "fp8")),
         "published",
         "the recipe of Nemotron-3-Super-120B-A12B-FP8: experts and Mamba projections in FP8, attention and latent "
         "projections in bf16, the router in fp32",
@@ -141,7 +151,7 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
     if not FORMATS[weights].quantised:
         return Precision(weights, weights, Mixture(tuple(kept), "exact", f"every tensor in {weights}"))
     everything = Mixture(
-        (Clause(_MATRIX, weights),),
+        (Clause(PROJECTIONS, weights),),
         FORMATS[weights].origin,
         f"every projection in {weights} ({FORMATS[weights].note}), the rest in bf16",
     )
@@ -250,9 +260,9 @@ def _attends(spec: ModelSpec, kind: str) -> bool:
 
 def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int) -> Iterator[tuple[str, int]]:
     """The formats of a rule's tensor, and in how many of its `count` layers each; `feeds` feed attention."""
-    left, named = count, f"{rule.component}:{rule.name}"
+    left = count
     for clause in precision.mixture.clauses:
-        if not re.search(clause.tensors, named):
+        if not clause.names(rule):
             continue
         form = FORMATS[clause.form]
         # The multi-token-prediction block stays as it is in every published checkpoint, its router's bias apart.

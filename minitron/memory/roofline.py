@@ -29,7 +29,8 @@ from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
 from minitron.model.dims import numel
-from minitron.model.spec import ModelSpec, is_mtp
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
 
 BANDWIDTH_EFFICIENCY: Final = 0.8
 """Share of the peak bandwidth that kernels reach.  Assumed: streaming kernels reach 0.75 to 0.9."""

@@ -76,7 +76,8 @@ class Axis:
 
     follows: str = ""
     """The axis of which this one is always the same multiple: a shared expert of n times the routed width, channels of
-    expand times hidden.  It is written to no key: a cut of that axis cuts it along."""
+    expand times hidden, the value heads of key heads.  A cut of that axis cuts it along; its own keys, where it has
+    some, are written anew."""
 
     aliases: tuple[str, ...] = ()
     """Other names that people type for it."""
@@ -147,9 +148,9 @@ _ROWS: Final = (
         HIDDEN,
         "hidden",
         ("hidden_size",),
-        step=Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles, and all layers lose at once"),
+        step=Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles; a cut affects all layers"),
     ),
-    Axis(VOCAB, "vocabulary", ("vocab_size",), split="padded", fixed="the tokenizer gives every one of its ids"),
+    Axis(VOCAB, "vocabulary", ("vocab_size",), split="padded", fixed="the tokenizer uses all of its ids"),
     Axis(
         "ffn",
         "FFN",
@@ -166,7 +167,7 @@ _ROWS: Final = (
         "query heads",
         ("num_attention_heads",),
         group="kv_head",
-        step=Step(reason="attention is a small part of these models and recall hangs on it"),
+        step=Step(reason="attention is a small part of these models, and recall depends on it"),
         estimator="surgeon",
         split="even",
     ),
@@ -175,7 +176,7 @@ _ROWS: Final = (
         "KV heads",
         ("num_key_value_heads",),
         default=lambda config: int(config["num_attention_heads"]),
-        step=Step(reason="recall over a long context hangs on it"),
+        step=Step(reason="recall over a long context depends on it"),
         split="copied",
     ),
     Axis(
@@ -193,7 +194,7 @@ _ROWS: Final = (
         ("mamba_num_heads",),
         group="mamba_group",
         joint="mamba_channel",
-        step=Step(8, 1, 0.25, "whole warps of the scan; too few heads x width hurt most in published cuts"),
+        step=Step(8, 1, 0.25, "whole warps of the scan; too few heads x width lost most in published cuts"),
         split="even",
     ),
     Axis(
@@ -202,17 +203,17 @@ _ROWS: Final = (
         ("mamba_head_dim",),
         joint="mamba_channel",
         joint_place=1,
-        step=Step(16, 8, reason="at or below 0.8 of the width published candidates fell behind most"),
+        step=Step(16, 8, reason="published candidates at or below 0.8 of the width lost most"),
     ),
-    Axis("mamba_group", "Mamba groups", ("n_groups",), split="one", fixed="all heads of a group share its B and C"),
+    Axis("mamba_group", "Mamba groups", ("n_groups",), split="one", fixed="all heads of a group share B and C"),
     Axis("ssm_state", "SSM state", ("ssm_state_size",), step=Step(16, 8, reason="calibration does not score it")),
-    Axis("conv_kernel", "convolution taps", ("conv_kernel",), fixed="each tap reads another token"),
+    Axis("conv_kernel", "convolution taps", ("conv_kernel",), fixed="each tap reads a different token"),
     Axis(
         EXPERT,
         "experts",
         ("num_experts",),
         least_key="num_experts_per_tok",
-        step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts overlap in what they know"),
+        step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts are redundant"),
     ),
     Axis(
         "expert_ffn",

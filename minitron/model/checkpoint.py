@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
-from minitron.model.families import Rule
+from minitron.model.families import Extra, Rule
 from minitron.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Checkpoint:
         for file in _weight_files(folder):
             for name, header in read_headers(file).items():
                 if name in self.headers:
-                    raise MinitronError(f"{folder}: {name} stands in two files; remove one of them from the index.")
+                    raise MinitronError(f"{folder}: {name} is stored in two files; remove one of them from the index.")
                 self.headers[name] = header
 
     @property
@@ -120,11 +120,11 @@ class Checkpoint:
             header = self.headers[name]
             wanted = expected.pop(rule.pattern.format(index), None)
             if wanted is None:
-                raise MinitronError(f"{self.folder}: {name} stands there twice under two names; remove one.")
+                raise MinitronError(f"{self.folder}: {name} is stored twice under two names; remove one.")
             if header.shape != wanted.shape:
                 raise MinitronError(
                     f"{self.folder}: {name} has the shape {list(header.shape)}, but config.json gives "
-                    f"{list(wanted.shape)}; config and weights are not of one model."
+                    f"{list(wanted.shape)}; config.json and weights belong to different models; copy both from one."
                 )
         missing = list(expected.values())
         if sum(tensor.is_mtp for tensor in missing) == sum(tensor.is_mtp for tensor in spec.expected()):
@@ -136,17 +136,17 @@ class Checkpoint:
             )
 
     def named_tensors(self, spec: ModelSpec) -> Iterator[tuple[str, Rule, dict[str, int]]]:
-        """(name, rule, indices in the name) of every tensor but those that are passed over (`ignored`).
+        """(name, rule, indices in the name) of every tensor but those beside the model's own (`extras`).
 
         Raises MinitronError for a tensor that no rule names."""
         for name in self.headers:
-            if spec.ignored(name) is None:
+            if spec.extra(name) is None:
                 yield name, *spec.find(name)
 
-    def ignored(self, spec: ModelSpec) -> dict[str, str]:
-        """name -> why, of the tensors that no model of `spec` needs."""
-        found = {name: spec.ignored(name) for name in self.headers}
-        return {name: row.why for name, row in found.items() if row is not None}
+    def extras(self, spec: ModelSpec) -> dict[str, Extra]:
+        """name -> what it is, of the tensors that stand beside those that the rules of `spec` name."""
+        found = {name: spec.extra(name) for name in self.headers}
+        return {name: row for name, row in found.items() if row is not None}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, one at a time, file by file."""

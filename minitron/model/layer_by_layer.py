@@ -1,6 +1,6 @@
 """Running a model layer by layer: all sequences through one layer, then all of them through the next.
 
-    walk = Walk(source, blocks, batch_size, States())
+    walk = LayerByLayer(source, blocks, batch_size, States())
     for layer in range(len(spec.layers)):
         with source.resident(layer):
             for batch, tokens in walk.go(layer):
@@ -58,7 +58,7 @@ class States:
         return states
 
 
-class Walk:
+class LayerByLayer:
     """Sequences on their way through a model, a layer at a time."""
 
     def __init__(

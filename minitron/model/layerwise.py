@@ -17,8 +17,9 @@ from transformers.initialization import no_init_weights
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dims import Name
-from minitron.model.spec import Expected, ModelSpec
+from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held, module_name
+from minitron.model.tensors import Expected
 
 EMBEDDING: Final = "embedding"
 OUTPUT: Final = "output"
@@ -105,7 +106,7 @@ class LayerwiseModel:
                 parts[OUTPUT][name] = parts[EMBEDDING][Name(source).format({})]
         if missing := names - {name for part in parts.values() for name in part}:
             raise MinitronError(
-                f"{self.checkpoint.folder} holds nothing for {sorted(missing)[0]}, so that it cannot be read layer by "
+                f"{self.checkpoint.folder} holds no tensor for {sorted(missing)[0]}, so it cannot be loaded layer by "
                 "layer; score it without --offload, and as a teacher keep it in bf16."
             )
         return parts

@@ -75,7 +75,7 @@ def _left_over(folder: Path) -> Callable[[str], bool]:
         return lambda name: False
     spec = spec_of(config)
     block = {one.name for one in spec.expected() if one.is_mtp}
-    return lambda name: name in block or spec.ignored(name) is not None
+    return lambda name: name in block or spec.extra(name) is not None
 
 
 def require_buildable(folder: Path) -> None:
@@ -88,7 +88,7 @@ def require_buildable(folder: Path) -> None:
             state = AutoModelForCausalLM.from_config(config).state_dict()
     except (ValueError, StrictDataclassError) as error:
         raise MinitronError(
-            f"transformers does not build a {spec.family.name} model of these sizes ({_first_line(error)}); "
+            f"transformers cannot build a {spec.family.name} model of these sizes ({_first_line(error)}); "
             "choose other sizes."
         ) from error
     wanted = {one.name: one.shape for one in held(spec)}
@@ -97,8 +97,8 @@ def require_buildable(folder: Path) -> None:
     for name in sorted((wanted.keys() | built.keys()) - tied):
         if wanted.get(name) != built.get(name):
             raise MinitronError(
-                f"transformers builds {name} in the shape {built.get(name)} from the new config.json, and the cut has "
-                f"{wanted.get(name)}; choose other sizes."
+                f"transformers builds {name} with the shape {built.get(name)} from the new config.json, but the pruned "
+                f"tensor has {wanted.get(name)}; choose other sizes."
             )
 
 

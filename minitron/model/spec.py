@@ -15,58 +15,13 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AXES, EXPERT, LAYER, Axis
-from minitron.model.dims import Dim, Name, axes_of, numel, parse
-from minitron.model.families import FAMILIES, Family, Ignored, Rule
+from minitron.model.dims import Dim, axes_of, numel, parse
+from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
+from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
 
 DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
-
-MTP: Final = "mtp_"
-"""Prefix of the kinds of the layers in the multi-token-prediction block."""
-
-
-def is_mtp(kind: str) -> bool:
-    """Whether a kind belongs to the multi-token-prediction block: to one of its layers, or to what is around them."""
-    return kind.startswith(MTP) or kind == "mtp"
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """How many numbers a model holds.  Without the multi-token-prediction block, save for `mtp`."""
-
-    total: Any
-    """Every weight and persistent buffer, embeddings included."""
-
-    active: Any
-    """What one token uses: of the routed experts only as many as a token is sent to; embeddings included."""
-
-    mtp: Any
-    """The multi-token-prediction block."""
-
-    by_component: dict[str, Any]
-    """total, by heading."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """One tensor that a checkpoint of this model must hold."""
-
-    name: str
-    """In the family's first dialect."""
-
-    shape: tuple[int, ...]
-    kind: str
-    """The kind of layer that it is in, or `model`."""
-
-    rule: Rule
-    index: Mapping[str, int]
-    """The indices in the name: layer, expert."""
-
-    @property
-    def is_mtp(self) -> bool:
-        """Whether it is a tensor of the multi-token-prediction block, which transformers does not build."""
-        return is_mtp(self.kind)
 
 
 @dataclass(frozen=True)
@@ -81,12 +36,12 @@ class ModelSpec:
         for key, why in self.family.refused.items():
             if self.value(key):
                 raise MinitronError(
-                    f"config.json: {key} is {_shown(self.value(key))}, and Minitron cannot express it for a "
-                    f"{self.family.name} model ({why}); use a model without it."
+                    f"config.json: {key} is {_shown(self.value(key))}, which Minitron does not support for "
+                    f"{self.family.name} models ({why}); use a model without it."
                 )
         for axis in self.axes:
             if self.sizes[axis] < 1:
-                raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; it must be at least 1.")
+                raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; give at least 1.")
         for axis, group in self.family.grouped.items():
             if axis in self.axes and self.sizes[axis] % self.sizes[group]:
                 raise MinitronError(
@@ -97,19 +52,19 @@ class ModelSpec:
             if self.sizes[axis] % self.sizes[unit]:
                 raise MinitronError(
                     f"config.json: {self.key(axis)} = {self.sizes[axis]} is no multiple of {self.key(unit)} = "
-                    f"{self.sizes[unit]}, and transformers loads no {self.family.name} model without; choose one."
+                    f"{self.sizes[unit]}, and transformers requires one for {self.family.name} models; choose one."
                 )
         for left, right in self.equal:
             if self.amount(left) != self.amount(right):
                 raise MinitronError(
                     f"config.json: {self.spelled(left)} = {self.amount(left)} and {self.spelled(right)} = "
-                    f"{self.amount(right)} differ, and transformers loads no {self.family.name} model like that; "
-                    "make them equal."
+                    f"{self.amount(right)} differ, and transformers requires them equal for {self.family.name} "
+                    "models; make them equal."
                 )
         if EXPERT in self.axes and self.experts_per_token > self.sizes[EXPERT]:
             raise MinitronError(
                 f"config.json: {self.axis(EXPERT).least_key} = {self.experts_per_token} is more than the "
-                f"{self.sizes[EXPERT]} experts there are."
+                f"{self.sizes[EXPERT]} experts of a layer; correct one of the two."
             )
 
     def value(self, key: str) -> Any:
@@ -162,7 +117,7 @@ class ModelSpec:
                 return _whole(key, self.config[key])
         if row.default is None:
             raise MinitronError(
-                f"config.json has no {row.keys[0]}; a {self.family.name} model of this layout needs it."
+                f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."
             )
         return row.default(self.config) if callable(row.default) else row.default
 
@@ -222,7 +177,9 @@ class ModelSpec:
         if not key:
             return 1
         if self.value(key) is None:
-            raise MinitronError(f"config.json has no {key}; a {self.family.name} model of this layout needs it.")
+            raise MinitronError(
+                f"config.json has no {key}; a {self.family.name} model with these layers needs it; add it."
+            )
         return _whole(key, self.value(key))
 
     def equal_groups(self, axis: str) -> int:
@@ -284,8 +241,8 @@ class ModelSpec:
                 if index is not None and self._holds(kind, index):
                     return rule, index
         raise MinitronError(
-            f"no rule of the family {self.family.name} names the tensor {name!r}; a checkpoint that is not understood "
-            "whole is not touched, so remove that tensor or add a rule."
+            f"the family {self.family.name} has no rule for the tensor {name!r}, and Minitron changes no checkpoint "
+            "that it does not know completely; remove the tensor or add a rule."
         )
 
     def builds(self, name: str) -> bool:
@@ -308,12 +265,10 @@ class ModelSpec:
             return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
         return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
 
-    def ignored(self, name: str) -> Ignored | None:
-        """Why a tensor of this name is passed over; None where it is one of the model's."""
-        for row in self.family.ignored:
-            if Name(row.name).match(name) is not None and row.applies(self.config, self.family.defaults):
-                return row
-        return None
+    def extra(self, name: str) -> Extra | None:
+        """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""
+        found = (row for row in self.family.extras if row.matches(name, self.config, self.family.defaults))
+        return next(found, None)
 
     @property
     def is_tied(self) -> bool:
@@ -344,8 +299,15 @@ class ModelSpec:
                         config[dialect] = int(value)
         if layers is not None and layers != tuple(range(len(self.layers))):
             self.family.edit_layout(config, layers)
+        for axis, other in self.family.followers.items():
+            # Always the same multiple: written back where the config names it.
+            if axis in self.sizes and self.axis(axis).keys and self.key(other) in named_sizes:
+                ratio = self.sizes[axis] // self.sizes[other]
+                config[self.key(axis)] = ratio * int(named_sizes[self.key(other)])
         probe = ModelSpec(self.family, config)
         for axis, size in self.sizes.items():
+            if axis in self.family.followers:
+                continue
             wanted = named_sizes.get(self.key(axis), size)
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 config[self.key(axis)] = int(wanted)
@@ -377,7 +339,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
     family = FAMILIES.get(str(model_type))
     if family is None:
         raise MinitronError(
-            f"config.json: model_type is {model_type!r}; the known families are {', '.join(sorted(FAMILIES))}."
+            f"config.json: model_type is {model_type!r}; the supported types are {', '.join(sorted(FAMILIES))}."
         )
     return ModelSpec(family, config)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from minitron.model.axes import EXPERT
 from minitron.model.dims import Name, numel
 from minitron.model.families import Rule
-from minitron.model.spec import Expected, ModelSpec
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import Expected
 
 if TYPE_CHECKING:
     import torch

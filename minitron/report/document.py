@@ -18,8 +18,7 @@ from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, write_bytes, write_json, write_text
 from minitron.memory.budget import Budget
 from minitron.memory.curves import Curves, batch_curves, context_curves
-from minitron.memory.footprint_lines import Term
-from minitron.memory.footprint_lines import terms as terms_of
+from minitron.memory.footprint_lines import FootprintLine, footprint_lines
 from minitron.memory.questions import Remedy, cautions
 from minitron.memory.workload import Workload
 from minitron.model.axes import AXES, LAYER
@@ -49,7 +48,7 @@ def build_report(
     model: str,
     result: SearchResult,
     *,
-    terms: Sequence[Term] | None = None,
+    terms: Sequence[FootprintLine] | None = None,
     remedies: Sequence[Remedy] = (),
     scores: Scores | None = None,
     speed: Mapping[str, Any] | None = None,
@@ -89,8 +88,8 @@ def build_report(
         "feasible_architectures": result.feasible,
         "ranking": result.ranking,
         "terms": {
-            "parent": _terms(terms_of(spec, workload, budget) if terms is None else terms),
-            "chosen": [] if chosen is None else _terms(terms_of(_left(spec, chosen), workload, budget)),
+            "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),
+            "chosen": [] if chosen is None else _terms(footprint_lines(_left(spec, chosen), workload, budget)),
         },
         "curves": _all_curves(spec, result, labels),
         "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
@@ -264,7 +263,7 @@ def _left(spec: ModelSpec, candidate: Candidate) -> ModelSpec:
     return spec.resized(candidate.sizes, candidate.kept)
 
 
-def _terms(terms: Sequence[Term]) -> list[dict[str, Any]]:
+def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
     return [term.to_json() for term in terms]
 
 

@@ -28,7 +28,7 @@ Curve = NDArray[np.float64]
 """[members + 1] the share of importance that the best n members of every group carry, n = 0 .. members."""
 
 
-class Shares:
+class EffectiveParameters:
     """Kept shares by axis and size, looked up for many candidates at once.
 
     Axes that the scores do not cover keep the share of their size."""

@@ -23,7 +23,7 @@ from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate, Zone
 from minitron.search.dead_zones import dead_zones
 from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
-from minitron.search.effective_parameters import Shares
+from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.lattice import Lattice, LatticeOptions, Points, default_widths, fewest_layers, parse_widths
 from minitron.search.pareto import Best, Front
 from minitron.search.search_steps import config_key
@@ -207,7 +207,7 @@ def search(
         raise MinitronError(f"--top {top} lists no candidate; give 1 or more.")
     lattice = one_a_layout(lattice, scores)
     spec = lattice.spec
-    shares = None if scores is None else Shares(lattice, scores)
+    shares = None if scores is None else EffectiveParameters(lattice, scores)
     worth = worth or default_worth(lattice, scores, shares)
     count = _Counter(workload, budget, precision_of(spec, workload.weights, workload.keep))
     whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
@@ -245,11 +245,11 @@ def search(
     )
 
 
-def default_worth(lattice: Lattice, scores: Scores | None, shares: Shares | None = None) -> Worth:
+def default_worth(lattice: Lattice, scores: Scores | None, shares: EffectiveParameters | None = None) -> Worth:
     """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
     if scores is None:
         return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
-    shares = shares or Shares(lattice, scores)
+    shares = shares or EffectiveParameters(lattice, scores)
     return Worth(shares.effective_parameters, "effective parameters (by the scores given)")
 
 
@@ -277,7 +277,7 @@ def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
     return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
 
 
-def _worth(lattice: Lattice, shares: Shares | None, points: Points) -> Any:
+def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Any:
     """What candidates are ranked by: effective parameters, or parameters where there are no scores."""
     if shares is not None:
         return shares.effective_parameters(points)
@@ -305,7 +305,7 @@ class _Counter:
             allowed = allowed & splits(spec, {**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
             yield points, allowed, points.spread(self.footprint(spec, points, kept).total)
 
-    def candidates(self, lattice: Lattice, shares: Shares | None, points: Points) -> tuple[Candidate, ...]:
+    def candidates(self, lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> tuple[Candidate, ...]:
         """Flat points in full."""
         spec = lattice.spec
         counted = self.footprint(spec, points, tally(spec, self.precision, lattice.depths))

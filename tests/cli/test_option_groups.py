@@ -17,8 +17,6 @@ from cli.prune import PRUNING
 from cli.scoring import SCORE
 from cli.serving import SERVING
 from cli.training import TRAINING
-from importance.score.estimators import BEST
-from importance.score.options import ESTIMATOR
 from minitron.measure.options import Dtype
 from minitron.model.loading import DTYPES
 from pipeline import (
@@ -113,4 +111,3 @@ def test_a_group_is_typed_by_its_table(capsys: pytest.CaptureFixture[str], monke
 
 def test_names_that_need_torch_are_those_of_the_tables_that_do() -> None:
     assert set(get_args(Dtype)) == set(DTYPES)
-    assert ESTIMATOR == BEST

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from importance.score.calibrate import score_model
+from importance.score.options import ScoringOptions
 from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, make_plan
@@ -65,7 +66,7 @@ def through(model: PreTrainedModel, name: str, ids: np.ndarray) -> dict[str, np.
 
 
 def cut(folder: Path, spec: ModelSpec, sizes: dict[str, int], ids: np.ndarray) -> tuple[Plan, Scores, PreTrainedModel]:
-    scores = score_model(loaded(folder), spec, ids, layers="none")
+    scores = score_model(loaded(folder), spec, ids, ScoringOptions(layers="none"))
     plan = make_plan(spec, sizes, tuple(range(len(spec.layers))), scores, rotate=False)
     return plan, scores, cut_model(loaded(folder), spec, plan)
 
@@ -129,7 +130,7 @@ def test_kept_directions_leave_the_norm_as_they_did(tiny_llama: Path, tmp_path: 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # The covariance is that of every eighth token.
     ids = np.arange(48).repeat(8).reshape(4, 96)
-    scores = score_model(loaded(folder), spec, ids, layers="none")
+    scores = score_model(loaded(folder), spec, ids, ScoringOptions(layers="none"))
     plan = make_plan(spec, {"hidden_size": 8}, tuple(range(4)), scores, rotate=True)
     basis = plan.keep[STREAM]
     assert isinstance(basis, Basis)

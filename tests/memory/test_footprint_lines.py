@@ -8,7 +8,7 @@ from planning_models import LONG, published
 
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
-from minitron.memory.footprint_lines import ORIGINS, TITLES, Term, terms
+from minitron.memory.footprint_lines import ORIGINS, TITLES, FootprintLine, footprint_lines
 from minitron.memory.gpus import find_gpu
 from minitron.memory.workload import Engine, workload_of
 
@@ -32,7 +32,7 @@ def test_terms_add_up_to_the_footprint(model: str, options: dict[str, object]) -
     spec = published(model)
     workload = workload_of(spec, LONG, 3, **options)  # type: ignore[arg-type]
     budget = Budget(find_gpu("H200").usable, workspace=None)
-    found = terms(spec, workload, budget)
+    found = footprint_lines(spec, workload, budget)
     assert sum(term.bytes for term in found) == footprint(spec, workload, None).total
     for term in found:
         assert term.origin in ORIGINS
@@ -51,7 +51,7 @@ def test_origins_are_told_apart() -> None:
 
     def origins(**options: object) -> dict[str, str]:
         budget = Budget(find_gpu("H200").usable, workspace=None)
-        found = terms(spec, workload_of(spec, LONG, **options), budget)  # type: ignore[arg-type]
+        found = footprint_lines(spec, workload_of(spec, LONG, **options), budget)  # type: ignore[arg-type]
         return {term.name: term.origin for term in found}
 
     assert origins()["weights"] == "exact"
@@ -63,8 +63,8 @@ def test_origins_are_told_apart() -> None:
 
 def test_weights_say_how_many_bits() -> None:
     spec = published("Llama-3.1-8B")
-    term = terms(spec, workload_of(spec, 1))[0]
-    assert isinstance(term, Term)
+    term = footprint_lines(spec, workload_of(spec, 1))[0]
+    assert isinstance(term, FootprintLine)
     assert term.filled == "8,030,261,248 x 2 B"
 
 
@@ -72,7 +72,7 @@ def test_weights_say_how_many_bits() -> None:
 @pytest.mark.parametrize("model", ["Nemotron-3-Nano-30B-A3B", "Nemotron-3-Super-120B-A12B"])
 def test_a_mixture_can_be_added_up_too(model: str, weights: str) -> None:
     spec = published(model)
-    term = terms(spec, workload_of(spec, 1, weights=weights))[0]
+    term = footprint_lines(spec, workload_of(spec, 1, weights=weights))[0]
     named = re.sub(r"\([^)]*\)", "", term.filled)
     assert sum(calculated(part) for part in named.split(" + ")) == term.bytes
     assert weights in term.filled
@@ -81,7 +81,7 @@ def test_a_mixture_can_be_added_up_too(model: str, weights: str) -> None:
 def test_the_mtp_block_can_be_added_up() -> None:
     spec = published("Nemotron-3-Super-120B-A12B")
     for weights in ("bf16", "nvfp4", "fp8"):
-        found = terms(spec, workload_of(spec, 1, weights=weights, speculative_tokens=1))
+        found = footprint_lines(spec, workload_of(spec, 1, weights=weights, speculative_tokens=1))
         term = next(term for term in found if term.name == "mtp_weights")
         named = re.sub(r"\([^)]*\)", "", term.filled)
         assert sum(calculated(part) for part in named.split(" + ")) == term.bytes

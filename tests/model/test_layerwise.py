@@ -13,7 +13,7 @@ from importance.score.options import ScoringOptions
 from minitron.arrays import save_arrays, store
 from minitron.cut.scores import Scores, load_scores
 from minitron.errors import MinitronError
-from minitron.model.layer_by_layer import States, Walk
+from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec
@@ -78,7 +78,7 @@ def test_a_walk_ends_where_the_model_does(tiny_hybrid: Path, tmp_path: Path) -> 
     source = LayerwiseModel(tiny_hybrid, spec, dtype=torch.float32, device=torch.device("cpu"))
     blocks = np.random.default_rng(0).integers(0, spec.sizes["vocab"], (3, 16))
     with torch.inference_mode():
-        walk = Walk(source, blocks, 2, States(tmp_path))
+        walk = LayerByLayer(source, blocks, 2, States(tmp_path))
         for layer in range(len(spec.layers)):
             with source.resident(layer):
                 assert sum(tokens for _, tokens in walk.go(layer)) == blocks.size

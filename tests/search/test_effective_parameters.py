@@ -12,14 +12,14 @@ from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.model.spec import ModelSpec
-from minitron.search.effective_parameters import Shares
+from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.lattice import Lattice, parse_widths
 from minitron.search.search import build_lattice, search
 
 
 def slow_share(scores: Scores, spec: ModelSpec, sizes: dict[str, int], kept: tuple[int, ...], axis: str) -> float:
-    """The mean over layers of the share of squared scores that minitron.cut.selection keeps: what Shares says in one
-    go."""
+    """The mean over layers of the share of squared scores that minitron.cut.selection keeps: what EffectiveParameters
+    says in one go."""
     keep = choose(spec, scores, sizes, tuple(range(len(spec.layers))))
     shares = []
     for (name, layer), values in scores.importance.items():
@@ -55,7 +55,7 @@ def test_kept_shares_are_those_of_the_indices_that_are_chosen(seed: int) -> None
     }
     lattice = Lattice(spec, (tuple(range(8)),), parse_widths(spec, sizes))
     points, _ = next(lattice.chunks())
-    shares = Shares(lattice, scores)
+    shares = EffectiveParameters(lattice, scores)
     by_hand = {key: int(text) for key, text in sizes.items()}
     for axis in ("hidden", "ffn", "query_head", "expert", "expert_ffn", "shared_ffn"):
         assert shares.effective(axis, points).item() == pytest.approx(
@@ -73,7 +73,7 @@ def test_kv_heads_take_their_query_heads_along() -> None:
     scores = random_scores(spec)
     lattice = Lattice(spec, ((0, 1),), parse_widths(spec, {"num_key_value_heads": "1", "num_attention_heads": "2"}))
     points, _ = next(lattice.chunks())
-    shares = Shares(lattice, scores)
+    shares = EffectiveParameters(lattice, scores)
     groups = (scores.importance["query_head", 1] ** 2).reshape(2, 2).sum(1)
     assert shares.effective("kv_head", points).item() == pytest.approx(2 * groups.max() / groups.sum())
     assert shares.effective("query_head", points).item() == pytest.approx(4 * groups.max() / groups.sum())

@@ -14,7 +14,7 @@ from minitron.errors import MinitronError
 from minitron.memory.workload import workload_of
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.depth import LayerLimits
-from minitron.search.effective_parameters import Shares
+from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.lattice import Lattice, LatticeOptions, Times, default_sizes, default_widths, parse_widths
 from minitron.search.search import build_lattice
 
@@ -160,7 +160,7 @@ def test_query_heads_that_follow_count_with_the_share_of_their_kv_heads() -> Non
     scores = random_scores(spec)
     lattice = build_lattice(spec, WORKLOAD, layers=2, scores=scores, options=LatticeOptions(most={"kv_head": 0.5}))
     points, _ = next(lattice.chunks())
-    shares = Shares(lattice, scores)
+    shares = EffectiveParameters(lattice, scores)
     groups = (scores.importance["query_head", 1] ** 2).reshape(2, 2).sum(1)
     kept = [1.0, groups.max() / groups.sum()]
     for axis, size in (("kv_head", 2), ("query_head", 4)):

@@ -4,23 +4,25 @@ from typing import Final
 
 from minitron.model.families.bamba import BAMBA
 from minitron.model.families.deepseek import DEEPSEEK_V3
-from minitron.model.families.family import Cache, Family, Ignored, Norm, Rule
+from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA3
 from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.mixtral import MIXTRAL
+from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.olmo import OLMO2
 from minitron.model.families.phi import PHI3
 from minitron.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from minitron.model.families.qwen_next import QWEN3_NEXT
 
 _FAMILIES: Final = (
-    *(NEMOTRON_H, BAMBA),
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2),
+    *(NEMOTRON_H, BAMBA, QWEN3_NEXT),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """model_type -> family."""
 
-__all__ = ["FAMILIES", "Cache", "Family", "Ignored", "Norm", "Rule"]
+__all__ = ["FAMILIES", "Cache", "Extra", "Family", "Norm", "Rule"]

@@ -35,7 +35,7 @@ def _layer(mixer: tuple[Rule, ...]) -> tuple[Rule, ...]:
 def _layout(config: Config) -> str:
     indices = config.get("attn_layer_indices") or ()
     if not isinstance(indices, list | tuple) or any(not isinstance(index, int) for index in indices):
-        raise MinitronError("config.json: attn_layer_indices must list the numbers of layers.")
+        raise MinitronError("config.json: attn_layer_indices is not a list of layer numbers; correct it.")
     return "".join("*" if layer in indices else "M" for layer in range(layer_count(config)))
 
 
@@ -67,7 +67,7 @@ BAMBA = Family(
     edit_layout=partial(edit_lists, _no_lists),
     defaults={"mamba_conv_bias": True, "mamba_expand": 2},
     equal=(("mamba_head*mamba_head_dim", "mamba_expand*hidden"),),
-    ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+    extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
     beside_states=1,
     summary="Mamba-2 or attention, and gated MLP, in every layer (Bamba)",
 )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from minitron.model.axes import Axis, rows
-from minitron.model.families.family import Cache, Config, Family, Ignored, Norm, Rule
+from minitron.model.families.family import Cache, Config, Extra, Family, Norm, Rule
 from minitron.model.families.layer_lists import SLIDING, attention_types, keep_listed, layer_count
 
 LAYER: Final = "model.layers.{layer}."
@@ -31,11 +31,11 @@ AFTER: Final = Norm("after")
 INSIDE: Final = Norm("inside")
 FINAL: Final = Norm("final")
 
-ROTARY_FREQUENCIES: Final = Ignored(
-    ATTENTION + "rotary_emb.inv_freq", "rotary frequencies, which follow from config.json"
+ROTARY_FREQUENCIES: Final = Extra(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "rotary frequencies, which follow from config.json"
 )
-STORED_TIED_HEAD: Final = Ignored(
-    "lm_head.weight",
+STORED_TIED_HEAD: Final = Extra(
+    r"lm_head\.weight",
     "a copy of the embedding, with which config.json ties the output layer",
     when="tie_word_embeddings",
 )
@@ -204,7 +204,7 @@ def rotary_decoder(
         cache=cache,
         layout=layout,
         edit_layout=partial(edit_lists, lists),
-        ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+        extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
         summary=summary,
         **more,
     )
@@ -245,7 +245,7 @@ def mixture_decoder(
         cache=dict.fromkeys(letters.values(), replace(cache, window=window)),
         layout=layout or (lambda config: "E" * layer_count(config)),
         edit_layout=edit_layout,
-        ignored=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+        extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
         summary=summary,
         **more,
     )

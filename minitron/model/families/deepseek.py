@@ -45,7 +45,7 @@ LATENT = Cache(
 )
 """What a layer keeps: the latent and the keys' rotary part, which all heads share."""
 
-_MEET = "queries and keys meet in both parts of a head, which are scaled together"
+_MEET = "the two parts of a query are scaled together"
 
 LATENT_AXES = (
     Axis("kv_rank", "KV rank", ("kv_lora_rank",)),

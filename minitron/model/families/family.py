@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -200,21 +201,24 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Ignored:
-    """A tensor that some checkpoints hold and no model needs: it is not read, counted or written."""
+class Extra:
+    """Tensors that some checkpoints hold beside those that the rules name: they are neither cut nor counted."""
 
-    name: str
-    """As in a rule."""
+    pattern: str
+    """A regular expression that matches a whole name."""
 
-    why: str
+    what: str
     """What it is, in a few words."""
+
+    carried: bool = False
+    """Whether a pruned checkpoint holds it too, as it is; else it is left out, with a note."""
 
     when: str = ""
     """As in a rule."""
 
-    def applies(self, config: Config, defaults: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint of this config may hold it."""
-        return _holds(self.when, config, defaults)
+    def matches(self, name: str, config: Config, defaults: Mapping[str, Any]) -> bool:
+        """Whether a tensor of that name is one, in a checkpoint of this config."""
+        return re.fullmatch(self.pattern, name) is not None and _holds(self.when, config, defaults)
 
 
 def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
@@ -267,8 +271,8 @@ class Family:
     refused: Mapping[str, str] = field(default_factory=dict)
     """config key -> what it would take to honour it: configs that set one to a true value are refused by name."""
 
-    ignored: tuple[Ignored, ...] = ()
-    """Tensors that are passed over, with a note."""
+    extras: tuple[Extra, ...] = ()
+    """Tensors beside those that the rules name."""
 
     scaled_stream: bool = False
     """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of
@@ -314,4 +318,4 @@ class Family:
         return frozenset(name for name, axis in self.axes.items() if axis.fixed or axis.follows)
 
 
-__all__ = ["Axis", "Cache", "Config", "Constant", "Family", "Ignored", "Norm", "Product", "Rule", "value_of"]
+__all__ = ["Axis", "Cache", "Config", "Constant", "Extra", "Family", "Norm", "Product", "Rule", "value_of"]

@@ -23,8 +23,8 @@ _COMMON: dict[str, Any] = {
     "defaults": {"sliding_window": 4096, "tie_word_embeddings": True},
     "scaled_stream": True,
     "refused": {
-        "use_bidirectional_attention": "its attention looks ahead, so that it is no language model",
-        "final_logit_softcapping": "logits are counted as the output layer makes them",
+        "use_bidirectional_attention": "its attention is bidirectional",
+        "final_logit_softcapping": "logits are not capped when losses are computed",
     },
 }
 

@@ -38,17 +38,21 @@ def layer_count(config: Config) -> int:
     return count
 
 
-def attention_types(config: Config, default: Callable[[int], str] = lambda layer: FULL) -> list[str]:
-    """`full_attention` or `sliding_attention` for every layer: what layer_types says, else `default` of its number.
+def attention_types(
+    config: Config, default: Callable[[int], str] = lambda layer: FULL, known: Sequence[str] = (FULL, SLIDING)
+) -> list[str]:
+    """One of the `known` words for every layer: what layer_types says, else `default` of its number.
 
     Raises MinitronError for another word and for a list of another length."""
     count, given = layer_count(config), config.get("layer_types")
     if given is None:
         return [default(layer) for layer in range(count)]
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
-        raise MinitronError(f"config.json: layer_types must list one word for each of the {count} layers.")
-    if unknown := [word for word in given if word not in (FULL, SLIDING)]:
         raise MinitronError(
-            f"config.json: layer_types has the kind {unknown[0]!r}; known for this family are {FULL} and {SLIDING}."
+            f"config.json: layer_types does not have one entry for each of the {count} layers; correct it."
+        )
+    if unknown := [word for word in given if word not in known]:
+        raise MinitronError(
+            f"config.json: layer_types has the kind {unknown[0]!r}; known for this family are {' and '.join(known)}."
         )
     return list(given)

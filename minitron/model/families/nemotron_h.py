@@ -142,7 +142,7 @@ NEMOTRON_H = Family(
     layout=read_layout,
     edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
-    ignored=(STORED_TIED_HEAD,),
+    extras=(STORED_TIED_HEAD,),
     refused={
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",

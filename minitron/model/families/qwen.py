@@ -70,6 +70,6 @@ QWEN3_MOE = mixture_decoder(
         expert={"keys": ("num_experts", "num_local_experts"), "default": 128},
     ),
     defaults={"num_experts_per_tok": 8},
-    refused={"use_sliding_window": "its mixtures of experts are counted with whole attention only"},
+    refused={"use_sliding_window": "sliding windows beside mixtures of experts"},
     summary="attention with normalised heads, mixture of experts or gated MLP (Qwen3-30B-A3B, Qwen3-235B-A22B)",
 )

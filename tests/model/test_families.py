@@ -1,0 +1,160 @@
+"""What a family's table says beside its tensors: absent keys, refused keys, tensors beside the model's own."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILY_SIZES
+
+from minitron.cut.plan import Plan
+from minitron.cut.prune import prune
+from minitron.errors import MinitronError
+from minitron.memory.caches import kept
+from minitron.memory.workload import Workload
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.families import FAMILIES, Cache, Extra
+from minitron.model.families.layer_lists import attention_types
+from minitron.model.loading import load_model
+from minitron.model.spec import ModelSpec, read_spec, spec_of
+
+
+def whole(spec: ModelSpec) -> Plan:
+    """The plan that keeps everything."""
+    return Plan(spec.fingerprint, {}, tuple(range(len(spec.layers))))
+
+
+def config(model_type: str, **changed: Any) -> dict[str, Any]:
+    return FAMILY_SIZES[model_type][0] | {"model_type": model_type} | changed
+
+
+def test_an_absent_key_means_what_transformers_class_says() -> None:
+    sizes = {key: value for key, value in config("gemma3_text").items() if key != "tie_word_embeddings"}
+    assert spec_of(sizes).is_tied and not spec_of(sizes | {"tie_word_embeddings": False}).is_tied
+    del sizes["head_dim"], sizes["layer_types"]
+    model = spec_of(sizes | {"num_hidden_layers": 7, "num_key_value_heads": 1})
+    assert model.sizes["head_dim"] == 256 and model.letters == "sssss*s"
+    # A window that is absent is Mistral's own, one that is null is none.
+    mistral = {key: value for key, value in config("mistral").items() if key != "sliding_window"}
+    windows = []
+    for found in (mistral, mistral | {"sliding_window": None}):
+        spec = spec_of(found)
+        (one,) = kept(spec, Workload(10_000), spec.sizes, spec.kind_counts()).caches
+        windows.append((one.window, one.tokens))
+    assert windows == [(4096, 4096), (None, 10_000)]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changed", "why"),
+    [
+        ("nemotron_h", {"block_configs": [{}, {}]}, "block_configs is .*sizes that differ from layer to layer"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True.*bidirectional"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window is True.*sliding windows beside"),
+        ("mistral", {"sliding_window": -1}, "sliding_window is -1; it must be a positive whole number or null"),
+        (
+            "gemma3_text",
+            {"layer_types": ["full_attention"] * 3},
+            "layer_types does not have one entry for each",
+        ),
+        ("gemma3_text", {"layer_types": ["chunked_attention"] * 4}, "layer_types has the kind 'chunked_attention'"),
+        ("llama", {"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
+        ("bamba", {"mamba_n_heads": 6}, "mamba_n_heads \\* mamba_d_head = 48 and mamba_expand \\* hidden_size = 64"),
+        ("bamba", {"attn_layer_indices": "2"}, "attn_layer_indices is not a list of layer numbers"),
+    ],
+)
+def test_what_the_code_cannot_express_is_refused_by_name(model_type: str, changed: dict[str, Any], why: str) -> None:
+    with pytest.raises(MinitronError, match=why):
+        spec = spec_of(config(model_type, **changed))
+        kept(spec, Workload(16), spec.sizes, spec.kind_counts())
+
+
+def test_a_pattern_of_layers_is_written_out_when_some_of_them_go() -> None:
+    sizes = {key: value for key, value in config("gemma3_text").items() if key != "layer_types"}
+    spec = spec_of(sizes | {"num_hidden_layers": 12, "sliding_window_pattern": 3})
+    assert spec.letters == "ss*ss*ss*ss*"
+    small = spec.resized({}, (1, 2, 5, 6, 11))
+    assert small.letters == "s**s*" and small.config["layer_types"] == attention_types(small.config)
+    assert "layer_types" not in spec.resized({}, tuple(range(12))).config
+    moe = spec_of(config("qwen3_moe", mlp_only_layers=[], decoder_sparse_step=2, num_hidden_layers=6))
+    assert moe.letters == "-E-E-E"
+    assert moe.resized({}, (1, 2, 3)).letters == "E-E"
+
+
+def test_kinds_that_keep_the_same_count_once() -> None:
+    """A dense layer before mixtures of experts does not make all layers keep keys and values twice."""
+    spec = spec_of(config("deepseek_v3"))
+    keep = kept(spec, Workload(10), spec.sizes, spec.kind_counts())
+    assert [one.layers for one in keep.caches] == [4]
+    assert keep.kv_bytes == 4 * 10 * (16 + 8) * 2
+
+
+def test_tensors_that_no_model_needs_are_left_out_and_told(tmp_path: Path) -> None:
+    model = tiny_models.save_llama(tmp_path / "model", tied=True)
+    tensors = load_file(model / "model.safetensors")
+    more = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(6) for layer in range(4)}
+    more["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | more, model / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(model)
+    Checkpoint(model).check(spec)
+    prune(model, whole(spec), tmp_path / "small")
+    assert load_file(tmp_path / "small" / "model.safetensors").keys() == tensors.keys()
+    told = json.loads((tmp_path / "small" / "minitron.json").read_text())["note"]["left out"]
+    assert "4 x rotary frequencies" in told and "1 x a copy of the embedding" in told
+    load_model(model)
+    # Of an untied model the output layer is its own.
+    config_file = json.loads((model / "config.json").read_text())
+    untied = spec_of(config_file | {"tie_word_embeddings": False})
+    assert untied.extra("lm_head.weight") is None and spec.extra("lm_head.weight") is not None
+
+
+def test_tensors_to_carry_along_are_copied_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = Extra(r"vision_tower\..*", "the vision tower", carried=True)
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], extras=(vision,)))
+    model = tiny_models.save_llama(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tower = {"vision_tower.patch.weight": torch.randn(7, 3), "vision_tower.norm.bias": torch.randn(5).bfloat16()}
+    save_file(tensors | tower, model / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(model)
+    result = prune(model, whole(spec), tmp_path / "small")
+    found = load_file(tmp_path / "small" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tower.items())
+    assert result.parameters == spec.parameters().total + 7 * 3 + 5
+    assert result.weight_bytes == sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+    note = json.loads((tmp_path / "small" / "minitron.json").read_text())["note"]
+    assert note == {"copied as they are": "2 x the vision tower"}
+
+
+def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:
+    llama = FAMILIES["llama"]
+    with pytest.raises(ValueError, match="no size is given for ffn"):
+        replace(llama, axes={name: axis for name, axis in llama.axes.items() if name != "ffn"})
+    with pytest.raises(ValueError, match="axes refer to kv_head, which has no row"):
+        rules = {kind: tuple(rule for rule in own if "kv_head" not in rule.axes) for kind, own in llama.rules.items()}
+        replace(llama, rules=rules, axes={name: axis for name, axis in llama.axes.items() if name != "kv_head"})
+    with pytest.raises(ValueError, match="every kind of layer has a label"):
+        replace(llama, kind_labels={})
+    with pytest.raises(ValueError, match="channels and taps"):
+        Cache(conv_channels="ffn")
+
+
+def test_a_window_keeps_its_last_tokens_only_and_vllm_a_step_more() -> None:
+    from minitron.memory.vllm import pool
+    from minitron.memory.workload import Engine
+
+    spec = spec_of(config("gemma3_text", sliding_window=64))
+    engine = Engine("vllm", cuda_graphs=False, prefix_caching=False, max_num_batched_tokens=32)
+    workload = Workload(1000, engine=engine)
+    keep = kept(spec, workload, spec.sizes, spec.kind_counts())
+    token = 2 * 2 * 12 * 2
+    assert {one.window: (one.attention, one.tokens) for one in keep.caches} == {None: (2, 1000), 64: (2, 64)}
+    assert keep.kv_bytes == token * (2 * 1000 + 2 * 64)
+    found = pool(workload, keep)
+    # Two layers of each kind share a block table: 63 blocks of 16 tokens hold 1,000, and 64 - 1 + 32 = 95 tokens are 6
+    # blocks and one more (vLLM's SlidingWindowSpec).
+    assert (int(found.block_size), int(found.page), int(found.group)) == (16, 16 * token, 2)
+    assert int(found.per_sequence) == 63 + 7
