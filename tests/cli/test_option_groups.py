@@ -55,9 +55,11 @@ def with_groups(tables: list[tuple[Any, Table]]) -> Iterator[tuple[Any, Table]]:
         yield from with_groups([(row.request, row.table) for row in table.values() if isinstance(row, Group)])
 
 
-@pytest.mark.parametrize(
-    "request_type", {request for request, _ in with_groups(TABLES)}, ids=lambda each: each.__name__
-)
+# Each once, in the order of the tables: processes that share the tests must collect them alike.
+REQUESTS = list(dict.fromkeys(request for request, _ in with_groups(TABLES)))
+
+
+@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda each: each.__name__)
 def test_every_field_of_a_request_can_be_typed(request_type: Any) -> None:
     fields = {field.name for field in dataclasses.fields(request_type)}
     offered: set[str] = set()
@@ -68,9 +70,7 @@ def test_every_field_of_a_request_can_be_typed(request_type: Any) -> None:
     assert fields - offered == {name for request, name in NOT_OFFERED if request is request_type}
 
 
-@pytest.mark.parametrize(
-    "request_type", {request for request, _ in with_groups(TABLES)}, ids=lambda each: each.__name__
-)
+@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda each: each.__name__)
 def test_requests_are_frozen_and_know_nothing_of_typer(request_type: Any) -> None:
     assert request_type.__dataclass_params__.frozen
     source = Path(__import__("inspect").getfile(request_type)).read_text(encoding="utf-8")
