@@ -13,7 +13,7 @@ import typer
 
 from cli import show
 from cli.option_groups import takes
-from cli.options import JsonOption, option
+from cli.options import GPU_HELP, JsonOption, option
 from cli.serving import SERVING
 from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
@@ -21,9 +21,7 @@ from pipeline.comparison import Comparison
 from pipeline.comparison import compare as compared
 from pipeline.serving import Serving
 
-GpusOption = Annotated[
-    list[str], option("--gpu", "GPU name, or its usable memory, such as 22.06GiB. Repeatable.", "GPU")
-]
+GpusOption = Annotated[list[str], option("--gpu", f"{GPU_HELP}. Repeatable.", "GPU")]
 PlannedModelsArgument = Annotated[
     list[Path],
     typer.Argument(help="Checkpoint folders or config.json files.", metavar="MODEL...", show_default=False),

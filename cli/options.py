@@ -18,14 +18,18 @@ which raises a MinitronError, so that a wrong path reads the same from every com
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from distill.run.distillation import Precision
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
+from minitron.memory.gpus import GPUS
 from minitron.units import parse_bytes, parse_count
+
+GPU_HELP: Final = f"GPU name, or its usable memory such as 22.06GiB. Names: {', '.join(GPUS)}"
+"""What --gpu takes, in `plan` and in all that plan."""
 
 
 def _reader(parse: Callable[[str], int]) -> Callable[[str | int], int]:

@@ -7,9 +7,8 @@ from typing import Any, Final
 import typer
 
 from cli.option_groups import Option
-from cli.options import assignments, numbers, option, size_option
+from cli.options import GPU_HELP, assignments, numbers, option, size_option
 from cli.serving import SERVING
-from minitron.memory.gpus import GPUS
 
 
 def _listed(flag: str, help: str, metavar: str, read: Any) -> Option:
@@ -24,9 +23,7 @@ def _lattice(texts: list[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 PLANNING: Final[dict[str, Option]] = SERVING | {
-    "gpu": Option(
-        option("--gpu", f"GPU name, or its usable memory such as 22.06GiB. Names: {', '.join(GPUS)}.", "GPU")
-    ),
+    "gpu": Option(option("--gpu", f"{GPU_HELP}.", "GPU")),
     "gpu_memory": Option(
         size_option(
             "--gpu-memory", "Usable memory of the GPU, if it is not in the table or to override the table: 22.06GiB."

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_models import FAMILY_SIZES, save_family
 
 from cli.app import run
+from distill.run.router_load import routers_of
 from distill.teacher.fp8 import fp8_weights
 from distill.teacher.kept import Kept
 from minitron.cut.plan import Plan, make_plan
@@ -243,6 +244,13 @@ def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
         if ".layers." in name and parameter.ndim in (2, 3) and not re.search(r"conv1d|\.gate\.|router", name)
     }
     assert everything == {name for name in large if not name.endswith("_bias")}
+
+
+def test_routers_are_found_by_the_table(checkpoint: Path) -> None:
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    routers = set(routers_of(model, read_spec(checkpoint)))
+    found = {name for name, module in model.named_modules() if module in routers}
+    assert found == {name for name, _ in model.named_modules() if re.search(r"\.(gate|router)$", name)}
 
 
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:

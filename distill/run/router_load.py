@@ -1,4 +1,4 @@
-"""Load balance of a mixture of experts: how evenly its routers spread tokens, which training may change.
+"""Routers of a mixture of experts: which modules they are, and how evenly they spread tokens.
 
 Shape letters: N tokens, K experts a token goes to, E experts.
 """
@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from distill.teacher.fp8 import ROUTERS
+from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import module_name
 
 
 @contextmanager
@@ -39,6 +43,15 @@ def counted(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def routers_of(model: nn.Module, spec: ModelSpec | None) -> Iterator[nn.Module]:
+    """The modules that choose experts: by the family's table, or of a family without one by their names."""
+    if spec is None:
+        yield from (module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS)
+        return
+    rules = ((layer, rule) for layer, kind in enumerate(spec.layers) for rule in spec.rules[kind] if rule.router)
+    yield from map(model.get_submodule, dict.fromkeys(module_name(rule, layer) for layer, rule in rules))
 
 
 def load_of(counts: dict[str, Tensor]) -> dict[str, float]:

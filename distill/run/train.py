@@ -21,6 +21,7 @@ from distill.run.trackers import TRACKERS, require_tracker
 from distill.run.trainer import Trainer
 from distill.run.work import Work
 from distill.teacher.drift import Drift
+from distill.teacher.loading import known_spec
 from distill.text.data import Text, read_text
 from minitron.errors import MinitronError
 from minitron.model.loading import find_device, load_model, load_tokenizer
@@ -126,7 +127,8 @@ def _prepare(
     reference, measured = request.teaching.prepare(asked.student, text, recipe, start, processes, progress)
     model = load_model(asked.student, dtype=torch.float32, device=place)
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
-    trainer = Trainer(model, reference, text, recipe, work, processes, asker(recipe, asked.student), mtp)
+    ask, spec = asker(recipe, asked.student), known_spec(asked.student)
+    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
     is_new, start = start is None, _begin(trainer, measured, start)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:

@@ -24,16 +24,16 @@ from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.run.compiled import Compiled
 from distill.run.mtp import Predictor, measure_drafts
 from distill.run.objective import Objective, Pass
-from distill.run.router_load import counted, load_of
+from distill.run.router_load import counted, load_of, routers_of
 from distill.run.tasks import Ask
 from distill.run.work import Work
-from distill.teacher.fp8 import ROUTERS
 from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference, answers
 from distill.text.data import Batch, Text
 from minitron.errors import MinitronError
 from minitron.measure import quality
 from minitron.measure.benchmarks import Results
+from minitron.model.spec import ModelSpec
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 _COUNT: Final = "step"
@@ -56,9 +56,10 @@ class Trainer:
         processes: Processes,
         ask: Ask | None = None,
         mtp: Predictor | None = None,
+        spec: ModelSpec | None = None,
     ) -> None:
         """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
-        `ask` tasks too."""
+        `ask` tasks too.  `spec` is the student's where a table holds its family."""
         self.student, self.text, self.recipe = student, text, recipe
         self.objective = Objective(student, teacher, recipe, mtp)
         self.work, self.processes = work, processes
@@ -69,7 +70,7 @@ class Trainer:
         # training mode, which reads weights past their modules.
         student.eval().requires_grad_(recipe.train != "router")
         if recipe.train != "all":
-            _choose_trained(student, routers=recipe.train == "router")
+            _choose_trained(student, spec, routers=recipe.train == "router")
         models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
         self._compiled = Compiled(models if recipe.compile else [])
         if student.device.type == "cpu":
@@ -296,9 +297,9 @@ def _passes(batch: Batch, mine: slice, size: int) -> list[tuple[int, Pass]]:
     ]
 
 
-def _choose_trained(model: PreTrainedModel, *, routers: bool) -> None:
+def _choose_trained(model: PreTrainedModel, spec: ModelSpec | None, *, routers: bool) -> None:
     """Train routers, or leave them as they are; raises MinitronError where there are none."""
-    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS]
+    found = list(routers_of(model, spec))
     if not found:
         raise MinitronError("the student has no routers; drop --train.")
     for module in found:
