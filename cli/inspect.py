@@ -3,10 +3,12 @@
 The document of --json, sizes in bytes:
 
     {"model_type", "family", "layers": "MEM*-", "sizes": {axis: size},
-     "parameters": {"total", "active", "mtp", "by_component": {heading: count}}, "weight_bytes"}
+     "parameters": {"total", "active", "mtp", "by_component": {heading: count}}, "extras": {what: count},
+     "weight_bytes"}
 
 `layers` has one letter per layer (M Mamba, * attention, - MLP, E mixture of experts); `total`, `active` and
-`by_component` are without the multi-token-prediction block, which `mtp` counts.  `weight_bytes` are those of all
+`by_component` are without the multi-token-prediction block, which `mtp` counts, and without the tensors beside the
+model's own, which `extras` names: a copy of a tied embedding, a vision tower.  `weight_bytes` are those of all
 tensors in the folder; of a config.json alone, those of `total` in the config's dtype.
 """
 
@@ -51,6 +53,8 @@ def _print(found: Inspection) -> None:
         rows.append(["active per token", parameters["active"], format_parameters(parameters["active"])])
     if parameters["mtp"]:
         rows.append(["multi-token prediction, not in total", parameters["mtp"], format_parameters(parameters["mtp"])])
+    for what, count in description["extras"].items():
+        rows.append([f"{what}, not in total", count, format_parameters(count)])
     show.table("Parameters", ["component", "parameters", "share"], rows)
     weight_bytes = description["weight_bytes"]
     show.line(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")

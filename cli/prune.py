@@ -1,7 +1,8 @@
 """`minitron prune`: score, plan and cut; steps whose result is given are skipped.
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "parameters",
-"weight_bytes", "source_parameters", "source_weight_bytes", "sizes" (the new ones, by config key) and "layers".
+"weight_bytes", "source_parameters", "source_weight_bytes", "extras" ({"left out" or "copied as they are": which tensors
+beside the model's own}), "sizes" (the new ones, by config key) and "layers".
 """
 
 import time
@@ -84,6 +85,8 @@ def command(request: Pruning, as_json: JsonOption = False) -> None:
         return
     print_cut(cut.source, cut.target, cut.plan)
     result = cut.pruned
+    for what, which in result.extras.items():
+        show.line(f"Note: {what}: {which}.")
     share = result.weight_bytes / result.source_weight_bytes
     show.line(
         f"Written: {request.output}, {format_parameters(result.parameters)} parameters, "

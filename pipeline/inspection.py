@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,9 @@ class Inspection:
     mtp: int
     """Parameters of the multi-token-prediction block that is there."""
 
+    extras: Mapping[str, int]
+    """What stands beside the model's own tensors -> how many numbers: a copy of the embedding, a vision tower."""
+
     weight_bytes: int
     """Bytes of all tensors in the folder; of a config.json alone, those of all parameters in the config's dtype."""
 
@@ -44,6 +48,7 @@ class Inspection:
                 "mtp": self.mtp,
                 "by_component": parameters.by_component,
             },
+            "extras": dict(self.extras),
             "weight_bytes": self.weight_bytes,
         }
 
@@ -61,9 +66,12 @@ def inspect(model: Path) -> Inspection:
         checkpoint = Checkpoint(model)
         checkpoint.check(spec)
         # transformers drops the block when it saves a model, and its config.json goes on telling of it.
-        mtp = checkpoint.num_parameters - parameters.total
-        return Inspection(spec, mtp, checkpoint.weight_bytes, "in the safetensors files")
+        extras: dict[str, int] = {}
+        for name, extra in checkpoint.extras(spec).items():
+            extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
+        mtp = checkpoint.num_parameters - parameters.total - sum(extras.values())
+        return Inspection(spec, mtp, extras, checkpoint.weight_bytes, "in the safetensors files")
     dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
     if dtype not in _DTYPE_BYTES:
         raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
-    return Inspection(spec, parameters.mtp, parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}")
+    return Inspection(spec, parameters.mtp, {}, parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}")

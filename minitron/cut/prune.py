@@ -65,7 +65,10 @@ class Pruned:
     source_parameters: int
     source_weight_bytes: int
 
-    def to_json(self) -> dict[str, int]:
+    extras: Mapping[str, str]
+    """What became of the tensors beside the model's own: `left out` or `copied as they are` -> how many of what."""
+
+    def to_json(self) -> dict[str, Any]:
         """The results of the command."""
         return dict(vars(self))
 
@@ -260,6 +263,7 @@ def prune(
         raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
     checkpoint = Checkpoint(model)
     checkpoint.check(spec)
+    checkpoint.require_tied(spec)
     names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
     extras = checkpoint.extras(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
@@ -283,11 +287,13 @@ def prune(
             weight_bytes=writer.weight_bytes,
             source_parameters=checkpoint.num_parameters,
             source_weight_bytes=checkpoint.weight_bytes,
+            extras=_told(extras),
         )
-        if promised != {"parameters": result.parameters, "weight_bytes": result.weight_bytes}:
-            raise RuntimeError(f"promised {promised}, wrote {result}: a rule of {spec.family.name} is wrong")
+        wrote = {"parameters": result.parameters, "weight_bytes": result.weight_bytes}
+        if promised != wrote:
+            raise RuntimeError(f"promised {promised}, wrote {wrote}: a rule of {spec.family.name} is wrong")
         Checkpoint(folder).check(cutter.target)
-        _write_rest(model, folder, cutter, promised, dict(note or {}) | _told(extras))
+        _write_rest(model, folder, cutter, promised, {**(note or {}), **result.extras})
         # Before the folder gets its name: what transformers does not build is no result.
         from minitron.model.loading import require_buildable
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
+from minitron.model.dims import Name
 from minitron.model.families import Extra, Rule
 from minitron.model.spec import ModelSpec
 
@@ -25,6 +26,11 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 SHARD_BYTES: Final = 5 * 10**9
 """The size at which Hugging Face starts a new shard, too."""
+
+TIED_BUT_DIFFERENT: Final = (
+    "{}: config.json ties the output layer with the embedding, but both are stored and differ; set tie_word_embeddings "
+    "to false in config.json to keep both, or remove one of them."
+)
 
 DTYPE_BYTES: Final = {
     "F64": 8,
@@ -134,6 +140,22 @@ class Checkpoint:
                 f"{self.folder}: {len(missing)} tensors are missing, the first {missing[0].name}; "
                 "copy the checkpoint again."
             )
+
+    def require_tied(self, spec: ModelSpec) -> None:
+        """Raise MinitronError where a layer that config.json ties with the embedding is stored too, with other numbers.
+
+        transformers then keeps both, so that neither may be left out; reads both tensors where both are stored."""
+        if not spec.is_tied:
+            return
+        stored = {rule.pattern.format(index): name for name, rule, index in self.named_tensors(spec)}
+        for rule in spec.family.rules["model"]:
+            copy, source = rule.pattern.format({}), stored.get(Name(rule.tied_to).format({}) if rule.tied_to else "")
+            if source is not None and copy in self.headers and not self._equal(copy, source):
+                raise MinitronError(TIED_BUT_DIFFERENT.format(self.folder))
+
+    def _equal(self, one: str, other: str) -> bool:
+        first, second = self.tensor(one), self.tensor(other)
+        return first.shape == second.shape and bool((first == second).all())
 
     def named_tensors(self, spec: ModelSpec) -> Iterator[tuple[str, Rule, dict[str, int]]]:
         """(name, rule, indices in the name) of every tensor but those beside the model's own (`extras`).

@@ -48,6 +48,7 @@ class LayerwiseModel:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.checkpoint = Checkpoint(folder)
         self.checkpoint.check(spec)
+        self.checkpoint.require_tied(spec)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"), no_init_weights():
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
+from minitron.model.checkpoint import TIED_BUT_DIFFERENT
 from minitron.model.families import FAMILIES
 from minitron.model.spec import spec_of
 from minitron.model.tensor_map import held
@@ -44,7 +45,7 @@ def load_model(
     """The model in `folder` in eval mode.
 
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
-    would fill such a weight at random and go on."""
+    would fill such a weight at random and go on.  So it does where an output layer that the config ties differs."""
     if not (folder / "config.json").is_file():
         raise MinitronError(f"{folder} holds no config.json; give a Hugging Face checkpoint folder.")
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -63,6 +64,10 @@ def load_model(
                 f"{folder}: {len(keys)} {kind} weights, the first {keys[0]}; "
                 "the checkpoint does not fit its config.json."
             )
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            raise MinitronError(TIED_BUT_DIFFERENT.format(folder))
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
 

@@ -19,8 +19,10 @@ from minitron.memory.workload import Workload
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import FAMILIES, Cache, Extra
 from minitron.model.families.layer_lists import attention_types
+from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec, spec_of
+from pipeline import inspect
 
 
 def whole(spec: ModelSpec) -> Plan:
@@ -101,15 +103,43 @@ def test_tensors_that_no_model_needs_are_left_out_and_told(tmp_path: Path) -> No
     save_file(tensors | more, model / "model.safetensors", metadata={"format": "pt"})
     spec = read_spec(model)
     Checkpoint(model).check(spec)
-    prune(model, whole(spec), tmp_path / "small")
+    result = prune(model, whole(spec), tmp_path / "small")
     assert load_file(tmp_path / "small" / "model.safetensors").keys() == tensors.keys()
+    embedding = tensors["model.embed_tokens.weight"].numel()
+    found = inspect(model)
+    assert found.mtp == 0 and list(found.extras.values()) == [embedding, 4 * 6] and len(found.to_json()["extras"]) == 2
     told = json.loads((tmp_path / "small" / "minitron.json").read_text())["note"]["left out"]
-    assert "4 x rotary frequencies" in told and "1 x a copy of the embedding" in told
+    assert "4 x rotary frequencies" in told and "1 x copy of the tied embedding" in told
+    assert result.extras == {"left out": told}
     load_model(model)
     # Of an untied model the output layer is its own.
     config_file = json.loads((model / "config.json").read_text())
     untied = spec_of(config_file | {"tie_word_embeddings": False})
     assert untied.extra("lm_head.weight") is None and spec.extra("lm_head.weight") is not None
+
+
+def test_an_output_layer_that_is_tied_and_differs_is_refused(tmp_path: Path) -> None:
+    """transformers keeps both, so leaving one out would change the model without a word."""
+    model = tiny_models.save_llama(tmp_path / "model", tied=True)
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 0.5
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(model)
+    reads = (
+        lambda: prune(model, whole(spec), tmp_path / "small"),
+        lambda: load_model(model),
+        lambda: LayerwiseModel(model, spec, dtype=torch.float32, device=torch.device("cpu")),
+    )
+    for read in reads:
+        with pytest.raises(MinitronError, match="both are stored and differ; set tie_word_embeddings to false"):
+            read()
+    assert not (tmp_path / "small").exists()
+    # What the message says to do.
+    described = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (model / "config.json").write_text(json.dumps(described))
+    prune(model, whole(read_spec(model)), tmp_path / "small")
+    assert torch.equal(load_file(tmp_path / "small" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
+    load_model(tmp_path / "small")
 
 
 def test_tensors_to_carry_along_are_copied_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,10 @@ AFTER: Final = Norm("after")
 INSIDE: Final = Norm("inside")
 FINAL: Final = Norm("final")
 
-ROTARY_FREQUENCIES: Final = Extra(
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "rotary frequencies, which follow from config.json"
-)
+ROTARY_FREQUENCIES: Final = Extra(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies")
 STORED_TIED_HEAD: Final = Extra(
     r"lm_head\.weight",
-    "a copy of the embedding, with which config.json ties the output layer",
+    "copy of the tied embedding",
     when="tie_word_embeddings",
 )
 
