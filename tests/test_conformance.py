@@ -202,7 +202,7 @@ def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path) -> None:
     workload = Workload(tokens, 1, "fp32", "fp32", "fp32", "fp32")
     keep = kept(spec, workload, spec.sizes, spec.kind_counts())
     assert found["kv"] == sum(
-        one.attention * one.token * (one.tokens if one.window is None else one.tokens - 1) for one in keep.caches
+        one.attention * one.token * (one.tokens - 1 if one.tokens == one.window else one.tokens) for one in keep.caches
     )
     assert found["conv"] == sum(
         one.layers * one.conv // one.columns * (one.columns + 1) for one in keep.caches if one.conv

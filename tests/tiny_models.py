@@ -155,6 +155,9 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
         HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
         HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in "ME*"], "moe_latent_size": 16},
+        HYBRID_SIZES
+        | {"layers_block_type": [LAYERS[kind] for kind in "M-*E"], "use_bias": True, "mlp_bias": True}
+        | {"use_conv_bias": False, "tie_word_embeddings": True},
     ],
     "llama": [_DECODER | {"attention_bias": True, "mlp_bias": True}, _DECODER | {"tie_word_embeddings": True}],
     "mistral": [_DECODER | {"sliding_window": 8}, _DECODER | {"sliding_window": None}],
@@ -163,17 +166,26 @@ FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
     "qwen3": [_DECODER | {"tie_word_embeddings": True}],
     "qwen3_moe": [_DECODER | _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
     "qwen3_next": [_DECODER | _EXPERTS | _DELTA_NETS],
-    "mixtral": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2}],
+    "mixtral": [
+        _DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2},
+        _DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8, "tie_word_embeddings": True},
+    ],
     "gpt_oss": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24} | _WINDOWS],
     "deepseek_v3": [
         _without_head_dim(_DECODER) | _LATENT,
-        _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None},
+        _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1},
     ],
     "phi3": [_without_head_dim(_DECODER) | {"sliding_window": 8}],
     "nemotron": [_DECODER | {"attention_bias": True, "mlp_bias": True}],
     "olmo2": [_without_head_dim(_DECODER)],
-    "bamba": [_without_head_dim(_DECODER) | _MAMBA],
-    "gemma3_text": [_DECODER | _WINDOWS | {"query_pre_attn_scalar": 12}],
+    "bamba": [
+        _without_head_dim(_DECODER) | _MAMBA,
+        _without_head_dim(_DECODER) | _MAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},
+    ],
+    "gemma3_text": [
+        _DECODER | _WINDOWS | {"query_pre_attn_scalar": 12},
+        _DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},
+    ],
 }
 """model_type -> tiny configs: what a family's conformance test runs on.  A family is not in before it has some here."""
 

@@ -1,6 +1,6 @@
 """transformers models and tokenizers from a checkpoint folder, whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.checkpoint import TIED_BUT_DIFFERENT
 from minitron.model.families import FAMILIES
-from minitron.model.spec import spec_of
+from minitron.model.spec import ModelSpec, spec_of
 from minitron.model.tensor_map import held
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -51,11 +51,12 @@ def load_model(
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, local_files_only=True
     )
-    left_over = _left_over(folder)
-    unexpected = [key for key in info["unexpected_keys"] if not left_over(key)]
+    config = read_json(folder / "config.json")
+    spec = spec_of(config) if config.get("model_type") in FAMILIES else None
+    unexpected = sorted(set(info["unexpected_keys"]) - _left_over(spec, info["unexpected_keys"]))
     bad: dict[str, Any] = {
         "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(unexpected),
+        "unexpected": unexpected,
         "mismatched": sorted(str(key) for key in info["mismatched_keys"]),
     }
     for kind, keys in bad.items():
@@ -64,23 +65,23 @@ def load_model(
                 f"{folder}: {len(keys)} {kind} weights, the first {keys[0]}; "
                 "the checkpoint does not fit its config.json."
             )
-    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-        if head is not None and head.weight is not embedding.weight:
-            raise MinitronError(TIED_BUT_DIFFERENT.format(folder))
+    if spec is not None and spec.is_tied and not _is_tied(model):
+        raise MinitronError(TIED_BUT_DIFFERENT.format(folder))
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
 
 
-def _left_over(folder: Path) -> Callable[[str], bool]:
-    """Which tensors of a checkpoint transformers builds nothing for: the multi-token-prediction block, and what the
-    family's table passes over."""
-    config = read_json(folder / "config.json")
-    if config.get("model_type") not in FAMILIES:
-        return lambda name: False
-    spec = spec_of(config)
+def _is_tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _left_over(spec: ModelSpec | None, names: Iterable[str]) -> set[str]:
+    """Those of the tensors for which transformers builds nothing, as it should: the multi-token-prediction block, and
+    what the family's table passes over."""
+    if spec is None:
+        return set()
     block = {one.name for one in spec.expected() if one.is_mtp}
-    return lambda name: name in block or spec.extra(name) is not None
+    return {name for name in names if name in block or spec.extra(name) is not None}
 
 
 def require_buildable(folder: Path) -> None:

@@ -10,14 +10,17 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILY_SIZES
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from minitron.cut.plan import Plan
 from minitron.cut.prune import prune
 from minitron.errors import MinitronError
 from minitron.memory.caches import kept
 from minitron.memory.workload import Workload
+from minitron.model.axes import Axis
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import FAMILIES, Cache, Extra
+from minitron.model.families.family import value_of
 from minitron.model.families.layer_lists import attention_types
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
@@ -85,6 +88,30 @@ def test_a_pattern_of_layers_is_written_out_when_some_of_them_go() -> None:
     moe = spec_of(config("qwen3_moe", mlp_only_layers=[], decoder_sparse_step=2, num_hidden_layers=6))
     assert moe.letters == "-E-E-E"
     assert moe.resized({}, (1, 2, 3)).letters == "E-E"
+
+
+def said(row: Axis, model: PreTrainedConfig) -> int | None:
+    """What an axis's row says of a config without its keys."""
+    config = {key: value for key, value in model.to_dict().items() if key not in row.keys}
+    return row.default(config) if callable(row.default) else row.default
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_absent_key_means_what_the_class_of_the_config_says(model_type: str) -> None:
+    family, model = FAMILIES[model_type], CONFIG_MAPPING[model_type]()
+    keys = {key.removeprefix("!") for rules in family.rules.values() for rule in rules for key in rule.when.split()}
+    keys |= {key for row in family.axes.values() for key in (row.least_key, row.equal_groups_key)}
+    keys |= {"tie_word_embeddings", *family.defaults} | {cache.window for cache in family.cache.values()}
+    for key in sorted(keys - {""}):
+        theirs = getattr(model, key, None)
+        # A window that the class takes back where another key turns windows off.
+        if key != "sliding_window" or theirs is not None:
+            assert (value_of({}, family.defaults, key) or None) == (theirs or None), key
+    for row in family.axes.values():
+        theirs = next((getattr(model, key) for key in row.keys if hasattr(model, key)), None)
+        ours = said(row, model)
+        # A key that must be there is never guessed; one that is None follows from others, which conformance tests.
+        assert ours is None or theirs is None or ours == theirs, row.name
 
 
 def test_kinds_that_keep_the_same_count_once() -> None:

@@ -26,7 +26,7 @@ def _latent_attention() -> tuple[Rule, ...]:
     return (
         Rule(at + "q_proj.weight", f"{_QUERIES}, hidden", "attention", when="!q_lora_rank"),
         Rule(at + "q_a_proj.weight", "q_rank, hidden", "attention", when="q_lora_rank"),
-        Rule(at + "q_a_proj.bias", "q_rank", "attention", when="attention_bias"),
+        Rule(at + "q_a_proj.bias", "q_rank", "attention", when="q_lora_rank attention_bias"),
         gain(at + "q_a_layernorm", INSIDE, "q_rank", "attention", when="q_lora_rank"),
         Rule(at + "q_b_proj.weight", f"{_QUERIES}, q_rank", "attention", when="q_lora_rank"),
         Rule(at + "kv_a_proj_with_mqa.weight", "kv_rank + rope_dim, hidden", "attention"),

@@ -51,8 +51,8 @@ class Rule:
     """The heading under which its parameters are counted."""
 
     when: str = ""
-    """The config key that must be true for the tensor to exist (`!key`: false); empty for always.  What an absent key
-    means stands in Family.defaults."""
+    """The config keys, separated by spaces, that must all be true for the tensor to exist (`!key`: false); empty for
+    always.  What an absent key means stands in Family.defaults."""
 
     norm: Norm | None = None
     """For the gain of a norm."""
@@ -222,8 +222,7 @@ class Extra:
 
 
 def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
-    key = when.removeprefix("!")
-    return not key or bool(value_of(config, defaults, key)) != when.startswith("!")
+    return all(bool(value_of(config, defaults, key.removeprefix("!"))) != key.startswith("!") for key in when.split())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from minitron.model.axes import Config, rows
-from minitron.model.families.decoders import STORED_TIED_HEAD, gain
+from minitron.model.families.decoders import gain
 from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, WORDS, keep_layers, read_layout
 from minitron.model.families.mamba import STATES, mamba2
@@ -39,7 +39,9 @@ def _mixers(layer: str, memory: str) -> dict[str, tuple[Rule, ...]]:
             Rule(at + "fc1_latent_proj.weight", "latent_in, hidden", "moe_latent_proj", when="moe_latent_size"),
             Rule(at + "fc2_latent_proj.weight", "hidden, latent_out", "moe_latent_proj", when="moe_latent_size"),
             Rule(at + "shared_experts.up_proj.weight", "shared_ffn, hidden", "moe_shared"),
+            Rule(at + "shared_experts.up_proj.bias", "shared_ffn", "moe_shared", when="mlp_bias"),
             Rule(at + "shared_experts.down_proj.weight", "hidden, shared_ffn", "moe_shared"),
+            Rule(at + "shared_experts.down_proj.bias", "hidden", "moe_shared", when="mlp_bias"),
         ),
     }
 
@@ -94,13 +96,8 @@ NEMOTRON_H = Family(
         "model": (
             Rule(ROOT + "embedding(s|).weight", "vocab, hidden", "embedding"),
             gain(ROOT + "norm_f", Norm("final")),
-            Rule(
-                "lm_head.weight",
-                "vocab, hidden",
-                "lm_head",
-                when="!tie_word_embeddings",
-                tied_to=ROOT + "embedding(s|).weight",
-            ),
+            # Whatever tie_word_embeddings says: transformers and vLLM build it in any case.
+            Rule("lm_head.weight", "vocab, hidden", "lm_head", tied_to=ROOT + "embedding(s|).weight"),
         ),
         **_layer(LAYER),
         # The block's own layers, which transformers does not build: names in memory are those of the module that
@@ -121,8 +118,9 @@ NEMOTRON_H = Family(
         ),
     ),
     axes=rows(
-        *("hidden", "vocab", "ffn", "query_head", "kv_head", "mamba_head", "mamba_head_dim"),
+        *("hidden", "vocab", "ffn", "query_head", "mamba_head", "mamba_head_dim"),
         *("ssm_state", "expert_ffn", "latent_in", "latent_out"),
+        kv_head={"default": 8},
         # Keys and queries meet in one space, values and outputs in another; the config gives both one width.
         qk_head_dim={"keys": ("head_dim", "attention_head_dim"), "default": 128},
         v_head_dim={"keys": ("head_dim", "attention_head_dim"), "default": 128},
@@ -142,7 +140,7 @@ NEMOTRON_H = Family(
     layout=read_layout,
     edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
-    extras=(STORED_TIED_HEAD,),
+    defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1},
     refused={
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",
