@@ -338,8 +338,8 @@ def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:
     which = "the only candidate" if searched == 1 else f"the smallest of {searched:,} candidates"
     return (
         f"nothing fits into {format_bytes(budget.available)}: {which} needs "
-        f"{format_bytes(need.total)}, {format_bytes(need.total - budget.available)} too much, of which "
-        f"{term.replace('_', ' ')} takes the most, {format_bytes(need.lines[term])}; prune more with "
+        f"{format_bytes(need.total)}, {format_bytes(need.total - budget.available)} too much "
+        f"(the largest part: {term.replace('_', ' ')}, {format_bytes(need.lines[term])}); prune more with "
         "--lattice or --layers, or use a shorter context, a smaller batch, smaller number formats or "
         "a larger GPU."
     )

@@ -218,11 +218,11 @@ def test_where_nothing_fits_the_remedies_are_told_all_the_same(capsys: pytest.Ca
     told = capsys.readouterr()
     assert "What would make it fit, besides pruning" in told.out
     assert "--context 95528" in told.out
-    assert "too much, of which kv cache takes the most" in told.err
+    assert "too much (the largest part: kv cache" in told.err
     assert app.run(["plan", str(NANO_12B), "--gpu", "T4", "--context", "128k", "--layers", "60", "--json"]) == 2
     told = capsys.readouterr()
     assert not told.out
-    assert "too much, of which weights takes the most" in told.err
+    assert "too much (the largest part: weights" in told.err
 
 
 def test_solving_the_other_way_round(plan: Any) -> None:
