@@ -325,3 +325,20 @@ def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_tex
         "fp32",
     ]
     assert run(["eval", str(distilled), *evaluated]) == 0
+
+
+def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
+    """The search, its cuts in memory, the report and a short distillation, as `minitron compress` does them."""
+    budget = round(Checkpoint(checkpoint).weight_bytes * 0.8)
+    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--scoring-dtype", "fp32"]
+    asked += ["--sequence-length", "32", "--samples", "2", "--layer-samples", "1", "--evaluate", "2"]
+    asked += ["--combinations", "4", "--judge-samples", "2", "--finalists", "1", "--no-speed"]
+    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--precision", "fp32"]
+    folder = tmp_path / "run"
+    assert run(["compress", str(checkpoint), "--data", str(short_text), *asked, "-o", str(folder)]) == 0
+    report = json.loads((folder / "report" / "report.json").read_text())
+    chosen = report["candidates"][report["chosen_index"]]
+    spec = read_spec(folder / "distilled")
+    assert spec.parameters().total == chosen["parameters"] < read_spec(checkpoint).parameters().total
+    assert Checkpoint(folder / "distilled").weight_bytes < budget
+    load_model(folder / "distilled", dtype=torch.float32, device=CPU)

@@ -302,11 +302,11 @@ def _curves(curves: Curves, unit: str, quantity: str) -> dict[str, Any]:
 
 def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, Any]]:
     """One row an axis: the share of its importance that each layer keeps."""
-    shares = kept_importance(spec, scores, chosen.sizes, chosen.kept)
+    shares, left = kept_importance(spec, scores, chosen.sizes, chosen.kept), spec.resized(chosen.sizes)
     rows = []
     for axis in dict.fromkeys(axis for axis, _ in shares):
         layers = {layer: share for (name, layer), share in shares.items() if name == axis}
-        kept, whole = chosen.sizes[spec.key(axis)], spec.sizes[axis]
+        kept, whole = left.sizes[axis], spec.sizes[axis]
         rows.append(
             {
                 "axis": axis,
