@@ -76,9 +76,10 @@ def require_rotatable(spec: ModelSpec) -> None:
     if (rule := unrotatable(spec)) is not None:
         assert rule.norm is not None
         why = "multiplies the output of a block" if rule.norm.kind == "rms" else "subtracts a mean over channels"
+        name = rule.pattern.format(dict.fromkeys(rule.pattern.axes, 0))
         raise MinitronError(
-            f"the residual stream of a {spec.family.name} model cannot be rotated: the norm "
-            f"{rule.name} {why}; select its best channels instead (--select)."
+            f"the residual stream of {spec.family.name} models cannot be rotated: the norm {name} {why}; select its "
+            "best channels instead (--select)."
         )
 
 
