@@ -14,7 +14,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from minitron.errors import MinitronError
+
 Config = Mapping[str, Any]
+
+
+def whole(key: str, value: Any) -> int:
+    """The number that a config gives under `key`; raises MinitronError where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MinitronError(f"config.json: {key} is {value!r}; it must be a whole number.")
+    return value
+
+
+def number_of(config: Config, key: str, default: int | None = None, *, least: int = 0) -> int:
+    """The number under `key`, `default` where the key is absent or null; raises MinitronError for less than `least`."""
+    value = config.get(key)
+    number = whole(key, default if value is None else value)
+    if number < least:
+        raise MinitronError(f"config.json: {key} is {number}; give at least {least}.")
+    return number
+
 
 HIDDEN: Final = "hidden"
 """The residual stream, which all layers share."""
@@ -175,7 +194,7 @@ _ROWS: Final = (
         "kv_head",
         "KV heads",
         ("num_key_value_heads",),
-        default=lambda config: int(config["num_attention_heads"]),
+        default=lambda config: number_of(config, "num_attention_heads"),
         step=Step(reason="recall over a long context depends on it"),
         split="copied",
     ),
@@ -183,7 +202,7 @@ _ROWS: Final = (
         "head_dim",
         "head width",
         ("head_dim",),
-        default=lambda config: int(config["hidden_size"]) // int(config["num_attention_heads"]),
+        default=lambda config: number_of(config, "hidden_size") // number_of(config, "num_attention_heads", least=1),
         fixed=f"{_ROTARY}, and no choice of channels keeps the pairs' frequencies",
     ),
     Axis("qk_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),

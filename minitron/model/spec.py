@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AXES, EXPERT, LAYER, Axis
+from minitron.model.axes import AXES, EXPERT, LAYER, Axis, whole
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
@@ -114,7 +114,7 @@ class ModelSpec:
         row = self.axis(axis)
         for key in row.keys:
             if self.config.get(key) is not None:
-                return _whole(key, self.config[key])
+                return whole(key, self.config[key])
         if row.default is None:
             raise MinitronError(
                 f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."
@@ -149,7 +149,7 @@ class ModelSpec:
     def amount(self, expression: str, sizes: Mapping[str, Any] | None = None) -> Any:
         """What an expression in axes and config keys comes to; `sizes` stand in for the model's own."""
         dim = parse(expression)
-        keys = {key: _whole(key, self.value(key)) for key in axes_of(dim) - set(self.sizes)}
+        keys = {key: whole(key, self.value(key)) for key in axes_of(dim) - set(self.sizes)}
         return numel(dim, self.sizes | keys | dict(sizes or {}))
 
     def spelled(self, expression: str) -> str:
@@ -180,7 +180,7 @@ class ModelSpec:
             raise MinitronError(
                 f"config.json has no {key}; a {self.family.name} model with these layers needs it; add it."
             )
-        return _whole(key, self.value(key))
+        return whole(key, self.value(key))
 
     def equal_groups(self, axis: str) -> int:
         """In how many groups of one size the indices of an axis must stay, such as a router's groups of experts."""
@@ -325,12 +325,6 @@ def _shown(value: Any) -> str:
     """A config value, cut short."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _whole(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise MinitronError(f"config.json: {key} is {value!r}; it must be a whole number.")
-    return value
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-from minitron.errors import MinitronError
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import (
     BEFORE,
@@ -19,7 +18,7 @@ from minitron.model.families.decoders import (
     outside,
 )
 from minitron.model.families.family import Family, Rule
-from minitron.model.families.layer_lists import layer_count
+from minitron.model.families.layer_lists import layer_count, layer_indices
 from minitron.model.families.mamba import STATES, mamba2
 
 
@@ -33,9 +32,7 @@ def _layer(mixer: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 
 def _layout(config: Config) -> str:
-    indices = config.get("attn_layer_indices") or ()
-    if not isinstance(indices, list | tuple) or any(not isinstance(index, int) for index in indices):
-        raise MinitronError("config.json: attn_layer_indices is not a list of layer numbers; correct it.")
+    indices = layer_indices(config, "attn_layer_indices")
     return "".join("*" if layer in indices else "M" for layer in range(layer_count(config)))
 
 

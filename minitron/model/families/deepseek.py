@@ -3,7 +3,7 @@ shared ones in all but the first layers."""
 
 from typing import Any
 
-from minitron.model.axes import Axis, Config, rows
+from minitron.model.axes import Axis, Config, number_of, rows
 from minitron.model.families.decoders import (
     ATTENTION,
     INSIDE,
@@ -60,13 +60,15 @@ def shared_experts(counted_by: str) -> dict[str, Any]:
     return {
         "keys": (),
         "follows": "expert_ffn",
-        "default": lambda config: int(config["moe_intermediate_size"]) * int(config.get(counted_by) or 1),
+        "default": lambda config: (
+            number_of(config, "moe_intermediate_size") * number_of(config, counted_by, 1, least=1)
+        ),
     }
 
 
 def _mixtures(config: Config) -> str:
     """The first first_k_dense_replace layers have no experts."""
-    dense = int(config.get("first_k_dense_replace", 3) or 0)
+    dense = number_of(config, "first_k_dense_replace", 3)
     return "".join("-" if layer < dense else "E" for layer in range(layer_count(config)))
 
 

@@ -4,7 +4,7 @@ embedding that enters the stream times sqrt(hidden)."""
 from collections.abc import Callable
 from typing import Any
 
-from minitron.model.axes import Config, rows
+from minitron.model.axes import Config, number_of, rows
 from minitron.model.families.decoders import attention, gated_mlp, outside, rotary_decoder, sandwich
 from minitron.model.families.family import Norm
 from minitron.model.families.layer_lists import FULL, SLIDING
@@ -40,7 +40,7 @@ GEMMA3 = rotary_decoder(
         gated_mlp(),
         _NORM,
     ),
-    slides=lambda config: _every(config, int(config.get("sliding_window_pattern", 6))),
+    slides=lambda config: _every(config, number_of(config, "sliding_window_pattern", 6, least=1)),
     summary="attention with normalised heads, five of six layers in a sliding window, gated MLP, norms on both sides "
     "of each (Gemma 3 without vision)",
     **_COMMON,

@@ -22,12 +22,23 @@ def keep_listed(config: dict[str, Any], kept: tuple[int, ...]) -> None:
     """Leave only the layers `kept` in every list of `config` that speaks of layers, and count them."""
     for key in LISTS:
         if isinstance(config.get(key), list):
+            if len(config[key]) <= kept[-1]:
+                raise MinitronError(f"config.json: {key} does not have one entry for each layer; correct it.")
             config[key] = [config[key][layer] for layer in kept]
     for key in INDICES:
         if isinstance(config.get(key), list):
             named = set(config[key])
             config[key] = [new for new, layer in enumerate(kept) if layer in named]
-    config["num_hidden_layers"] = len(kept)
+    if "num_hidden_layers" in config:
+        config["num_hidden_layers"] = len(kept)
+
+
+def layer_indices(config: Config, key: str) -> frozenset[int]:
+    """The layers that a list of numbers names, none where it is absent; raises MinitronError for anything else."""
+    given = config.get(key) or ()
+    if not isinstance(given, list | tuple) or any(isinstance(one, bool) or not isinstance(one, int) for one in given):
+        raise MinitronError(f"config.json: {key} is not a list of layer numbers; correct it.")
+    return frozenset(given)
 
 
 def layer_count(config: Config) -> int:

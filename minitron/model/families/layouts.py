@@ -3,12 +3,12 @@
 Every reader gives one letter a layer: M Mamba, * attention, - MLP, E mixture of experts.  A writer rewrites the
 config in its own dialect when only some layers stay."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-
-Config = Mapping[str, Any]
+from minitron.model.axes import Config, number_of
+from minitron.model.families.layer_lists import keep_listed, layer_count, layer_indices
 
 LETTERS: Final = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 
@@ -24,7 +24,8 @@ WORDS: Final = {
 }
 
 
-def _read_pattern(config: Config, key: str) -> str:
+def read_pattern(config: Config, key: str) -> str:
+    """A string of letters as it is; raises MinitronError for a letter that names no kind."""
     pattern = str(config[key])
     if unknown := set(pattern) - set(LETTERS):
         raise MinitronError(
@@ -33,34 +34,37 @@ def _read_pattern(config: Config, key: str) -> str:
     return pattern
 
 
-def _read_words(config: Config, key: str) -> str:
+def read_words(config: Config, key: str) -> str:
+    """A list of words as letters; raises MinitronError for a word that names no kind."""
     words = config[key]
+    if not isinstance(words, list | tuple):
+        raise MinitronError(f"config.json: {key} is not a list of layer kinds; correct it.")
     if unknown := [word for word in words if word not in WORDS]:
         raise MinitronError(f"config.json: {key} has the layer kind {unknown[0]!r}; known are {', '.join(WORDS)}.")
     return "".join(WORDS[word] for word in words)
 
 
 def _read_attention_indices(config: Config, key: str) -> str:
-    attention = set(config[key])
-    return "".join("*" if layer in attention else "M" for layer in range(config["num_hidden_layers"]))
+    attention = layer_indices(config, key)
+    return "".join("*" if layer in attention else "M" for layer in range(layer_count(config)))
 
 
 def _read_period(config: Config, key: str) -> str:
-    period, offset = config[key], config.get("attn_layer_offset", 0)
-    return "".join("*" if layer % period == offset else "M" for layer in range(config["num_hidden_layers"]))
+    period, offset = number_of(config, key, least=1), number_of(config, "attn_layer_offset", 0)
+    return "".join("*" if layer % period == offset else "M" for layer in range(layer_count(config)))
 
 
 def _read_interval(config: Config, key: str) -> str:
-    interval = config[key]
-    return "".join("*" if (layer + 1) % interval == 0 else "M" for layer in range(config["num_hidden_layers"]))
+    interval = number_of(config, key, least=1)
+    return "".join("*" if (layer + 1) % interval == 0 else "M" for layer in range(layer_count(config)))
 
 
 # A config may carry several of these keys; the first that is present and set wins, as in transformers, where an
 # explicit list beats a pattern.
 READERS: Final[dict[str, Callable[[Config, str], str]]] = {
-    "layers_block_type": _read_words,
-    "hybrid_override_pattern": _read_pattern,
-    "layer_types": _read_words,
+    "layers_block_type": read_words,
+    "hybrid_override_pattern": read_pattern,
+    "layer_types": read_words,
     "attn_layer_indices": _read_attention_indices,
     "attn_layer_period": _read_period,
     "full_attention_interval": _read_interval,
@@ -84,18 +88,11 @@ def keep_layers(config: dict[str, Any], kept: tuple[int, ...]) -> None:
     A period or an interval describes the whole stack by one number and most selections break it: such a config gets
     an explicit `layers_block_type` beside it, which readers prefer."""
     periodic = config.get("attn_layer_period") or config.get("full_attention_interval")
-    if periodic and kept != tuple(range(int(config["num_hidden_layers"]))):
-        letters = read_layout(config)
-        words = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-        config["layers_block_type"] = [words[letters[layer]] for layer in kept]
-    elif isinstance(config.get("layers_block_type"), list):
-        config["layers_block_type"] = [config["layers_block_type"][layer] for layer in kept]
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = [config["layer_types"][layer] for layer in kept]
-    if isinstance(config.get("hybrid_override_pattern"), str):
-        config["hybrid_override_pattern"] = "".join(config["hybrid_override_pattern"][layer] for layer in kept)
-    if isinstance(config.get("attn_layer_indices"), list):
-        attention = set(config["attn_layer_indices"])
-        config["attn_layer_indices"] = [new for new, layer in enumerate(kept) if layer in attention]
-    if "num_hidden_layers" in config:
-        config["num_hidden_layers"] = len(kept)
+    if periodic and kept != tuple(range(layer_count(config))):
+        config["layers_block_type"] = [LETTERS[letter] for letter in read_layout(config)]
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        if len(pattern) <= kept[-1]:
+            raise MinitronError("config.json: hybrid_override_pattern has no letter for some layers; correct it.")
+        config["hybrid_override_pattern"] = "".join(pattern[layer] for layer in kept)
+    keep_listed(config, kept)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import gain
 from minitron.model.families.family import Cache, Family, Norm, Rule
-from minitron.model.families.layouts import LETTERS, WORDS, keep_layers, read_layout
+from minitron.model.families.layouts import LETTERS, keep_layers, read_layout, read_pattern, read_words
 from minitron.model.families.mamba import STATES, mamba2
 
 ROOT = "(model|backbone)."
@@ -80,9 +80,9 @@ def _mtp_layout(config: Config) -> str:
     # The checkpoint holds one block however many tokens it is unrolled to predict.
     if not config.get("num_nextn_predict_layers"):
         return ""
-    if pattern := config.get("mtp_hybrid_override_pattern"):
-        return str(pattern)
-    return "".join(WORDS[word] for word in config.get("mtp_layers_block_type") or ("attention", "moe"))
+    if config.get("mtp_hybrid_override_pattern"):
+        return read_pattern(config, "mtp_hybrid_override_pattern")
+    return read_words(config, "mtp_layers_block_type") if config.get("mtp_layers_block_type") else "*E"
 
 
 MTP_LAYER = "mtp.layers.{mtp_layer}."

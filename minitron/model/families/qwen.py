@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from minitron.model.axes import Config, rows
+from minitron.model.axes import Config, number_of, rows
 from minitron.model.families.decoders import (
     INSIDE,
     attention,
@@ -13,13 +13,13 @@ from minitron.model.families.decoders import (
     rotary_decoder,
     routed_experts,
 )
-from minitron.model.families.layer_lists import FULL, SLIDING, layer_count
+from minitron.model.families.layer_lists import FULL, SLIDING, layer_count, layer_indices
 
 
 def _slides(config: Config) -> Callable[[int], str]:
     """Layers from max_window_layers on slide, where use_sliding_window says so."""
     windowed = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096) is not None
-    first = int(config.get("max_window_layers", 28))
+    first = number_of(config, "max_window_layers", 28)
     return lambda layer: SLIDING if windowed and layer >= first else FULL
 
 
@@ -46,7 +46,7 @@ QWEN3 = rotary_decoder(
 
 def _mixtures(config: Config) -> str:
     """Every decoder_sparse_step-th layer has experts but for those in mlp_only_layers."""
-    dense, step = set(config.get("mlp_only_layers") or ()), int(config.get("decoder_sparse_step") or 1)
+    dense, step = layer_indices(config, "mlp_only_layers"), number_of(config, "decoder_sparse_step", 1, least=1)
     return "".join("-" if layer in dense or (layer + 1) % step else "E" for layer in range(layer_count(config)))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Axis, Config, rows
+from minitron.model.axes import Axis, Config, number_of, rows
 from minitron.model.families.decoders import (
     ATTENTION,
     KEYS,
@@ -99,7 +99,7 @@ _AXES: Final = (
         "values_per_key",
         "value heads of a key head",
         default=lambda config: (
-            int(config.get("linear_num_value_heads", 32)) // int(config.get("linear_num_key_heads", 16))
+            number_of(config, "linear_num_value_heads", 32) // number_of(config, "linear_num_key_heads", 16, least=1)
         ),
         fixed="it is the quotient of the numbers of heads",
     ),
@@ -107,7 +107,7 @@ _AXES: Final = (
 
 
 def _interval(config: Config) -> Callable[[int], str]:
-    period = int(config.get("full_attention_interval", 4))
+    period = number_of(config, "full_attention_interval", 4, least=1)
     return lambda layer: LINEAR if (layer + 1) % period else FULL
 
 
