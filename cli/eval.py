@@ -26,6 +26,7 @@ from cli.options import (
 from minitron.measure.options import EvaluationOptions
 from minitron.units import format_bytes
 from pipeline.evaluation import evaluate
+from pipeline.serving import model_names
 
 if TYPE_CHECKING:
     from minitron.measure.evaluate import Evaluation
@@ -70,7 +71,7 @@ def command(
     evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar)
     first, length = evaluations[0], options.sequence_length
     if not as_json:
-        show.table("", ["", *labels(models)], rows(evaluations))
+        show.table("", ["", *model_names(models)], rows(evaluations))
         show.line(f"Quality: {first.quality.tokens:,} tokens of {text}, sequences of {length:,}.")
         if first.speed is not None:
             show.line(
@@ -82,12 +83,6 @@ def command(
     inputs = {"models": models, "against": against, "text": {"path": text, "sha256": text_hash(text)}}
     results = {str(evaluation.model): evaluation.to_json() for evaluation in evaluations}
     show.document(show.run_document(None, inputs, settings, results, time.monotonic() - started))
-
-
-def labels(models: Sequence[Path]) -> list[str]:
-    """A short name for each folder: its own where no other is called the same, else the whole path."""
-    names = [model.resolve().name for model in models]
-    return [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]
 
 
 def rows(evaluations: Sequence[Evaluation]) -> list[list[show.Cell]]:

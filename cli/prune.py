@@ -2,7 +2,7 @@
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "parameters",
 "weight_bytes", "source_parameters", "source_weight_bytes", "extras" ({"left out" or "copied as they are": which tensors
-beside the model's own}), "sizes" (the new ones, by config key) and "layers".
+beside the model's own}), "sizes" (the new ones, by config key), "layers" and "kept_layers".
 """
 
 import time

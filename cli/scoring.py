@@ -95,9 +95,6 @@ SCORE: Final[dict[str, Option]] = SCORING | {
             help="iterative: remove layers one by one, by KL. fast: block influence. none: do not score layers.",
         )
     ),
-    "layer_samples": Option(
-        typer.Option("--layer-samples", min=1, help="Calibration sequences for the iterative removal of layers.")
-    ),
     "max_dropped": Option(
         option("--max-dropped", "Number of layers to remove iteratively; default: half of them.", min=1)
     ),

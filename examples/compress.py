@@ -1,8 +1,9 @@
-"""What `minitron demo` does, through the Python interface: compress and distil the built-in model.
+"""The Python interface: compress and distil the built-in model, much as `minitron demo` does.
 
     python examples/compress.py --output runs/example [--tokens 150000]
 
-Each step is one function of `pipeline`; `pipeline.compress` does them all, and goes on after a stop.
+Each step is one function of `pipeline`.  `pipeline.compress` does them all, measures candidates before it chooses, and
+goes on after a stop.
 """
 
 import argparse

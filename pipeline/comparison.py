@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.serving import Serving
+from pipeline.serving import Serving, model_names
 
 if TYPE_CHECKING:
     from minitron.memory.gpus import Gpu
@@ -58,14 +58,10 @@ def compare(models: Sequence[Path], gpus: Sequence[str], serving: Serving) -> li
     devices = [find_gpu(name) for name in gpus]
     specs = [read_spec(path) for path in models]
     return [
-        _compared(name, spec, gpu, serving) for name, spec in zip(_names(models), specs, strict=True) for gpu in devices
+        _compared(name, spec, gpu, serving)
+        for name, spec in zip(model_names(models), specs, strict=True)
+        for gpu in devices
     ]
-
-
-def _names(models: Sequence[Path]) -> list[str]:
-    """What the models are called: their last folder or file, or the whole path where two share that."""
-    short = [path.parent.name if path.name == "config.json" else path.stem or str(path) for path in models]
-    return short if len(set(short)) == len(short) else [str(path) for path in models]
 
 
 def _compared(name: str, spec: ModelSpec, gpu: Gpu, serving: Serving) -> Comparison:

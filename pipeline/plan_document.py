@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.serving import model_name
+
 if TYPE_CHECKING:
     from minitron.cut.scores import Scores
     from minitron.memory.budget import Budget
@@ -25,7 +27,7 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
 
     if result.workload.engine.name != "vllm":
         return ""
-    name = str(model) if model.is_dir() else model.stem
+    name = str(model) if model.is_dir() else model_name(model)
     return serve_line(name if result.parent.fits else PRUNED, spec, result.workload, result.budget)
 
 

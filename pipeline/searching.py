@@ -46,7 +46,9 @@ class Searching:
 
     def __post_init__(self) -> None:
         require_known(self, {"stages": get_args(Stages)})
-        require_least(self, {"evaluate": 0, "combinations": 4, "trial_samples": 1, "finalists": 0})
+        require_least(
+            self, {"evaluate": 0, "combinations": 4, "trial_samples": 1, "finalists": 0, "finalist_tokens": 1}
+        )
         if self.objective not in ("kl", "perplexity") and not self.objective.startswith(TASK):
             raise MinitronError(f"--objective {self.objective!r} is unknown; give kl, perplexity or task:NAME.")
         if self.objective == TASK:

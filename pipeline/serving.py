@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from minitron.errors import MinitronError, require_known, require_least
@@ -173,3 +174,16 @@ class Serving:
         )
         precision_of(spec, workload.weights, workload.keep)
         return workload
+
+
+def model_name(model: Path) -> str:
+    """What a model is called: its folder, or the file's name without .json; of a config.json the folder it is in."""
+    if model.name == "config.json":
+        model = model.parent
+    return model.resolve().name.removesuffix(".json")
+
+
+def model_names(models: Sequence[Path]) -> list[str]:
+    """What each model is called where no other is called the same, else its whole path."""
+    names = [model_name(model) for model in models]
+    return [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]

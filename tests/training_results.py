@@ -6,7 +6,7 @@ from typing import Any
 DRIFT = {
     "kl": 0.00125, "top1_agreement": 0.975, "perplexity": 20.0, "tokens": 512, "weights": 9, "stored_bytes": 2**20,
     "bf16_bytes": 2**21,
-}  # fmt: skip  # fmt: skip
+}  # fmt: skip
 
 
 def results(**changed: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from distill.teacher.kept import Kept
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import read_spec
+from minitron.model.tensor_map import held
 from minitron.progress import Progress, silent
 
 DRIFT_LIMIT: Final = 0.01
@@ -85,9 +86,9 @@ def drift_by_layer(
     source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
     walk = LayerByLayer(source, blocks, batch_size, States())
     weights: dict[int, list[tuple[str, str]]] = {}
+    layers = {one.name: one.expected[0].index.get("layer", -1) for one in held(source.spec)}
     for name, _, weight in fp8_weights(source.model, keep, source.spec):
-        number = next(int(part) for part in name.split(".") if part.isdecimal())
-        weights.setdefault(number, []).append((name, weight))
+        weights.setdefault(layers[f"{name}.{weight}"], []).append((name, weight))
     found: dict[int, float] = {}
     count = len(source.spec.layers)
     with progress("finding the layers that drift", float(blocks.size * count), "tokens") as advance:

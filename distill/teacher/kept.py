@@ -20,8 +20,8 @@ class Kept:
     """All of attention."""
 
     before_attention: bool = True
-    """The linears of the last Mamba layer before each attention layer, on which attention is most sensitive (the choice
-    of NVIDIA's FP8 checkpoints of Nemotron 3 Nano)."""
+    """The linears of the last layer with a state before each attention layer, on which attention is most sensitive (the
+    choice of NVIDIA's FP8 checkpoints of Nemotron 3 Nano)."""
 
     layers: frozenset[int] = frozenset()
     """Whole layers by number."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
 from minitron.cut.refit import folds_of
-from minitron.cut.scores import Key, Scores
+from minitron.cut.scores import Key, Scores, read_key, write_key
 from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, write_bytes, write_json
@@ -93,9 +93,9 @@ class Plan:
         tensors = {}
         for key, chosen in self.keep.items():
             if isinstance(chosen, Basis):
-                tensors[f"matrix/{_write_key(key)}"] = np.ascontiguousarray(chosen.matrix, np.float32)
+                tensors[f"matrix/{write_key(key)}"] = np.ascontiguousarray(chosen.matrix, np.float32)
                 if chosen.dual is not None:
-                    tensors[f"dual/{_write_key(key)}"] = np.ascontiguousarray(chosen.dual, np.float32)
+                    tensors[f"dual/{write_key(key)}"] = np.ascontiguousarray(chosen.dual, np.float32)
         tensors |= {f"fold/{name}": np.ascontiguousarray(matrix) for name, matrix in self.folds.items()}
         return save(tensors) if tensors else b""
 
@@ -123,7 +123,7 @@ class Plan:
             "layers": _write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
-            "keep": {_write_key(key): _write_cut(chosen) for key, chosen in self.keep.items()},
+            "keep": {write_key(key): _write_cut(chosen) for key, chosen in self.keep.items()},
             "bases": hashlib.sha256(self.arrays).hexdigest() if self.arrays else None,
             "gains": {name: list(factors) for name, factors in self.gains.items()},
             "report": dict(self.report),
@@ -208,16 +208,6 @@ def make_plan(
     )
 
 
-def _write_key(key: Key) -> str:
-    axis, layer = key
-    return axis if layer is None else f"{axis}/{layer}"
-
-
-def _read_key(text: str) -> Key:
-    axis, _, layer = text.partition("/")
-    return axis, int(layer) if layer else None
-
-
 def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float32]]:
     if wanted is None:
         return {}
@@ -232,7 +222,7 @@ def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float
 
 def _read_keep(value: Mapping[str, Any], bases: Mapping[str, NDArray[np.float32]]) -> dict[Key, Cut]:
     return {
-        _read_key(key): Basis(
+        read_key(key): Basis(
             bases[f"matrix/{key}"].astype(np.float64),
             bases[f"dual/{key}"].astype(np.float64) if f"dual/{key}" in bases else None,
         )

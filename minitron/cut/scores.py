@@ -76,6 +76,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
+        keyed += [(f"a basis of {key}", part) for key, parts in self.bases.items() for part in parts]
         for name, values in [*keyed, *self.energy.items()]:
             if not np.isfinite(values).all():
                 raise MinitronError(f"scores: {name} is not finite; check the model and the calibration text.")
@@ -102,20 +103,21 @@ class Scores:
         """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
         refuse_existing(path, overwrite=overwrite)
         tensors: dict[str, NDArray[Any]] = {
-            f"importance/{_write(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()
+            f"importance/{write_key(key)}": np.ascontiguousarray(found) for key, found in self.importance.items()
         }
         # Eigenvectors of a matrix that was itself estimated need no more digits, and these are the largest arrays.
         tensors |= {
-            f"covariance/{_write(key)}": found.astype(np.float32, copy=False) for key, found in self.covariance.items()
+            f"covariance/{write_key(key)}": found.astype(np.float32, copy=False)
+            for key, found in self.covariance.items()
         }
         for key, parts in self.bases.items():
             tensors |= {
-                f"{table}/{_write(key)}": np.asarray(part, np.float32)
+                f"{table}/{write_key(key)}": np.asarray(part, np.float32)
                 for table, part in zip(_BASIS, parts, strict=True)
             }
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
-        metadata["ridges"] = {_write(key): ridge for key, ridge in self.ridges.items()}
+        metadata["ridges"] = {write_key(key): ridge for key, ridge in self.ridges.items()}
         with new_file(path) as partial:
             save_arrays(partial, tensors, {"minitron": json.dumps(metadata)})
 
@@ -145,7 +147,7 @@ def load_scores(path: Path) -> Scores:
         if table == "energy":
             energy[rest] = values
         else:
-            keyed[table][_read(rest)] = values
+            keyed[table][read_key(rest)] = values
     return Scores(
         keyed["importance"],
         energy,
@@ -153,16 +155,18 @@ def load_scores(path: Path) -> Scores:
         header["data"],
         header["settings"],
         keyed["covariance"],
-        {_read(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
+        {read_key(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
         {key: (matrix, keyed["dual"][key], keyed["strength"][key]) for key, matrix in keyed["matrix"].items()},
     )
 
 
-def _read(text: str) -> Key:
+def read_key(text: str) -> Key:
+    """A key from the text that `write_key` made of it."""
     axis, _, layer = text.partition("/")
     return axis, int(layer) if layer else None
 
 
-def _write(key: Key) -> str:
+def write_key(key: Key) -> str:
+    """`axis`, or `axis/layer`."""
     axis, layer = key
     return axis if layer is None else f"{axis}/{layer}"

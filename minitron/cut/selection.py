@@ -16,7 +16,6 @@ from minitron.model.axes import HIDDEN
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-from minitron.model.tensors import MTP
 
 Keep = Mapping[Key, Cut]
 """(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
@@ -246,7 +245,6 @@ def layer_of(spec: ModelSpec, index: Mapping[str, int]) -> int | None:
 
 
 __all__ = [
-    "MTP",
     "Keep",
     "axes_at",
     "choose",

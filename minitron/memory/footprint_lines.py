@@ -1,4 +1,4 @@
-"""Terms: every line of a footprint with its formula, its numbers and their origin.
+"""Every line of a footprint with its formula, its numbers and their origin.
 
 A reader with a pencil gets the same bytes."""
 
@@ -169,7 +169,8 @@ def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     ]
     return (
         "attention layers x tokens x sequences x keys and values per token",
-        " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found),
+        " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found)
+        or "0 B",
         "exact",
         f"{_n(case.keep.attention)} attention layers, {load.kv}, {each} per number{drafts}" + "".join(windows),
     )

@@ -83,7 +83,7 @@ def build_report(
         "parent": candidates[0],
         "candidates": candidates[1:],
         "chosen_index": result.chosen if result.candidates else None,
-        "front": _front(spec, result, shown),
+        "front": _front(result, shown),
         "searched_architectures": result.searched,
         "feasible_architectures": result.feasible,
         "ranking": result.ranking,
@@ -244,7 +244,7 @@ def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available
     }
 
 
-def _front(spec: ModelSpec, result: SearchResult, shown: Sequence[str]) -> list[dict[str, Any]]:
+def _front(result: SearchResult, shown: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "shown_sizes": [key for key in shown if key in candidate.sizes],

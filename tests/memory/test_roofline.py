@@ -1,6 +1,6 @@
 """The roofline: its laws against counting by hand, its figures against published ones.
 
-`python tests/memory/test_roofline.py` prints the tables of docs/speed.md."""
+`PYTHONPATH=tests python tests/memory/test_roofline.py` prints the tables of docs/speed.md."""
 
 import sys
 from collections.abc import Iterable

@@ -36,7 +36,7 @@ def test_no_module_names_an_axis_that_a_table_could_say() -> None:
     names = set(AXES) | {axis for family in FAMILIES.values() for axis in family.axes}
     names |= {axis.joint for axis in AXES.values()} - {""}
     names -= set(OTHER_MEANINGS)
-    # "layer" is how an index in a tensor's name is called, and `vocab` a size that all models share.
+    # "layer" is how an index in a tensor's name is called.
     names -= {"layer"}
     found = {
         f"{file.relative_to(ROOT)}:{line}: {text}"

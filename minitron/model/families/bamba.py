@@ -1,8 +1,5 @@
 """Bamba: Mamba-2 or rotary attention, and a gated MLP, in every layer."""
 
-from functools import partial
-from typing import Any
-
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import (
     BEFORE,
@@ -12,13 +9,12 @@ from minitron.model.families.decoders import (
     ROTARY_FREQUENCIES,
     STORED_TIED_HEAD,
     attention,
-    edit_lists,
     gain,
     gated_mlp,
     outside,
 )
 from minitron.model.families.family import Family, Rule
-from minitron.model.families.layer_lists import layer_count, layer_indices
+from minitron.model.families.layer_lists import keep_listed, layer_count, layer_indices
 from minitron.model.families.mamba import STATES, mamba2
 
 
@@ -34,10 +30,6 @@ def _layer(mixer: tuple[Rule, ...]) -> tuple[Rule, ...]:
 def _layout(config: Config) -> str:
     indices = layer_indices(config, "attn_layer_indices")
     return "".join("*" if layer in indices else "M" for layer in range(layer_count(config)))
-
-
-def _no_lists(config: Config) -> dict[str, Any]:
-    return {}
 
 
 BAMBA = Family(
@@ -61,7 +53,7 @@ BAMBA = Family(
     ),
     cache={"mamba": STATES, "attention": KEYS_AND_VALUES},
     layout=_layout,
-    edit_layout=partial(edit_lists, _no_lists),
+    edit_layout=keep_listed,
     defaults={"mamba_conv_bias": True, "mamba_expand": 2},
     equal=(("mamba_head*mamba_head_dim", "mamba_expand*hidden"),),
     extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),

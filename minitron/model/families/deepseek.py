@@ -102,6 +102,6 @@ DEEPSEEK_V3 = mixture_decoder(
         shared_ffn=shared_experts("n_shared_experts"),
         extra=LATENT_AXES,
     ),
-    defaults={"num_experts_per_tok": 8, "n_group": 8, "q_lora_rank": 1536, "first_k_dense_replace": 3},
+    defaults={"num_experts_per_tok": 8, "n_group": 8, "q_lora_rank": 1536},
     summary="latent attention, mixture of experts with shared ones (DeepSeek-V3 in bf16)",
 )

@@ -284,8 +284,8 @@ class Family:
     """What layers it has, and in brackets which models are of it; for the table in README.md."""
 
     def __post_init__(self) -> None:
-        spelled = set().union(*(rule.all_axes for rules in self.rules.values() for rule in rules))
-        known = set(self.axes) | {"layer", "mtp_layer"}
+        spelled = set().union(*(rule.all_axes for rules in (*self.rules.values(), self.mtp_rules) for rule in rules))
+        known = set(self.axes) | {"layer", "mtp_layer", "mtp_last"}
         if unknown := spelled - known:
             raise ValueError(f"family {self.name}: no size is given for {', '.join(sorted(unknown))}")
         named = {other for axis in self.axes.values() for other in (axis.group, axis.multiple_of, axis.follows)} - {""}

@@ -1,7 +1,6 @@
 """Minitron and Nemotron-4: rotary attention and an MLP without a gate, between LayerNorms whose tensors hold the gain
 less one."""
 
-from minitron.model.axes import rows
 from minitron.model.families.decoders import LAYER, MLP, attention, gain, outside, rotary_decoder
 from minitron.model.families.family import Norm, Rule
 
@@ -25,6 +24,5 @@ NEMOTRON = rotary_decoder(
         Rule(MLP + "down_proj.bias", "hidden", "mlp", when="mlp_bias"),
     ),
     model=(*outside(_FINAL), Rule("model.norm.bias", "hidden", "norm")),
-    axes=rows("hidden", "vocab", "ffn", "query_head", "kv_head", "head_dim"),
     summary="attention and MLP without a gate, LayerNorm (Minitron-4B and 8B, Nemotron-4)",
 )

@@ -1,6 +1,5 @@
 """Phi-3 and Phi-4: rotary attention and a gated MLP whose projections stand in one tensor each."""
 
-from minitron.model.axes import rows
 from minitron.model.families.decoders import ATTENTION, KEYS, MLP, QUERIES, pre_norm, rotary_decoder
 from minitron.model.families.family import Rule
 
@@ -17,6 +16,5 @@ PHI3 = rotary_decoder(
         ),
     ),
     window="sliding_window",
-    axes=rows("hidden", "vocab", "ffn", "query_head", "kv_head", "head_dim"),
     summary="attention and gated MLP with joined projections (Phi-3, Phi-4)",
 )
