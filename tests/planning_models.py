@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_models import HYBRID_SIZES, LAYERS, PATTERN
+from family_sizes.base import HYBRID_SIZES, LAYERS, PATTERN
 
 from minitron.cut.scores import Scores
 from minitron.memory.budget import Budget

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from cuts import kill_units, logits, random_scores
+from family_sizes import FAMILY_SIZES
 from safetensors.torch import load_file
-from tiny_models import FAMILY_SIZES, save_family
+from tiny_models import save_family
 
 from cli.app import run
 from distill.run.router_load import routers_of

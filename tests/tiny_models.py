@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from family_sizes.base import HYBRID_SIZES, LAYERS, LLAMA_SIZES, PATTERN, VOCAB_SIZE
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -24,46 +25,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
-VOCAB_SIZE = 300
-
-LAYERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
-PATTERN = "MEM*-ME*"
-
-HYBRID_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "intermediate_size": 56,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 10,
-    "n_groups": 2,
-    "ssm_state_size": 16,
-    "conv_kernel": 4,
-    "chunk_size": 8,
-    "n_routed_experts": 6,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "moe_shared_expert_intermediate_size": 40,
-    "routed_scaling_factor": 1.5,
-    "max_position_embeddings": 256,
-}
-
-LLAMA_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "intermediate_size": 56,
-    "num_hidden_layers": 4,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 def write_text(path: Path, *, sentences: int = 200, seed: int = 0) -> Path:
@@ -102,92 +63,6 @@ def save_llama(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: Any)
     """Write a Llama in fp32 with its tokenizer; `tied` shares the embedding with the output layer."""
     config = LlamaConfig(**LLAMA_SIZES | {"tie_word_embeddings": tied} | sizes)
     return _save(folder, LlamaForCausalLM, config, seed)
-
-
-_DECODER = {key: value for key, value in LLAMA_SIZES.items() if key != "num_hidden_layers"} | {"num_hidden_layers": 4}
-_WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-
-_DELTA_NETS = {
-    "shared_expert_intermediate_size": 28,
-    "linear_num_key_heads": 4,
-    "linear_num_value_heads": 8,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12,
-    "linear_conv_kernel_dim": 4,
-    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-    "mlp_only_layers": [],
-}
-_LATENT = {
-    "num_key_value_heads": 4,
-    "moe_intermediate_size": 24,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 20,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 10,
-    "num_mtp_layers": 0,
-}
-_MAMBA = {
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_n_groups": 2,
-    "mamba_d_state": 16,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 16,
-    "attn_layer_indices": [2],
-}
-
-
-def _without_head_dim(sizes: dict[str, Any]) -> dict[str, Any]:
-    """For types whose heads share hidden_size out."""
-    return {key: value for key, value in sizes.items() if key != "head_dim"}
-
-
-FAMILY_SIZES: dict[str, list[dict[str, Any]]] = {
-    "nemotron_h": [
-        HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
-        HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in "ME*"], "moe_latent_size": 16},
-        HYBRID_SIZES
-        | {"layers_block_type": [LAYERS[kind] for kind in "M-*E"], "use_bias": True, "mlp_bias": True}
-        | {"use_conv_bias": False, "tie_word_embeddings": True},
-    ],
-    "llama": [_DECODER | {"attention_bias": True, "mlp_bias": True}, _DECODER | {"tie_word_embeddings": True}],
-    "mistral": [_DECODER | {"sliding_window": 8}, _DECODER | {"sliding_window": None}],
-    # Its tokenizer adds a token of its own.
-    "qwen2": [_DECODER | {"vocab_size": 304, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}],
-    "qwen3": [_DECODER | {"tie_word_embeddings": True}],
-    "qwen3_moe": [_DECODER | _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
-    "qwen3_next": [_DECODER | _EXPERTS | _DELTA_NETS],
-    "mixtral": [
-        _DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2},
-        _DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8, "tie_word_embeddings": True},
-    ],
-    "gpt_oss": [_DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24} | _WINDOWS],
-    "deepseek_v3": [
-        _without_head_dim(_DECODER) | _LATENT,
-        _without_head_dim(_DECODER) | _LATENT | {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1},
-    ],
-    "phi3": [_without_head_dim(_DECODER) | {"sliding_window": 8}],
-    "nemotron": [_DECODER | {"attention_bias": True, "mlp_bias": True}],
-    "olmo2": [_without_head_dim(_DECODER)],
-    "bamba": [
-        _without_head_dim(_DECODER) | _MAMBA,
-        _without_head_dim(_DECODER) | _MAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},
-    ],
-    "gemma3_text": [
-        _DECODER | _WINDOWS | {"query_pre_attn_scalar": 12},
-        _DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},
-    ],
-}
-"""model_type -> tiny configs: what a family's conformance test runs on.  A family is not in before it has some here."""
 
 
 def save_family(folder: Path, model_type: str, *, seed: int = 0, **sizes: Any) -> Path:

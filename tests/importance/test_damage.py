@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from family_sizes.base import LLAMA_SIZES
 from planning_models import WORKLOAD, nano_12b, random_scores, tiny
-from tiny_models import LLAMA_SIZES
 
 from importance.search.damage import Coordinates, Curve, DamageModel, Form, measure_curves
 from importance.search.least_squares import nonnegative, ranks, spearman

@@ -10,8 +10,8 @@ from itertools import combinations, product
 from pathlib import Path
 
 import pytest
+from family_sizes.base import HYBRID_SIZES
 from planning_models import published
-from tiny_models import HYBRID_SIZES
 
 from minitron.errors import MinitronError
 from minitron.memory import roofline

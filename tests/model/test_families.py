@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from family_sizes import FAMILY_SIZES
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILY_SIZES
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from minitron.cut.plan import Plan

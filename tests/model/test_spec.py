@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import HYBRID_SIZES, LLAMA_SIZES
+from family_sizes.base import HYBRID_SIZES, LLAMA_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron.errors import MinitronError
