@@ -65,10 +65,13 @@ def save_llama(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: Any)
     return _save(folder, LlamaForCausalLM, config, seed)
 
 
-def save_family(folder: Path, model_type: str, *, seed: int = 0, **sizes: Any) -> Path:
-    """Write a tiny model of any type in fp32 with its tokenizer."""
+def save_family(
+    folder: Path, model_type: str, *, seed: int = 0, save_original_format: bool = True, **sizes: Any
+) -> Path:
+    """Write a tiny model of any type in fp32 with its tokenizer; without `save_original_format` in the format that
+    transformers holds in memory, as some models are released."""
     config = AutoConfig.for_model(model_type, **sizes)
-    return _save(folder, type(AutoModelForCausalLM.from_config(config)), config, seed)
+    return _save(folder, type(AutoModelForCausalLM.from_config(config)), config, seed, save_original_format)
 
 
 def padded_vocabulary(source: Path, folder: Path, rows: int) -> Path:
@@ -86,7 +89,9 @@ def padded_vocabulary(source: Path, folder: Path, rows: int) -> Path:
     return folder
 
 
-def _save(folder: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> Path:
+def _save(
+    folder: Path, architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int, original: bool = True
+) -> Path:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = architecture(config)
@@ -99,8 +104,8 @@ def _save(folder: Path, architecture: type[PreTrainedModel], config: PreTrainedC
             else:
                 parameter.add_(0.1 * noise)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.1 * torch.randn(buffer.shape))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_original_format=original)
     tokenizer().save_pretrained(folder)
     return folder

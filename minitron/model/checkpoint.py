@@ -18,12 +18,11 @@ from minitron.files import read_json, write_json
 from minitron.model.dims import Name
 from minitron.model.families import Extra, Rule
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_names import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX: Final = "model.safetensors.index.json"
-SINGLE: Final = "model.safetensors"
 SHARD_BYTES: Final = 5 * 10**9
 """The size at which Hugging Face starts a new shard, too."""
 

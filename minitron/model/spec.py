@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AXES, EXPERT, LAYER, Axis, whole
+from minitron.model.axes import AXES, EXPERT, LAYER, Axis, Config, whole
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
+from minitron.model.tensor_names import tensor_names
 from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
 
 DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
+
+TIED: Final = "tie_word_embeddings"
+"""The config key that says whether the output layer shares the embedding's numbers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class ModelSpec:
     family: Family
     config: Mapping[str, Any]
     """config.json as the source spells it."""
+
+    stored: frozenset[str] = frozenset()
+    """The words of Family.storage that hold of the checkpoint."""
 
     def __post_init__(self) -> None:
         for key, why in self.family.refused.items():
@@ -69,7 +77,13 @@ class ModelSpec:
 
     def value(self, key: str) -> Any:
         """What the config says under a key, or transformers' class default where it says nothing."""
-        return value_of(self.config, self.family.defaults, key)
+        return value_of(self.told, self.family.defaults, key)
+
+    @cached_property
+    def told(self) -> Config:
+        """What rules ask: the config in the keys of the rules, and how the checkpoint stores its tensors."""
+        spelled = {key: self.config[other] for other, key in self.family.spellings.items() if other in self.config}
+        return {**self.config, **spelled, **dict.fromkeys(self.stored, True)}
 
     def axis(self, name: str) -> Axis:
         """The row of an axis."""
@@ -95,7 +109,7 @@ class ModelSpec:
         """kind -> the tensors that this model has; only kinds that it has."""
         kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
         found = {
-            kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.config, self.family.defaults))
+            kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.told, self.family.defaults))
             for kind in kinds
         }
         return found | ({"mtp": self.family.mtp_rules} if self.mtp_layers else {})
@@ -267,18 +281,22 @@ class ModelSpec:
 
     def extra(self, name: str) -> Extra | None:
         """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""
-        found = (row for row in self.family.extras if row.matches(name, self.config, self.family.defaults))
+        found = (row for row in self.family.extras if row.matches(name, self.told, self.family.defaults))
         return next(found, None)
 
     @property
     def is_tied(self) -> bool:
         """Whether the output layer shares the embedding's numbers."""
         defaults = self.family.defaults
-        return any(rule.tied_to and not rule.exists(self.config, defaults) for rule in self.family.rules["model"])
+        return any(rule.tied_to and not rule.exists(self.told, defaults) for rule in self.family.rules["model"])
 
     def untied(self) -> ModelSpec:
         """The spec of the same model with an output layer of its own."""
-        return ModelSpec(self.family, {**self.config, "tie_word_embeddings": False}) if self.is_tied else self
+        if not self.is_tied:
+            return self
+        spellings = {TIED, *(other for other, key in self.family.spellings.items() if key == TIED)}
+        untied = {key: False for key in spellings if key == TIED or key in self.config}
+        return ModelSpec(self.family, {**self.config, **untied}, self.stored)
 
     def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
         """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
@@ -304,14 +322,14 @@ class ModelSpec:
             if axis in self.sizes and self.axis(axis).keys and self.key(other) in named_sizes:
                 ratio = self.sizes[axis] // self.sizes[other]
                 config[self.key(axis)] = ratio * int(named_sizes[self.key(other)])
-        probe = ModelSpec(self.family, config)
+        probe = ModelSpec(self.family, config, self.stored)
         for axis, size in self.sizes.items():
             if axis in self.family.followers:
                 continue
             wanted = named_sizes.get(self.key(axis), size)
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 config[self.key(axis)] = int(wanted)
-        return ModelSpec(self.family, config)
+        return ModelSpec(self.family, config, self.stored)
 
 
 def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:
@@ -327,15 +345,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a config.json document; raises MinitronError for a model type that no family reads."""
+def spec_of(config: Mapping[str, Any], names: frozenset[str] = frozenset()) -> ModelSpec:
+    """The spec of a config.json document and the `names` of its checkpoint's tensors, where there are some.
+
+    Raises MinitronError for a model type that no family reads."""
     model_type = config.get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
         raise MinitronError(
             f"config.json: model_type is {model_type!r}; the supported types are {', '.join(sorted(FAMILIES))}."
         )
-    return ModelSpec(family, config)
+    stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
+    return ModelSpec(family, config, frozenset(stored))
 
 
 def config_path(model: Path) -> Path:
@@ -355,4 +376,4 @@ def read_spec(model: Path) -> ModelSpec:
         config = config["config"]
     if not isinstance(config, dict):
         raise MinitronError(f"{path} is no config.json: it holds a {type(config).__name__}, not an object.")
-    return spec_of(config)
+    return spec_of(config, tensor_names(path.parent))

@@ -84,6 +84,11 @@ MAMBA = {
 }
 
 
+def without(sizes: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """For types that leave some keys out."""
+    return {key: value for key, value in sizes.items() if key not in keys}
+
+
 def without_head_dim(sizes: dict[str, Any]) -> dict[str, Any]:
     """For types whose heads share hidden_size out."""
     return {key: value for key, value in sizes.items() if key != "head_dim"}

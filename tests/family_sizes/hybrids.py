@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from family_sizes.base import DECODER, DELTA_NETS, EXPERTS, HYBRID_SIZES, LAYERS, MAMBA, PATTERN, without_head_dim
+from family_sizes.base import (
+    DECODER,
+    DELTA_NETS,
+    EXPERTS,
+    HYBRID_SIZES,
+    LAYERS,
+    MAMBA,
+    PATTERN,
+    without,
+    without_head_dim,
+)
 
 HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
@@ -13,6 +23,20 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | {"use_conv_bias": False, "tie_word_embeddings": True},
     ],
     "qwen3_next": [DECODER | EXPERTS | DELTA_NETS],
+    "qwen3_5_text": [
+        DECODER | DELTA_NETS | {"attention_bias": True},
+        # The kinds of layers follow from the interval.
+        without(DECODER | DELTA_NETS, "layer_types")
+        | {"full_attention_interval": 2, "linear_num_value_heads": 12, "tie_word_embeddings": True},
+    ],
+    # Its tokenizer adds a token of its own.
+    "qwen3_5_moe_text": [
+        DECODER | EXPERTS | DELTA_NETS | {"vocab_size": 304},
+        DECODER
+        | EXPERTS
+        | DELTA_NETS
+        | {"vocab_size": 304, "tie_word_embeddings": True, "save_original_format": False},
+    ],
     "bamba": [
         without_head_dim(DECODER) | MAMBA,
         without_head_dim(DECODER) | MAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -184,6 +185,36 @@ def test_tensors_to_carry_along_are_copied_to_the_byte(tmp_path: Path, monkeypat
     assert result.weight_bytes == sum(tensor.numel() * tensor.element_size() for tensor in found.values())
     note = json.loads((tmp_path / "small" / "minitron.json").read_text())["note"]
     assert note == {"copied as they are": "2 x the vision tower"}
+
+
+def test_experts_stored_as_one_tensor_stay_one(tmp_path: Path) -> None:
+    """Qwen3.5-MoE is released so, with a multi-token-prediction block; transformers writes its experts one by one."""
+    sizes = FAMILY_SIZES["qwen3_5_moe_text"][0]
+    apart = tiny_models.save_family(tmp_path / "apart", "qwen3_5_moe_text", **sizes)
+    model = tiny_models.save_family(tmp_path / "one", "qwen3_5_moe_text", save_original_format=False, **sizes)
+    tensors, others = load_file(model / "model.safetensors"), load_file(apart / "model.safetensors")
+    experts = "model.layers.{}.mlp.experts."
+    assert tensors[experts.format(1) + "gate_up_proj"].shape == (6, 48, 32)
+    assert torch.equal(tensors[experts.format(1) + "down_proj"][2], others[experts.format(1) + "2.down_proj.weight"])
+    # A block whose own experts are one tensor does not tell how the model's are stored.
+    block = {"mtp.layers.0.mlp.experts.gate_up_proj": torch.ones(6, 48, 32), "mtp.fc.weight": torch.ones(32, 64)}
+    save_file(others | block, apart / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors | block, model / "model.safetensors", metadata={"format": "pt"})
+    small = {}
+    for folder in (apart, model):
+        spec = read_spec(folder)
+        plan = Plan(spec.fingerprint, {"num_experts": 4}, (0, 2), {("expert", layer): np.arange(4) for layer in (0, 2)})
+        result = prune(folder, plan, tmp_path / folder.name / "small")
+        assert result.extras == {"left out": "2 x the multi-token-prediction block"}
+        small[folder] = load_file(tmp_path / folder.name / "small" / "model.safetensors")
+        load_model(tmp_path / folder.name / "small")
+    assert read_spec(apart).parameters() == read_spec(model).parameters()
+    assert torch.equal(
+        small[model][experts.format(1) + "gate_up_proj"], tensors[experts.format(2) + "gate_up_proj"][:4]
+    )
+    assert torch.equal(
+        small[apart][experts.format(1) + "3.down_proj.weight"], small[model][experts.format(1) + "down_proj"][3]
+    )
 
 
 def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:

@@ -14,10 +14,10 @@ from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.olmo import OLMO2
 from minitron.model.families.phi import PHI3
 from minitron.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
-from minitron.model.families.qwen_next import QWEN3_NEXT
+from minitron.model.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 
 _FAMILIES: Final = (
-    *(NEMOTRON_H, BAMBA, QWEN3_NEXT),
+    *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
 )

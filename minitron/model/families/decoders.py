@@ -38,6 +38,10 @@ STORED_TIED_HEAD: Final = Extra(
     when="tie_word_embeddings",
 )
 
+STACKED: Final = "stacked_experts"
+STACKED_EXPERTS: Final = {STACKED: r"^(?!mtp\.)(.*\.)?layers\.\d+\.mlp\.experts\.gate_up_proj$"}
+"""For Family.storage: checkpoints that hold the experts of a layer as one tensor."""
+
 LABELS: Final = {"decoder": "attention + MLP", "sliding": "attention in a sliding window + MLP"}
 """kind of a layer -> how reports call it."""
 
@@ -125,12 +129,22 @@ def routed_experts(
     *,
     memory: str = MLP,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    stacked: str = "",
 ) -> tuple[Rule, ...]:
-    """A router and gated experts, one tensor each on disk; in memory all experts' are one, gate and up together."""
+    """A router and gated experts, one tensor each on disk; in memory all experts' are one, gate and up together.
+
+    `stacked` is the word of Family.storage for checkpoints that hold them as they are in memory."""
     router = Rule(f"{at}gate.weight", "expert, hidden", "moe_router", memory=f"{memory}gate.weight", router=True)
     own = gated_mlp(f"{at}experts.{{expert}}.", axis="expert_ffn", component="moe_routed", names=names)
-    places = (f"{memory}experts.gate_up_proj", f"{memory}experts.gate_up_proj", f"{memory}experts.down_proj")
-    return (router, *(replace(rule, memory=place) for rule, place in zip(own, places, strict=True)))
+    both, down = f"{memory}experts.gate_up_proj", f"{memory}experts.down_proj"
+    apart = f"!{stacked}" if stacked else ""
+    found = [replace(rule, memory=place, when=apart) for rule, place in zip(own, (both, both, down), strict=True)]
+    if stacked:
+        found += [
+            Rule(both, "expert, expert_ffn + expert_ffn, hidden", "moe_routed", when=stacked),
+            Rule(down, "expert, hidden, expert_ffn", "moe_routed", when=stacked),
+        ]
+    return (router, *found)
 
 
 def pre_norm(mixer: tuple[Rule, ...], mlp: tuple[Rule, ...], norm: Norm = BEFORE) -> tuple[Rule, ...]:

@@ -51,8 +51,8 @@ class Rule:
     """The heading under which its parameters are counted."""
 
     when: str = ""
-    """The config keys, separated by spaces, that must all be true for the tensor to exist (`!key`: false); empty for
-    always.  What an absent key means stands in Family.defaults."""
+    """The config keys and words of Family.storage, separated by spaces, that must all be true for the tensor to exist
+    (`!key`: false); empty for always.  What an absent key means stands in Family.defaults."""
 
     norm: Norm | None = None
     """For the gain of a norm."""
@@ -263,6 +263,13 @@ class Family:
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """config key -> what its absence means: transformers' class default, where that is not a false value."""
+
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """config key -> the key of the rules of which it is another spelling: where a config has it, it counts."""
+
+    storage: Mapping[str, str] = field(default_factory=dict)
+    """A word for a way in which some checkpoints store what others store otherwise -> a regular expression that the
+    name of some tensor holds in them alone."""
 
     equal: tuple[tuple[str, str], ...] = ()
     """Pairs of sizes, in axes and config keys, that must be equal or transformers refuses the config."""
