@@ -227,7 +227,7 @@ def parts(held_by_layer: Any) -> list[torch.Tensor]:
 
 
 def test_logits_are_the_output_layer_times_the_last_hidden_state(checkpoint: Path) -> None:
-    """Distillation, KL and perplexity rest on it: a family that scales or caps its logits must be refused by name."""
+    """Scaled and capped as the family's table says: distillation, KL and perplexity rest on it."""
     model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     blocks = np.random.default_rng(0).integers(3, 300, (2, 24))
     with torch.no_grad():

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from distill.losses.divergences import Loss, Sparse
 from distill.losses.slopes import Chunk, Heads, Settings, add_to_head, add_to_states, chunks, sum_dtype
+from minitron.model.families.logits import PLAIN, LogitMap
 
 # Logits of one chunk, and the bounds of its length.  A short chunk adds to the head's gradient, which is [V, H], too
 # often; 2^27 logits are 256 MiB in bf16, of each model.
@@ -27,7 +28,7 @@ _LONGEST_CHUNK: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """What is asked of a loss beside its divergence; of all but the first three `sparse_loss` knows nothing."""
+    """What is asked of a loss beside its divergence; of all but the first four `sparse_loss` knows nothing."""
 
     lm_weight: float = 0.0
     """Times the cross entropy of the token that follows, at temperature 1, added to the loss."""
@@ -38,6 +39,9 @@ class LossOptions:
     chunk: int | None = None
     """Tokens that are worked on at a time."""
 
+    student_logits: LogitMap = PLAIN
+    """What the student does to the products of its output layer."""
+
     vocab_chunk: int | None = None
     """Of them so many columns, where it is given: logits are then made twice, three times where a divergence needs
     sums over the vocabulary first."""
@@ -45,6 +49,9 @@ class LossOptions:
     temperature: float = 1.0
     """Divides logits; the loss is multiplied by its square, so that gradients keep their size (Hinton et al. 2015,
     section 2)."""
+
+    teacher_logits: LogitMap = PLAIN
+    """What the teacher does to the products of its output layer."""
 
     seed: int = 0
     """From it and the chunk's place follow picks by chance."""
@@ -93,6 +100,8 @@ def chunked_loss(
         vocab_chunk=asked.vocab_chunk,
         seed=asked.seed,
         compiled=asked.compiled,
+        student_logits=asked.student_logits,
+        teacher_logits=asked.teacher_logits,
     )
     reference = Heads(teacher_hidden, teacher_head[:vocab])
     return _apply(student_hidden, student_head, reference, mask, following, head_gradient, how)
@@ -114,7 +123,14 @@ def sparse_loss(
 
     Columns from `vocab` on are padding."""
     asked, columns = options or LossOptions(), vocab or student_head.shape[0]
-    how = Settings(loss, columns, asked.lm_weight, divisor=asked.divisor or 0.0, chunk=asked.chunk or 0)
+    how = Settings(
+        loss,
+        columns,
+        asked.lm_weight,
+        divisor=asked.divisor or 0.0,
+        chunk=asked.chunk or 0,
+        student_logits=asked.student_logits,
+    )
     return _apply(student_hidden, student_head, targets, mask, following, head_gradient, how)
 
 

@@ -1,4 +1,5 @@
-"""One chunk of tokens: its losses and their gradients with respect to the logits, which overwrite the logits.
+"""One chunk of tokens: its losses and their gradients with respect to the output layer's products, which overwrite the
+products.
 
 Shape letters: C tokens of the chunk, H hidden (the student's and the teacher's may differ), V vocabulary.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.divergences import Loss, Sparse
+from minitron.model.families.logits import PLAIN, LogitMap
 
 _ROWS: Final = 2**14
 """Rows of a head that are widened or narrowed at once: a copy of the whole never exists."""
@@ -58,6 +60,10 @@ class Settings:
     compiled: bool = False
     """Whether a dense divergence over the whole vocabulary runs as torch.compile makes it."""
 
+    student_logits: LogitMap = PLAIN
+    teacher_logits: LogitMap = PLAIN
+    """What is done to the products of each output layer."""
+
     dtype: torch.dtype = torch.float32
     """The type of the matmuls with the student's head."""
 
@@ -83,7 +89,7 @@ def rows_at_once(columns: int, device: torch.device) -> int:
     return max(1, _LOGITS.get(device.type, _LOGITS_ELSEWHERE) // columns)
 
 
-def logits_of(states: Tensor, head: Tensor) -> Tensor:
+def products_of(states: Tensor, head: Tensor) -> Tensor:
     """[C, H] and [V, H] -> [C, V] in the type of `states`, to which the head is narrowed block by block."""
     if head.dtype == states.dtype:
         return states @ head.T
@@ -129,21 +135,22 @@ class Chunk:
         self.how, self.start = how, start
         self.columns = list(chunks(how.vocab, how.vocab_chunk or how.vocab))
         several = len(self.columns) > 1
-        self._student = self._log_sum(states, head, how.temperature) if several else None
+        mapped = how.student_logits
+        self._student = self._log_sum(states, head, mapped, how.temperature) if several else None
         self._student_at_one = (
-            self._log_sum(states, head, 1.0) if several and how.lm_weight and how.temperature != 1.0 else None
+            self._log_sum(states, head, mapped, 1.0) if several and how.lm_weight and how.temperature != 1.0 else None
         )
         self._teacher = (
-            self._log_sum(reference.hidden, reference.head, how.temperature)
+            self._log_sum(reference.hidden, reference.head, how.teacher_logits, how.temperature)
             if several and isinstance(reference, Heads)
             else None
         )
         self._total = self._sum_of_slopes() if several and how.loss.divergence.slope is None else None
 
     def slopes(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(columns, their part of each token's loss [C], its derivative by their logits [C, columns])."""
+        """(columns, their part of each token's loss [C], its derivative by their products [C, columns])."""
         for columns in self.columns:
-            mine, theirs = self._logits(columns)
+            mine, theirs = self._products(columns)
             losses = torch.empty(len(mine), dtype=self.how.wide, device=mine.device)
             for rows in self._rows(columns):
                 losses[rows], slope = self._slope(mine, theirs, rows, columns)
@@ -155,12 +162,12 @@ class Chunk:
         if self._is_compiled:
             assert theirs is not None
             return _compiled()(mine[rows], theirs[rows], self.how)
-        log_q = self._log(mine[rows], heat, self._student, rows)
+        log_q = self._log_q(mine, rows, heat)
         if isinstance(self.reference, Sparse) or divergence.pick is not None:
             losses, slope = _sparse(log_q, self._picked(theirs, rows), steady=divergence.is_unbiased)
         else:
             assert divergence.terms is not None and theirs is not None
-            log_p = self._log(theirs[rows], heat, self._teacher, rows)
+            log_p = self._log_p(theirs, rows)
             losses, slope = divergence.terms(log_q, log_p, self.how.loss.parameter)
             q = log_q.exp() if self.how.lm_weight else log_q.exp_()
             if divergence.slope is not None:
@@ -173,33 +180,45 @@ class Chunk:
             losses, slope = losses * heat**2, slope.mul_(heat)
         if self.how.lm_weight and self.following is not None:
             if heat != 1.0:
-                log_q = self._log(mine[rows], 1.0, self._student_at_one, rows)
+                log_q = self._log_q(mine, rows, 1.0)
             following = self.following[rows]
             losses = losses + _cross_entropy(slope, log_q, following, columns, self.how.lm_weight)
-        return losses, slope
+        return losses, self.how.student_logits.pull_back(slope, mine[rows])
 
     @property
     def _is_compiled(self) -> bool:
         how, dense = self.how, isinstance(self.reference, Heads) and self.how.loss.divergence.terms is not None
         return how.compiled and dense and len(self.columns) == 1 and not how.lm_weight
 
-    def _logits(self, columns: slice) -> tuple[Tensor, Tensor | None]:
-        mine = logits_of(self.states, self.head[columns])
+    def _products(self, columns: slice) -> tuple[Tensor, Tensor | None]:
+        mine = products_of(self.states, self.head[columns])
         if isinstance(self.reference, Sparse):
             return mine, None
         head = self.reference.head[columns]
-        return mine, logits_of(self.reference.hidden.to(head.dtype), head)
+        return mine, products_of(self.reference.hidden.to(head.dtype), head)
 
     def _rows(self, columns: slice) -> Iterator[slice]:
         return chunks(len(self.states), rows_at_once(columns.stop - columns.start, self.states.device))
 
-    def _log(self, logits: Tensor, heat: float, log_sum: Tensor | None, rows: slice) -> Tensor:
-        """Log-probabilities in a buffer of their own; `log_sum` [C, 1] where `logits` are not the whole vocabulary."""
-        if heat != 1.0:
-            logits = logits.to(self.how.wide) / heat
+    def _log_q(self, mine: Tensor, rows: slice, heat: float) -> Tensor:
+        """The student's log-probabilities of some rows."""
+        log_sum = self._student if heat == self.how.temperature else self._student_at_one
+        return self._log(mine[rows], self.how.student_logits, heat, log_sum, rows)
+
+    def _log_p(self, theirs: Tensor, rows: slice) -> Tensor:
+        """The teacher's."""
+        return self._log(theirs[rows], self.how.teacher_logits, self.how.temperature, self._teacher, rows)
+
+    def _log(self, products: Tensor, mapped: LogitMap, heat: float, log_sum: Tensor | None, rows: slice) -> Tensor:
+        """Log-probabilities in a buffer of their own; `log_sum` [C, 1] where they are not of the whole vocabulary."""
+        logits = self._wide(products, mapped, heat)
         if log_sum is None:
             return torch.log_softmax(logits, -1, dtype=self.how.wide)
         return logits.to(self.how.wide) - log_sum[rows]
+
+    def _wide(self, products: Tensor, mapped: LogitMap, heat: float) -> Tensor:
+        """Logits over the temperature, widened where they are not the products themselves."""
+        return products if mapped.is_plain and heat == 1.0 else mapped(products.to(self.how.wide)) / heat
 
     def _picked(self, theirs: Tensor | None, rows: slice) -> Sparse:
         """What a sparse divergence reads."""
@@ -209,15 +228,16 @@ class Chunk:
         assert pick is not None and theirs is not None
         seed = self.how.seed * 1_000_003 + self.start + rows.start
         chance = torch.Generator(self.states.device).manual_seed(seed)
-        return pick(self._log(theirs[rows], self.how.temperature, None, rows), round(loss.parameter), chance)
+        return pick(self._log_p(theirs, rows), round(loss.parameter), chance)
 
-    def _log_sum(self, states: Tensor, head: Tensor, heat: float) -> Tensor:
+    def _log_sum(self, states: Tensor, head: Tensor, mapped: LogitMap, heat: float) -> Tensor:
         """[C, 1]: log of the sum of exp over the vocabulary."""
         parts = []
         for columns in self.columns:
-            logits = logits_of(states.to(head.dtype) if head is not self.head else states, head[columns])
+            products = products_of(states.to(head.dtype) if head is not self.head else states, head[columns])
             found = [
-                (logits[rows].to(self.how.wide) / heat).logsumexp(-1, keepdim=True) for rows in self._rows(columns)
+                (mapped(products[rows].to(self.how.wide)) / heat).logsumexp(-1, keepdim=True)
+                for rows in self._rows(columns)
             ]
             parts.append(torch.cat(found))
         return torch.stack(parts).logsumexp(0)
@@ -228,11 +248,11 @@ class Chunk:
         assert terms is not None
         total = torch.zeros(len(self.states), 1, dtype=self.how.wide, device=self.states.device)
         for columns in self.columns:
-            mine, theirs = self._logits(columns)
+            mine, theirs = self._products(columns)
             assert theirs is not None
             for rows in self._rows(columns):
-                log_q = self._log(mine[rows], heat, self._student, rows)
-                log_p = self._log(theirs[rows], heat, self._teacher, rows)
+                log_q = self._log_q(mine, rows, heat)
+                log_p = self._log_p(theirs, rows)
                 total[rows] += terms(log_q, log_p, self.how.loss.parameter)[1].sum(-1, keepdim=True)
         return total
 
@@ -245,14 +265,16 @@ def _compiled() -> Callable[[Tensor, Tensor, Settings], tuple[Tensor, Tensor]]:
 
 
 def _dense(mine: Tensor, theirs: Tensor, how: Settings) -> tuple[Tensor, Tensor]:
-    """Losses [C] and their derivative [C, V] of a divergence over the whole vocabulary, from logits [C, V]."""
+    """Losses [C] and their derivative [C, V] of a divergence over the whole vocabulary, from products [C, V]."""
     divergence, heat = how.loss.divergence, how.temperature
     assert divergence.terms is not None
-    log_q, log_p = (torch.log_softmax(logits.to(how.wide) / heat, -1) for logits in (mine, theirs))
+    logits, reference = how.student_logits(mine.to(how.wide)), how.teacher_logits(theirs.to(how.wide))
+    log_q, log_p = (torch.log_softmax(one / heat, -1) for one in (logits, reference))
     losses, slope = divergence.terms(log_q, log_p, how.loss.parameter)
     total = slope.sum(-1, keepdim=True) if divergence.slope is None else divergence.slope
     # d(t^2 L(z / t)) / dz = t * dL.
-    return losses * heat**2, ((slope - total * log_q.exp()) * heat).to(mine.dtype)
+    slope = how.student_logits.pull_back((slope - total * log_q.exp()) * heat, mine)
+    return losses * heat**2, slope.to(mine.dtype)
 
 
 def _sparse(log_q: Tensor, picked: Sparse, *, steady: bool) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from distill.losses.slopes import chunks
 from minitron.errors import MinitronError
 from minitron.measure.quality import CHUNK_LOGITS, Answers, hidden_states
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.output_layer import output_layer
 from minitron.model.spec import read_spec
 from minitron.model.tensor_map import held
 
@@ -87,7 +88,7 @@ def measure_drafts(
     """Over the sequences `blocks` [S, T]: `mtp_kl`, KL(teacher || draft) of the token after the next in nats, and
     `mtp_acceptance`, the share of drafts whose likeliest token is that of the student itself: what speculative decoding
     accepts when it is greedy."""
-    head, sums, count = student.get_output_embeddings(), np.zeros(2), 0
+    head, sums, count = output_layer(student), np.zeros(2), 0
     for start in range(0, len(blocks), batch_size):
         ids = torch.from_numpy(blocks[start : start + batch_size])
         states = hidden_states(student, ids)
@@ -95,7 +96,7 @@ def measure_drafts(
         drafted = mtp(states[:, :-1], embedded).flatten(0, 1)
         own, theirs = states[:, 1:].flatten(0, 1), teacher.hidden_states(ids)[:, 1:].flatten(0, 1)
         for part in chunks(len(drafted), max(1, CHUNK_LOGITS // head.weight.shape[0])):
-            logits, told = head(drafted[part]).float(), teacher.head(theirs[part]).to(drafted.device).float()
+            logits, told = head(drafted[part]), teacher.head(theirs[part]).to(drafted.device)
             vocab = min(logits.shape[-1], told.shape[-1])
             log_q, log_p = logits[:, :vocab].log_softmax(-1), told[:, :vocab].log_softmax(-1)
             sums[0] += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())

@@ -25,6 +25,8 @@ from distill.teacher.cache import TeacherCache
 from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference
 from minitron.measure.quality import hidden_states
+from minitron.model.families.logits import PLAIN, LogitMap
+from minitron.model.output_layer import logit_map
 
 PROJECTION = "projection"
 
@@ -73,6 +75,7 @@ class Objective(nn.Module):
         `mtp` is the student's own multi-token-prediction block, where it is trained along."""
         super().__init__()
         self.student, self.recipe, self.mtp = student, recipe, mtp
+        self._logits = logit_map(student), PLAIN if isinstance(teacher, TeacherCache) else _logits_of(teacher)
         # Not a part of this module: its parameters are its own affair.
         self._teacher = (teacher,)
         self._copied_head: Tensor | None = None
@@ -139,7 +142,10 @@ class Objective(nn.Module):
 
     def _options(self, divisor: float, lm_weight: float, seed: int) -> LossOptions:
         """What the recipe asks of every loss, and what it asks of this one."""
+        student, teacher = self._logits
         return LossOptions(
+            student_logits=student,
+            teacher_logits=teacher,
             lm_weight=lm_weight,
             divisor=divisor,
             vocab_chunk=self.recipe.vocab_chunk,
@@ -209,6 +215,11 @@ def _output_weight(model: Reference) -> Tensor:
     assert not isinstance(model, TeacherCache)
     found: Tensor = model.weight if isinstance(model, StreamedTeacher) else model.get_output_embeddings().weight
     return found
+
+
+def _logits_of(model: PreTrainedModel | StreamedTeacher) -> LogitMap:
+    """What a model does to the products of its output layer."""
+    return model.head.map if isinstance(model, StreamedTeacher) else logit_map(model)
 
 
 def _projection(student: PreTrainedModel, teacher: Reference) -> nn.Parameter | None:

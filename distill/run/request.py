@@ -12,6 +12,7 @@ from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
+from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
@@ -53,7 +54,12 @@ class Request:
         asker(self.recipe, student)
         if self.recipe.loss_kernel == "liger":
             sizes = {read_json(folder / "config.json").get("vocab_size") for folder in (student, teacher)}
-            require_liger(self.recipe, same_vocabulary=len(sizes) == 1, cached=asked.cache is not None)
+            require_liger(
+                self.recipe,
+                same_vocabulary=len(sizes) == 1,
+                cached=asked.cache is not None,
+                plain_logits=_has_plain_logits(student) and _has_plain_logits(teacher),
+            )
         if self.recipe.mtp_weight:
             require_block(student)
 
@@ -72,7 +78,7 @@ class Request:
         }
 
 
-def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool) -> None:
+def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool, plain_logits: bool = True) -> None:
     """Raise MinitronError unless liger-kernel can be used here and is exact for what is asked."""
     reasons = {
         f"the loss {recipe.loss}": parse_loss(recipe.loss).name not in BETAS,
@@ -81,6 +87,7 @@ def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool) -> Non
         "a vocab chunk": recipe.vocab_chunk is not None,
         "vocabularies of different sizes": not same_vocabulary,
         "a teacher cache": cached,
+        "logits that a model scales or caps": not plain_logits,
     }
     for reason, holds in reasons.items():
         if holds:
@@ -90,6 +97,11 @@ def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool) -> Non
             "--loss-kernel liger needs liger-kernel and a GPU, and one of them is missing; install it "
             "or drop --loss-kernel."
         )
+
+
+def _has_plain_logits(folder: Path) -> bool:
+    spec = known_spec(folder)
+    return spec is None or spec.logit_map.is_plain
 
 
 def beside(output: Path, recipe: Recipe) -> Path:

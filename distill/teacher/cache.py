@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ from distill.text.data import Text
 from minitron.errors import MinitronError
 from minitron.files import new_file, read_json, write_json
 from minitron.measure import quality
+from minitron.model.families.logits import LogitMap
+from minitron.model.output_layer import OutputLayer
 from minitron.progress import Progress, silent
 
 ABOUT: Final = "about.json"
@@ -125,7 +128,9 @@ class TeacherCache:
     def answers(self, device: torch.device) -> Answers:
         """The teacher's answers to the held-out text."""
         tensors = self._load(self.folder / HELDOUT)
-        return Answers(self.text.validation, tensors["states"], tensors["head"].to(device))
+        with _opened(self.folder / HELDOUT) as file:
+            mapped = LogitMap(**json.loads((file.metadata() or {}).get("logits", "{}")))
+        return Answers(self.text.validation, tensors["states"], tensors["head"].to(device), mapped)
 
     @property
     def start(self) -> dict[str, Any]:
@@ -160,9 +165,10 @@ class TeacherCache:
             teacher.hidden_states(torch.from_numpy(blocks[place : place + batch_size])).cpu()
             for place in range(0, len(blocks), batch_size)
         ]
-        head = teacher.head.get_parameter("weight").detach().cpu().contiguous()
+        head = teacher.head.weight.detach().cpu().contiguous()
         tensors = {"states": torch.cat(states).contiguous(), "head": head}
-        self._save(self.folder / HELDOUT, tensors, start=json.dumps(dict(start)))
+        told = {"start": json.dumps(dict(start)), "logits": json.dumps(asdict(teacher.head.map))}
+        self._save(self.folder / HELDOUT, tensors, **told)
 
     def _load(self, path: Path) -> dict[str, Tensor]:
         """A file's tensors, mapped; the first time their checksum is taken."""
@@ -178,28 +184,32 @@ class TeacherCache:
 class Answers:
     """The held-out part of a cache, in the place of a teacher (minitron.measure.quality.Answers)."""
 
-    def __init__(self, blocks: NDArray[np.int64], states: Tensor, head: Tensor) -> None:
-        """`states` [S, T, H] of the sequences `blocks` [S, T]; `head` [V, H]."""
+    def __init__(self, blocks: NDArray[np.int64], states: Tensor, head: Tensor, logits: LogitMap) -> None:
+        """`states` [S, T, H] of the sequences `blocks` [S, T]; `head` [V, H] and what is done to its products."""
         self._states = {block.tobytes(): one for block, one in zip(blocks, states, strict=True)}
-        self.head: nn.Module = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
-        self.head.weight = nn.Parameter(head, requires_grad=False)
+        linear = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(head, requires_grad=False)
+        self.head = OutputLayer(linear, logits)
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of held-out sequences [B, T]; raises KeyError for others."""
-        weight: Tensor = self.head.get_parameter("weight")
-        return torch.stack([self._states[row.tobytes()] for row in ids.cpu().numpy()]).to(weight.device)
+        return torch.stack([self._states[row.tobytes()] for row in ids.cpu().numpy()]).to(self.head.weight.device)
 
 
 def _picked(teacher: quality.Answers, ids: Tensor, loss: Loss, vocab: int, seeds: list[int]) -> list[Sparse]:
     """What is kept of each of the sequences [S, T]."""
     pick = loss.divergence.pick
     assert pick is not None
-    head = teacher.head.get_parameter("weight")[:vocab]
+    head, logits = teacher.head.weight[:vocab], teacher.head.map
     found = []
     for states, seed in zip(teacher.hidden_states(ids), seeds, strict=True):
         chance = torch.Generator(states.device).manual_seed(seed)
         parts = [
-            pick(torch.log_softmax((states[part].to(head.dtype) @ head.T).float(), -1), round(loss.parameter), chance)
+            pick(
+                torch.log_softmax(logits((states[part].to(head.dtype) @ head.T).float()), -1),
+                round(loss.parameter),
+                chance,
+            )
             for part in chunks(len(states), rows_at_once(len(head), states.device))
         ]
         found.append(Sparse(*(torch.cat([getattr(part, name) for part in parts]) for name in DTYPES)))

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.losses.slopes import chunks
 from minitron.measure.quality import CHUNK_LOGITS
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
+from minitron.model.output_layer import OutputLayer, output_layer
 from minitron.model.spec import read_spec
 from minitron.progress import Advance
 
@@ -36,10 +37,9 @@ class StreamedTeacher:
         self._kept: dict[bytes, Tensor] = {}
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> OutputLayer:
         """Its output layer."""
-        found: nn.Module = self._source.model.get_output_embeddings()
-        return found
+        return output_layer(self._source.model)
 
     def ask_held_out(self, blocks: NDArray[np.int64], batch_size: int, advance: Advance) -> float:
         """Keep for good the states of the sequences `blocks` [S, T]; returns the perplexity."""
@@ -51,7 +51,7 @@ class StreamedTeacher:
                 states = self._held_out[block.tobytes()][:-1].to(self.weight.device)
                 following = torch.from_numpy(block[1:]).to(states.device)
                 for part in chunks(len(states), rows):
-                    log_p = head(states[part]).float().log_softmax(-1)
+                    log_p = head(states[part]).log_softmax(-1)
                     nll -= float(log_p.gather(-1, following[part, None]).double().sum())
         return exp(nll / (blocks.size - len(blocks)))
 
@@ -70,8 +70,7 @@ class StreamedTeacher:
     @property
     def weight(self) -> Tensor:
         """[V, H] of the output layer."""
-        found: Tensor = self._source.model.get_output_embeddings().weight
-        return found
+        return self.head.weight
 
     @torch.no_grad()
     def _walk(self, blocks: NDArray[np.int64], batch_size: int, advance: Advance) -> dict[bytes, Tensor]:

@@ -109,7 +109,8 @@ def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
     if norm.layer is None and spec.is_tied:
         tied: Tensor = model.get_output_embeddings().weight
         squares += float(gain.square() @ _squares(tied))
-    return float(np.sqrt(squares))
+    # Only the output layer reads the final norm, and a factor may stand behind it.
+    return float(np.sqrt(squares)) * (spec.logit_map.factor if norm.layer is None else 1.0)
 
 
 def _squares(weight: Tensor) -> Tensor:

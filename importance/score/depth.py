@@ -18,6 +18,7 @@ from importance.score.totals import Array
 from minitron.errors import NotFinite
 from minitron.model.layer_by_layer import states_of
 from minitron.model.layerwise import final_norm_module, layers_module
+from minitron.model.output_layer import OutputLayer, output_layer
 from minitron.model.spec import ModelSpec
 from minitron.progress import Advance, Progress, silent
 
@@ -33,7 +34,7 @@ class Decoder:
     norm: nn.Module
     """Between the last layer and the output layer."""
 
-    head: nn.Module
+    head: OutputLayer
     """The output layer."""
 
 
@@ -124,8 +125,7 @@ def _increasing(order: Sequence[tuple[int, float]]) -> Array:
 def _decoder(model: PreTrainedModel, spec: ModelSpec) -> Decoder:
     layers = model.get_submodule(layers_module(spec))
     assert isinstance(layers, nn.ModuleList)
-    head = model.get_output_embeddings()
-    return Decoder(list(layers), model.get_submodule(final_norm_module(spec)), head)
+    return Decoder(list(layers), model.get_submodule(final_norm_module(spec)), output_layer(model))
 
 
 def parts_of(blocks: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
@@ -169,15 +169,15 @@ def _without_each(
     return {layer: max(total / tokens, 0.0) for layer, total in sums.items()}
 
 
-def divergence(head: nn.Module, reference: Tensor, states: Tensor) -> float:
+def divergence(head: OutputLayer, reference: Tensor, states: Tensor) -> float:
     """Sum over tokens of KL(softmax(head(reference)) || softmax(head(states))) in nats; both [B, T, H].
 
     Softmax in fp32, a chunk of tokens at a time: the logits [tokens, V] never exist as a whole."""
-    size = max(1, CHUNK_LOGITS // head.get_parameter("weight").shape[0])
+    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     total = torch.zeros((), dtype=torch.float64, device=states.device)
     chunks = (torch.split(tensor.flatten(0, 1), size) for tensor in (reference, states))
     for one, other in zip(*chunks, strict=True):
-        log_p = head(one).float().log_softmax(-1)
-        log_q = head(other).float().log_softmax(-1)
+        log_p = head(one).log_softmax(-1)
+        log_q = head(other).log_softmax(-1)
         total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
     return float(total)

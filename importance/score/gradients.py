@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from importance.score.depth import CHUNK_LOGITS
+from minitron.model.output_layer import OutputLayer, output_layer
 
 
 def run_and_return(model: PreTrainedModel, ids: Tensor) -> None:
@@ -23,22 +24,22 @@ def run_and_return(model: PreTrainedModel, ids: Tensor) -> None:
             states = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
         finally:
             entry.remove()
-        states.backward(_by_states(model.get_output_embeddings(), states.detach(), ids.to(model.device)))
+        states.backward(_by_states(output_layer(model), states.detach(), ids.to(model.device)))
 
 
 def _begins_graph(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return output.detach().requires_grad_()
 
 
-def _by_states(head: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
+def _by_states(head: OutputLayer, states: Tensor, ids: Tensor) -> Tensor:
     """[B, T, H]: the gradient of the sum of the losses by the states that the output layer reads."""
     found = torch.zeros_like(states)
     rows, labels = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    size = max(1, CHUNK_LOGITS // head.get_parameter("weight").shape[0])
+    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     parts = []
     for part, wanted in zip(torch.split(rows, size), torch.split(labels, size), strict=True):
         chunk = part.detach().requires_grad_()
-        loss = nn.functional.cross_entropy(head(chunk).float(), wanted, reduction="sum")
+        loss = nn.functional.cross_entropy(head(chunk), wanted, reduction="sum")
         parts.append(torch.autograd.grad(loss, chunk)[0])
     found[:, :-1] = torch.cat(parts).view(states.shape[0], -1, states.shape[2])
     return found

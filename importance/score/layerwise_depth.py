@@ -16,6 +16,7 @@ from importance.score.depth import divergence, number_of_rounds, remove_one_by_o
 from importance.score.totals import Array
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
+from minitron.model.output_layer import output_layer
 from minitron.progress import Advance, Progress, silent
 
 
@@ -71,7 +72,7 @@ class _Streams:
 
     def _losses(self, remaining: Sequence[int]) -> dict[int, float]:
         walk, sums = self.walk, dict.fromkeys(remaining, 0.0)
-        device, head = walk.source.device, walk.model.get_output_embeddings()
+        device, head = walk.source.device, output_layer(walk.model)
         with walk.source.resident(OUTPUT):
             for batch in walk.batches:
                 if not self.has_reference:

@@ -10,10 +10,11 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.errors import MinitronError, NotFinite
+from minitron.model.output_layer import OutputLayer, output_layer
 from minitron.progress import Advance
 
 CHUNK_LOGITS: Final = 2**24
@@ -44,7 +45,7 @@ class Answers(Protocol):
     """What a model that others are compared with says of a text."""
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> OutputLayer:
         """Makes logits of hidden states."""
 
     def hidden_states(self, ids: Tensor) -> Tensor:
@@ -64,10 +65,9 @@ class Teacher:
     _kept: dict[bytes, Tensor] = field(default_factory=dict, repr=False)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> OutputLayer:
         """Its output layer."""
-        found: nn.Module = self.model.get_output_embeddings()
-        return found
+        return output_layer(self.model)
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of the token ids [B, T]."""
@@ -133,19 +133,19 @@ def _batch_sums(model: PreTrainedModel, teacher: Answers | None, ids: Tensor) ->
     following = torch.full_like(ids, -1)
     following[:, :-1] = ids[:, 1:]
     following = following.flatten().to(states.device)
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     sums = np.zeros(3)
     size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     for start in range(0, ids.numel(), size):
         chunk = slice(start, start + size)
-        logits = head(states[chunk]).float()
+        logits = head(states[chunk])
         log_q = logits.log_softmax(-1)
         known = following[chunk] >= 0
         picked = log_q.gather(-1, following[chunk].clamp(min=0)[:, None])[:, 0][known]
         sums[0] -= float(picked.cpu().double().sum())
         if teacher is not None and teacher_states is not None:
             # The teacher may have a device of its own.
-            theirs = teacher.head(teacher_states[chunk]).to(logits.device).float()
+            theirs = teacher.head(teacher_states[chunk]).to(logits.device)
             vocab = min(logits.shape[-1], theirs.shape[-1])
             if vocab < logits.shape[-1]:
                 logits = logits[:, :vocab]

@@ -19,6 +19,7 @@ from minitron.model.axes import AXES, EXPERT, LAYER, Axis, Config, whole
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
+from minitron.model.families.logits import LogitMap
 from minitron.model.tensor_names import tensor_names
 from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
 
@@ -47,6 +48,7 @@ class ModelSpec:
                     f"config.json: {key} is {_shown(self.value(key))}, which Minitron does not support for "
                     f"{self.family.name} models ({why}); use a model without it."
                 )
+        _ = self.logit_map  # raises where it cannot be read
         for axis in self.axes:
             if self.sizes[axis] < 1:
                 raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; give at least 1.")
@@ -88,6 +90,11 @@ class ModelSpec:
     def axis(self, name: str) -> Axis:
         """The row of an axis."""
         return self.family.axes[name]
+
+    @cached_property
+    def logit_map(self) -> LogitMap:
+        """What the model does to the output layer's products."""
+        return self.family.logits.read(self.value)
 
     @cached_property
     def letters(self) -> str:

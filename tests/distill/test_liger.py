@@ -87,6 +87,8 @@ def test_it_is_refused_where_it_is_not_exact(changed: dict[str, object], word: s
         require_liger(RECIPE, same_vocabulary=False, cached=False)
     with pytest.raises(MinitronError, match="cache"):
         require_liger(RECIPE, same_vocabulary=True, cached=True)
+    with pytest.raises(MinitronError, match="scales or caps"):
+        require_liger(RECIPE, same_vocabulary=True, cached=False, plain_logits=False)
 
 
 def test_without_it_one_is_told(

@@ -16,5 +16,6 @@ DENSE: dict[str, list[dict[str, Any]]] = {
     "gemma3_text": [
         DECODER | WINDOWS | {"query_pre_attn_scalar": 12},
         DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},
+        DECODER | WINDOWS | {"query_pre_attn_scalar": 12, "final_logit_softcapping": 0.5},
     ],
 }

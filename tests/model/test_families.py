@@ -59,7 +59,7 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
     [
         ("nemotron_h", {"block_configs": [{}, {}]}, "block_configs is .*sizes that differ from layer to layer"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True.*bidirectional"),
-        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ("gemma3_text", {"final_logit_softcapping": 0.0}, "final_logit_softcapping is 0.0; logits need a positive"),
         ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window is True.*sliding windows beside"),
         ("mistral", {"sliding_window": -1}, "sliding_window is -1; it must be a positive whole number or null"),
         (
@@ -102,7 +102,9 @@ def test_an_absent_key_means_what_the_class_of_the_config_says(model_type: str) 
     family, model = FAMILIES[model_type], CONFIG_MAPPING[model_type]()
     keys = {key.removeprefix("!") for rules in family.rules.values() for rule in rules for key in rule.when.split()}
     keys |= {key for row in family.axes.values() for key in (row.least_key, row.equal_groups_key)}
-    keys |= {"tie_word_embeddings", *family.defaults} | {cache.window for cache in family.cache.values()}
+    keys |= {"tie_word_embeddings", *family.defaults, *family.logits.keys} | {
+        cache.window for cache in family.cache.values()
+    }
     for key in sorted(keys - {""}):
         theirs = getattr(model, key, None)
         # A window that the class takes back where another key turns windows off.

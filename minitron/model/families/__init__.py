@@ -8,6 +8,7 @@ from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA3
 from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.llama import LLAMA, MISTRAL
+from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.mixtral import MIXTRAL
 from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
@@ -25,4 +26,4 @@ _FAMILIES: Final = (
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """model_type -> family."""
 
-__all__ = ["FAMILIES", "Cache", "Extra", "Family", "Norm", "Rule"]
+__all__ = ["FAMILIES", "Cache", "Extra", "Family", "LogitMap", "Logits", "Norm", "Rule"]

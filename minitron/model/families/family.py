@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from minitron.model.axes import EXPERT, HIDDEN, Axis, Config
 from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse, parse_shape
+from minitron.model.families.logits import PRODUCTS, Logits
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,9 @@ class Family:
 
     extras: tuple[Extra, ...] = ()
     """Tensors beside those that the rules name."""
+
+    logits: Logits = PRODUCTS
+    """What the models do to the output layer's products."""
 
     scaled_stream: bool = False
     """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of

@@ -8,6 +8,7 @@ from minitron.model.axes import Config, number_of, rows
 from minitron.model.families.decoders import attention, gated_mlp, outside, rotary_decoder, sandwich
 from minitron.model.families.family import Norm
 from minitron.model.families.layer_lists import FULL, SLIDING
+from minitron.model.families.logits import Logits
 
 _NORM = Norm("before", plus_one=True)
 
@@ -22,10 +23,8 @@ _COMMON: dict[str, Any] = {
     ),
     "defaults": {"sliding_window": 4096, "tie_word_embeddings": True},
     "scaled_stream": True,
-    "refused": {
-        "use_bidirectional_attention": "its attention is bidirectional",
-        "final_logit_softcapping": "logits are not capped when losses are computed",
-    },
+    "logits": Logits(cap="final_logit_softcapping"),
+    "refused": {"use_bidirectional_attention": "its attention is bidirectional"},
 }
 
 

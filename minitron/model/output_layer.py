@@ -1,0 +1,50 @@
+"""The output layer of a loaded model, as all use it who make logits of hidden states.
+
+Shape letters: N tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from minitron.model.families import FAMILIES
+from minitron.model.families.family import value_of
+from minitron.model.families.logits import PLAIN, LogitMap
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """Makes logits of hidden states."""
+
+    module: nn.Module
+    """The linear."""
+
+    map: LogitMap = PLAIN
+    """What is done to its products."""
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """[N, V] in fp32 of the states [N, H]; the products are made in the type of the model."""
+        return self.map(self.module(states).float())
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, H]."""
+        return self.module.get_parameter("weight")
+
+
+def output_layer(model: PreTrainedModel) -> OutputLayer:
+    """That of a model; one of a family that Minitron has no table for is taken to have plain logits."""
+    return OutputLayer(model.get_output_embeddings(), logit_map(model))
+
+
+def logit_map(model: PreTrainedModel) -> LogitMap:
+    """What a model does to the products of its output layer, by its own config."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return PLAIN
+    config = model.config.get_text_config().to_dict()
+    return family.logits.read(partial(value_of, config, family.defaults))
