@@ -41,8 +41,9 @@ CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for 
 CPU = torch.device("cpu")
 UNROTATABLE = {
     "nemotron": "a LayerNorm subtracts the mean over channels",
-    "olmo2": "norms multiply what goes to the stream",
-    "gemma3_text": "norms multiply what goes to the stream",
+    **dict.fromkeys(
+        ("olmo2", "olmo3", "exaone4", "glm4", "gemma3_text"), "a norm's gain multiplies what goes to the stream"
+    ),
 }
 """family -> why its stream is in the basis of its channels for good."""
 

@@ -93,6 +93,9 @@ class Axis:
     default: int | Callable[[Config], int] | None = None
     """What transformers assumes where the keys are absent; None where one must be there."""
 
+    null: Callable[[Config], int] | None = None
+    """What transformers assumes where a key is there and null, if that is not what it assumes of absent keys."""
+
     follows: str = ""
     """The axis of which this one is always the same multiple: a shared expert of n times the routed width, channels of
     expand times hidden, the value heads of key heads.  A cut of that axis cuts it along; its own keys, where it has
@@ -151,6 +154,15 @@ class Axis:
             raise ValueError(f"axis {self.name}: a product of two has no place {self.joint_place}")
 
 
+def _as_many_as_queries(config: Config) -> int:
+    return number_of(config, "num_attention_heads")
+
+
+def _shared_out(config: Config) -> int:
+    """The width of heads that share hidden_size out."""
+    return number_of(config, "hidden_size") // number_of(config, "num_attention_heads", least=1)
+
+
 _ROTARY: Final = "rotary embeddings pair the channels of a head by position"
 _ATTENTION_KERNELS: Final = "attention kernels are built for 64, 128 and 256"
 _TENSOR_CORES: Final = "full tensor-core tiles"
@@ -194,7 +206,8 @@ _ROWS: Final = (
         "kv_head",
         "KV heads",
         ("num_key_value_heads",),
-        default=lambda config: number_of(config, "num_attention_heads"),
+        default=_as_many_as_queries,
+        null=_as_many_as_queries,
         step=Step(reason="recall over a long context depends on it"),
         split="copied",
     ),
@@ -202,7 +215,8 @@ _ROWS: Final = (
         "head_dim",
         "head width",
         ("head_dim",),
-        default=lambda config: number_of(config, "hidden_size") // number_of(config, "num_attention_heads", least=1),
+        default=_shared_out,
+        null=_shared_out,
         fixed=f"{_ROTARY}, and no choice of channels keeps the pairs' frequencies",
     ),
     Axis("qk_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),

@@ -136,6 +136,8 @@ class ModelSpec:
         for key in row.keys:
             if self.config.get(key) is not None:
                 return whole(key, self.config[key])
+        if row.null is not None and any(key in self.config for key in row.keys):
+            return row.null(self.config)
         if row.default is None:
             raise MinitronError(
                 f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."

@@ -13,6 +13,26 @@ DENSE: dict[str, list[dict[str, Any]]] = {
     "phi3": [without_head_dim(DECODER) | {"sliding_window": 8}],
     "nemotron": [DECODER | {"attention_bias": True, "mlp_bias": True}],
     "olmo2": [without_head_dim(DECODER)],
+    "ministral": [DECODER | WINDOWS, DECODER | {"sliding_window": 8, "tie_word_embeddings": True}],
+    "ministral3": [DECODER, DECODER | {"sliding_window": 8, "tie_word_embeddings": True}],
+    "smollm3": [
+        DECODER | {"attention_bias": True, "mlp_bias": True},
+        without_head_dim(DECODER) | {"use_sliding_window": True, "sliding_window": 8, "tie_word_embeddings": False},
+        DECODER | {"no_rope_layers": [1, 0, 1, 1], "layer_types": WINDOWS["layer_types"], "sliding_window": 8},
+    ],
+    "seed_oss": [
+        DECODER,
+        DECODER | {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ],
+    "hunyuan_v1_dense": [DECODER | {"tie_word_embeddings": True}, DECODER | {"attention_bias": True}],
+    "olmo3": [without_head_dim(DECODER) | {"sliding_window": 8}, DECODER | {"attention_bias": True}],
+    "exaone4": [
+        DECODER | {"sliding_window": 8},
+        without_head_dim(DECODER)
+        | {"sliding_window": None, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True},
+        DECODER | {"sliding_window": 8, "sliding_window_pattern": 2},
+    ],
+    "glm4": [DECODER, DECODER | {"attention_bias": False, "tie_word_embeddings": True}],
     "gemma3_text": [
         DECODER | WINDOWS | {"query_pre_attn_scalar": 12},
         DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},

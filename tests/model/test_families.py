@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from family_sizes import FAMILY_SIZES
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -69,6 +70,17 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ),
         ("gemma3_text", {"layer_types": ["chunked_attention"] * 4}, "layer_types has the kind 'chunked_attention'"),
         ("llama", {"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
+        ("ministral", {"sliding_window": None}, "sliding_window gives no number, .*in every model of this type"),
+        ("ministral", {"head_dim": None}, "config.json has no head_dim; a ministral model"),
+        (
+            "smollm3",
+            {"layer_types": ["sliding_attention"] * 4},
+            "sliding_window gives no number, .*'sliding_attention'",
+        ),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers does not have one entry for each of the 4 layers"),
+        ("olmo3", {"sliding_window": None}, "sliding_window gives no number"),
+        ("exaone4", {"sliding_window": None}, "sliding_window is null and there is no layer_types"),
+        ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern is 'LLLG'; it must be a whole number"),
         ("bamba", {"mamba_n_heads": 6}, "mamba_n_heads \\* mamba_d_head = 48 and mamba_expand \\* hidden_size = 64"),
         ("bamba", {"attn_layer_indices": "2"}, "attn_layer_indices is not a list of layer numbers"),
     ],
@@ -86,6 +98,9 @@ def test_a_pattern_of_layers_is_written_out_when_some_of_them_go() -> None:
     small = spec.resized({}, (1, 2, 5, 6, 11))
     assert small.letters == "s**s*" and small.config["layer_types"] == attention_types(small.config)
     assert "layer_types" not in spec.resized({}, tuple(range(12))).config
+    # So is which layers have no rotary embeddings.
+    smollm = spec_of(config("smollm3", num_hidden_layers=8)).resized({}, (1, 3, 6, 7))
+    assert smollm.config["no_rope_layers"] == [1, 0, 1, 0]
     moe = spec_of(config("qwen3_moe", mlp_only_layers=[], decoder_sparse_step=2, num_hidden_layers=6))
     assert moe.letters == "-E-E-E"
     assert moe.resized({}, (1, 2, 3)).letters == "E-E"
@@ -115,6 +130,27 @@ def test_an_absent_key_means_what_the_class_of_the_config_says(model_type: str) 
         ours = said(row, model)
         # A key that must be there is never guessed; one that is None follows from others, which conformance tests.
         assert ours is None or theirs is None or ours == theirs, row.name
+
+
+def test_a_null_key_means_what_the_class_of_the_config_makes_of_it() -> None:
+    compared = set()
+    for model_type, family in FAMILIES.items():
+        for row in family.axes.values():
+            for key in row.keys if row.null is not None else ():
+                try:
+                    model = CONFIG_MAPPING[model_type](hidden_size=4096, num_attention_heads=16, **{key: None})
+                except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError):
+                    continue  # transformers refuses a null.
+                if (theirs := getattr(model, key)) is not None:
+                    null = {"hidden_size": 4096, "num_attention_heads": 16, key: None}
+                    assert row.null is not None and row.null(null) == theirs, (model_type, key)
+                    compared.add((model_type, key))
+    assert compared > {("smollm3", "num_key_value_heads"), ("seed_oss", "head_dim"), ("bamba", "num_key_value_heads")}
+    # Through the config of a model: as many KV heads as query heads, hidden_size shared out among them.
+    sizes = spec_of(config("seed_oss", num_key_value_heads=None, head_dim=None)).sizes
+    assert (sizes["kv_head"], sizes["head_dim"]) == (4, 8)
+    absent = {key: value for key, value in config("seed_oss").items() if key != "head_dim"}
+    assert spec_of(absent).sizes["head_dim"] == 128
 
 
 def test_kinds_that_keep_the_same_count_once() -> None:

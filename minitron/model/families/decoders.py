@@ -7,11 +7,12 @@ A part is a tuple of rules.  `bias=` is None for none, "" for one that is always
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from minitron.errors import MinitronError
 from minitron.model.axes import Axis, rows
 from minitron.model.families.family import Cache, Config, Extra, Family, Norm, Rule
 from minitron.model.families.layer_lists import SLIDING, attention_types, keep_listed, layer_count
@@ -124,6 +125,14 @@ def gated_mlp(
     return tuple(found)
 
 
+def joined_gated_mlp(at: str = MLP) -> tuple[Rule, ...]:
+    """Gate and up in one tensor, gate first, and down."""
+    return (
+        Rule(f"{at}gate_up_proj.weight", "ffn + ffn, hidden", "mlp"),
+        Rule(f"{at}down_proj.weight", "hidden, ffn", "mlp"),
+    )
+
+
 def routed_experts(
     at: str = MLP,
     *,
@@ -185,6 +194,8 @@ def rotary_decoder(
     layer: tuple[Rule, ...],
     window: str = "",
     slides: Callable[[Config], Callable[[int], str]] | None = None,
+    always_windowed: bool = False,
+    lists: Lists | None = None,
     model: tuple[Rule, ...] | None = None,
     axes: Mapping[str, Axis] | None = None,
     labels: Mapping[str, str] | None = None,
@@ -195,17 +206,20 @@ def rotary_decoder(
 
     `window` is the config key of a sliding window.  `slides` gives, for a config, what each layer's attention is
     (`full_attention` or `sliding_attention`) where layer_types does not say; without it all layers are alike.
+    Where it is `always_windowed` transformers asks for the window of a model without a layer that slides too.
+    `lists` gives the config entries that say outright what else follows from a layer's number.
     `labels` are those of the kinds `decoder` and `sliding`, `more` goes to Family."""
     kinds: dict[str, tuple[Rule, ...]] = {"decoder": layer}
     cache = {"decoder": replace(KEYS_AND_VALUES, window="" if slides else window)}
-    letters, layout, lists = {"*": "decoder"}, _alike, _no_lists
+    letters, layout, own_lists = {"*": "decoder"}, _alike, [] if lists is None else [lists]
     if slides is not None:
         kinds["sliding"], cache["sliding"] = layer, replace(KEYS_AND_VALUES, window=window)
-        letters, layout, lists = (
+        absent = more.get("defaults", {}).get(window)
+        letters, layout = (
             letters | {"s": "sliding"},
-            partial(_mixed, slides=slides),
-            partial(_types, slides=slides),
+            partial(_mixed, slides=slides, window=window, absent=absent, always=always_windowed),
         )
+        own_lists.append(partial(_types, slides=slides))
     return Family(
         name=model_types[0],
         model_types=model_types,
@@ -215,7 +229,7 @@ def rotary_decoder(
         axes=axes or DENSE,
         cache=cache,
         layout=layout,
-        edit_layout=partial(edit_lists, lists),
+        edit_layout=partial(edit_lists, partial(_together, own_lists)),
         extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
         summary=summary,
         **more,
@@ -278,12 +292,20 @@ def _alike(config: Config) -> str:
     return "*" * layer_count(config)
 
 
-def _no_lists(config: Config) -> Mapping[str, Any]:
-    return {}
+def _together(lists: Sequence[Lists], config: Config) -> Mapping[str, Any]:
+    return {key: entries for one in lists for key, entries in one(config).items()}
 
 
-def _mixed(config: Config, slides: Callable[[Config], Callable[[int], str]]) -> str:
-    return "".join("s" if word == SLIDING else "*" for word in attention_types(config, slides(config)))
+def _mixed(
+    config: Config, slides: Callable[[Config], Callable[[int], str]], window: str, absent: int | None, always: bool
+) -> str:
+    types = attention_types(config, slides(config))
+    if (always or SLIDING in types) and config.get(window, absent) is None:
+        raise MinitronError(
+            f"config.json: {window} gives no number, and transformers asks for one "
+            f"{'in every model of this type' if always else f'where layers are of the kind {SLIDING!r}'}; give one."
+        )
+    return "".join("s" if word == SLIDING else "*" for word in types)
 
 
 def _types(config: Config, slides: Callable[[Config], Callable[[int], str]]) -> Mapping[str, Any]:

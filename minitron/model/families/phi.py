@@ -1,6 +1,6 @@
 """Phi-3 and Phi-4: rotary attention and a gated MLP whose projections stand in one tensor each."""
 
-from minitron.model.families.decoders import ATTENTION, KEYS, MLP, QUERIES, pre_norm, rotary_decoder
+from minitron.model.families.decoders import ATTENTION, KEYS, QUERIES, joined_gated_mlp, pre_norm, rotary_decoder
 from minitron.model.families.family import Rule
 
 PHI3 = rotary_decoder(
@@ -10,10 +10,7 @@ PHI3 = rotary_decoder(
             Rule(ATTENTION + "qkv_proj.weight", f"{QUERIES} + {KEYS} + {KEYS}, hidden", "attention"),
             Rule(ATTENTION + "o_proj.weight", f"hidden, {QUERIES}", "attention"),
         ),
-        (
-            Rule(MLP + "gate_up_proj.weight", "ffn + ffn, hidden", "mlp"),
-            Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
-        ),
+        joined_gated_mlp(),
     ),
     window="sliding_window",
     summary="attention and gated MLP with joined projections (Phi-3, Phi-4)",
