@@ -338,6 +338,7 @@ class ModelSpec:
             wanted = named_sizes.get(self.key(axis), size)
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 config[self.key(axis)] = int(wanted)
+        self.family.settle(config)
         return ModelSpec(self.family, config, self.stored)
 
 

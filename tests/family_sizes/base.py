@@ -84,6 +84,14 @@ MAMBA = {
 }
 
 
+GRANITE_NUMBERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 0.25,
+}
+
+
 def without(sizes: dict[str, Any], *keys: str) -> dict[str, Any]:
     """For types that leave some keys out."""
     return {key: value for key, value in sizes.items() if key not in keys}

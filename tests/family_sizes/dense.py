@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family_sizes.base import DECODER, WINDOWS, without_head_dim
+from family_sizes.base import DECODER, GRANITE_NUMBERS, WINDOWS, without_head_dim
 
 DENSE: dict[str, list[dict[str, Any]]] = {
     "llama": [DECODER | {"attention_bias": True, "mlp_bias": True}, DECODER | {"tie_word_embeddings": True}],
@@ -33,6 +33,12 @@ DENSE: dict[str, list[dict[str, Any]]] = {
         DECODER | {"sliding_window": 8, "sliding_window_pattern": 2},
     ],
     "glm4": [DECODER, DECODER | {"attention_bias": False, "tie_word_embeddings": True}],
+    "granite": [
+        DECODER | GRANITE_NUMBERS,
+        without_head_dim(DECODER)
+        | GRANITE_NUMBERS
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ],
     "gemma3_text": [
         DECODER | WINDOWS | {"query_pre_attn_scalar": 12},
         DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},

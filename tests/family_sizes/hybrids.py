@@ -6,12 +6,20 @@ from family_sizes.base import (
     DECODER,
     DELTA_NETS,
     EXPERTS,
+    GRANITE_NUMBERS,
     HYBRID_SIZES,
     LAYERS,
     MAMBA,
     PATTERN,
     without,
     without_head_dim,
+)
+
+GRANITE_HYBRID = (
+    without_head_dim(DECODER)
+    | without(MAMBA, "attn_layer_indices")
+    | GRANITE_NUMBERS
+    | {"intermediate_size": 24, "shared_intermediate_size": 40, "num_experts_per_tok": 2}
 )
 
 HYBRIDS: dict[str, list[dict[str, Any]]] = {
@@ -36,6 +44,17 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | EXPERTS
         | DELTA_NETS
         | {"vocab_size": 304, "tie_word_embeddings": True, "save_original_format": False},
+    ],
+    "granitemoehybrid": [
+        GRANITE_HYBRID | {"num_local_experts": 6, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
+        # Without experts, the layers in the words of transformers 5.
+        GRANITE_HYBRID
+        | {"num_local_experts": 0, "num_experts_per_tok": 0, "tie_word_embeddings": True}
+        | {"layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"]}
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "attention_bias": True},
+        # Attention alone, with or without experts; transformers still asks that the sizes of Mamba heads fit.
+        GRANITE_HYBRID | {"num_local_experts": 0, "position_embedding_type": "rope", "layer_types": ["attention"] * 4},
+        GRANITE_HYBRID | {"num_local_experts": 6, "layer_types": ["attention"] * 4, "head_dim": 12},
     ],
     "bamba": [
         without_head_dim(DECODER) | MAMBA,

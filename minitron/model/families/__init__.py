@@ -9,6 +9,7 @@ from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA3
 from minitron.model.families.glm import GLM4
 from minitron.model.families.gpt_oss import GPT_OSS
+from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from minitron.model.families.hunyuan import HUNYUAN_DENSE
 from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.logits import LogitMap, Logits
@@ -28,6 +29,7 @@ _FAMILIES: Final = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
+    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -256,6 +256,10 @@ class Family:
     edit_layout: Callable[[dict[str, Any], tuple[int, ...]], None]
     """Rewrites a config in place so that only the given layers stay, in the config's own dialect."""
 
+    settle: Callable[[dict[str, Any]], None] = lambda config: None
+    """Rewrites in place what a config with other sizes or layers says of parts that its model does not have, where
+    transformers holds it against the sizes."""
+
     mtp_layout: Callable[[Config], str] = lambda config: ""
     """config -> one letter a layer of the multi-token-prediction block."""
 
