@@ -18,7 +18,7 @@ from distill.losses.slopes import chunks
 from minitron.measure.quality import CHUNK_LOGITS
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
-from minitron.model.output_layer import OutputLayer, output_layer
+from minitron.model.output_layer import OutputLayer, as_read, output_layer
 from minitron.model.spec import read_spec
 from minitron.progress import Advance
 
@@ -82,7 +82,7 @@ class StreamedTeacher:
         found: dict[bytes, Tensor] = {}
         for batch in walk.batches:
             rows = blocks[batch * batch_size : (batch + 1) * batch_size]
-            states = walk.norm(walk.state(batch)).cpu()
+            states = as_read(walk.norm(walk.state(batch)), self.weight).cpu()
             found |= {row.tobytes(): one for row, one in zip(rows, states, strict=True)}
         return found
 

@@ -45,10 +45,13 @@ class StateSite:
 
 
 def state_sites(spec: ModelSpec) -> Iterator[StateSite]:
-    """Every mixer whose number of states a plan may change."""
+    """Every Mamba-2 mixer whose number of states a plan may change."""
+    if STATE not in spec.sizes or STATE in spec.family.fixed:
+        return
     for layer, kind in enumerate(spec.layers):
         for rule in spec.rules[kind]:
-            if rule.scan_input is not None and STATE in spec.sizes and STATE not in spec.family.fixed:
+            # In the first Mamba every channel has a time step of its own, and no heads share B and C.
+            if rule.scan_input is not None and STATE in rule.axes:
                 yield StateSite((STATE, layer), module_name(rule, layer).rpartition(".")[0])
 
 

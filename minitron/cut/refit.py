@@ -52,7 +52,8 @@ def input_sites(spec: ModelSpec) -> Iterator[InputSite]:
             if rule.reads is not None and (axes := input_axes(rule.reads)):
                 size = int(np.prod([spec.sizes[axis] for axis in axes]))
                 nested = rule.per_expert and spec.axis(axes[0]).nested_in == EXPERT
-                yield InputSite((spec.axis(axes[0]).joint or axes[0], layer), rule, layer, size, nested)
+                name = rule.inputs or spec.axis(axes[0]).joint or axes[0]
+                yield InputSite((name, layer), rule, layer, size, nested)
 
 
 def input_axes(dim: Dim) -> tuple[str, ...]:

@@ -53,6 +53,10 @@ STATE_PASSES: Final = 4
 """How often the states between the chunks of a scan cross memory: written and read once as they are, once passed on
 (the kernels of Dao and Gu 2024).  Assumed."""
 
+RECURRENCE_OPERATIONS: Final = 9
+"""Of each number of the state and token where a scan goes token by token (the kernel of Gu and Dao 2023 as its authors
+count it): a decay, its product with the state, what a token adds, and the read."""
+
 CHUNK: Final = 128
 """Tokens of a chunk of the scan where the config does not say."""
 
@@ -329,9 +333,11 @@ def _chunk(spec: ModelSpec) -> int:
 def _scan_operations(spec: ModelSpec, one: LayerCache, local: Mapping[str, int]) -> int:
     """Of a token in the chunked scan (Dao and Gu 2024, section 6), in all layers that keep this: two for each number of
     the state when the chunk's is built and two when it is read, and what attention within the chunk takes, half of
-    which the causal mask saves."""
-    each = 4 * _numbers(one, "state", local) + _chunk(spec) * _numbers(one, "scans", local)
-    return int(one.layers) * each
+    which the causal mask saves; or RECURRENCE_OPERATIONS of each where the scan knows no chunks."""
+    state = _numbers(one, "state", local)
+    if not one.cache.scans:
+        return int(one.layers) * RECURRENCE_OPERATIONS * state
+    return int(one.layers) * (4 * state + _chunk(spec) * _numbers(one, "scans", local))
 
 
 def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> int:
@@ -344,6 +350,7 @@ def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> 
             if rule.is_projection:
                 times = spec.experts_per_token if rule.per_expert else 1
                 numbers += counts[kind] * times * sum(int(numel(dim, local)) for dim in rule.matrix)
-    held = sum(int(one.layers) * _numbers(one, "state", local) for one in keep.caches)
+    # A scan without chunks keeps its states where it works.
+    held = sum(int(one.layers) * _numbers(one, "state", local) for one in keep.caches if one.cache.scans)
     states = STATE_PASSES * _FP32_BYTES * held // _chunk(spec)
     return ACTIVATION_PASSES * _BF16_BYTES * numbers + states

@@ -35,6 +35,9 @@ def number_of(config: Config, key: str, default: int | None = None, *, least: in
     return number
 
 
+AUTO: Final = "auto"
+"""What configs write under a key whose number follows from others."""
+
 HIDDEN: Final = "hidden"
 """The residual stream, which all layers share."""
 
@@ -91,7 +94,7 @@ class Axis:
     for a size that follows from others (`default`, `follows`)."""
 
     default: int | Callable[[Config], int] | None = None
-    """What transformers assumes where the keys are absent; None where one must be there."""
+    """What transformers assumes where the keys are absent or say AUTO; None where one must be there."""
 
     null: Callable[[Config], int] | None = None
     """What transformers assumes where a key is there and null, if that is not what it assumes of absent keys."""
@@ -121,6 +124,9 @@ class Axis:
 
     least_key: str = ""
     """The config key of the fewest that may be left: experts a token is sent to."""
+
+    least: int = 1
+    """The fewest that may be left, whatever that key says."""
 
     equal_groups_key: str = ""
     """The config key of the number of groups that must stay of one size: a router's groups of experts."""
@@ -237,6 +243,20 @@ _ROWS: Final = (
         joint="mamba_channel",
         joint_place=1,
         step=Step(16, 8, reason="published candidates at or below 0.8 of the width lost most"),
+    ),
+    Axis(
+        "inner_channel",
+        "Mamba channels",
+        ("intermediate_size",),
+        step=Step(256, 8, 0.25, "full tensor-core tiles, also when split over 2 GPUs; kernels want multiples of 8"),
+        split="even",
+    ),
+    Axis(
+        "time_step_rank",
+        "rank of time steps",
+        ("time_step_rank",),
+        default=lambda config: -(-number_of(config, "hidden_size") // 16),
+        step=Step(16, 8, reason="calibration does not score it"),
     ),
     Axis("mamba_group", "Mamba groups", ("n_groups",), split="one", fixed="all heads of a group share B and C"),
     Axis("ssm_state", "SSM state", ("ssm_state_size",), step=Step(16, 8, reason="calibration does not score it")),

@@ -28,12 +28,18 @@ class OutputLayer:
 
     def __call__(self, states: Tensor) -> Tensor:
         """[N, V] in fp32 of the states [N, H]; the products are made in the type of the model."""
-        return self.map(self.module(states).float())
+        return self.map(self.module(as_read(states, self.weight)).float())
 
     @property
     def weight(self) -> Tensor:
         """[V, H]."""
         return self.module.get_parameter("weight")
+
+
+def as_read(states: Tensor, weight: Tensor) -> Tensor:
+    """The states [.., H] as an output layer of that weight reads them.  The stream of some models (Mamba) is in fp32
+    whatever their weights are in, and transformers brings it to the layer's own type."""
+    return states.to(weight.dtype) if states.dtype.itemsize > weight.dtype.itemsize else states
 
 
 def output_layer(model: PreTrainedModel) -> OutputLayer:

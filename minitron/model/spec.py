@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AXES, EXPERT, LAYER, Axis, Config, whole
+from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, whole
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
@@ -134,8 +134,9 @@ class ModelSpec:
     def _size(self, axis: str) -> int:
         row = self.axis(axis)
         for key in row.keys:
-            if self.config.get(key) is not None:
-                return whole(key, self.config[key])
+            value = self.config.get(key)
+            if value is not None and not (value == AUTO and row.default is not None):
+                return whole(key, value)
         if row.null is not None and any(key in self.config for key in row.keys):
             return row.null(self.config)
         if row.default is None:
@@ -187,7 +188,7 @@ class ModelSpec:
     @cached_property
     def experts_per_token(self) -> int:
         """How many routed experts a token is sent to."""
-        return self.least(EXPERT)
+        return self._required(self.axis(EXPERT).least_key)
 
     @property
     def num_experts(self) -> int:
@@ -196,9 +197,11 @@ class ModelSpec:
 
     def least(self, axis: str) -> int:
         """The fewest indices of an axis that a model can be left with."""
-        key = self.axis(axis).least_key
-        if not key:
-            return 1
+        row = self.axis(axis)
+        return max(row.least, self._required(row.least_key)) if row.least_key else row.least
+
+    def _required(self, key: str) -> int:
+        """A number that the config must give or transformers' class has a default for."""
         if self.value(key) is None:
             raise MinitronError(
                 f"config.json has no {key}; a {self.family.name} model with these layers needs it; add it."

@@ -8,6 +8,8 @@ attention and 25 MLP layers, the very counts of the published 9B.
 
 With scores the layers of the least importance go, one by one, above the same floor.
 
+Where a config says by a period which layer is which (Family.together), as many layers in a row go as leave it true.
+
 A person may set how many layers of each kind stay at least and at most, and which kinds may go at all (LayerLimits).
 """
 
@@ -136,6 +138,12 @@ def depth_of(
     dropper = _dropper(spec, workload, scores, keep_attention, limits)
     if (left := len(dropper.kept) - dropper.excess(dropper.counts())) < layers:
         raise MinitronError(f"{layers} layers are more than the {left} that the limits allow; keep fewer layers.")
+    together = spec.family.together(spec.config)
+    if (left - layers) % together:
+        raise MinitronError(
+            f"{layers} layers cannot be kept: those of this {spec.family.name} model only go {together} at a time; "
+            f"keep {layers + (left - layers) % together}."
+        )
     while len(dropper.kept) > layers:
         if not dropper.drop_one(layers, whole_blocks=False):
             if any(least for least, _ in dropper.bounds.values()):
@@ -165,7 +173,13 @@ def mixes(
         attends = sum(count for count, one in zip(counts, attention, strict=True) if one)
         if sum(counts) >= max(fewest, 1) and attends >= dropper.floor:
             exact = {kind: (count, count) for kind, count in zip(dropper.bounds, counts, strict=True)}
-            found.append(replace(dropper, bounds=exact).enforced(sum(counts)).kept)
+            one = replace(dropper, bounds=exact)
+            try:
+                found.append(one.enforced(sum(counts)).kept)
+            except MinitronError:
+                # Where layers only go together, most numbers of them cannot be left.
+                if spec.family.together(spec.config) == 1:
+                    raise
     return tuple(sorted(found, key=len, reverse=True))
 
 
@@ -292,8 +306,9 @@ class _Dropper:
         where none may go.
 
         Unless `whole_blocks` is asked for, a single layer of a block goes where no block is small enough."""
-        singles: list[Kept] = [(layer,) for layer in self.kept]
-        tries: list[list[Kept]] = [self._blocks(), singles] if self.worth is None else [singles]
+        together = self.spec.family.together(self.spec.config)
+        singles: list[Kept] = [self.kept[at : at + together] for at in range(len(self.kept) - together + 1)]
+        tries: list[list[Kept]] = [self._blocks(), singles] if self.worth is None and together == 1 else [singles]
         counts = self.counts()
         holes = [-1, len(self.spec.layers), *(set(range(len(self.spec.layers))) - set(self.kept))]
         for blocks in tries[:1] if whole_blocks else tries:
@@ -319,7 +334,7 @@ class _Dropper:
     def _rank(self, block: Kept, holes: Collection[int]) -> tuple[float, float, int]:
         """Smaller goes sooner."""
         if self.worth is not None:
-            return float(self.worth[block[0]]), 0.0, -block[0]
+            return float(sum(self.worth[layer] for layer in block)), 0.0, -block[0]
         freed = sum(self.freed[self.spec.layers[layer]] for layer in block)
         room = min(min(abs(layer - hole) for hole in holes) for layer in block)
         return -float(freed), -float(room), -block[0]

@@ -11,6 +11,7 @@ from minitron.model.families.glm import GLM4
 from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from minitron.model.families.hunyuan import HUNYUAN_DENSE
+from minitron.model.families.jamba import JAMBA
 from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
@@ -23,9 +24,11 @@ from minitron.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from minitron.model.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
+from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
 
 _FAMILIES: Final = (
     *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
+    *(JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),

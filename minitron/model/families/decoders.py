@@ -137,13 +137,14 @@ def routed_experts(
     at: str = MLP,
     *,
     memory: str = MLP,
+    router: str = "gate",
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     stacked: str = "",
 ) -> tuple[Rule, ...]:
     """A router and gated experts, one tensor each on disk; in memory all experts' are one, gate and up together.
 
     `stacked` is the word of Family.storage for checkpoints that hold them as they are in memory."""
-    router = Rule(f"{at}gate.weight", "expert, hidden", "moe_router", memory=f"{memory}gate.weight", router=True)
+    gate = Rule(f"{at}{router}.weight", "expert, hidden", "moe_router", memory=f"{memory}{router}.weight", router=True)
     own = gated_mlp(f"{at}experts.{{expert}}.", axis="expert_ffn", component="moe_routed", names=names)
     both, down = f"{memory}experts.gate_up_proj", f"{memory}experts.down_proj"
     apart = f"!{stacked}" if stacked else ""
@@ -153,7 +154,7 @@ def routed_experts(
             Rule(both, "expert, expert_ffn + expert_ffn, hidden", "moe_routed", when=stacked),
             Rule(down, "expert, hidden, expert_ffn", "moe_routed", when=stacked),
         ]
-    return (router, *found)
+    return (gate, *found)
 
 
 def pre_norm(mixer: tuple[Rule, ...], mlp: tuple[Rule, ...], norm: Norm = BEFORE) -> tuple[Rule, ...]:

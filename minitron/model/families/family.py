@@ -72,6 +72,14 @@ class Rule:
     transposed: bool = False
     """Whether a linear's inputs stand before its outputs."""
 
+    inputs: str = ""
+    """For a linear that reads other activations than those which the axis of its inputs is otherwise read as: what
+    these are called, apart from the axis."""
+
+    called: bool = True
+    """Whether the model calls the module that holds it.  Of some linears it takes the weight and multiplies itself:
+    nothing is seen there, and no other module can stand in its place."""
+
     router: bool = False
     """Whether it is the router's: its experts are what it chooses among, and it belongs to none of them."""
 
@@ -116,8 +124,8 @@ class Rule:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is the matrix of a linear layer."""
-        named = self.name.endswith(".weight") or self.is_stacked
+        """Whether it is the matrix of a linear layer that the model calls."""
+        named = self.called and (self.name.endswith(".weight") or self.is_stacked)
         return len(self.matrix) == 2 and named and self.norm is None and self.component != "embedding"
 
     @property
@@ -176,7 +184,8 @@ class Cache:
     values."""
 
     scans: str = ""
-    """Numbers of a token that are multiplied with those of each token of a chunk of the scan."""
+    """Numbers of a token that are multiplied with those of each token of a chunk of the scan; empty for a scan that
+    goes token by token."""
 
     called: str = ""
     """What reports call layers that keep this."""
@@ -259,6 +268,10 @@ class Family:
     settle: Callable[[dict[str, Any]], None] = lambda config: None
     """Rewrites in place what a config with other sizes or layers says of parts that its model does not have, where
     transformers holds it against the sizes."""
+
+    together: Callable[[Config], int] = lambda config: 1
+    """config -> so many layers in a row go together where depth is cut: the config says by a period which layer is
+    which, and what is left must have one."""
 
     mtp_layout: Callable[[Config], str] = lambda config: ""
     """config -> one letter a layer of the multi-token-prediction block."""

@@ -1,0 +1,57 @@
+"""State-space models, and hybrids with the first Mamba."""
+
+from typing import Any
+
+from family_sizes.base import DECODER, VOCAB_SIZE, without_head_dim
+
+PURE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "state_size": 12,
+    "conv_kernel": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+JAMBA = {
+    "attn_layer_period": 4,
+    "attn_layer_offset": 2,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_dt_rank": 10,
+}
+
+STATE_SPACE: dict[str, list[dict[str, Any]]] = {
+    "mamba": [
+        PURE | {"intermediate_size": 56, "time_step_rank": 10},
+        PURE | {"expand": 2, "use_bias": True, "use_conv_bias": False, "tie_word_embeddings": False, "conv_kernel": 3},
+    ],
+    "falcon_mamba": [
+        # As released: expand speaks of another width than intermediate_size.
+        PURE | {"intermediate_size": 56, "expand": 16, "time_step_rank": 10, "tie_word_embeddings": False},
+        PURE | {"use_bias": True, "use_conv_bias": False},
+    ],
+    "mamba2": [
+        PURE | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
+        PURE
+        | {"num_heads": 4, "head_dim": 16, "n_groups": 1, "use_bias": True, "use_conv_bias": False}
+        | {"tie_word_embeddings": True, "chunk_size": 8},
+    ],
+    "jamba": [
+        without_head_dim(DECODER) | JAMBA,
+        # A single expert is an MLP.
+        DECODER
+        | JAMBA
+        | {"num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 0, "mamba_dt_rank": "auto"}
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "tie_word_embeddings": True, "num_hidden_layers": 3},
+        without_head_dim(DECODER)
+        | JAMBA
+        | {"expert_layer_period": 1, "expert_layer_offset": 0, "num_hidden_layers": 3},
+    ],
+}
