@@ -11,7 +11,7 @@ the residual stream, and EXPERT, the routed experts of a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
@@ -26,9 +26,32 @@ def whole(key: str, value: Any) -> int:
     return value
 
 
+def entry(config: Config, key: str) -> Any:
+    """What a config says under `key`, None where it says nothing; `one.other` is a key of the object under `one`."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def has_entry(config: Config, key: str) -> bool:
+    """Whether a config says something under `key`, null too."""
+    outer, _, last = key.rpartition(".")
+    found = entry(config, outer) if outer else config
+    return isinstance(found, Mapping) and last in found
+
+
+def write_entry(config: dict[str, Any], key: str, value: Any) -> None:
+    """Write `value` under `key`, in objects that are made where they are absent."""
+    *outer, last = key.split(".")
+    for part in outer:
+        config = config.setdefault(part, {})
+    config[last] = value
+
+
 def number_of(config: Config, key: str, default: int | None = None, *, least: int = 0) -> int:
     """The number under `key`, `default` where the key is absent or null; raises MinitronError for less than `least`."""
-    value = config.get(key)
+    value = entry(config, key)
     number = whole(key, default if value is None else value)
     if number < least:
         raise MinitronError(f"config.json: {key} is {number}; give at least {least}.")
@@ -90,8 +113,14 @@ class Axis:
     """How reports call it."""
 
     keys: tuple[str, ...] = ()
-    """The config keys that dialects give its size; the first present one counts, all present ones are written.  Empty
-    for a size that follows from others (`default`, `follows`)."""
+    """The config keys that dialects give its size, `one.other` for a key of the object under `one`; the first present
+    one counts, all present ones are written.  Empty for a size that follows from others (`default`, `follows`)."""
+
+    from_key: Callable[[Config, int], int] | None = None
+    """(config, the number under the key) -> the size, where that is another number: a share of it, rounded up."""
+
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """Config entries to write beside a new size, with which the number under the key is the size."""
 
     default: int | Callable[[Config], int] | None = None
     """What transformers assumes where the keys are absent or say AUTO; None where one must be there."""
@@ -158,6 +187,21 @@ class Axis:
             raise ValueError(f"axis {self.name}: nothing says how large it is")
         if self.joint_place not in (0, 1):
             raise ValueError(f"axis {self.name}: a product of two has no place {self.joint_place}")
+        if self.from_key and not self.beside:
+            raise ValueError(f"axis {self.name}: nothing says how a config gives a size as it stands")
+
+    def key(self, config: Config) -> str:
+        """The key that gives the size in a config's dialect; the axis's own name where it has none."""
+        keys = self.keys or (self.name,)
+        return next((key for key in keys if has_entry(config, key)), keys[0])
+
+    def write(self, config: dict[str, Any], size: int) -> None:
+        """Write a new size into a config, under every key of it that is there."""
+        own = self.key(config)
+        for key in self.keys:
+            if key == own or has_entry(config, key):
+                write_entry(config, key, size)
+        config.update(self.beside)
 
 
 def _as_many_as_queries(config: Config) -> int:

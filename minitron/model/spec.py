@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, whole
+from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, entry, has_entry, whole
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
@@ -134,21 +134,21 @@ class ModelSpec:
     def _size(self, axis: str) -> int:
         row = self.axis(axis)
         for key in row.keys:
-            value = self.config.get(key)
+            value = entry(self.config, key)
             if value is not None and not (value == AUTO and row.default is not None):
-                return whole(key, value)
-        if row.null is not None and any(key in self.config for key in row.keys):
+                return row.from_key(self.config, whole(key, value)) if row.from_key else whole(key, value)
+        if row.null is not None and any(has_entry(self.config, key) for key in row.keys):
             return row.null(self.config)
         if row.default is None:
             raise MinitronError(
                 f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."
             )
-        return row.default(self.config) if callable(row.default) else row.default
+        size = row.default(self.config) if callable(row.default) else row.default
+        return row.from_key(self.config, size) if row.from_key else size
 
     def key(self, axis: str) -> str:
         """The config key of an axis in this config's dialect; its own name where it has none."""
-        keys = self.axis(axis).keys or (axis,)
-        return next((key for key in keys if key in self.config), keys[0])
+        return self.axis(axis).key(self.config)
 
     @cached_property
     def keys(self) -> dict[str, tuple[str, ...]]:
@@ -324,23 +324,22 @@ class ModelSpec:
                     f"{key} is no size of this model; its sizes are {', '.join(sorted(self.named_sizes))}."
                 )
             for axis in self.keys[key]:
-                for dialect in self.axis(axis).keys:
-                    if dialect in config or dialect == key:
-                        config[dialect] = int(value)
+                if int(value) != self.sizes[axis] or not self.axis(axis).from_key:
+                    self.axis(axis).write(config, int(value))
         if layers is not None and layers != tuple(range(len(self.layers))):
             self.family.edit_layout(config, layers)
         for axis, other in self.family.followers.items():
             # Always the same multiple: written back where the config names it.
             if axis in self.sizes and self.axis(axis).keys and self.key(other) in named_sizes:
                 ratio = self.sizes[axis] // self.sizes[other]
-                config[self.key(axis)] = ratio * int(named_sizes[self.key(other)])
+                self.axis(axis).write(config, ratio * int(named_sizes[self.key(other)]))
         probe = ModelSpec(self.family, config, self.stored)
         for axis, size in self.sizes.items():
             if axis in self.family.followers:
                 continue
             wanted = named_sizes.get(self.key(axis), size)
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
-                config[self.key(axis)] = int(wanted)
+                self.axis(axis).write(config, int(wanted))
         self.family.settle(config)
         return ModelSpec(self.family, config, self.stored)
 

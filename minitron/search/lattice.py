@@ -117,7 +117,7 @@ class Lattice:
     def values(self, axis: str) -> tuple[int, ...]:
         """Every size that some point gives to an axis, ascending."""
         key = self.spec.key(axis)
-        if axis == HIDDEN:
+        if key == self.spec.key(HIDDEN):
             return tuple(sorted(set(self._hidden.tolist())))
         if key in self._tables:
             return tuple(sorted(set(self._tables[key].ravel().tolist()) - {0}))
@@ -156,8 +156,8 @@ class Lattice:
                 for place, part in enumerate(block)
             )
             sizes: dict[str, Whole] = {}
-            if self.spec.key(HIDDEN) in self.widths:
-                sizes[HIDDEN] = self._hidden[hidden]
+            if (key := self.spec.key(HIDDEN)) in self.widths:
+                sizes |= dict.fromkeys(self.spec.keys[key], self._hidden[hidden])
             for (key, table), choice in zip(self._tables.items(), others, strict=True):
                 # Only a size given as a multiple differs from one hidden size to the next.
                 along = hidden if (table != table[0]).any() else np.zeros_like(hidden[:, :1])

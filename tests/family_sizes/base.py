@@ -56,6 +56,7 @@ DELTA_NETS = {
     "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
     "mlp_only_layers": [],
 }
+CONVOLUTIONS = {"layer_types": ["conv", "conv", "full_attention", "conv"]}
 LATENT = {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from family_sizes.base import (
+    CONVOLUTIONS,
     DECODER,
     DELTA_NETS,
     EXPERTS,
@@ -55,6 +56,23 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         # Attention alone, with or without experts; transformers still asks that the sizes of Mamba heads fit.
         GRANITE_HYBRID | {"num_local_experts": 0, "position_embedding_type": "rope", "layer_types": ["attention"] * 4},
         GRANITE_HYBRID | {"num_local_experts": 6, "layer_types": ["attention"] * 4, "head_dim": 12},
+    ],
+    "lfm2": [
+        without_head_dim(DECODER) | {"full_attn_idxs": [2], "block_multiple_of": 8},
+        DECODER
+        | CONVOLUTIONS
+        | {"conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False}
+        | {"block_ffn_dim_multiplier": 1.3, "block_multiple_of": 4},
+        # A spelling of the released configs, and an FFN that is as wide as its key says.
+        without_head_dim(DECODER) | CONVOLUTIONS | {"tie_embedding": False, "block_auto_adjust_ff_dim": False},
+    ],
+    "lfm2_moe": [
+        without_head_dim(DECODER) | EXPERTS | CONVOLUTIONS | {"num_dense_layers": 1},
+        without_head_dim(DECODER)
+        | EXPERTS
+        | CONVOLUTIONS
+        | {"use_expert_bias": False, "conv_bias": True}
+        | {"tie_word_embeddings": False, "num_dense_layers": 3},
     ],
     "bamba": [
         without_head_dim(DECODER) | MAMBA,

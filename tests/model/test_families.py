@@ -12,7 +12,7 @@ import torch
 from family_sizes import FAMILY_SIZES
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron.cut.plan import Plan
 from minitron.cut.prune import prune
@@ -28,6 +28,10 @@ from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec, spec_of
 from pipeline import inspect
+
+FACTS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "reference" / "families_facts.json").read_text()
+)
 
 
 def whole(spec: ModelSpec) -> Plan:
@@ -82,6 +86,7 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ("exaone4", {"sliding_window": None}, "sliding_window is null and there is no layer_types"),
         ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern is 'LLLG'; it must be a whole number"),
         ("bamba", {"mamba_n_heads": 6}, "mamba_n_heads \\* mamba_d_head = 48 and mamba_expand \\* hidden_size = 64"),
+        ("lfm2_moe", {"layer_types": None}, "config.json has no layer_types"),
         ("bamba", {"attn_layer_indices": "2"}, "attn_layer_indices is not a list of layer numbers"),
     ],
 )
@@ -253,6 +258,26 @@ def test_experts_stored_as_one_tensor_stay_one(tmp_path: Path) -> None:
     assert torch.equal(
         small[apart][experts.format(1) + "3.down_proj.weight"], small[model][experts.format(1) + "down_proj"][3]
     )
+
+
+def test_a_width_that_follows_from_its_key_is_written_as_it_stands_once_it_is_cut() -> None:
+    """LFM2's FFN is two thirds of the key, rounded up; the released config says other sizes twice, too."""
+    released = FACTS["LFM2-1.2B"]["config"] | {"model_type": "lfm2"}
+    spec = spec_of(released)
+    assert spec.sizes["ffn"] == 8192 and spec.named_sizes["block_ff_dim"] == 8192 and spec.is_tied
+    assert spec.resized({"block_ff_dim": 8192}).config == released
+    small = spec.resized({"block_ff_dim": 5000, "hidden_size": 1024, "num_attention_heads": 24}, (0, 2, 3, 5)).untied()
+    told = small.config
+    assert told["block_ff_dim"] == 5000 and told["block_auto_adjust_ff_dim"] is False
+    assert told["block_dim"] == told["conv_dim"] == told["conv_dim_out"] == told["hidden_size"] == 1024
+    assert told["num_heads"] == 24 and told["full_attn_idxs"] == [1, 3] and told["head_dim"] == 64
+    theirs = CONFIG_MAPPING["lfm2"](**{key: value for key, value in told.items() if key != "model_type"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs)
+    assert sum(one.numel() for one in model.parameters()) == small.parameters().total
+    assert not theirs.tie_word_embeddings
+    with pytest.raises(MinitronError, match="block_ffn_dim_multiplier is None; it must be a number"):
+        spec_of(released | {"block_ffn_dim_multiplier": None}).sizes  # noqa: B018 (read for what it raises)
 
 
 def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:
