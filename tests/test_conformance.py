@@ -66,19 +66,22 @@ def cut_of(spec: ModelSpec, axis: str) -> dict[str, int]:
 
     Multiples of four first: torch's grouped matmul wants rows of 16 bytes."""
     for size in sorted(range(1, spec.sizes[axis] * 3 // 4 + 1), key=lambda size: (size % 4 > 0, -size)):
-        sizes = {spec.key(axis): size}
-        for member, group in spec.family.grouped.items():
-            if group == axis and member in spec.sizes:
-                sizes[spec.key(member)] = spec.sizes[member] // spec.sizes[axis] * size
-        for one, other in linked(spec, axis):
-            # Sizes that must make the same product shrink together.
-            sizes[spec.key(other)] = spec.sizes[other] * size // spec.sizes[one]
+        along = {axis} | {member for member, group in spec.family.grouped.items() if group == axis} & set(spec.sizes)
+        # Sizes that must make the same product shrink together, and groups of one with what is in them.
+        along |= {other for member in along for _, other in linked(spec, member)}
+        along |= {group for one, group in spec.family.grouped.items() if one in along and is_one_each(spec, group, one)}
+        sizes = {spec.key(one): spec.sizes[one] * size // spec.sizes[axis] for one in along}
         try:
             make_plan(spec, sizes, tuple(range(len(spec.layers))), random_scores(spec))
         except MinitronError:
             continue
         return sizes
     raise AssertionError(f"{axis} cannot be cut to any size")
+
+
+def is_one_each(spec: ModelSpec, group: str, member: str) -> bool:
+    """Whether each index of a group holds one index: a KV head of one query head."""
+    return spec.sizes.get(group) == spec.sizes.get(member)
 
 
 def linked(spec: ModelSpec, axis: str) -> list[tuple[str, str]]:

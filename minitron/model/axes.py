@@ -160,6 +160,13 @@ class Axis:
     equal_groups_key: str = ""
     """The config key of the number of groups that must stay of one size: a router's groups of experts."""
 
+    chosen_groups_key: str = ""
+    """The config key of how many of those groups a token's experts may come from, all where it says nothing: what is
+    left of so few groups must still be the fewest of `least_key`."""
+
+    least_in_group: int = 1
+    """The fewest that each of those groups may be left with: routers rank groups by their best experts, some by two."""
+
     step: Step = Step()
     """How it is searched by default."""
 

@@ -20,6 +20,7 @@ from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
 from minitron.model.families.logits import LogitMap
+from minitron.model.routing import Choice, choice_of
 from minitron.model.tensor_names import tensor_names
 from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
 
@@ -49,6 +50,12 @@ class ModelSpec:
                     f"{self.family.name} models ({why}); use a model without it."
                 )
         _ = self.logit_map  # raises where it cannot be read
+        for key, values in self.family.known.items():
+            if self.value(key) not in values:
+                raise MinitronError(
+                    f"config.json: {key} is {_shown(self.value(key))}; transformers knows "
+                    f"{', '.join(map(str, values))} for {self.family.name} models; use a model with one of these."
+                )
         for axis in self.axes:
             if self.sizes[axis] < 1:
                 raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; give at least 1.")
@@ -71,11 +78,8 @@ class ModelSpec:
                     f"{self.amount(right)} differ, and transformers requires them equal for {self.family.name} "
                     "models; make them equal."
                 )
-        if EXPERT in self.axes and self.experts_per_token > self.sizes[EXPERT]:
-            raise MinitronError(
-                f"config.json: {self.axis(EXPERT).least_key} = {self.experts_per_token} is more than the "
-                f"{self.sizes[EXPERT]} experts of a layer; correct one of the two."
-            )
+        if EXPERT in self.axes:
+            self.choice(EXPERT).check(self.sizes[EXPERT], self.key(EXPERT))
 
     def value(self, key: str) -> Any:
         """What the config says under a key, or transformers' class default where it says nothing."""
@@ -188,30 +192,24 @@ class ModelSpec:
     @cached_property
     def experts_per_token(self) -> int:
         """How many routed experts a token is sent to."""
-        return self._required(self.axis(EXPERT).least_key)
+        return self.choice(EXPERT).needed
 
     @property
     def num_experts(self) -> int:
         """How many routed experts a layer of a mixture has; 0 for a dense model."""
         return self.sizes.get(EXPERT, 0)
 
+    def choice(self, axis: str) -> Choice:
+        """How many indices of an axis a model chooses among, and in which groups."""
+        return choice_of(self.axis(axis), self.value, self.family.name)
+
     def least(self, axis: str) -> int:
         """The fewest indices of an axis that a model can be left with."""
-        row = self.axis(axis)
-        return max(row.least, self._required(row.least_key)) if row.least_key else row.least
-
-    def _required(self, key: str) -> int:
-        """A number that the config must give or transformers' class has a default for."""
-        if self.value(key) is None:
-            raise MinitronError(
-                f"config.json has no {key}; a {self.family.name} model with these layers needs it; add it."
-            )
-        return whole(key, self.value(key))
+        return self.choice(axis).least
 
     def equal_groups(self, axis: str) -> int:
         """In how many groups of one size the indices of an axis must stay, such as a router's groups of experts."""
-        key = self.axis(axis).equal_groups_key
-        return int(self.value(key) or 1) if key else 1
+        return self.choice(axis).groups
 
     @cached_property
     def fingerprint(self) -> str:
@@ -293,7 +291,8 @@ class ModelSpec:
 
     def extra(self, name: str) -> Extra | None:
         """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""
-        found = (row for row in self.family.extras if row.matches(name, self.told, self.family.defaults))
+        layers, defaults = len(self.layers), self.family.defaults
+        found = (row for row in self.family.extras if row.matches(name, self.told, defaults, layers))
         return next(found, None)
 
     @property

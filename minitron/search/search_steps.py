@@ -195,7 +195,7 @@ def _checked(spec: ModelSpec, key: str, size: int) -> int:
         if size < spec.least(axis):
             raise MinitronError(
                 f"{key} = {size} is less than the {spec.least(axis)} {spec.axis(axis).label} of "
-                f"{spec.axis(axis).least_key}; keep more."
+                f"{' and '.join(spec.choice(axis).least_keys)}; keep more."
             )
         if size % spec.equal_groups(axis):
             raise MinitronError(

@@ -5,7 +5,32 @@ from typing import Any
 from family_sizes.base import DECODER, EXPERTS, GRANITE_NUMBERS, LATENT, WINDOWS, without_head_dim
 
 MIXTURES: dict[str, list[dict[str, Any]]] = {
-    "qwen3_moe": [DECODER | EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}],
+    # Its tokenizer adds a token of its own.
+    "qwen2_moe": [
+        DECODER
+        | EXPERTS
+        | {"vocab_size": 304, "shared_expert_intermediate_size": 28, "mlp_only_layers": [1]}
+        | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+        DECODER
+        | EXPERTS
+        | {"vocab_size": 304, "shared_expert_intermediate_size": 28, "decoder_sparse_step": 2}
+        | {"qkv_bias": False, "tie_word_embeddings": True},
+    ],
+    "qwen3_moe": [
+        DECODER | EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True},
+        DECODER
+        | EXPERTS
+        | {"decoder_sparse_step": 2, "attention_bias": True, "use_sliding_window": True, "sliding_window": 8},
+    ],
+    "olmoe": [
+        without_head_dim(DECODER) | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24},
+        without_head_dim(DECODER)
+        | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24, "num_key_value_heads": 4}
+        | {"attention_bias": True, "tie_word_embeddings": True, "clip_qkv": 1.5},
+    ],
+    "minimax_m2": [
+        DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24, "rotary_dim": 6}
+    ],
     "mixtral": [
         DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2},
         DECODER | {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8, "tie_word_embeddings": True},
@@ -20,5 +45,32 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
     "deepseek_v3": [
         without_head_dim(DECODER) | LATENT,
         without_head_dim(DECODER) | LATENT | {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1},
+    ],
+    "deepseek_v2": [
+        # Every constraint on routing: two experts of one of two groups.
+        without_head_dim(DECODER) | LATENT | {"topk_method": "group_limited_greedy", "mlp_bias": True},
+        without_head_dim(DECODER)
+        | LATENT
+        | {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1, "first_k_dense_replace": 0}
+        | {"n_group": None, "topk_group": None, "num_key_value_heads": None, "tie_word_embeddings": True},
+    ],
+    "glm4_moe": [
+        DECODER
+        | {
+            key: LATENT[key]
+            for key in LATENT
+            if key.startswith(("moe", "n_", "num_experts", "topk", "first", "num_mtp"))
+        }
+        | {"attention_bias": True},
+        DECODER
+        | {key: LATENT[key] for key in LATENT if key.startswith(("moe", "n_", "num_experts", "num_mtp"))}
+        | {"n_group": 1, "first_k_dense_replace": 2, "use_qk_norm": True, "tie_word_embeddings": True},
+    ],
+    "glm4_moe_lite": [
+        without_head_dim(DECODER) | LATENT | {"first_k_dense_replace": 1},
+        without_head_dim(DECODER)
+        | LATENT
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "q_lora_rank": None, "attention_bias": True}
+        | {"n_group": 1, "rope_interleave": False},
     ],
 }

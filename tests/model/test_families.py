@@ -27,6 +27,7 @@ from minitron.model.families.layer_lists import attention_types
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec, spec_of
+from minitron.search.search_steps import LatticeOptions, default_sizes
 from pipeline import inspect
 
 FACTS: dict[str, dict[str, Any]] = json.loads(
@@ -65,7 +66,6 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ("nemotron_h", {"block_configs": [{}, {}]}, "block_configs is .*sizes that differ from layer to layer"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True.*bidirectional"),
         ("gemma3_text", {"final_logit_softcapping": 0.0}, "final_logit_softcapping is 0.0; logits need a positive"),
-        ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window is True.*sliding windows beside"),
         ("mistral", {"sliding_window": -1}, "sliding_window is -1; it must be a positive whole number or null"),
         (
             "gemma3_text",
@@ -85,6 +85,12 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ("olmo3", {"sliding_window": None}, "sliding_window gives no number"),
         ("exaone4", {"sliding_window": None}, "sliding_window is null and there is no layer_types"),
         ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern is 'LLLG'; it must be a whole number"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; transformers knows greedy, group_lim"),
+        ("deepseek_v2", {"num_attention_heads": 6}, "hidden_size = 32 is no multiple of num_attention_heads = 6"),
+        ("deepseek_v3", {"n_group": 3}, "n_routed_experts = 8 does not divide into the 3 equal groups of n_group"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "a token cannot choose 5 experts from 1 of 2 groups of 4"),
+        ("deepseek_v3", {"topk_group": 3}, "a token cannot choose 2 experts from 3 of 2 groups of 4"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types does not say dense or sparse for each"),
         ("bamba", {"mamba_n_heads": 6}, "mamba_n_heads \\* mamba_d_head = 48 and mamba_expand \\* hidden_size = 64"),
         ("lfm2_moe", {"layer_types": None}, "config.json has no layer_types"),
         ("bamba", {"attn_layer_indices": "2"}, "attn_layer_indices is not a list of layer numbers"),
@@ -111,6 +117,53 @@ def test_a_pattern_of_layers_is_written_out_when_some_of_them_go() -> None:
     assert moe.resized({}, (1, 2, 3)).letters == "E-E"
 
 
+def test_a_router_keeps_as_many_experts_as_its_groups_need() -> None:
+    """Two of eight experts, from one of two groups: four must stay, though a token needs two."""
+    spec = spec_of(config("deepseek_v3"))
+    assert (spec.experts_per_token, spec.least("expert")) == (2, 4)
+    with pytest.raises(MinitronError, match="a token cannot choose 2 experts from 1 of 2 groups of 1"):
+        spec.resized({"n_routed_experts": 2})
+    sizes = default_sizes(spec, "expert", LatticeOptions(most={"expert": 0.9}))
+    assert sizes == (8, 6, 4)
+    # A group is ranked by its two best experts even where a token takes one.
+    assert spec_of(config("deepseek_v3", num_experts_per_tok=1)).least("expert") == 4
+    assert spec_of(config("deepseek_v2", num_experts_per_tok=1)).least("expert") == 2
+
+
+def test_windows_beside_mixtures_of_experts() -> None:
+    """Qwen3-MoE slides everywhere or nowhere, Qwen2-MoE in every other one of its first layers."""
+    asked = {"use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 6}
+    assert spec_of(config("qwen3_moe", **asked)).letters == "eseeee"
+    assert spec_of(config("qwen3_moe", num_hidden_layers=6)).letters == "E-EEEE"
+    qwen2 = spec_of(config("qwen2_moe", **asked, max_window_layers=4))
+    assert qwen2.letters == "e-eEEE"
+    small = qwen2.resized({}, (1, 2, 5))
+    assert small.letters == "-eE" and small.config["layer_types"][1] == "sliding_attention"
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
+def test_layers_that_predict_more_tokens_are_left_out_and_told(model_type: str, tmp_path: Path) -> None:
+    """Released checkpoints hold them behind the last layer, as transformers does not."""
+    sizes = FAMILY_SIZES[model_type][0] | {"num_nextn_predict_layers": 1}
+    sizes.pop("num_mtp_layers", None)
+    model = tiny_models.save_family(tmp_path / "model", model_type, **sizes)
+    tensors = load_file(model / "model.safetensors")
+    own = {name: value for name, value in tensors.items() if ".layers.3." in name}
+    block = {name.replace(".layers.3.", ".layers.4."): value.clone() for name, value in own.items()}
+    block |= {f"model.layers.4.{name}.weight": torch.ones(32) for name in ("enorm", "hnorm", "shared_head.norm")}
+    save_file(tensors | block, model / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(model)
+    Checkpoint(model).check(spec)
+    prune(model, whole(spec), tmp_path / "small")
+    assert load_file(tmp_path / "small" / "model.safetensors").keys() == tensors.keys()
+    told = json.loads((tmp_path / "small" / "minitron.json").read_text())["note"]["left out"]
+    assert told == f"{len(block)} x layers of multi-token prediction"
+    load_model(model)
+    load_model(tmp_path / "small")
+    # A layer further behind is none of them.
+    assert spec.extra("model.layers.5.enorm.weight") is None and spec.extra("model.layers.3.enorm.weight") is None
+
+
 def said(row: Axis, model: PreTrainedConfig) -> int | None:
     """What an axis's row says of a config without its keys."""
     config = {key: value for key, value in model.to_dict().items() if key not in row.keys}
@@ -121,14 +174,16 @@ def said(row: Axis, model: PreTrainedConfig) -> int | None:
 def test_an_absent_key_means_what_the_class_of_the_config_says(model_type: str) -> None:
     family, model = FAMILIES[model_type], CONFIG_MAPPING[model_type]()
     keys = {key.removeprefix("!") for rules in family.rules.values() for rule in rules for key in rule.when.split()}
-    keys |= {key for row in family.axes.values() for key in (row.least_key, row.equal_groups_key)}
+    keys |= {
+        key for row in family.axes.values() for key in (row.least_key, row.equal_groups_key, row.chosen_groups_key)
+    }
     keys |= {"tie_word_embeddings", *family.defaults, *family.logits.keys} | {
         cache.window for cache in family.cache.values()
     }
     for key in sorted(keys - {""}):
         theirs = getattr(model, key, None)
         # A window that the class takes back where another key turns windows off.
-        if key != "sliding_window" or theirs is not None:
+        if key != "sliding_window" or theirs:
             assert (value_of({}, family.defaults, key) or None) == (theirs or None), key
     for row in family.axes.values():
         theirs = next((getattr(model, key) for key in row.keys if hasattr(model, key)), None)

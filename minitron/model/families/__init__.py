@@ -3,11 +3,12 @@
 from typing import Final
 
 from minitron.model.families.bamba import BAMBA
-from minitron.model.families.deepseek import DEEPSEEK_V3
+from minitron.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from minitron.model.families.exaone import EXAONE4
 from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA3
 from minitron.model.families.glm import GLM4
+from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE
 from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from minitron.model.families.hunyuan import HUNYUAN_DENSE
@@ -16,12 +17,14 @@ from minitron.model.families.lfm import LFM2, LFM2_MOE
 from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
-from minitron.model.families.mixtral import MIXTRAL
+from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL
 from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.olmo import OLMO2, OLMO3
+from minitron.model.families.olmoe import OLMOE
 from minitron.model.families.phi import PHI3
-from minitron.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from minitron.model.families.qwen import QWEN2, QWEN3
+from minitron.model.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from minitron.model.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
@@ -33,7 +36,8 @@ _FAMILIES: Final = (
     *(LFM2, LFM2_MOE),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
-    *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
+    *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, MINIMAX_M2, GPT_OSS),
+    *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
 )
 

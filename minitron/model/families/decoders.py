@@ -15,7 +15,7 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.model.axes import Axis, rows
 from minitron.model.families.family import Cache, Config, Extra, Family, Norm, Rule
-from minitron.model.families.layer_lists import SLIDING, attention_types, keep_listed, layer_count
+from minitron.model.families.layer_lists import FULL, SLIDING, attention_types, keep_listed, layer_count
 
 LAYER: Final = "model.layers.{layer}."
 ATTENTION: Final = LAYER + "self_attn."
@@ -42,6 +42,20 @@ STORED_TIED_HEAD: Final = Extra(
 STACKED: Final = "stacked_experts"
 STACKED_EXPERTS: Final = {STACKED: r"^(?!mtp\.)(.*\.)?layers\.\d+\.mlp\.experts\.gate_up_proj$"}
 """For Family.storage: checkpoints that hold the experts of a layer as one tensor."""
+LAYERS_BEHIND: Final = Extra(
+    r"model\.layers\.(?P<layer>\d+)\..*",
+    "layers of multi-token prediction",
+    behind_the_last="num_nextn_predict_layers",
+)
+"""Layers that predict a token more each, which transformers does not build with the model."""
+
+EXPERTS_IN_GROUPS: Final[dict[str, Any]] = {
+    "keys": ("n_routed_experts", "num_local_experts"),
+    "equal_groups_key": "n_group",
+    "chosen_groups_key": "topk_group",
+    "least_in_group": 2,
+}
+"""The row of experts of which a router takes the best of the best groups; a group is as good as its two best."""
 
 LABELS: Final = {"decoder": "attention + MLP", "sliding": "attention in a sliding window + MLP"}
 """kind of a layer -> how reports call it."""
@@ -74,13 +88,14 @@ def attention(
     bias: str | None = None,
     output_bias: str | None = None,
     head_norms: Norm | None = None,
+    head_norms_when: str = "",
     norms_over_heads: bool = False,
     at: str = ATTENTION,
     output: str = "o_proj",
     names: tuple[str, str] = ("q_norm", "k_norm"),
 ) -> tuple[Rule, ...]:
-    """Queries, keys, values and output; `head_norms` are the norms of queries and keys, each head's own or, with
-    `norms_over_heads`, one over all heads."""
+    """Queries, keys, values and output; `head_norms` are the norms of queries and keys (where `head_norms_when` says
+    so), each head's own or, with `norms_over_heads`, one over all heads."""
     found = [
         Rule(at + "q_proj.weight", f"{QUERIES}, hidden", "attention"),
         Rule(at + "k_proj.weight", f"{KEYS}, hidden", "attention"),
@@ -97,7 +112,10 @@ def attention(
         found.append(Rule(at + f"{output}.bias", "hidden", "attention", when=output_bias))
     if head_norms is not None:
         shapes = (QUERIES, KEYS) if norms_over_heads else ("head_dim", "head_dim")
-        found += [gain(at + name, head_norms, shape, "attention") for name, shape in zip(names, shapes, strict=True)]
+        found += [
+            gain(at + name, head_norms, shape, "attention", when=head_norms_when)
+            for name, shape in zip(names, shapes, strict=True)
+        ]
     return tuple(found)
 
 
@@ -238,24 +256,40 @@ def rotary_decoder(
 
 
 def mixture_decoder(
-    model_type: str,
-    *,
+    *model_types: str,
     moe: tuple[Rule, ...],
     dense: tuple[Rule, ...] | None = None,
     layout: Callable[[Config], str] | None = None,
+    types: Callable[[Config], Sequence[str]] | None = None,
     edit: Callable[[dict[str, Any], tuple[int, ...]], None] | None = None,
     cache: Cache = KEYS_AND_VALUES,
     window: str = "",
+    local: str = "in a sliding window",
     axes: Mapping[str, Axis],
     summary: str = "",
+    extras: tuple[Extra, ...] = (),
     **more: Any,
 ) -> Family:
     """A family of which every layer holds a mixture of experts (`moe`), or some an MLP instead (`dense`).
 
     `layout` gives the letters `E` and `-` of a config's layers; `edit` changes what the config says of them when only
-    some stay, before its lists are cut."""
-    letters = {"E": "moe"} | ({} if dense is None else {"-": "dense"})
+    some stay, before its lists are cut.  `window` is the config key of how many tokens a layer attends to: every layer,
+    or where `types` gives what each layer's attention is (`full_attention` or another word) those of another word,
+    which reports then call attention `local`."""
+    kinds = {"E": "moe"} | ({} if dense is None else {"-": "dense"})
     rules = {"moe": moe} | ({} if dense is None else {"dense": dense})
+    labels = {kind: MIXTURE_LABELS[kind] for kind in kinds.values()}
+    caches = dict.fromkeys(kinds.values(), replace(cache, window="" if types else window))
+    mixtures = layout or (lambda config: "E" * layer_count(config))
+    if types is not None:
+        near = {letter: f"{kind}_{LOCAL}" for letter, kind in kinds.items()}
+        rules |= {near[letter]: rules[kind] for letter, kind in kinds.items()}
+        labels |= {
+            near[letter]: labels[kind].replace("attention", f"attention {local}") for letter, kind in kinds.items()
+        }
+        caches |= dict.fromkeys(near.values(), replace(cache, window=window))
+        kinds |= {_NEAR[letter]: kind for letter, kind in near.items()}
+        mixtures = partial(_crossed, mixtures=mixtures, types=types)
 
     def edit_layout(config: dict[str, Any], kept: tuple[int, ...]) -> None:
         if edit is not None:
@@ -263,18 +297,29 @@ def mixture_decoder(
         keep_listed(config, kept)
 
     return Family(
-        name=model_type,
-        model_types=(model_type,),
-        letters=letters,
-        kind_labels={kind: MIXTURE_LABELS[kind] for kind in letters.values()},
+        name=model_types[0],
+        model_types=model_types,
+        letters=kinds,
+        kind_labels=labels,
         rules={"model": outside(), **rules},
         axes=axes,
-        cache=dict.fromkeys(letters.values(), replace(cache, window=window)),
-        layout=layout or (lambda config: "E" * layer_count(config)),
+        cache=caches,
+        layout=mixtures,
         edit_layout=edit_layout,
-        extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+        extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD, *extras),
         summary=summary,
         **more,
+    )
+
+
+LOCAL: Final = "local"
+_NEAR: Final = {"E": "e", "-": "s"}
+"""Letter of a layer -> that of one whose attention goes back some tokens only."""
+
+
+def _crossed(config: Config, mixtures: Callable[[Config], str], types: Callable[[Config], Sequence[str]]) -> str:
+    return "".join(
+        letter if word == FULL else _NEAR[letter] for letter, word in zip(mixtures(config), types(config), strict=True)
     )
 
 

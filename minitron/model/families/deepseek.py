@@ -1,12 +1,16 @@
-"""DeepSeek-V3: attention over a latent that stands for the keys and values of all heads, and a mixture of experts with
-shared ones in all but the first layers."""
+"""DeepSeek-V2 and V3: attention over a latent that stands for the keys and values of all heads, and a mixture of
+experts with shared ones in all but the first layers."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 from minitron.model.axes import Axis, Config, number_of, rows
 from minitron.model.families.decoders import (
     ATTENTION,
+    EXPERTS_IN_GROUPS,
     INSIDE,
+    LAYERS_BEHIND,
     MLP,
     gain,
     gated_mlp,
@@ -20,7 +24,7 @@ from minitron.model.families.layer_lists import layer_count
 _QUERIES = "query_head*(nope_dim + rope_dim)"
 
 
-def _latent_attention() -> tuple[Rule, ...]:
+def latent_attention() -> tuple[Rule, ...]:
     """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
     at = ATTENTION
     return (
@@ -48,60 +52,98 @@ LATENT = Cache(
 _MEET = "the two parts of a query are scaled together"
 
 LATENT_AXES = (
-    Axis("kv_rank", "KV rank", ("kv_lora_rank",)),
-    Axis("q_rank", "query rank", ("q_lora_rank",)),
+    Axis("kv_rank", "KV rank", ("kv_lora_rank",), scored_at_input=True),
+    Axis("q_rank", "query rank", ("q_lora_rank",), scored_at_input=True),
     Axis("nope_dim", "head width without position", ("qk_nope_head_dim",), fixed=_MEET),
     Axis("rope_dim", "rotary head width", ("qk_rope_head_dim",), fixed=_MEET),
 )
 
 
-def shared_experts(counted_by: str) -> dict[str, Any]:
-    """The row of shared experts that are so many times as wide as a routed one."""
+def shared_experts(counted_by: str, count: int = 1) -> dict[str, Any]:
+    """The row of shared experts that are so many times as wide as a routed one; `count` where the config does not
+    say."""
     return {
         "keys": (),
         "follows": "expert_ffn",
         "default": lambda config: (
-            number_of(config, "moe_intermediate_size") * number_of(config, counted_by, 1, least=1)
+            number_of(config, "moe_intermediate_size") * number_of(config, counted_by, count, least=1)
         ),
     }
 
 
-def _mixtures(config: Config) -> str:
-    """The first first_k_dense_replace layers have no experts."""
-    dense = number_of(config, "first_k_dense_replace", 3)
+def dense_first(config: Config, count: int = 0) -> str:
+    """The first first_k_dense_replace layers have no experts; `count` of them where the config does not say."""
+    dense = number_of(config, "first_k_dense_replace", count)
     return "".join("-" if layer < dense else "E" for layer in range(layer_count(config)))
 
 
-def _dense_layers(config: dict[str, Any], kept: tuple[int, ...]) -> None:
+def say_dense_first(layout: Callable[[Config], str], config: dict[str, Any], kept: tuple[int, ...]) -> None:
     """The dense layers come first, and so do those of them that stay."""
-    dense = _mixtures(config).count("-")
-    config["first_k_dense_replace"] = sum(layer < dense for layer in kept)
+    letters = layout(config)
+    config["first_k_dense_replace"] = sum(letters[layer] == "-" for layer in kept)
 
 
-_ROUTER_BIAS = Rule(MLP + "gate.e_score_correction_bias", "expert", "moe_router", router=True)
+ROUTER_BIAS: Final = Rule(MLP + "gate.e_score_correction_bias", "expert", "moe_router", router=True)
+
+
+def shared_mlp(bias: str | None = None) -> tuple[Rule, ...]:
+    """The experts of all tokens, joined to one MLP."""
+    return gated_mlp(MLP + "shared_experts.", axis="shared_ffn", component="moe_shared", bias=bias)
+
+
+LATENT_HEADS: Final[dict[str, dict[str, Any]]] = {
+    "query_head": {"keys": ("num_attention_heads", "num_key_value_heads"), "group": ""},
+    "v_head_dim": {"keys": ("v_head_dim",), "linear": False},
+}
+"""The rows of heads that have keys and values each, made from the latent."""
+
+_V2_LAYERS = partial(dense_first, count=0)
+
+DEEPSEEK_V2 = mixture_decoder(
+    "deepseek_v2",
+    moe=pre_norm(latent_attention(), (*routed_experts(), *shared_mlp("mlp_bias"))),
+    dense=pre_norm(latent_attention(), gated_mlp(bias="mlp_bias")),
+    layout=_V2_LAYERS,
+    edit=partial(say_dense_first, _V2_LAYERS),
+    cache=LATENT,
+    axes=rows(
+        *("vocab", "ffn", "expert_ffn"),
+        hidden={"multiple_of": "query_head"},
+        query_head=LATENT_HEADS["query_head"],
+        v_head_dim=LATENT_HEADS["v_head_dim"] | {"default": 128},
+        expert=EXPERTS_IN_GROUPS | {"keys": ("n_routed_experts", "num_experts"), "default": 64, "least_in_group": 1},
+        shared_ffn=shared_experts("n_shared_experts", 2),
+        extra=LATENT_AXES,
+    ),
+    defaults={"q_lora_rank": 1536, "topk_method": "greedy"},
+    known={"topk_method": ("greedy", "group_limited_greedy")},
+    summary="latent attention, mixture of experts with shared ones (DeepSeek-V2, V2-Lite and Coder-V2)",
+)
+
+_V3_LAYERS = partial(dense_first, count=3)
 
 DEEPSEEK_V3 = mixture_decoder(
     "deepseek_v3",
-    moe=pre_norm(
-        _latent_attention(),
-        (
-            *routed_experts(),
-            _ROUTER_BIAS,
-            *gated_mlp(MLP + "shared_experts.", axis="shared_ffn", component="moe_shared"),
-        ),
-    ),
-    dense=pre_norm(_latent_attention(), gated_mlp()),
-    layout=_mixtures,
-    edit=_dense_layers,
+    moe=pre_norm(latent_attention(), (*routed_experts(), ROUTER_BIAS, *shared_mlp())),
+    dense=pre_norm(latent_attention(), gated_mlp()),
+    layout=_V3_LAYERS,
+    edit=partial(say_dense_first, _V3_LAYERS),
     cache=LATENT,
     axes=rows(
         *("hidden", "vocab", "ffn", "expert_ffn"),
-        query_head={"keys": ("num_attention_heads", "num_key_value_heads"), "group": ""},
-        v_head_dim={"keys": ("v_head_dim",), "default": 128, "linear": False},
-        expert={"keys": ("n_routed_experts", "num_local_experts"), "equal_groups_key": "n_group"},
-        shared_ffn=shared_experts("n_shared_experts"),
+        query_head=LATENT_HEADS["query_head"],
+        v_head_dim=LATENT_HEADS["v_head_dim"] | {"default": 128},
+        expert=EXPERTS_IN_GROUPS,
+        shared_ffn=shared_experts("n_shared_experts", 1),
         extra=LATENT_AXES,
     ),
-    defaults={"num_experts_per_tok": 8, "n_group": 8, "q_lora_rank": 1536},
-    summary="latent attention, mixture of experts with shared ones (DeepSeek-V3 in bf16)",
+    defaults={
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "q_lora_rank": 1536,
+        "num_nextn_predict_layers": 1,
+    },
+    extras=(LAYERS_BEHIND,),
+    summary="latent attention, mixture of experts with shared ones (DeepSeek-V3 and R1 in bf16)",
 )

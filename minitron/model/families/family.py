@@ -226,9 +226,18 @@ class Extra:
     when: str = ""
     """As in a rule."""
 
-    def matches(self, name: str, config: Config, defaults: Mapping[str, Any]) -> bool:
-        """Whether a tensor of that name is one, in a checkpoint of this config."""
-        return re.fullmatch(self.pattern, name) is not None and _holds(self.when, config, defaults)
+    behind_the_last: str = ""
+    """The config key of how many layers stand behind the last one of the model; the pattern's group `layer` is then the
+    number of one of these.  Empty where no layer's number counts."""
+
+    def matches(self, name: str, config: Config, defaults: Mapping[str, Any], layers: int) -> bool:
+        """Whether a tensor of that name is one, in a checkpoint of this config with so many layers."""
+        found = re.fullmatch(self.pattern, name)
+        if found is None or not _holds(self.when, config, defaults):
+            return False
+        if not self.behind_the_last:
+            return True
+        return layers <= int(found["layer"]) < layers + (value_of(config, defaults, self.behind_the_last) or 0)
 
 
 def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
@@ -294,6 +303,9 @@ class Family:
 
     refused: Mapping[str, str] = field(default_factory=dict)
     """config key -> what it would take to honour it: configs that set one to a true value are refused by name."""
+
+    known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """config key -> the values that transformers knows what to do with."""
 
     extras: tuple[Extra, ...] = ()
     """Tensors beside those that the rules name."""

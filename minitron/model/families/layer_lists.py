@@ -11,10 +11,10 @@ from minitron.model.axes import Config
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 
-LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
+LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attn_type_list")
 """Keys whose lists have one entry a layer."""
 
-INDICES: Final = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "no_rope_layer_indices")
+INDICES: Final = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "no_rope_layer_indices")
 """Keys whose lists name layers by their number."""
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from minitron.model.axes import Config, rows
-from minitron.model.families.decoders import gain
+from minitron.model.families.decoders import EXPERTS_IN_GROUPS, gain
 from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, keep_layers, read_layout, read_pattern, read_words
 from minitron.model.families.mamba import STATES, mamba2
@@ -126,7 +126,7 @@ NEMOTRON_H = Family(
         v_head_dim={"keys": ("head_dim", "attention_head_dim"), "default": 128},
         mamba_group={"keys": ("n_groups", "mamba_n_groups")},
         conv_kernel={"keys": ("conv_kernel", "mamba_d_conv"), "default": 4},
-        expert={"keys": ("n_routed_experts", "num_local_experts"), "equal_groups_key": "n_group"},
+        expert=EXPERTS_IN_GROUPS,
         shared_ffn={"keys": ("moe_shared_expert_intermediate_size",)},
     ),
     cache={
@@ -140,7 +140,7 @@ NEMOTRON_H = Family(
     layout=read_layout,
     edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
-    defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1},
+    defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     refused={
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",

@@ -1,4 +1,4 @@
-"""Qwen 2, 2.5 and 3: rotary attention with a gated MLP or a mixture of experts in every layer."""
+"""Qwen 2, 2.5 and 3: rotary attention with a gated MLP in every layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,10 @@ from minitron.model.families.decoders import (
     INSIDE,
     attention,
     gated_mlp,
-    mixture_decoder,
     pre_norm,
     rotary_decoder,
-    routed_experts,
 )
-from minitron.model.families.layer_lists import FULL, SLIDING, layer_count, layer_indices
+from minitron.model.families.layer_lists import FULL, SLIDING
 
 
 def _slides(config: Config) -> Callable[[int], str]:
@@ -41,35 +39,4 @@ QWEN3 = rotary_decoder(
     axes=rows("hidden", "vocab", "ffn", "query_head", kv_head={"default": 32}, head_dim={"default": 128}),
     summary="attention with normalised heads and gated MLP (Qwen3)",
     **_WINDOWS,
-)
-
-
-def _mixtures(config: Config) -> str:
-    """Every decoder_sparse_step-th layer has experts but for those in mlp_only_layers."""
-    dense, step = layer_indices(config, "mlp_only_layers"), number_of(config, "decoder_sparse_step", 1, least=1)
-    return "".join("-" if layer in dense or (layer + 1) % step else "E" for layer in range(layer_count(config)))
-
-
-def _edit(config: dict[str, Any], kept: tuple[int, ...]) -> None:
-    """What follows from a layer's number is said outright once the numbers change."""
-    letters = _mixtures(config)
-    if kept != tuple(range(len(letters))):
-        config["mlp_only_layers"] = [layer for layer, letter in enumerate(letters) if letter == "-"]
-        config["decoder_sparse_step"] = 1
-
-
-QWEN3_MOE = mixture_decoder(
-    "qwen3_moe",
-    moe=pre_norm(_QWEN3_ATTENTION, routed_experts()),
-    dense=pre_norm(_QWEN3_ATTENTION, gated_mlp()),
-    layout=_mixtures,
-    edit=_edit,
-    axes=rows(
-        *("hidden", "vocab", "ffn", "query_head", "head_dim", "expert_ffn"),
-        kv_head={"default": 4},
-        expert={"keys": ("num_experts", "num_local_experts"), "default": 128},
-    ),
-    defaults={"num_experts_per_tok": 8},
-    refused={"use_sliding_window": "sliding windows beside mixtures of experts"},
-    summary="attention with normalised heads, mixture of experts or gated MLP (Qwen3-30B-A3B, Qwen3-235B-A22B)",
 )
