@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.measure.evaluate import evaluate_folders
 from minitron.measure.options import EvaluationOptions
-from minitron.measure.text import text_hash
+from minitron.measure.records import text_hash
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 

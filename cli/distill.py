@@ -38,7 +38,7 @@ from pipeline.distillation import distill
 
 if TYPE_CHECKING:
     from distill.run.result import DistillResult
-    from distill.text.records import Source
+    from minitron.measure.records import Source
 
 RecipeOption = Annotated[
     Path | None,
@@ -117,7 +117,7 @@ def _settings(request: Distillation) -> dict[str, Any]:
 
 def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:
     """The texts in --json: paths, hashes and weights."""
-    from minitron.measure.text import text_hash
+    from minitron.measure.records import text_hash
 
     found: dict[str, Any] = {
         "data": [{"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources]

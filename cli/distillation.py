@@ -16,7 +16,7 @@ from cli.options import (
     option,
 )
 from distill.teacher.kept import DEFAULT, parse_kept
-from distill.text.records import parse_source
+from minitron.measure.records import parse_source
 
 DISTILLATION: Final[dict[str, Option]] = {
     "student": Option.of(StudentArgument),
@@ -48,7 +48,7 @@ DISTILLATION: Final[dict[str, Option]] = {
     "data": Option(
         option(
             "--data",
-            "Text: a .txt, .jsonl or .parquet file, a folder of them, or hf:NAME for a dataset on the "
+            "Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, or hf:NAME for a dataset on the "
             "hub. Repeat as WEIGHT:PATH for a blend.",
             "[WEIGHT:]PATH",
         ),

@@ -65,7 +65,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints on held-out text: perplexity, KL to a teacher, size, speed, memory, lm-eval tasks."""
-    from minitron.measure.text import text_hash
+    from minitron.measure.records import Source
 
     started = time.monotonic()
     evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar)
@@ -80,7 +80,7 @@ def command(
             )
         return
     settings = options.to_json() | {"device": device, "timed_on": first.speed.device if first.speed else None}
-    inputs = {"models": models, "against": against, "text": {"path": text, "sha256": text_hash(text)}}
+    inputs = {"models": models, "against": against, "text": {"path": text, "sha256": Source(str(text)).fingerprint()}}
     results = {str(evaluation.model): evaluation.to_json() for evaluation in evaluations}
     show.document(show.run_document(None, inputs, settings, results, time.monotonic() - started))
 

@@ -115,9 +115,11 @@ StudentArgument = Annotated[Path, _argument("Checkpoint folder of the smaller mo
 
 OutputOption = Annotated[Path, _path("--output -o", "Where to write the result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-DataOption = Annotated[Path, _path("--data", "Text: .txt, or .jsonl with a field `text` in each line.", "FILE")]
+DataOption = Annotated[
+    Path, _path("--data", "Text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder of them.", "FILE")
+]
 TextOption = Annotated[
-    Path, _path("--text", "Held-out text: .txt, or .jsonl with a field `text` in each line.", "FILE")
+    Path, _path("--text", "Held-out text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder of them.", "FILE")
 ]
 ScoresOption = Annotated[Path | None, _path("--scores", "Scores written by `minitron score`.", "FILE")]
 PlanOption = Annotated[Path | None, _path("--plan", "Plan written by `minitron plan`.", "FILE")]

@@ -63,7 +63,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
     "data": Option(
         option(
             "--data",
-            "Calibration text, if there are no --scores: .txt, or .jsonl with a field `text` in each line.",
+            "Calibration text, if there are no --scores: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
             "FILE",
         )
     ),

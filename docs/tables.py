@@ -8,19 +8,25 @@ Two comments mark the place of a table in a document; the text between them is r
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES
 from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
+from minitron.cut.rotation import binding_norm
 from minitron.files import write_text
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import GPUS
+from minitron.model.axes import Axis
 from minitron.model.families import FAMILIES
 
 ROOT: Final = Path(__file__).parent.parent
+FACTS: Final = ROOT / "tests/reference/families_facts.json"
+"""Published models, counted with transformers on the meta device."""
+
 BLOCK: Final = re.compile(r"^<!-- table: (.*?) -->\n(.*?)^(<!-- (?:end|table: .*?) -->|\Z)", re.DOTALL | re.MULTILINE)
 
 Rows = Iterator[tuple[str, ...]]
@@ -73,12 +79,58 @@ def _families() -> Rows:
         yield _code(family.name), ", ".join(map(_code, family.model_types)), family.summary
 
 
+def _cuts() -> Rows:
+    yield "`model_type`", "can be cut", "cut along", "fixed", "hidden", "refused", "published models, exact"
+    published: dict[str, list[str]] = {}
+    for name, facts in json.loads(FACTS.read_text(encoding="utf-8")).items():
+        published.setdefault(facts["model_type"], []).append(name)
+    for model_type, family in sorted(FAMILIES.items()):
+        axes = family.axes.values()
+        yield (
+            _code(model_type),
+            _labels(axis for axis in axes if axis.name not in family.fixed),
+            _labels(axis for axis in axes if axis.follows),
+            _labels(axis for axis in axes if axis.fixed),
+            "selected" if binding_norm(family.rules) else "rotated",
+            ", ".join(map(_code, family.refused)),
+            ", ".join(published.get(model_type, [])),
+        )
+
+
+def _labels(axes: Iterable[Axis]) -> str:
+    return ", ".join(dict.fromkeys(axis.label for axis in axes))
+
+
+def _fixed() -> Rows:
+    yield "fixed", "why", "in"
+    found: dict[tuple[str, str], list[str]] = {}
+    for model_type, family in sorted(FAMILIES.items()):
+        for axis in family.axes.values():
+            if axis.fixed:
+                found.setdefault((axis.label, axis.fixed), []).append(_code(model_type))
+    for (label, why), types in found.items():
+        yield label, why, "all" if len(types) == len(FAMILIES) else ", ".join(types)
+
+
+def _refused() -> Rows:
+    yield "config key", "set to a true value means", "refused in"
+    found: dict[tuple[str, str], list[str]] = {}
+    for model_type, family in sorted(FAMILIES.items()):
+        for key, why in family.refused.items():
+            found.setdefault((key, why), []).append(_code(model_type))
+    for (key, why), types in found.items():
+        yield _code(key), why, ", ".join(types)
+
+
 TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
     "formats": _formats,
     "gpus": _gpus,
     "families": _families,
+    "cuts": _cuts,
+    "fixed": _fixed,
+    "refused": _refused,
 }
 """name in a marker -> its rows."""
 

@@ -14,9 +14,9 @@ from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.recipe_file import Stage, read_recipe
 from distill.teacher.kept import Kept
-from distill.text.records import Source
 from importance.score.options import ScoringOptions
 from minitron.measure.options import EvaluationOptions
+from minitron.measure.records import Source
 from pipeline.chain import Compressed, compress
 from pipeline.comparison import Comparison, compare
 from pipeline.compression import Compression

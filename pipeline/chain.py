@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
@@ -19,8 +21,14 @@ from minitron.progress import Note, Progress, no_note, silent
 from pipeline.compression import DISTILLED, EVALUATION, PLAN, PRUNED, REPORT, RUN, SCORES, TEXT, Compression
 from pipeline.stages import cut_depth_first
 
+if TYPE_CHECKING:
+    from minitron.measure.records import Record
+
 _HELD_OUT: Final = 0.05
 """The share of the training text that is held out, where no other text is given."""
+
+_MANY: Final = 40
+"""Records from which on they are held out whole: of fewer the last twentieth is none."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,13 @@ def compress(
 
 def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
     """run.json of a new folder, or of the one to go on with."""
-    from minitron.measure.text import text_hash
+    from minitron.measure.records import Source
     from minitron.model.spec import read_spec
 
     folder = request.output
     # No name is one of the settings', or the one would hide the other.
     texts = {"calibration": request.calibration_text, "data": request.data, "heldout": request.heldout}
-    hashes = {name: text_hash(path) for name, path in texts.items() if path is not None}
+    hashes = {name: Source(str(path)).fingerprint() for name, path in texts.items() if path is not None}
     about = {"model": read_spec(request.model).fingerprint, **hashes, **request.settings}
     asked = json.loads(json.dumps(about))
     path = folder / RUN
@@ -124,17 +132,34 @@ def _hold_out(request: Compression) -> Compression:
         return request
     folder = request.output / TEXT
     if not folder.exists():
-        whole = "\n\n".join(documents(request.data))
-        # The next paragraph, line or word after the mark, whichever kind the text has.
-        mark = int(len(whole) * (1 - _HELD_OUT))
-        last = (mark + len(whole)) // 2
-        cut = next((at for end in ("\n\n", "\n", " ") if (at := whole.find(end, mark, last)) >= 0), mark)
+        found = list(documents(request.data))
+        if len(found) < _MANY and all(record.text is not None for record in found):
+            name, parts = "{}.txt", _divided("\n\n".join(record.text or "" for record in found))
+        else:
+            name, parts = "{}.jsonl", _dealt(found)
         with new_folder(folder) as partial:
-            write_text(partial / "training.txt", whole[:cut])
-            write_text(partial / "heldout.txt", whole[cut:])
-    training = folder / "training.txt"
+            for part, text in zip(("training", "heldout"), parts, strict=True):
+                write_text(partial / name.format(part), text)
+    training, heldout = (next(folder.glob(f"{part}.*")) for part in ("training", "heldout"))
     calibration = training if request.calibration_text == request.data else request.calibration
-    return replace(request, data=training, calibration=calibration, heldout=folder / "heldout.txt")
+    return replace(request, data=training, calibration=calibration, heldout=heldout)
+
+
+def _divided(whole: str) -> tuple[str, str]:
+    """A text before and after the next paragraph, line or word behind the mark, whichever kind it has."""
+    mark = int(len(whole) * (1 - _HELD_OUT))
+    last = (mark + len(whole)) // 2
+    cut = next((at for end in ("\n\n", "\n", " ") if (at := whole.find(end, mark, last)) >= 0), mark)
+    return whole[:cut], whole[cut:]
+
+
+def _dealt(found: list[Record]) -> tuple[str, str]:
+    """Records as lines of .jsonl: those before the mark, and at least one behind it."""
+    mark = sum(record.length for record in found) * (1 - _HELD_OUT)
+    reached = list(accumulate(record.length for record in found))
+    first = min(max(1, bisect_right(reached, mark)), len(found) - 1)
+    lines = [json.dumps(record.row()) + "\n" for record in found]
+    return "".join(lines[:first]), "".join(lines[first:])
 
 
 def _score(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from distill.teacher.kept import DEFAULT, Kept
-from distill.text.records import Source
 from minitron.errors import require_known
+from minitron.measure.records import Source
 
 Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from distill.recipe import Recipe
-from distill.text.records import HUB, Source, parse_source
 from minitron.errors import MinitronError
+from minitron.measure.records import HUB, Source, parse_source
 from minitron.units import parse_count
 
 _COUNTS: Final = ("tokens", "sequence_length", "batch_tokens", "micro_batch", "steps", "vocab_chunk")

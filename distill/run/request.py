@@ -17,7 +17,7 @@ from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing
-from minitron.measure.text import text_hash
+from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, require_same_tokenizer
 

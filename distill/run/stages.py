@@ -19,9 +19,9 @@ from distill.run.result import DistillResult
 from distill.run.trackers import require_tracker
 from distill.run.train import distill
 from distill.teacher.drift import Drift
-from distill.text.records import Source
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
+from minitron.measure.records import Source
 from minitron.model.loading import find_device
 from minitron.progress import Note, Progress, no_note, silent
 

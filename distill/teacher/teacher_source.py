@@ -23,7 +23,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
-from minitron.measure.text import text_hash
+from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import read_spec
 from minitron.progress import Progress, silent

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from distill.text.records import Source
 from distill.text.tokens import Tokens, tokenise
 from minitron.errors import MinitronError
-from minitron.measure.text import text_hash, token_blocks
+from minitron.measure.records import Source, text_hash
+from minitron.measure.text import token_blocks
 
 GOLDEN: Final = 11400714819323198485
 """2^64 divided by the golden ratio: multiples of it, modulo 2^64, are spread more evenly than chance would."""

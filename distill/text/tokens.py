@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from distill.text.records import Broken, Message, Record, Source, records
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, write_json
+from minitron.measure.records import Broken, Record, Source, records
+from minitron.measure.text import BrokenRecordError, end_of_text, rendered, token_ids
 
 AT_ONCE: Final = 2**20
 """Tokens in memory before they are written."""
@@ -56,7 +57,7 @@ def tokenise(
     ones come."""
     if folder is not None and folder.exists():
         return _mapped(folder)
-    broken = Broken(most_broken)
+    broken = Broken(most_broken, "--most-broken")
     runs = _runs(tokenizer, source, broken, assistant_only)
     if folder is None:
         ids, counted = _joined(list(runs))
@@ -107,42 +108,36 @@ def _batches(runs: Iterator[Run]) -> Iterator[list[Run]]:
 
 
 def _runs(tokenizer: PreTrainedTokenizerBase, source: Source, broken: Broken, assistant_only: bool) -> Iterator[Run]:
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    end = end_of_text(tokenizer)
     for record in records(source, broken):
-        ids, counted = _record(tokenizer, record, assistant_only)
+        try:
+            ids, counted = _record(tokenizer, record, assistant_only)
+        except BrokenRecordError as error:
+            broken.add(record.where, str(error))
+            continue
         # What ends a record counts as what came before it.
         yield ids + end, counted + counted[-1:] * len(end) if counted else [not assistant_only] * len(end)
 
 
 def _record(tokenizer: PreTrainedTokenizerBase, record: Record, assistant_only: bool) -> Run:
-    if isinstance(record, str):
-        # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
-        ids = list(tokenizer(record, add_special_tokens=False, verbose=False)["input_ids"])
-        return ids, [not assistant_only] * len(ids)
-    if not tokenizer.chat_template:
-        raise MinitronError(
-            "the text holds conversations, but the student's tokenizer has no chat template; give a "
-            "tokenizer with one, or plain text."
-        )
-    whole = _chat(tokenizer, record)
+    whole = token_ids(tokenizer, rendered(tokenizer, record))
     counted = [not assistant_only] * len(whole)
     if assistant_only:
-        for number, message in enumerate(record):
+        for number, message in enumerate(record.messages):
             if message["role"] == ASSISTANT:
-                start = len(_prefix(tokenizer, record[:number], whole, prompt=True))
-                stop = len(_prefix(tokenizer, record[: number + 1], whole, prompt=False))
+                start = len(_prefix(tokenizer, record, number, whole, prompt=True))
+                stop = len(_prefix(tokenizer, record, number + 1, whole, prompt=False))
                 counted[start:stop] = [True] * (stop - start)
     return whole, counted
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: list[int], prompt: bool) -> list[int]:
+def _prefix(
+    tokenizer: PreTrainedTokenizerBase, record: Record, first: int, whole: list[int], prompt: bool
+) -> list[int]:
     """The first messages as the whole conversation has them."""
-    found = _chat(tokenizer, messages, prompt) if messages or prompt else []
+    if not first and not prompt:
+        return []
+    found = token_ids(tokenizer, rendered(tokenizer, record, record.messages[:first], prompt=prompt))
     if whole[: len(found)] != found:
         raise MinitronError(
             "the chat template changes earlier messages when later ones are added, so assistant "

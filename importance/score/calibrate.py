@@ -24,7 +24,8 @@ from importance.score.layerwise_depth import layerwise_removal_scores
 from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
-from minitron.measure.text import text_hash, token_blocks
+from minitron.measure.records import Source
+from minitron.measure.text import token_blocks
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
@@ -53,7 +54,7 @@ def calibrate(
     find_estimator(options.estimator)
     spec = read_spec(model_folder)
     blocks, _ = calibration_blocks(model_folder, data, options, held_back=held_back)
-    dtype, text = DTYPES[options.dtype], text_hash(data)
+    dtype, text = DTYPES[options.dtype], Source(str(data)).fingerprint()
     if options.offload:
         source = LayerwiseModel(model_folder, spec, dtype=dtype, device=find_device(device))
         between = options.offload_folder

@@ -60,10 +60,15 @@ def reads_stream(rule: Rule) -> bool:
 
 
 def unrotatable(spec: ModelSpec) -> Rule | None:
-    """The first norm for which the stream of a model cannot be written in another basis: one that subtracts a mean, or
-    whose gain multiplies what goes to the stream, where no linear comes after it; None where there is none."""
-    for rules in spec.rules.values():
-        for rule in rules:
+    """The first norm for which the stream of a model cannot be written in another basis; None where there is none."""
+    return binding_norm(spec.rules)
+
+
+def binding_norm(rules: Mapping[str, tuple[Rule, ...]]) -> Rule | None:
+    """The first norm in a table that ties the stream to the basis of its channels: one that subtracts a mean, or whose
+    gain multiplies what goes to the stream, where no linear comes after it; None where there is none."""
+    for kind in rules.values():
+        for rule in kind:
             if rule.norm is None or rule.dims != (Word(HIDDEN),):
                 continue
             if rule.norm.kind != "rms" or not reads_stream(rule):

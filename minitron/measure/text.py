@@ -1,85 +1,166 @@
-"""Text for calibration, distillation and evaluation: files in, blocks of token ids out."""
+"""Text for calibration, distillation and evaluation: records in, blocks of token ids out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
+from minitron.measure.records import Broken, Message, Record, Source, no_text, records
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-# UTF-8, with or without the byte order mark that some editors put in front of a file.
-_ENCODING: Final = "utf-8-sig"
+LARGE: Final = 2**23
+"""Characters above which a few samples are read from places spread over a text instead of from all of its tokens: a
+tokenizer needs a minute for 60 MB."""
+
+_CHARACTERS: Final = 8
+"""Characters of a long record that are turned into tokens at once, for each token that is wanted."""
 
 
-def documents(path: Path) -> Iterator[str]:
-    """The documents of a .jsonl file (the field `text` of each line) or of a text file (the whole file is one).
+class BrokenRecordError(Exception):
+    """A record that no text can be made of; says what is wrong with it."""
 
-    Raises MinitronError where the file is missing, a line is no JSON object with a `text`, or nothing is in it."""
-    if not path.is_file():
-        raise MinitronError(f"{path} does not exist; give a text file or a .jsonl file with a field `text` a line.")
+
+def documents(path: Path) -> Iterator[Record]:
+    """The records of a file or folder that is read whole or not at all.
+
+    Raises MinitronError where it is missing, a record is broken, or nothing is in it."""
     found = False
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding=_ENCODING) as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        found = True
-                        yield _text_field(path, number, line)
-        elif text := path.read_text(encoding=_ENCODING):
-            found = bool(text.strip())
-            yield text
-    except UnicodeDecodeError as error:
-        raise MinitronError(f"{path} is not UTF-8 text ({error}); convert it first.") from None
+    for record in records(Source(str(path)), Broken()):
+        found = found or record.text is None or bool(record.text.strip())
+        yield record
     if not found:
         raise MinitronError(f"{path} holds no text; give another file.")
-
-
-def _text_field(path: Path, number: int, line: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise MinitronError(f"{path} line {number} is not JSON ({error}); fix or remove it.") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise MinitronError(f"{path} line {number} has no string field `text`; fix or remove it.")
-    return str(record["text"])
 
 
 def token_blocks(
     tokenizer: PreTrainedTokenizerBase, path: Path, *, sequence_length: int, samples: int | None = None
 ) -> NDArray[np.int64]:
-    """[N, T] token ids: the documents of `path`, each followed by the end-of-text token, packed without padding.
+    """[N, T] token ids: the records of `path`, each followed by the end-of-text token, packed without padding.
 
     N is as many whole blocks of T = `sequence_length` as the text holds, at most `samples`.  Blocks are spread evenly
-    over the text, so that a few samples see all of it and not only its beginning.  Raises MinitronError where the text
-    is too short for one block."""
+    over the text, so that a few samples see all of it and not only its beginning; of a text of more than LARGE
+    characters, blocks begin at records, or at words of a long one, and the rest is not turned into tokens.  Raises
+    MinitronError where the text is too short for one block, a record is broken, or the tokenizer cannot show a
+    conversation."""
     import numpy as np
 
-    separator = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    ids: list[int] = []
-    for text in documents(path):
-        # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
-        ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + separator
+    if samples is not None:
+        length = sum(record.length for record in documents(path))
+        if length > max(LARGE, 4 * _CHARACTERS * samples * sequence_length):
+            return np.stack(list(_spread(tokenizer, path, sequence_length, samples, length)))
+    end = end_of_text(tokenizer)
+    runs = [np.asarray([*_ids(tokenizer, record), *end], dtype=np.int32) for record in documents(path)]
+    ids = np.concatenate(runs)
     whole = len(ids) // sequence_length
     if whole == 0:
         raise MinitronError(
             f"{path} holds {len(ids)} tokens, less than one sequence of {sequence_length}; "
             "give more text or a smaller --sequence-length."
         )
-    blocks = np.asarray(ids[: whole * sequence_length], dtype=np.int64).reshape(whole, sequence_length)
+    blocks = ids[: whole * sequence_length].reshape(whole, sequence_length).astype(np.int64)
     if samples is not None and samples < whole:
         blocks = blocks[np.linspace(0, whole - 1, samples).round().astype(np.int64)]
     return blocks
 
 
-def text_hash(path: Path) -> str:
-    """The SHA-256 of a file, by which scores and runs name the text they were made from."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _spread(
+    tokenizer: PreTrainedTokenizerBase, path: Path, sequence_length: int, samples: int, length: int
+) -> Iterator[NDArray[np.int64]]:
+    """One block after each of `samples` places, which are evenly far apart in the `length` characters of a text."""
+    import numpy as np
+
+    end = end_of_text(tokenizer)
+    block: list[int] = []
+    passed = made = 0
+    for record in documents(path):
+        at = 0
+        while made < samples:
+            place = made * length // samples
+            if not block and passed + at < place:
+                if passed + record.length <= place:
+                    break
+                at = _word(record, place - passed, at)
+            ids, at = _some(tokenizer, record, at, sequence_length - len(block))
+            block += ids
+            if at >= record.length:
+                block += end
+            if len(block) >= sequence_length:
+                yield np.asarray(block[:sequence_length], dtype=np.int64)
+                block, made = [], made + 1
+            if at >= record.length:
+                break
+        passed += record.length
+
+
+def _word(record: Record, place: int, at: int) -> int:
+    """Where a long text is entered: at the first word after `place`; a short one, or a conversation, from `at` on."""
+    if record.text is None or record.length <= LARGE // 2**10:
+        return at
+    found = record.text.find(" ", place)
+    return place if found < 0 else found
+
+
+def _some(tokenizer: PreTrainedTokenizerBase, record: Record, at: int, wanted: int) -> tuple[list[int], int]:
+    """Tokens of a record from a character on, at least as many as wanted where there are, and how far they reach."""
+    if record.text is None:
+        return _ids(tokenizer, record), max(1, record.length)
+    stop = at + max(1, wanted) * _CHARACTERS
+    return _ids(tokenizer, Record(record.where, record.text[at:stop])), min(stop, max(1, record.length))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[int]:
+    try:
+        return token_ids(tokenizer, rendered(tokenizer, record))
+    except BrokenRecordError as error:
+        Broken().add(record.where, str(error))
+        raise
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token after each record, if the tokenizer has one."""
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text, none added; raises BrokenRecordError for what is no Unicode text."""
+    if flaw := no_text(text):
+        raise BrokenRecordError(flaw)
+    # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    record: Record,
+    messages: tuple[Message, ...] | None = None,
+    *,
+    prompt: bool = False,
+) -> str:
+    """A record as text: a conversation as the chat template writes it, with its tools; or only the given `messages` of
+    it, and with `prompt` what comes before the next answer.
+
+    Raises BrokenRecordError for a conversation that the template refuses, MinitronError where there is none."""
+    import jinja2
+
+    if record.text is not None:
+        return record.text
+    if not tokenizer.chat_template:
+        raise MinitronError(
+            f"{record.where} is a conversation, but the tokenizer has no chat template; give a tokenizer with one, or "
+            "plain text."
+        )
+    shown: list[dict[str, Any]] = list(record.messages if messages is None else messages)
+    try:
+        text = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=prompt, **record.template)
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        raise BrokenRecordError(f"is refused by the chat template ({str(error) or type(error).__name__})") from error
+    return str(text)
+
+
+__all__ = ["LARGE", "BrokenRecordError", "documents", "end_of_text", "rendered", "token_blocks", "token_ids"]

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cli.app import run
 from distill.text.data import Part, Text, read_text
-from distill.text.records import Broken, Source, parse_source, records
 from distill.text.tokens import Tokens, tokenise
 from minitron.errors import MinitronError
+from minitron.measure.records import Source
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -40,76 +40,6 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
-
-
-def test_all_kinds_of_files_hold_the_same_records(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    texts = ["Anna sees three birds.", "Ben eats bread."]
-    lines = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "b.parquet")
-    (tmp_path / "c.txt").write_text(texts[0])
-    (tmp_path / "notes.pdf").write_text("no text")
-    for name in ("a.jsonl", "b.parquet"):
-        assert list(records(Source(str(tmp_path / name)), Broken(0))) == texts
-    assert list(records(Source(str(tmp_path)), Broken(0))) == [*texts, *texts, texts[0]]
-    talk = write_rows(tmp_path / "talk.jsonl", [{"messages": TALK}])
-    assert list(records(Source(str(talk)), Broken(0))) == [TALK]
-    before = Source(str(tmp_path)).fingerprint()
-    write_rows(lines, [{"text": "other"}])
-    assert Source(str(tmp_path)).fingerprint() != before
-
-
-def test_broken_records_are_named_and_stop_past_the_limit(tmp_path: Path) -> None:
-    rows = [{"text": "one"}, "{half", {"words": 3}, {"messages": [{"role": "user"}]}, {"text": "two"}, [1]]
-    path = write_rows(tmp_path / "a.jsonl", rows)
-    broken = Broken(4)
-    assert list(records(Source(str(path)), broken)) == ["one", "two"]
-    assert broken.count == 4
-    assert [name.split(" ", 3)[2] for name in broken.named] == ["2", "3", "4", "6"]
-    with pytest.raises(MinitronError, match=r"3 records are broken, the first .*line 2 is not JSON.*--most-broken"):
-        list(records(Source(str(path)), Broken(2)))
-
-
-@pytest.mark.parametrize(
-    ("typed", "wanted"),
-    [
-        ("a.txt", Source("a.txt")),
-        ("0.7:a.txt", Source("a.txt", 0.7)),
-        ("2:hf:some/name", Source("hf:some/name", 2.0)),
-        (".5:dir/b", Source("dir/b", 0.5)),
-        ("c:/d.txt", Source("c:/d.txt")),
-    ],
-)
-def test_a_weight_stands_before_the_path(typed: str, wanted: Source) -> None:
-    assert parse_source(typed) == wanted
-
-
-def test_a_dataset_is_read_by_the_library(tmp_path: Path) -> None:
-    """What `datasets` takes for a name is also a folder on the disk, which needs no network."""
-    (tmp_path / "set").mkdir()
-    write_rows(tmp_path / "set/train.jsonl", [{"text": "one"}, {"text": "two"}])
-    source = parse_source(f"0.5:hf:{tmp_path / 'set'}")
-    assert source.path is None and list(records(source, Broken(0))) == ["one", "two"]
-    with pytest.raises(MinitronError, match="cannot be loaded from the hub"):
-        list(records(parse_source(f"hf:{tmp_path / 'absent'}"), Broken(0)))
-
-
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MinitronError, match="above 0"):
-        parse_source("0:a.txt")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not at all")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
-    for name, words in (
-        ("absent.txt", "does not exist"),
-        ("empty", "holds no .txt, .md"),
-        ("bad.parquet", "not a readable Parquet"),
-        ("bad.txt", "not UTF-8"),
-    ):
-        with pytest.raises(MinitronError, match=words):
-            list(records(Source(str(tmp_path / name)), Broken(0)))
 
 
 def test_of_a_conversation_the_assistants_words_count(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -186,6 +116,51 @@ def test_the_end_of_every_source_is_held_out(tokenizer: PreTrainedTokenizerBase,
     ids = tokenizer(two.read_text(), add_special_tokens=False)["input_ids"]
     used = (text.parts[1].sequences + 2) * 16
     assert text.validation[-2:].flatten().tolist() == ids[used - 32 : used]
+
+
+def test_a_conversation_that_the_template_refuses_is_a_broken_record(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system!') }}{% endif %}" + CHAT
+    )
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": TALK}, {"messages": [system, *TALK]}, {"text": "half \ud83d"}, {"messages": TALK}]
+    source = Source(str(write_rows(tmp_path / "talk.jsonl", rows)))
+    found = tokenise(tokenizer, source, None, most_broken=2)
+    assert found.broken == 2
+    assert "line 2 is refused by the chat template (No system!)" in found.named[0]
+    assert "line 3 has half a surrogate pair" in found.named[1]
+    assert len(found.ids) == 2 * len(tokenise(tokenizer, source_of(tmp_path, [{"messages": TALK}]), None).ids)
+    with pytest.raises(MinitronError, match=r"line 2 .*--most-broken"):
+        tokenise(tokenizer, source, None, most_broken=0)
+
+
+def test_templates_are_shown_tools_calls_and_reasoning(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    tokenizer.chat_template = (
+        "{% for t in tools %}[tool {{ t.function.name }}]{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content or '' }}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %};"
+        "{% endfor %}"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    row = {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+        "messages": [
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "dry", "tool_call_id": "1"},
+            {"role": "assistant", "content": "No.", "reasoning_content": "dry means no."},
+        ],
+    }
+    found = tokenise(tokenizer, source_of(tmp_path, [row]), None)
+    assert tokenizer.decode(found.ids.tolist()) == (
+        '[tool weather]user: Rain?;assistant: <weather {"city": "Oslo"}>;tool: dry;assistant: dry means no.No.;</s>'
+    )
+
+
+def source_of(folder: Path, rows: list[Any]) -> Source:
+    return Source(str(write_rows(folder / "rows.jsonl", rows)))
 
 
 def test_a_blend_as_it_is_typed(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from distill.run import stages as stages_module
 from distill.run.distillation import Distillation
 from distill.run.recipe_file import read_recipe
 from distill.run.train import distill
-from distill.text.records import Source
 from minitron.errors import MinitronError
+from minitron.measure.records import Source
 from minitron.model.checkpoint import Checkpoint
 
 RECIPE = """

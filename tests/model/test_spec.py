@@ -87,6 +87,7 @@ def test_every_dialect_of_the_layout_is_read_and_kept(name: str) -> None:
         ({"model_type": "gpt5"}, "supported types are .*llama, .*mistral, .*nemotron_h"),
         ({"hybrid_override_pattern": "MX"}, "the letter 'X'"),
         ({"hybrid_override_pattern": ""}, "empty"),
+        ({"hybrid_override_pattern": "MEM", "num_hidden_layers": 4}, "describes 3 layers and num_hidden_layers is 4"),
         ({"hybrid_override_pattern": None}, "names no layer layout"),
         ({"layers_block_type": ["mamba", "rwkv"]}, "layer kind 'rwkv'"),
         ({"hidden_size": None}, "has no hidden_size"),

@@ -78,6 +78,11 @@ def read_layout(config: Config) -> str:
             letters = reader(config, key)
             if not letters:
                 raise MinitronError(f"config.json: {key} is empty; a model needs at least one layer.")
+            if config.get("num_hidden_layers") is not None and layer_count(config) != len(letters):
+                raise MinitronError(
+                    f"config.json: {key} describes {len(letters)} layers and num_hidden_layers is "
+                    f"{layer_count(config)}; correct one of the two."
+                )
             return letters
     raise MinitronError(f"config.json names no layer layout; it needs one of {', '.join(READERS)}.")
 
