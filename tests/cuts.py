@@ -80,7 +80,9 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
     The norms' epsilon goes to almost zero: against a mean over fewer channels a fixed one weighs differently, which is
     no fault of the cut."""
     config = json.loads((folder / "config.json").read_text())
-    config |= {key: 1e-12 for key in ("layer_norm_epsilon", "rms_norm_eps", "norm_eps") if key in config}
+    config |= {
+        key: 1e-12 for key in ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps") if key in config
+    }
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
     energy: dict[str, np.ndarray] = {}

@@ -40,9 +40,10 @@ from minitron.model.tensor_map import held
 CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for number in range(len(sizes))]
 CPU = torch.device("cpu")
 UNROTATABLE = {
-    "nemotron": "a LayerNorm subtracts the mean over channels",
+    **dict.fromkeys(("nemotron", "cohere", "cohere2"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
-        ("olmo2", "olmo3", "exaone4", "glm4", "gemma3_text"), "a norm's gain multiplies what goes to the stream"
+        ("olmo2", "olmo3", "exaone4", "glm4", "gemma2", "gemma3_text"),
+        "a norm's gain multiplies what goes to the stream",
     ),
 }
 """family -> why its stream is in the basis of its channels for good."""
@@ -255,7 +256,9 @@ def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
     large = {
         name
         for name, parameter in model.named_parameters()
-        if ".layers." in name and parameter.ndim in (2, 3) and not re.search(r"\.gate\.|router|A_log|dt_proj", name)
+        if ".layers." in name
+        and parameter.ndim in (2, 3)
+        and not re.search(r"\.gate\.|router|norm|A_log|dt_proj", name)
     }
     large -= {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Conv1d)}
     assert everything == {name for name in large if not name.endswith("_bias")}

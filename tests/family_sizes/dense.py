@@ -33,6 +33,21 @@ DENSE: dict[str, list[dict[str, Any]]] = {
         DECODER | {"sliding_window": 8, "sliding_window_pattern": 2},
     ],
     "glm4": [DECODER, DECODER | {"attention_bias": False, "tie_word_embeddings": True}],
+    "cohere": [
+        DECODER | {"logit_scale": 3.0, "use_qk_norm": True},
+        without_head_dim(DECODER) | {"logit_scale": 3.0, "attention_bias": True, "tie_word_embeddings": False},
+    ],
+    "cohere2": [
+        without_head_dim(DECODER) | {"logit_scale": 3.0, "sliding_window": 8},
+        DECODER | WINDOWS | {"logit_scale": 0.5, "attention_bias": True, "tie_word_embeddings": False},
+    ],
+    "gemma2": [
+        DECODER | {"query_pre_attn_scalar": 12, "sliding_window": 8, "final_logit_softcapping": 0.5},
+        DECODER
+        | WINDOWS
+        | {"query_pre_attn_scalar": 12, "final_logit_softcapping": None, "attn_logit_softcapping": 0.25}
+        | {"attention_bias": True, "tie_word_embeddings": False},
+    ],
     "granite": [
         DECODER | GRANITE_NUMBERS,
         without_head_dim(DECODER)

@@ -3,10 +3,11 @@
 from typing import Final
 
 from minitron.model.families.bamba import BAMBA
+from minitron.model.families.cohere import COHERE, COHERE2
 from minitron.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from minitron.model.families.exaone import EXAONE4
 from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
-from minitron.model.families.gemma import GEMMA3
+from minitron.model.families.gemma import GEMMA2, GEMMA3
 from minitron.model.families.glm import GLM4
 from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE
 from minitron.model.families.gpt_oss import GPT_OSS
@@ -38,7 +39,7 @@ _FAMILIES: Final = (
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, MINIMAX_M2, GPT_OSS),
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE),
-    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
+    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -1,5 +1,5 @@
-"""Gemma 3: four norms a layer whose tensors hold the gain less one, sliding windows in most layers, and an
-embedding that enters the stream times sqrt(hidden)."""
+"""Gemma 2 and 3: four norms a layer whose tensors hold the gain less one, sliding windows in half or most of the
+layers, an embedding that enters the stream times sqrt(hidden), and logits that may be capped."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +31,15 @@ _COMMON: dict[str, Any] = {
 def _every(config: Config, period: int) -> Callable[[int], str]:
     return lambda layer: SLIDING if (layer + 1) % period else FULL
 
+
+GEMMA2 = rotary_decoder(
+    "gemma2",
+    layer=sandwich(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(), _NORM),
+    slides=lambda config: _every(config, 2),
+    summary="attention, every other layer in a sliding window, and gated MLP, norms on both sides of each, capped "
+    "logits (Gemma 2)",
+    **_COMMON | {"defaults": _COMMON["defaults"] | {"final_logit_softcapping": 30.0}},
+)
 
 GEMMA3 = rotary_decoder(
     "gemma3_text",
