@@ -73,6 +73,24 @@ LATENT = {
     "v_head_dim": 10,
     "num_mtp_layers": 0,
 }
+KIMI = {key: value for key, value in DECODER.items() if key != "head_dim"} | {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "num_experts": 6,
+    "num_shared_experts": 2,
+    "num_experts_per_token": 2,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
+DELTA_ATTENTION = {
+    "full_attn_layers": [3],
+    "kda_layers": [1, 2, 4],
+    "head_dim": 8,
+    "num_heads": 6,
+    "short_conv_kernel_size": 4,
+}
 MAMBA = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,

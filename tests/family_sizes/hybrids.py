@@ -5,10 +5,12 @@ from typing import Any
 from family_sizes.base import (
     CONVOLUTIONS,
     DECODER,
+    DELTA_ATTENTION,
     DELTA_NETS,
     EXPERTS,
     GRANITE_NUMBERS,
     HYBRID_SIZES,
+    KIMI,
     LAYERS,
     MAMBA,
     PATTERN,
@@ -73,6 +75,17 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | CONVOLUTIONS
         | {"use_expert_bias": False, "conv_bias": True}
         | {"tie_word_embeddings": False, "num_dense_layers": 3},
+    ],
+    "kimi_linear": [
+        KIMI | {"linear_attn_config": DELTA_ATTENTION, "first_k_dense_replace": 1},
+        # Groups of experts, and all that transformers' own class calls by other names.
+        KIMI
+        | {"linear_head_dim": 8, "linear_num_heads": 6, "linear_conv_kernel_dim": 3, "num_hidden_layers": 5}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "dense", "sparse"], "num_expert_group": 2}
+        | {"num_experts": 12, "num_shared_experts": 1, "tie_word_embeddings": True},
+        KIMI
+        | {"linear_attn_config": DELTA_ATTENTION, "layer_types": ["full_attention", "linear_attention"] * 2}
+        | {"first_k_dense_replace": 2, "q_lora_rank": 20, "attention_bias": True},
     ],
     "bamba": [
         without_head_dim(DECODER) | MAMBA,

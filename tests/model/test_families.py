@@ -335,6 +335,32 @@ def test_a_width_that_follows_from_its_key_is_written_as_it_stands_once_it_is_cu
         spec_of(released | {"block_ffn_dim_multiplier": None}).sizes  # noqa: B018 (read for what it raises)
 
 
+def test_layers_counted_from_one_are_counted_anew() -> None:
+    """Kimi Linear's released config, in which one object says all of its linear attention."""
+    released = FACTS["Kimi-Linear-48B-A3B"]["config"] | {"model_type": "kimi_linear"}
+    spec, nested = spec_of(released), "linear_attn_config."
+    assert spec.letters == "lLLA" + "LLLA" * 5 + "LLA"
+    sizes = {f"{nested}num_heads": 24, "num_experts": 192, "moe_intermediate_size": 512, "hidden_size": 2048}
+    small = spec.resized(sizes, (0, 2, 3, 7, 26))
+    told = small.config["linear_attn_config"]
+    assert told == {
+        "full_attn_layers": [3, 4, 5],
+        "head_dim": 128,
+        "kda_layers": [1, 2],
+        "num_heads": 24,
+        "short_conv_kernel_size": 4,
+    }
+    assert released["linear_attn_config"]["num_heads"] == 32 and "layer_types" not in small.config
+    theirs = CONFIG_MAPPING["kimi_linear"](**{key: value for key, value in small.config.items() if key != "model_type"})
+    assert [word[0] for word in theirs.layer_types] == ["l", "l", "f", "f", "f"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs)
+    numbers = [*model.parameters(), *(one for name, one in model.named_buffers() if name.endswith("correction_bias"))]
+    assert sum(one.numel() for one in numbers) == small.parameters().total
+    with pytest.raises(MinitronError, match=r"linear_attn_config\.kda_layers do not name the layers 1 to 27"):
+        spec_of(released | {"linear_attn_config": told}).letters  # noqa: B018 (read for what it raises)
+
+
 def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:
     llama = FAMILIES["llama"]
     with pytest.raises(ValueError, match="no size is given for ffn"):

@@ -14,6 +14,7 @@ from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from minitron.model.families.hunyuan import HUNYUAN_DENSE
 from minitron.model.families.jamba import JAMBA
+from minitron.model.families.kimi import KIMI_LINEAR
 from minitron.model.families.lfm import LFM2, LFM2_MOE
 from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.logits import LogitMap, Logits
@@ -34,7 +35,7 @@ from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
 _FAMILIES: Final = (
     *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
-    *(LFM2, LFM2_MOE),
+    *(LFM2, LFM2_MOE, KIMI_LINEAR),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, MINIMAX_M2, GPT_OSS),
