@@ -332,6 +332,7 @@ class ModelSpec:
             if axis in self.sizes and self.axis(axis).keys and self.key(other) in named_sizes:
                 ratio = self.sizes[axis] // self.sizes[other]
                 self.axis(axis).write(config, ratio * int(named_sizes[self.key(other)]))
+        self.family.settle(config)
         probe = ModelSpec(self.family, config, self.stored)
         for axis, size in self.sizes.items():
             if axis in self.family.followers:
