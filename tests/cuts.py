@@ -96,7 +96,7 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
         tensors[name] = tensor * alive
         if rule.norm:
             energy[rule.pattern.format(index)] = alive.reshape(-1, tensor.shape[-1])[0].numpy().astype(np.float64)
-        if rule.router and tensor.ndim == 1:
+        if rule.router and not rule.is_linear:
             # A zero router row still wins tokens; a bias keeps them away.
             tensors[name] = tensor - 1e4 * (1 - alive)
     if any(axis == "expert" for axis, _ in plan.keep):
@@ -165,7 +165,7 @@ def keep_tokens_away(tensors: dict[str, torch.Tensor], spec: ModelSpec, plan: Pl
                     and (rule.writes is None or dim is rule.writes)
                 ):
                     tensor.select(place, channel).zero_()
-        elif rule.router and tensor.ndim == 2 and layer in plan.layers:
+        elif rule.router and rule.is_linear and layer in plan.layers:
             kept = pick(plan.keep, "expert", layer, None)
             tensor[:, channel] = -1e4
             tensor[kept, channel] = 0.0

@@ -295,7 +295,8 @@ def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iter
     """kind, part and the bytes of all its tensors, part by part."""
     for part in found.parts:
         matrix = part.rule.matrix
-        *rows, columns = (numel(dim, sizes) for dim in (reversed(matrix) if part.rule.transposed else matrix))
+        # A number has no dimensions: a row of one.
+        *rows, columns = 1, *(numel(dim, sizes) for dim in (reversed(matrix) if part.rule.transposed else matrix))
         height: Any = 1
         for row in rows:
             height = height * row

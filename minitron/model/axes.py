@@ -203,11 +203,12 @@ class Axis:
         return next((key for key in keys if has_entry(config, key)), keys[0])
 
     def write(self, config: dict[str, Any], size: int) -> None:
-        """Write a new size into a config, under every key of it that is there."""
+        """Write a new size into a config, under every key of it that is there, for every layer of those it lists."""
         own = self.key(config)
         for key in self.keys:
             if key == own or has_entry(config, key):
-                write_entry(config, key, size)
+                listed = entry(config, key)
+                write_entry(config, key, [size] * len(listed) if isinstance(listed, list) else size)
         config.update(self.beside)
 
 

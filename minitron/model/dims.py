@@ -113,9 +113,10 @@ def parse(text: str) -> Dim:
 
 @cache
 def parse_shape(text: str) -> tuple[Dim, ...]:
-    """The dimensions of one tensor, separated by commas; raises ValueError that quotes a bad rule."""
+    """The dimensions of one tensor, separated by commas, none for a single number; raises ValueError that quotes a bad
+    rule."""
     try:
-        return tuple(parse(dim) for dim in text.split(","))
+        return tuple(parse(dim) for dim in text.split(",")) if text.strip() else ()
     except ValueError as error:
         raise ValueError(f"bad rule {text!r}: {error}") from None
 

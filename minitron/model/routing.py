@@ -8,6 +8,7 @@ from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.model.axes import Axis, whole
+from minitron.model.families.layer_lists import size_under
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def choice_of(row: Axis, value: Callable[[str], Any], family: str) -> Choice:
             raise MinitronError(
                 f"config.json has no {row.least_key}; a {family} model with these layers needs it; add it."
             )
-        needed = whole(row.least_key, value(row.least_key))
+        needed = size_under(row.least_key, value(row.least_key))
     groups = whole(row.equal_groups_key, value(row.equal_groups_key) or 1) if row.equal_groups_key else 1
     chosen = value(row.chosen_groups_key) if row.chosen_groups_key else None
     return Choice(row, needed, groups, whole(row.chosen_groups_key, chosen or groups))

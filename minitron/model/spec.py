@@ -19,6 +19,7 @@ from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, entry, 
 from minitron.model.dims import Dim, axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
 from minitron.model.families.family import value_of
+from minitron.model.families.layer_lists import size_under
 from minitron.model.families.logits import LogitMap
 from minitron.model.routing import Choice, choice_of
 from minitron.model.tensor_names import tensor_names
@@ -140,7 +141,8 @@ class ModelSpec:
         for key in row.keys:
             value = entry(self.config, key)
             if value is not None and not (value == AUTO and row.default is not None):
-                return row.from_key(self.config, whole(key, value)) if row.from_key else whole(key, value)
+                size = size_under(key, value)
+                return row.from_key(self.config, size) if row.from_key else size
         if row.null is not None and any(has_entry(self.config, key) for key in row.keys):
             return row.null(self.config)
         if row.default is None:

@@ -46,8 +46,10 @@ class Held:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[E, R, C] of experts, else that of the tensors on disk but for the joined first dimension."""
+        """[E, R, C] of experts, else that of the tensors on disk but for the joined first dimension; [] of a number."""
         first = self.parts[0][0].shape
+        if not first:
+            return first
         joined = (sum(part[0].shape[0] for part in self.parts), *first[1:])
         return (len(self.parts[0]), *joined) if self.is_stacked else joined
 

@@ -54,6 +54,12 @@ DENSE: dict[str, list[dict[str, Any]]] = {
         | GRANITE_NUMBERS
         | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ],
+    "apertus": [
+        DECODER,
+        without_head_dim(DECODER) | {"attention_bias": True, "tie_word_embeddings": True},
+        DECODER | {"hidden_act": "silu"},
+    ],
+    "ernie4_5": [DECODER, DECODER | {"use_bias": True, "tie_word_embeddings": False}],
     "gemma3_text": [
         DECODER | WINDOWS | {"query_pre_attn_scalar": 12},
         DECODER | {"query_pre_attn_scalar": 12, "attention_bias": True, "tie_word_embeddings": False},

@@ -4,6 +4,14 @@ from typing import Any
 
 from family_sizes.base import DECODER, EXPERTS, GRANITE_NUMBERS, LATENT, WINDOWS, without_head_dim
 
+ERNIE = {
+    "moe_num_experts": 6,
+    "moe_k": 2,
+    "moe_intermediate_size": 24,
+    "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1,
+}
+
 MIXTURES: dict[str, list[dict[str, Any]]] = {
     # Its tokenizer adds a token of its own.
     "qwen2_moe": [
@@ -72,5 +80,15 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | LATENT
         | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "q_lora_rank": None, "attention_bias": True}
         | {"n_group": 1, "rope_interleave": False},
+    ],
+    "ernie4_5_moe": [
+        without_head_dim(DECODER) | ERNIE,
+        DECODER | ERNIE | {"moe_num_shared_experts": 0, "moe_layer_end_index": 2, "tie_word_embeddings": False},
+    ],
+    "hunyuan_v1_moe": [
+        DECODER | {"num_experts": 6, "moe_topk": 2, "tie_word_embeddings": True},
+        DECODER
+        | {"num_experts": 6, "moe_topk": [2, 2, 2, 2], "attention_bias": True}
+        | {"moe_intermediate_size": [56, 56, 56, 56], "num_shared_expert": [1, 1, 1, 1]},
     ],
 }

@@ -56,7 +56,7 @@ class Rule:
 
     when: str = ""
     """The config keys and words of Family.storage, separated by spaces, that must all be true for the tensor to exist
-    (`!key`: false); empty for always.  What an absent key means stands in Family.defaults."""
+    (`!key`: false; `key=word`: that word); empty for always.  What an absent key means stands in Family.defaults."""
 
     norm: Norm | None = None
     """For the gain of a norm."""
@@ -113,7 +113,7 @@ class Rule:
     @property
     def is_stacked(self) -> bool:
         """Whether one tensor on disk holds all experts, along its first dimension."""
-        return not self.router and self.dims[0] == Word(EXPERT)
+        return not self.router and self.dims[:1] == (Word(EXPERT),)
 
     @property
     def per_expert(self) -> bool:
@@ -244,7 +244,13 @@ class Extra:
 
 
 def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
-    return all(bool(value_of(config, defaults, key.removeprefix("!"))) != key.startswith("!") for key in when.split())
+    return all(_is_met(condition, config, defaults) for condition in when.split())
+
+
+def _is_met(condition: str, config: Config, defaults: Mapping[str, Any]) -> bool:
+    key, names_a_word, word = condition.removeprefix("!").partition("=")
+    value = value_of(config, defaults, key)
+    return (value == word if names_a_word else bool(value)) != condition.startswith("!")
 
 
 @dataclass(frozen=True)

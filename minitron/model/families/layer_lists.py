@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Config
+from minitron.model.axes import Config, whole
 
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 
-LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attn_type_list")
+SIZES: Final = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
+"""Keys that may give a size for every layer."""
+
+LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attn_type_list", *SIZES)
 """Keys whose lists have one entry a layer."""
 
 INDICES: Final = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "no_rope_layer_indices")
@@ -31,6 +34,18 @@ def keep_listed(config: dict[str, Any], kept: tuple[int, ...]) -> None:
             config[key] = [new for new, layer in enumerate(kept) if layer in named]
     if "num_hidden_layers" in config:
         config["num_hidden_layers"] = len(kept)
+
+
+def size_under(key: str, value: Any) -> int:
+    """The size that a config gives under `key`, the same for every layer; raises MinitronError where it is none."""
+    if key not in SIZES or not isinstance(value, list) or not value:
+        return whole(key, value)
+    if any(one != value[0] for one in value):
+        raise MinitronError(
+            f"config.json: {key} differs from layer to layer, which Minitron does not support; use a model in which it "
+            "does not."
+        )
+    return whole(key, value[0])
 
 
 def layer_indices(config: Config, key: str) -> frozenset[int]:
