@@ -15,6 +15,7 @@ import torch._functorch.config
 from transformers import PreTrainedModel
 
 from minitron.errors import MinitronError
+from minitron.model.backbone import backbone
 
 _BUDGET: Final = 0.9
 """Of the activations that a compiled layer would store for the backward pass: below it, recomputing costs time
@@ -30,7 +31,7 @@ class Compiled:
         """Each layer is compiled when it first runs, for every shape anew: a run that goes on computes what it would
         have."""
         self._on = False
-        layers = [layer for model in models if _can_be(model) for layer in model.base_model.layers]
+        layers = [layer for model in models if _can_be(model) for layer in backbone(model).layers]
         # All layers of a kind share one function, and each of them counts as another version of it.
         limit = 8 + 4 * len(layers)
         if layers:

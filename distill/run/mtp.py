@@ -27,6 +27,7 @@ from transformers.initialization import no_init_weights
 from distill.losses.slopes import chunks
 from minitron.errors import MinitronError
 from minitron.measure.quality import CHUNK_LOGITS, Answers, hidden_states
+from minitron.model.backbone import backbone
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.output_layer import output_layer
 from minitron.model.spec import read_spec
@@ -49,7 +50,7 @@ class Predictor(nn.Module):
         config.layer_types = list(config.mtp_layers_block_type)
         hidden = config.hidden_size
         with torch.device("meta"), no_init_weights():
-            self.body = type(model.base_model)(config)
+            self.body = type(backbone(model))(config)
             norm = type(self.body.norm_f)
             self.enorm = norm(hidden, eps=config.layer_norm_epsilon)
             self.hnorm = norm(hidden, eps=config.layer_norm_epsilon)

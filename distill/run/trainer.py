@@ -33,6 +33,7 @@ from distill.text.data import Batch, Text
 from minitron.errors import MinitronError
 from minitron.measure import quality
 from minitron.measure.benchmarks import Results
+from minitron.model.backbone import backbone
 from minitron.model.spec import ModelSpec
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
@@ -76,11 +77,11 @@ class Trainer:
         if student.device.type == "cpu":
             keep_freed_memory()
         if recipe.activation_checkpointing:
-            for layer in student.base_model.layers:
+            for layer in backbone(student).layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        processes.shard(self.objective, student.base_model.layers)
+        processes.shard(self.objective, backbone(student).layers)
         if isinstance(teacher, PreTrainedModel):
-            processes.shard(teacher.base_model, teacher.base_model.layers)
+            processes.shard(backbone(teacher), backbone(teacher).layers)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.parameters, recipe.weight_decay),
             lr=recipe.learning_rate,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from distill.teacher.e4m3 import dequantise, quantise
 from distill.teacher.fp8_linear import Fp8Linear, multiplies_in_fp8
 from distill.teacher.kept import DEFAULT, Kept
+from minitron.model.backbone import backbone
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held
 
@@ -117,7 +118,7 @@ def _before_attention(spec: ModelSpec) -> frozenset[int]:
 def _kept_modules(model: PreTrainedModel, keep: Kept) -> Iterator[nn.Module]:
     yield model.get_output_embeddings()
     mamba: list[nn.Module] = []
-    for number, layer in enumerate(model.base_model.layers):
+    for number, layer in enumerate(backbone(model).layers):
         if number in keep.layers:
             yield from layer.modules()
         attention = [module for module in layer.modules() if any(hasattr(module, name) for name in _ATTENTION)]

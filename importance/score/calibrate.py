@@ -26,6 +26,7 @@ from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
 from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
+from minitron.model.backbone import backbone
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
@@ -242,7 +243,7 @@ def _observe(
             if backward:
                 run_and_return(model, ids)
             else:
-                model.base_model(input_ids=ids.to(model.device), use_cache=False)
+                backbone(model)(input_ids=ids.to(model.device), use_cache=False)
             advance(ids.numel())
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from importance.score.totals import Array
 from minitron.errors import NotFinite
+from minitron.model.backbone import backbone
 from minitron.model.layer_by_layer import states_of
 from minitron.model.layerwise import final_norm_module, layers_module
 from minitron.model.output_layer import OutputLayer, output_layer
@@ -146,7 +147,7 @@ def _prepare(model: PreTrainedModel, decoder: Decoder, ids: Tensor) -> Calibrati
     with ExitStack() as undo:
         for layer in decoder.layers:
             undo.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-        reference = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+        reference = backbone(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
     return CalibrationBatch(entries[0], arguments, reference)
 
 

@@ -63,17 +63,39 @@ class _Watch:
     estimator: Estimator
     moments: Moments | None
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """[N, D] states, [N, k] experts, [N, k] weights -> [N, D], and the sums go to `totals`."""
-        experts, site, totals = self.experts, self.site, self.totals
+    def forward(
+        self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] states, [N, k] experts, [N, k] weights -> [N, D], and the sums go to `totals`.
+
+        Without experts and weights the states are [E*N, D], those of all tokens for each expert, times the weight that
+        it has for them: zero where it is not chosen.  So are the outputs then."""
+        if top_k_index is None or top_k_weights is None:
+            return self._of_all(hidden_states)
         tokens, chosen = top_k_index.shape
         # Stable: within an expert tokens keep their order.
         expert, order = top_k_index.flatten().sort(stable=True)
         token = order // chosen
+        outer = self._seen(hidden_states[token], expert, token, tokens, top_k_weights.flatten()[order, None])
+        output = torch.empty_like(outer)
+        output[order] = outer
+        return output.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
+
+    def _of_all(self, rows: Tensor) -> Tensor:
+        tokens = len(rows) // self.experts.num_experts
+        sent = rows.ne(0).any(-1).nonzero().squeeze(-1)
+        outer = self._seen(rows[sent], sent // tokens, sent % tokens, tokens, None)
+        return torch.zeros_like(rows).index_copy(0, sent, outer.to(rows.dtype))
+
+    def _seen(self, rows: Tensor, expert: Tensor, token: Tensor, tokens: int, weights: Tensor | None) -> Tensor:
+        """[R, D] rows in the order of their experts -> [R, D] what these make of them, times `weights`."""
+        experts, site, totals = self.experts, self.site, self.totals
         counts = torch.bincount(expert, minlength=experts.num_experts)
         parts = counts.tolist()
-        inner = self._inner(hidden_states[token], parts, expert)
-        outer = self._linear(inner, site.down, parts, expert) * top_k_weights.flatten()[order, None]
+        inner = self._inner(rows, parts, expert)
+        outer = self._linear(inner, site.down, parts, expert)
+        if weights is not None:
+            outer = outer * weights
         with torch.no_grad():
             routing = Routing(
                 expert, token // (tokens // self.batch.sequences), experts.num_experts, self.batch.sequences
@@ -86,29 +108,27 @@ class _Watch:
                 self.moments.see_routed(site.layer, totals, inner, routing)
             # One column a channel and expert.
             down = experts.get_parameter(site.down)
-            self.estimator.see_weights(totals, site.channels, down, (2,) if self._transposed else (1,))
-        output = torch.empty_like(outer)
-        output[order] = outer
-        return output.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
-
-    @property
-    def _transposed(self) -> bool:
-        """Whether weights are [E, in, out]."""
-        return bool(getattr(self.experts, "is_transposed", False))
+            self.estimator.see_weights(totals, site.channels, down, (2,) if site.transposed else (1,))
+        return outer
 
     def _inner(self, rows: Tensor, parts: list[int], expert: Tensor) -> Tensor:
         """[R, D] -> [R, F]: what the down projections read."""
         if hasattr(self.experts, "up_proj"):
             made: Tensor = self.experts.act_fn(self._linear(rows, "up_proj", parts, expert))
             return made
-        # A gate beside it, joined as the model's own way of applying it expects.
-        gated: Tensor = self.experts._apply_gate(self._linear(rows, "gate_up_proj", parts, expert))
+        both = self._linear(rows, "gate_up_proj", parts, expert)
+        if hasattr(self.experts, "_apply_gate"):
+            # A gate beside it, joined as the model's own way of applying it expects.
+            gated: Tensor = self.experts._apply_gate(both)
+        else:
+            gate, up = both.chunk(2, dim=-1)
+            gated = self.experts.act_fn(gate) * up
         return gated
 
     def _linear(self, rows: Tensor, name: str, parts: list[int], expert: Tensor) -> Tensor:
         """[R, in] rows in runs of `parts` -> [R, out]: each run times the weights of its expert."""
         weights = self.experts.get_parameter(name)
-        if self._transposed:
+        if self.site.transposed:
             weights = weights.mT
         runs = zip(torch.split(rows, parts), weights, strict=True)
         made = torch.cat([run @ weight.T for run, weight in runs])

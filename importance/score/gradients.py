@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from importance.score.depth import CHUNK_LOGITS
+from minitron.model.backbone import backbone
 from minitron.model.output_layer import OutputLayer, output_layer
 
 
@@ -21,7 +22,7 @@ def run_and_return(model: PreTrainedModel, ids: Tensor) -> None:
     with torch.enable_grad():
         entry = model.get_input_embeddings().register_forward_hook(_begins_graph)
         try:
-            states = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+            states = backbone(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
         finally:
             entry.remove()
         states.backward(_by_states(output_layer(model), states.detach(), ids.to(model.device)))

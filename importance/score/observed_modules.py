@@ -74,6 +74,9 @@ class ExpertSite:
     down: str
     """The parameter of the module by which they are read."""
 
+    transposed: bool = False
+    """Whether its weights are [E, in, out]."""
+
     @property
     def channels(self) -> tuple[str, "ExpertSite"]:
         """What the sums over the experts' channels are called, apart from those over experts."""
@@ -111,7 +114,8 @@ def expert_sites(spec: ModelSpec) -> Iterator[ExpertSite]:
     """The routed experts of every layer that has some."""
     for layer, rule in _layer_rules(spec):
         if rule.per_expert and isinstance(rule.reads, Word) and spec.axis(rule.reads.name).nested_in:
-            yield ExpertSite(layer, module_name(rule, layer), rule.reads.name, parameter_name(rule, layer))
+            module, down = module_name(rule, layer), parameter_name(rule, layer)
+            yield ExpertSite(layer, module, rule.reads.name, down, rule.transposed)
 
 
 def _layer_rules(spec: ModelSpec) -> Iterator[tuple[int, Rule]]:

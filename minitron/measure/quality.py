@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.errors import MinitronError, NotFinite
+from minitron.model.backbone import backbone
 from minitron.model.output_layer import OutputLayer, as_read, output_layer
 from minitron.progress import Advance
 
@@ -86,7 +87,7 @@ class Teacher:
 
 def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """[B, T, H]: what the output layer reads, for the token ids [B, T]."""
-    states: Tensor = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    states: Tensor = backbone(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
     return as_read(states, model.get_output_embeddings().weight)
 
 

@@ -157,13 +157,17 @@ def _tell_mtp(case: _Case) -> tuple[str, str, str, str]:
     return formula, _filled_mixture(case, precision, mtp=True), "exact", "loaded for speculative decoding"
 
 
+def _near(one: LayerCache) -> str:
+    return "chunk" if one.cache.chunked else "sliding window"
+
+
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     drafts = ", including the MTP block" if load.speculative_tokens else ""
     each = _bytes_each(float(FORMATS[load.kv].bits_with_scales))
     found = [one for one in case.keep.caches if one.cache.keys_values]
     windows = [
-        f"; {_n(one.attention)} of them keep {_n(one.tokens)} tokens in a sliding window"
+        f"; {_n(one.attention)} of them keep {_n(one.tokens)} tokens in a {_near(one)}"
         for one in found
         if one.tokens < load.context
     ]

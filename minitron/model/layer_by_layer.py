@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minitron.model.backbone import backbone
 from minitron.model.layerwise import EMBEDDING, LayerwiseModel, final_norm_module, layers_module
 
 
@@ -112,7 +113,7 @@ class LayerByLayer:
             for module in self.modules:
                 undo.enter_context(_replaced(module, note))
             undo.enter_context(_replaced(self.norm, lambda states: states))
-            self.model.base_model(input_ids=ids.to(self.source.device), use_cache=False)
+            backbone(self.model)(input_ids=ids.to(self.source.device), use_cache=False)
         shape = (ids.shape[0], ids.shape[1])
         self.shapes.append(shape)
         # Positions and masks of whole sequences follow from their shape alone.

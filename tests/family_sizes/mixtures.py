@@ -91,4 +91,13 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"num_experts": 6, "moe_topk": [2, 2, 2, 2], "attention_bias": True}
         | {"moe_intermediate_size": [56, 56, 56, 56], "num_shared_expert": [1, 1, 1, 1]},
     ],
+    "llama4_text": [
+        DECODER
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24, "intermediate_size_mlp": 56}
+        | {"attention_chunk_size": 8, "interleave_moe_layer_step": 2, "attention_bias": True},
+        DECODER
+        | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 24, "intermediate_size_mlp": 56}
+        | {"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 1], "moe_layers": [0, 1, 3], "floor_scale": 4}
+        | {"use_qk_norm": False, "tie_word_embeddings": True},
+    ],
 }

@@ -20,6 +20,7 @@ from minitron.model.families.jamba import JAMBA
 from minitron.model.families.kimi import KIMI_LINEAR
 from minitron.model.families.lfm import LFM2, LFM2_MOE
 from minitron.model.families.llama import LLAMA, MISTRAL
+from minitron.model.families.llama4 import LLAMA4
 from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
 from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL
@@ -42,7 +43,7 @@ _FAMILIES: Final = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, MINIMAX_M2, GPT_OSS),
-    *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE),
+    *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),

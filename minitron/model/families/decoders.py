@@ -279,7 +279,9 @@ def mixture_decoder(
     kinds = {"E": "moe"} | ({} if dense is None else {"-": "dense"})
     rules = {"moe": moe} | ({} if dense is None else {"dense": dense})
     labels = {kind: MIXTURE_LABELS[kind] for kind in kinds.values()}
-    caches = dict.fromkeys(kinds.values(), replace(cache, window="" if types else window))
+    caches = dict.fromkeys(
+        kinds.values(), replace(cache, window="", chunked=False) if types else replace(cache, window=window)
+    )
     mixtures = layout or (lambda config: "E" * layer_count(config))
     if types is not None:
         near = {letter: f"{kind}_{LOCAL}" for letter, kind in kinds.items()}

@@ -173,6 +173,9 @@ class Cache:
     """The config key of a sliding window: of so many of the last tokens keys and values are kept; empty, or a key that
     says nothing, for all of them."""
 
+    chunked: bool = False
+    """Whether that window begins anew with every so many tokens, instead of ending at each token."""
+
     conv_channels: str = ""
     """Channels of which a sequence keeps the last inputs, one fewer than the convolution has taps."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Config, whole
+from minitron.model.axes import Config, number_of, whole
 
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
@@ -62,6 +62,19 @@ def layer_count(config: Config) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise MinitronError(f"config.json: num_hidden_layers is {count!r}; a model needs at least one layer.")
     return count
+
+
+def rotary_layers(config: Config) -> list[int]:
+    """1 for every layer with rotary embeddings, 0 for every one without; raises MinitronError for a list too short."""
+    given, count = config.get("no_rope_layers"), layer_count(config)
+    if given is None:
+        interval = number_of(config, "no_rope_layer_interval", 4, least=1)
+        return [int((layer + 1) % interval != 0) for layer in range(count)]
+    if not isinstance(given, list | tuple) or len(given) < count:
+        raise MinitronError(
+            f"config.json: no_rope_layers does not have one entry for each of the {count} layers; correct it."
+        )
+    return list(given)
 
 
 def attention_types(
