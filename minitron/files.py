@@ -4,10 +4,10 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from minitron.errors import MinitronError
 
@@ -29,9 +29,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write torch tensors as one safetensors file, with the mode of any other new file: safetensors gives it to its
+    owner alone."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=dict(metadata or {}))
+    path.chmod(mode)
+
+
+_POINTER: Final = b"version https://git-lfs"
+"""How the file begins that stands in for a large one until `git lfs pull` has fetched it."""
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise MinitronError where `path` is a git-lfs pointer in place of what it should hold."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise MinitronError(
+                f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder, or download it "
+                "again."
+            )
+
+
 def read_json(path: Path) -> Any:
-    """The JSON document at `path`; raises MinitronError where there is none or it does not parse."""
+    """The JSON document at `path`; raises MinitronError where there is none, it does not parse, or a git-lfs pointer
+    stands in for it."""
     try:
+        refuse_pointer(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MinitronError(f"{path} does not exist; check the path.") from None

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from distill.processes import Processes
 from minitron.errors import MinitronError
 from minitron.files import new_folder, partial_of, read_json, write_json
-from minitron.model.checkpoint import read_headers
+from minitron.model.headers import read_headers
 
 STATE: Final = "state.json"
 WEIGHTS: Final = "weights."

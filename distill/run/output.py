@@ -1,6 +1,7 @@
 """The folders that a run leaves: the selected student with its own files, trained weights and a model card, and beside
 it the last or the best one where that is another."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from distill.run.request import beside
 from distill.run.result import DistillResult
 from distill.run.trainer import Trainer
 from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
-from minitron.files import new_folder, write_json, write_text
+from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
@@ -49,29 +50,50 @@ def write_student(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_pretrained(scratch)
             trained = Checkpoint(Path(scratch))
+            saved = {_plain(spec, name): name for name in trained.headers}
             drafts = {} if mtp is None else dict(mtp.stored(student))
-            if strangers := trained.headers.keys() - source.headers.keys():
+            if strangers := saved.keys() - {_plain(spec, name) for name in source.headers}:
                 raise RuntimeError(f"{student} has no {sorted(strangers)[0]}, which transformers saved")
             with ShardWriter(folder) as writer:
                 for name, header in source.headers.items():
-                    tensor = drafts[name] if name in drafts else _trained_tensor(model, spec, name, source, trained)
+                    tensor = (
+                        drafts[name] if name in drafts else _trained_tensor(model, spec, name, source, trained, saved)
+                    )
                     if tuple(tensor.shape) != header.shape:
                         raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
                     writer.add(name, tensor.to(DTYPES.get(header.dtype, tensor.dtype)))
         copy_companions(student, folder)
-        for name in ("config.json", RECORD):
-            if (student / name).is_file():
-                shutil.copy2(student / name, folder / name)
+        if (student / RECORD).is_file():
+            shutil.copyfile(student / RECORD, folder / RECORD)
+        if dict(spec.config) == read_json(student / "config.json"):
+            shutil.copyfile(student / "config.json", folder / "config.json")
+        else:
+            # What the weights say beside it: an output layer that is not tied after all.
+            write_text(folder / "config.json", json.dumps(dict(spec.config), indent=2) + "\n")
         write_text(folder / "README.md", card)
         if training is not None:
             write_json(folder / DISTILLATION, dict(training))
 
 
+def _plain(spec: ModelSpec, name: str) -> str:
+    """The name of a tensor in the family's first dialect, its own where transformers does not build it: a student may
+    be spelled in another dialect than transformers writes."""
+    if not spec.builds(name):
+        return name
+    rule, index = spec.find(name)
+    return rule.pattern.format(index)
+
+
 def _trained_tensor(
-    model: PreTrainedModel, spec: ModelSpec, name: str, source: Checkpoint, trained: Checkpoint
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    name: str,
+    source: Checkpoint,
+    trained: Checkpoint,
+    saved: Mapping[str, str],
 ) -> Tensor:
-    if name in trained.headers:
-        return trained.tensor(name)
+    if (stored := saved.get(_plain(spec, name))) is not None:
+        return trained.tensor(stored)
     if spec.is_tied and any(
         rule.tied_to and rule.pattern.match(name) is not None for rule in spec.family.rules["model"]
     ):

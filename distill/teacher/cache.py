@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.losses.divergences import Loss, Sparse
@@ -28,7 +27,7 @@ from distill.losses.slopes import chunks, rows_at_once
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
-from minitron.files import new_file, read_json, write_json
+from minitron.files import new_file, read_json, write_json, write_tensors
 from minitron.measure import quality
 from minitron.model.families.logits import LogitMap
 from minitron.model.output_layer import OutputLayer
@@ -157,7 +156,7 @@ class TeacherCache:
 
     def _save(self, path: Path, tensors: dict[str, Tensor], **more: str) -> None:
         with new_file(path) as partial:
-            save_file(tensors, partial, metadata={"sha256": _checksum(tensors)} | more)
+            write_tensors(partial, tensors, {"sha256": _checksum(tensors)} | more)
 
     def _save_heldout(self, teacher: quality.Answers, start: Mapping[str, Any], batch_size: int) -> None:
         blocks = self.text.validation

@@ -6,9 +6,7 @@ that is written later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from transformers.initialization import no_init_weights
 from minitron.cut.plan import Plan
 from minitron.cut.prune import Cutter
 from minitron.errors import MinitronError
+from minitron.model.configs import as_transformers_reads
 from minitron.model.layerwise import compute_buffers
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held
@@ -40,7 +39,7 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
         for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
             if small is not None:
                 pieces[small[0]] = small[1]
-    config = type(model.config).from_dict(json.loads(json.dumps(dict(cutter.target.config)), object_hook=_number))
+    config = type(model.config).from_dict(as_transformers_reads(cutter.target.config))
     with torch.device("meta"), no_init_weights():
         # Never the parent's config object: transformers lets modules write into it.
         result: PreTrainedModel = type(model)._from_config(
@@ -74,11 +73,6 @@ def tensors(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, Tens
             )
         for expected, tensor in one.split(found):
             yield expected.name, tensor
-
-
-def _number(found: dict[str, Any]) -> Any:
-    """An object of config.json as transformers reads it: `{"__float__": "Infinity"}` is a number."""
-    return float(found["__float__"]) if found.keys() == {"__float__"} else found
 
 
 def _in_memory(target: ModelSpec, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:

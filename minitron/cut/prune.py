@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,12 +21,13 @@ from minitron.cut.plan import Plan
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.selection import layer_of, norm_groups, pick
 from minitron.errors import MinitronError
-from minitron.files import new_folder, refuse_existing, write_json, write_text
+from minitron.files import new_folder, refuse_existing, refuse_pointer, write_json, write_text
 from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import Extra, Rule
 from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.weight_files import SUFFIXES
 from minitron.progress import Progress, silent
 from minitron.units import format_bytes, format_parameters
 
@@ -38,18 +40,22 @@ if TYPE_CHECKING:
 RECORD: Final = "minitron.json"
 """The file in which a pruned folder says what was promised of it and what it was made from."""
 
-WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 DISTILLATION: Final = "distillation.json"
 """What a distilled folder holds of its training: `training` of minitron/report.schema.json."""
 
-REWRITTEN: Final = (
-    "config.json",
-    "README.md",
-    RECORD,
-    DISTILLATION,
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-)
+NOT_COPIED: Final = {
+    "config.json": "written anew",
+    "README.md": "written anew",
+    RECORD: "of the parent",
+    DISTILLATION: "of the parent",
+    "*.index.json": "of the parent's shards",
+    "*.index.*.json": "of the parent's shards",
+    "params.json": "the sizes of the parent, in its makers' format",
+    "adapter_config.json": "of an adapter, whose weights are not copied",
+    "trainer_state.json": "of the parent's training",
+    **{f"*{suffix}": "weights" for suffix in SUFFIXES},
+}
+"""Names of files beside the weights that an output does not take over -> why; all others are copied."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +267,11 @@ def prune(
     spec = read_spec(model)
     if spec.config.get("quantization_config"):
         raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
+    from minitron.model.configs import require_head
+
+    require_head(spec, model)
     checkpoint = Checkpoint(model)
     checkpoint.check(spec)
-    checkpoint.require_tied(spec)
     names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
     extras = checkpoint.extras(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
@@ -330,8 +338,11 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what stands beside the weights: tokenizer, generation config, chat template, licence."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and file.name not in REWRITTEN:
-            shutil.copy2(file, folder / file.name)
+        if file.is_file() and not any(fnmatchcase(file.name, name) for name in NOT_COPIED):
+            if file.suffix in (".json", ".model", ".txt", ".tiktoken"):
+                refuse_pointer(file)
+            # Not copy2, which carries over the mode: what is in the hub's cache is only to be read.
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_rest(

@@ -18,10 +18,11 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from minitron.errors import MinitronError
+from minitron.model.configs import spec_if_known, transformers_config
 from minitron.model.loading import load_model
 
 STATUS = Path("/proc/self/status")
@@ -126,7 +127,7 @@ def _clock(device: torch.device) -> float:
 def _import_architecture(folder: Path) -> None:
     """Import the code of the model's architecture, which would otherwise count as memory of the model."""
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        AutoModelForCausalLM.from_config(transformers_config(folder, spec_if_known(folder)))
 
 
 def _resident(line: str) -> int:

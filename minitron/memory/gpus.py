@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from minitron.errors import MinitronError
@@ -38,6 +38,12 @@ class Gpu:
 
     source: str = ""
     """Where the numbers are from; empty for a device of which somebody said no more than the memory."""
+
+    is_default: bool = False
+    """Whether it is the one that is meant where what was typed names several: H100 is the SXM card."""
+
+    note: str = ""
+    """What to tell of how it was found: that a name stands for it and which others it could be."""
 
     def __post_init__(self) -> None:
         if self.usable_GiB <= 0:
@@ -80,7 +86,15 @@ GPUS: Final[dict[str, Gpu]] = {
             source="torch reads 44.34 to 44.52",
         ),
         Gpu("T4", usable_GiB=14.56, bandwidth=320, bf16=65, capability=(7, 5), source="torch reads 14.56 to 14.74"),
-        Gpu("V100-16GB", usable_GiB=15.77, bandwidth=900, bf16=125, capability=(7, 0), source="torch reads 15.77"),
+        Gpu(
+            "V100-16GB",
+            usable_GiB=15.77,
+            bandwidth=900,
+            bf16=125,
+            capability=(7, 0),
+            is_default=True,
+            source="torch reads 15.77",
+        ),
         Gpu("V100-32GB", usable_GiB=31.73, bandwidth=900, bf16=125, capability=(7, 0), source="torch reads 31.73"),
         Gpu(
             "A100-40GB-SXM",
@@ -96,6 +110,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bandwidth=2039,
             bf16=312,
             capability=(8, 0),
+            is_default=True,
             source="torch reads 79.14 to 79.33",
         ),
         Gpu(
@@ -105,6 +120,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bf16=989,
             fp8=1978,
             capability=(9, 0),
+            is_default=True,
             source="torch reads 79.1 to 79.33",
         ),
         Gpu(
@@ -189,6 +205,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bf16=165.2,
             fp8=330.3,
             capability=(8, 9),
+            is_default=True,
             source="torch reads 23.52 to 23.65; bandwidth and TFLOP/s inferred; FP8 with fp32 accumulation",
         ),
         Gpu(
@@ -208,6 +225,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bf16=364.2,
             fp8=728.5,
             capability=(8, 9),
+            is_default=True,
             source="torch reads 47.37 to 47.54, which may be another 48 GB card's; bandwidth and TFLOP/s inferred",
         ),
         Gpu(
@@ -238,6 +256,7 @@ GPUS: Final[dict[str, Gpu]] = {
             bf16=43,
             capability=(8, 7),
             unified=True,
+            is_default=True,
             source="torch reads 61.4; bandwidth and TFLOP/s inferred",
         ),
         Gpu(
@@ -257,11 +276,16 @@ GPUS: Final[dict[str, Gpu]] = {
 Where nobody has read a GPU's total off torch, it is nvidia-smi's less 0.35 to 0.85 GiB."""
 
 
+_BESIDE: Final = ("nvidia", "tesla", "geforce", "hbm2", "hbm2e", "hbm3", "hbm3e")
+"""Words that drivers write beside a GPU's name and that tell no two of them apart."""
+
+
 def find_gpu(text: str) -> Gpu:
     """The GPU of that name, or one of which only the usable memory is known: `A10G`, `rtx 4090`, `22.06GiB`.
 
-    Capitals, spaces and hyphens do not matter, and a part of a name is enough where it is one GPU's alone.  Raises
-    MinitronError for any other name, with the nearest."""
+    Capitals, spaces and hyphens do not matter, and whole words of a name are enough.  Where they are those of several
+    GPUs the default among them is meant, and its note says so.  Raises MinitronError for any other name, with the
+    nearest."""
     names = {_plain(name): name for name in GPUS}
     wanted = _plain(text)
     if wanted in names:
@@ -269,9 +293,14 @@ def find_gpu(text: str) -> Gpu:
     # A size needs its unit: 4090 is a name.
     if re.fullmatch(r"[\d.,]+[kmgt]i?b", wanted):
         return Gpu(text.strip(), parse_bytes(text) / GiB)
-    meant = [name for plain, name in names.items() if wanted and wanted in plain]
+    meant = _named(text)
     if len(meant) == 1:
         return GPUS[meant[0]]
+    for name in meant:
+        if GPUS[name].is_default:
+            others = ", ".join(other for other in meant if other != name)
+            note = f"{text.strip()} means {name} here; for another card give its whole name: {others}."
+            return replace(GPUS[name], note=note)
     if not meant:
         # H1000 means H100-80GB-SXM: what stands before the hyphen is what people type.
         spelled = {**{_plain(name.partition("-")[0]): name for name in GPUS}, **names}
@@ -279,6 +308,28 @@ def find_gpu(text: str) -> Gpu:
     raise MinitronError(
         f"no GPU is called {text!r}; did you mean {' or '.join(meant)}, or a GPU's usable memory, such as 22.06GiB?"
     )
+
+
+def _named(text: str) -> list[str]:
+    """The GPUs in whose names the words of `text` stand: side by side, else anywhere.
+
+    Only whole words count: H20 and L40 are GPUs of their own, and not H200 and L40S."""
+    words = [word for word in _words(text) if word not in _BESIDE]
+    wanted = "".join(words)
+    if not wanted:
+        return []
+    beside = [name for name in GPUS if wanted in _runs(_words(name))]
+    return beside or [name for name in GPUS if set(words) <= set(_words(name))]
+
+
+def _runs(words: list[str]) -> set[str]:
+    return {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+
+
+def _words(text: str) -> list[str]:
+    """The words of a name: 80GB is 80, SXM5 is SXM."""
+    words = (re.sub(r"^sxm\d$", "sxm", word) for word in re.split(r"[\s_-]+", text.casefold()) if word)
+    return [re.sub(r"^(\d+)gb$", r"\1", word) for word in words]
 
 
 def _plain(text: str) -> str:

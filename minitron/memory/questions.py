@@ -16,7 +16,7 @@ from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS, mildest_first
 from minitron.memory.gpus import GPUS, Gpu
 from minitron.memory.precision import precision_of
-from minitron.memory.workload import Workload
+from minitron.memory.workload import Workload, casts_to_half
 from minitron.model.spec import ModelSpec
 from minitron.units import format_bytes
 
@@ -230,7 +230,12 @@ def _less(spec: ModelSpec, workload: Workload, budget: Budget) -> Iterator[Remed
 
 def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str, ...]:
     """What a person should know of the device: dtypes that its tensor cores do not have, memory that is shared."""
-    found = []
+    found = [gpu.note] if gpu is not None and gpu.note else []
+    if casts_to_half(spec.config, workload):
+        found.append(
+            f"config.json gives float32, and vLLM is told to compute in {workload.weights}, as it would by itself: "
+            "weights and keys and values are counted so; give --weights fp32 to keep them in fp32."
+        )
     if gpu is not None and gpu.unified:
         found.append(
             f"{gpu.name} shares its memory with the CPU, where the system and its page cache need part of it too."

@@ -30,7 +30,7 @@ import numpy as np
 from minitron.memory.budget import Budget
 from minitron.memory.caches import Kept, LayerCache, keeps_states
 from minitron.memory.formats import FORMATS
-from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
+from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload, stored_format
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
@@ -165,6 +165,8 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
     if budget.gpu is not None:
         share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
         words += ["--gpu-memory-utilization", f"{share:g}"]
+    if (dtype := _dtype(spec, workload)) is not None:
+        words += ["--dtype", FORMATS[dtype].config_names[0]]
     if keeps_states(spec):
         words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
     if FORMATS[workload.kv].quantised:
@@ -182,3 +184,11 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
     if workload.lora_rank:
         words += ["--enable-lora", "--max-lora-rank", str(workload.lora_rank), "--max-loras", str(workload.loras)]
     return shlex.join(words)
+
+
+def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
+    """The format to compute in where vLLM is to be told: it goes by the config alone, and casts fp32 to 16 bits."""
+    if FORMATS[workload.weights].quantised:
+        return None
+    stored = stored_format(spec.config)
+    return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None

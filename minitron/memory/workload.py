@@ -124,6 +124,17 @@ def quantised_as(config: Mapping[str, Any]) -> str | None:
     return named_in_config(named, quantised=True)
 
 
+def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:
+    """Whether an fp32 model is computed in 16 bits: vLLM does so unless it is told to keep fp32."""
+    quantised = FORMATS[workload.weights].quantised
+    return workload.engine.name == "vllm" and stored_format(config) == "fp32" != workload.weights and not quantised
+
+
+def stored_format(config: Mapping[str, Any]) -> str:
+    """The format of the config's dtype; bf16 where it names none."""
+    return named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
+
+
 def workload_of(
     spec: ModelSpec,
     context: int,
@@ -137,11 +148,13 @@ def workload_of(
 ) -> Workload:
     """A workload in which the model's config decides what is left open; `more` are further fields of Workload.
 
-    Weights take the format that the config's quantization_config names, else its dtype, else bf16; keys, values and
-    convolution states the dtype in which activations are computed, which is that of the weights unless those are
-    quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
+    Weights take the format that the config's quantization_config names, else its dtype, else bf16, and bf16 where vLLM
+    would compute an fp32 model so; keys, values and convolution states the dtype in which activations are computed,
+    which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
     config = spec.config
-    stored = named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
+    stored, engine = stored_format(config), more.get("engine")
+    if stored == "fp32" and engine is not None and engine.name == "vllm":
+        stored = "bf16"
     weights = weights or quantised_as(config) or stored
     computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
     stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
-from minitron.files import read_json, write_json
-from minitron.model.dims import Name
+from minitron.files import write_json, write_tensors
 from minitron.model.families import Extra, Rule
-from minitron.model.spec import ModelSpec
-from minitron.model.tensor_names import INDEX, SINGLE
+from minitron.model.headers import stored_headers
+from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES: Final = 5 * 10**9
 """The size at which Hugging Face starts a new shard, too."""
-
-TIED_BUT_DIFFERENT: Final = (
-    "{}: config.json ties the output layer with the embedding, but both are stored and differ; set tie_word_embeddings "
-    "to false in config.json to keep both, or remove one of them."
-)
 
 DTYPE_BYTES: Final = {
     "F64": 8,
@@ -45,60 +37,22 @@ DTYPE_BYTES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says of one tensor."""
-
-    file: Path
-    dtype: str
-    """As safetensors spells it: BF16, F32."""
-
-    shape: tuple[int, ...]
-    num_bytes: int
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-
-def read_headers(file: Path) -> dict[str, Header]:
-    """name -> header of every tensor in one safetensors file; raises MinitronError where it is missing or truncated."""
-    try:
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > size - 8:
-                raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
-            entries = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise MinitronError(f"{file} is missing; download or copy the checkpoint again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise MinitronError(f"{file} is no safetensors file: its header does not parse; copy it again.") from None
-    headers = {
-        name: Header(file, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    }
-    wanted = 8 + length + sum(header.num_bytes for header in headers.values())
-    if size < wanted:
-        raise MinitronError(f"{file} is truncated: {size} bytes of {wanted} are there; download or copy it again.")
-    return headers
-
-
 class Checkpoint:
     """The weights of a folder; headers at once, tensors when asked."""
 
     def __init__(self, folder: Path) -> None:
-        """Read all headers.  Raises MinitronError for files missing, truncated or named outside the folder."""
+        """Read all headers.  Raises MinitronError for files missing, truncated or named outside the folder.
+
+        Names are those of the family's rules, where its config.json is there and transformers would find the tensor
+        under such a name: see ModelSpec.known_as."""
         self.folder = folder
-        self.headers: dict[str, Header] = {}
-        for file in _weight_files(folder):
-            for name, header in read_headers(file).items():
-                if name in self.headers:
-                    raise MinitronError(f"{folder}: {name} is stored in two files; remove one of them from the index.")
-                self.headers[name] = header
+        self.headers = stored_headers(folder)
+        try:
+            names = read_spec(folder).known_as(self.headers)
+        except MinitronError:
+            return  # no model of a family, such as the weights alone
+        for stored, name in names.items():
+            self.headers[name] = replace(self.headers.pop(stored), stored=stored)
 
     @property
     def num_parameters(self) -> int:
@@ -140,22 +94,6 @@ class Checkpoint:
                 "copy the checkpoint again."
             )
 
-    def require_tied(self, spec: ModelSpec) -> None:
-        """Raise MinitronError where a layer that config.json ties with the embedding is stored too, with other numbers.
-
-        transformers then keeps both, so that neither may be left out; reads both tensors where both are stored."""
-        if not spec.is_tied:
-            return
-        stored = {rule.pattern.format(index): name for name, rule, index in self.named_tensors(spec)}
-        for rule in spec.family.rules["model"]:
-            copy, source = rule.pattern.format({}), stored.get(Name(rule.tied_to).format({}) if rule.tied_to else "")
-            if source is not None and copy in self.headers and not self._equal(copy, source):
-                raise MinitronError(TIED_BUT_DIFFERENT.format(self.folder))
-
-    def _equal(self, one: str, other: str) -> bool:
-        first, second = self.tensor(one), self.tensor(other)
-        return first.shape == second.shape and bool((first == second).all())
-
     def named_tensors(self, spec: ModelSpec) -> Iterator[tuple[str, Rule, dict[str, int]]]:
         """(name, rule, indices in the name) of every tensor but those beside the model's own (`extras`).
 
@@ -173,36 +111,22 @@ class Checkpoint:
         """Every tensor, one at a time, file by file."""
         from safetensors import safe_open
 
-        files = dict.fromkeys(header.file for header in self.headers.values())
-        for file in files:
+        names: dict[Path, list[str]] = {}
+        for name, header in self.headers.items():
+            names.setdefault(header.file, []).append(name)
+        for file, inside in names.items():
             with safe_open(file, "pt") as stream:
-                for name in stream.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, stream.get_tensor(name)
+                for name in inside:
+                    yield name, stream.get_tensor(self.headers[name].stored or name)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
         from safetensors import safe_open
 
-        with safe_open(self.headers[name].file, "pt") as stream:
-            tensor: Tensor = stream.get_tensor(name)
+        header = self.headers[name]
+        with safe_open(header.file, "pt") as stream:
+            tensor: Tensor = stream.get_tensor(header.stored or name)
         return tensor
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if not index.is_file():
-        if not (folder / SINGLE).is_file():
-            raise MinitronError(f"{folder} holds neither {SINGLE} nor {INDEX}; give a folder with safetensors weights.")
-        return [folder / SINGLE]
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise MinitronError(f"{index} has no weight_map; copy the checkpoint again.")
-    files = sorted(set(weight_map.values()))
-    for file in files:
-        # An index comes from elsewhere: it must not make us read, and later write, beyond its folder.
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise MinitronError(f"{index} names {file!r}, a file outside the folder; do not use this checkpoint.")
-    return [folder / file for file in files]
 
 
 class ShardWriter:
@@ -237,9 +161,7 @@ class ShardWriter:
         self.weight_bytes += size
 
     def _flush(self) -> None:
-        from safetensors.torch import save_file
-
-        save_file(self._pending, self.folder / f"shard-{len(self._shards)}", metadata={"format": "pt"})
+        write_tensors(self.folder / f"shard-{len(self._shards)}", self._pending, {"format": "pt"})
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
 

@@ -11,11 +11,12 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import require_head, transformers_config
 from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held, module_name
@@ -48,8 +49,8 @@ class LayerwiseModel:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.checkpoint = Checkpoint(folder)
         self.checkpoint.check(spec)
-        self.checkpoint.require_tied(spec)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        require_head(spec, folder)
+        config = transformers_config(folder, spec)
         with torch.device("meta"), no_init_weights():
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self.model.requires_grad_(False)
@@ -155,20 +156,15 @@ class LayerwiseModel:
 @torch.no_grad()
 def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Fill the buffers on meta that no checkpoint holds, such as rotary frequencies: they follow from the config, and
-    the model's own initialisation knows how.  What a checkpoint holds is marked as transformers marks what it has
-    loaded, so that the initialisation leaves it alone."""
-    stored = model.state_dict(keep_vars=True)
+    the model's own initialisation, which leaves parameters on meta alone, knows how."""
+    stored = model.state_dict().keys()
     modules: dict[nn.Module, None] = {}
     for name, buffer in list(model.named_buffers()):
         if name not in stored and buffer.is_meta:
             path, _, attribute = name.rpartition(".")
-            model.get_submodule(path)._buffers[attribute] = torch.empty_like(buffer, device=device)
-            # A module may fill the buffers of those within it.
-            while path:
-                modules[model.get_submodule(path)] = None
-                path = path.rpartition(".")[0]
-    for tensor in stored.values():
-        tensor._is_hf_initialized = True
+            module = model.get_submodule(path)
+            module._buffers[attribute] = torch.empty_like(buffer, device=device)
+            modules[module] = None
     for module in modules:
         model._init_weights(module)
 

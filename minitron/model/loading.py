@@ -1,20 +1,24 @@
 """transformers models and tokenizers from a checkpoint folder, whole or not at all."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
-from minitron.files import read_json
-from minitron.model.checkpoint import TIED_BUT_DIFFERENT
-from minitron.model.families import FAMILIES
-from minitron.model.spec import ModelSpec, spec_of
-from minitron.model.tensor_map import held
+from minitron.files import read_json, refuse_pointer
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import require_head, spec_if_known, transformers_config
+from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.tensor_map import held, memory_name
+
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which a tokenizer has one."""
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -45,14 +49,18 @@ def load_model(
     """The model in `folder` in eval mode.
 
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
-    would fill such a weight at random and go on.  So it does where an output layer that the config ties differs."""
-    if not (folder / "config.json").is_file():
-        raise MinitronError(f"{folder} holds no config.json; give a Hugging Face checkpoint folder.")
+    would fill such a weight at random and go on.  So it does for a model without an output layer."""
+    spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
+    if spec is not None:
+        require_head(spec, folder)
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        folder,
+        config=transformers_config(folder, spec),
+        dtype=dtype,
+        output_loading_info=True,
+        local_files_only=True,
+        key_mapping=None if spec is None else _renamed(spec, checkpoint),
     )
-    config = read_json(folder / "config.json")
-    spec = spec_of(config) if config.get("model_type") in FAMILIES else None
     unexpected = sorted(set(info["unexpected_keys"]) - _left_over(spec, info["unexpected_keys"]))
     bad: dict[str, Any] = {
         "missing": sorted(info["missing_keys"]),
@@ -65,14 +73,20 @@ def load_model(
                 f"{folder}: {len(keys)} {kind} weights, the first {keys[0]}; "
                 "the checkpoint does not fit its config.json."
             )
-    if spec is not None and spec.is_tied and not _is_tied(model):
-        raise MinitronError(TIED_BUT_DIFFERENT.format(folder))
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
 
 
-def _is_tied(model: PreTrainedModel) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+def _renamed(spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, str]:
+    """A regular expression of a stored name -> the name in memory, of tensors outside layers that have one of the
+    family's other spellings: transformers knows the current ones alone."""
+    found = {}
+    for name, header in checkpoint.headers.items():
+        if spec.builds(name):
+            rule, index = spec.find(name)
+            if "layer" not in index and name != memory_name(rule, index):
+                found[f"^{re.escape(header.stored or name)}$"] = memory_name(rule, index)
+    return found
 
 
 def _left_over(spec: ModelSpec | None, names: Iterable[str]) -> set[str]:
@@ -87,9 +101,9 @@ def _left_over(spec: ModelSpec | None, names: Iterable[str]) -> set[str]:
 def require_buildable(folder: Path) -> None:
     """Raise MinitronError where transformers does not build the model of `folder`'s config.json, or builds one whose
     tensors are not those of the folder.  Nothing is loaded: the model is built on the meta device."""
-    spec = spec_of(read_json(folder / "config.json"))
+    spec = read_spec(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers_config(folder, spec)
         with torch.device("meta"), no_init_weights():
             state = AutoModelForCausalLM.from_config(config).state_dict()
     except (ValueError, StrictDataclassError) as error:
@@ -114,15 +128,20 @@ def _first_line(error: Exception) -> str:
 
 def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model of the architecture of `folder`'s config.json with fresh random weights."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers_config(folder, spec_if_known(folder))
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; raises MinitronError where there is none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise MinitronError(f"{folder} holds no tokenizer; copy the tokenizer files of the original model into it.")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for file in folder.iterdir():
+        if file.name in _TOKENIZERS or file.name.startswith(("tokenizer", "special_tokens_map", "added_tokens")):
+            refuse_pointer(file)
+    spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
+    config = None if spec is None else transformers_config(folder, spec)
+    return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
 
 
 def require_same_tokenizer(student: Path, teacher: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,19 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, entry, has_entry, whole
-from minitron.model.dims import Dim, axes_of, numel, parse
+from minitron.model.dims import axes_of, numel, parse
 from minitron.model.families import FAMILIES, Extra, Family, Rule
-from minitron.model.families.family import value_of
+from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS, value_of
 from minitron.model.families.layer_lists import size_under
 from minitron.model.families.logits import LogitMap
+from minitron.model.headers import tensor_files
 from minitron.model.routing import Choice, choice_of
-from minitron.model.tensor_names import tensor_names
-from minitron.model.tensors import MTP, Expected, Parameters, is_mtp
+from minitron.model.sources import config_path
+from minitron.model.spellings import differing_head, has_head, known_as
+from minitron.model.tensors import MTP, Expected, Parameters, count_parameters, is_mtp
+
+_HEADLESS: Final = re.compile(r"(?<!LMHead)Model$|For(Sequence|Token)Classification$|ForQuestionAnswering$|Reward")
+"""Names of classes without an output layer over the vocabulary."""
 
 DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
@@ -47,14 +52,14 @@ class ModelSpec:
         for key, why in self.family.refused.items():
             if self.value(key):
                 raise MinitronError(
-                    f"config.json: {key} is {_shown(self.value(key))}, which Minitron does not support for "
+                    f"config.json: {key} is {self.value(key)!r:.40}, which Minitron does not support for "
                     f"{self.family.name} models ({why}); use a model without it."
                 )
         _ = self.logit_map  # raises where it cannot be read
         for key, values in self.family.known.items():
             if self.value(key) not in values:
                 raise MinitronError(
-                    f"config.json: {key} is {_shown(self.value(key))}; transformers knows "
+                    f"config.json: {key} is {self.value(key)!r:.40}; transformers knows "
                     f"{', '.join(map(str, values))} for {self.family.name} models; use a model with one of these."
                 )
         for axis in self.axes:
@@ -121,7 +126,11 @@ class ModelSpec:
         """kind -> the tensors that this model has; only kinds that it has."""
         kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
         found = {
-            kind: tuple(rule for rule in self.family.rules[kind] if rule.exists(self.told, self.family.defaults))
+            kind: tuple(
+                rule
+                for rule in self.family.rules[kind]
+                if rule.exists(self.told, self.family.defaults) and (self.has_head or not rule.tied_to)
+            )
             for kind in kinds
         }
         return found | ({"mtp": self.family.mtp_rules} if self.mtp_layers else {})
@@ -228,22 +237,8 @@ class ModelSpec:
         `sizes` and `counts` stand in for the model's own: as numpy arrays they count many candidates at once."""
         sizes = dict(self.sizes) | dict(sizes or {})
         counts = dict(self.kind_counts()) | dict(counts or {}) | {"model": 1, "mtp": 1}
-        by_component: dict[str, Any] = {}
-        mtp: Any = 0
-        idle: Any = 0
-        for kind, rules in self.rules.items():
-            for rule in rules:
-                count = counts[kind] * _product(rule.matrix, sizes)
-                if rule.per_expert:
-                    unused = sizes[EXPERT] - self.experts_per_token
-                    idle = idle + (0 if is_mtp(kind) else count * unused)
-                    count = count * sizes[EXPERT]
-                if is_mtp(kind):
-                    mtp = mtp + count
-                else:
-                    by_component[rule.component] = by_component.get(rule.component, 0) + count
-        total = sum(by_component.values())
-        return Parameters(total=total, active=total - idle, mtp=mtp, by_component=by_component)
+        unused = sizes[EXPERT] - self.experts_per_token if EXPERT in self.axes else 0
+        return count_parameters(self.rules, sizes, counts, unused)
 
     def expected(self) -> Iterator[Expected]:
         """Every tensor that a checkpoint of this model must hold, layer by layer."""
@@ -261,11 +256,8 @@ class ModelSpec:
 
     def find(self, name: str) -> tuple[Rule, dict[str, int]]:
         """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""
-        for kind, rules in self.rules.items():
-            for rule in rules:
-                index = rule.pattern.match(name)
-                if index is not None and self._holds(kind, index):
-                    return rule, index
+        for _, rule, index in self._named(name):
+            return rule, index
         raise MinitronError(
             f"the family {self.family.name} has no rule for the tensor {name!r}, and Minitron changes no checkpoint "
             "that it does not know completely; remove the tensor or add a rule."
@@ -274,12 +266,15 @@ class ModelSpec:
     def builds(self, name: str) -> bool:
         """Whether transformers builds something for a tensor of this name: neither for the multi-token-prediction block
         nor for what no rule names."""
+        return any(not is_mtp(kind) for kind, _, _ in self._named(name))
+
+    def _named(self, name: str) -> Iterator[tuple[str, Rule, dict[str, int]]]:
+        """(kind, rule, indices in the name) of the tensors of this model that have the name: one or none."""
         for kind, rules in self.rules.items():
             for rule in rules:
                 index = rule.pattern.match(name)
                 if index is not None and self._holds(kind, index):
-                    return not is_mtp(kind)
-        return False
+                    yield kind, rule, index
 
     def _holds(self, kind: str, index: Mapping[str, int]) -> bool:
         """Whether the place that a name speaks of is one of this model's, of that kind."""
@@ -293,15 +288,38 @@ class ModelSpec:
 
     def extra(self, name: str) -> Extra | None:
         """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""
+        rows = (*self.family.extras, ROTARY_BUFFERS, *(() if self.has_head else (OTHER_HEADS,)))
         layers, defaults = len(self.layers), self.family.defaults
-        found = (row for row in self.family.extras if row.matches(name, self.told, defaults, layers))
-        return next(found, None)
+        return next((row for row in rows if row.matches(name, self.told, defaults, layers)), None)
+
+    @cached_property
+    def has_head(self) -> bool:
+        """Whether the model has an output layer: a base model (MistralModel) or one that classifies has none."""
+        names = self.config.get("architectures") or ()
+        return not names or not all(_HEADLESS.search(str(name)) for name in names)
+
+    def as_loaded(self, files: Mapping[str, Path]) -> ModelSpec:
+        """The spec of the model that transformers loads from these tensors (name -> file): an output layer that is
+        stored is there whatever `architectures` says, and one that differs from the embedding is not tied to it."""
+        outside, names = self.family.rules["model"], self.known_as(files)
+        stored = {names.get(name, name): (file, name) for name, file in files.items()}
+        if not self.has_head and has_head(stored, outside):
+            named = [re.sub(_HEADLESS, "ForCausalLM", str(name)) for name in self.config["architectures"]]
+            return ModelSpec(self.family, {**self.config, "architectures": named}, self.stored).as_loaded(files)
+        return self.untied() if self.is_tied and differing_head(stored, outside) else self
+
+    def known_as(self, names: Iterable[str]) -> dict[str, str]:
+        """Stored name of a tensor -> the name that a rule knows, where transformers would find it under another."""
+        return known_as(names, self.family, self._knows, tied=self.is_tied)
+
+    def _knows(self, name: str) -> bool:
+        return self.extra(name) is not None or any(self._named(name))
 
     @property
     def is_tied(self) -> bool:
         """Whether the output layer shares the embedding's numbers."""
-        defaults = self.family.defaults
-        return any(rule.tied_to and not rule.exists(self.told, defaults) for rule in self.family.rules["model"])
+        rules, defaults = self.family.rules["model"], self.family.defaults
+        return self.has_head and any(rule.tied_to and not rule.exists(self.told, defaults) for rule in rules)
 
     def untied(self) -> ModelSpec:
         """The spec of the same model with an output layer of its own."""
@@ -346,20 +364,7 @@ class ModelSpec:
         return ModelSpec(self.family, config, self.stored)
 
 
-def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:
-    total: Any = 1
-    for dim in dims:
-        total = total * numel(dim, sizes)
-    return total
-
-
-def _shown(value: Any) -> str:
-    """A config value, cut short."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def spec_of(config: Mapping[str, Any], names: frozenset[str] = frozenset()) -> ModelSpec:
+def spec_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> ModelSpec:
     """The spec of a config.json document and the `names` of its checkpoint's tensors, where there are some.
 
     Raises MinitronError for a model type that no family reads."""
@@ -370,24 +375,22 @@ def spec_of(config: Mapping[str, Any], names: frozenset[str] = frozenset()) -> M
             f"config.json: model_type is {model_type!r}; the supported types are {', '.join(sorted(FAMILIES))}."
         )
     stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
-    return ModelSpec(family, config, frozenset(stored))
-
-
-def config_path(model: Path) -> Path:
-    """The config.json of MODEL, which is a checkpoint folder or the file itself."""
-    if model.is_dir():
-        model = model / "config.json"
-    if not model.is_file():
-        raise MinitronError(f"{model} does not exist; give a checkpoint folder or a config.json.")
-    return model
+    # Some tools write what torch prints, which transformers does not read.
+    plain = {
+        key: config[key].removeprefix("torch.") for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)
+    }
+    return ModelSpec(family, {**config, **plain}, frozenset(stored))
 
 
 def read_spec(model: Path) -> ModelSpec:
-    """The spec of MODEL: a checkpoint folder, a config.json, or a JSON document that holds one under `config`."""
+    """The spec of MODEL: a checkpoint folder, a config.json, or a JSON document that holds one under `config`.
+
+    Where weights stand beside config.json it is that of the model which transformers loads from them."""
     path = config_path(model)
     config = read_json(path)
     if isinstance(config, dict) and "model_type" not in config and isinstance(config.get("config"), dict):
         config = config["config"]
     if not isinstance(config, dict):
         raise MinitronError(f"{path} is no config.json: it holds a {type(config).__name__}, not an object.")
-    return spec_of(config, tensor_names(path.parent))
+    files = tensor_files(path.parent) if path.name == "config.json" else {}
+    return spec_of(config, files).as_loaded(files)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from minitron.model.axes import EXPERT
+from minitron.model.dims import Dim, numel
 from minitron.model.families import Rule
 
 MTP: Final = "mtp_"
@@ -53,3 +55,32 @@ class Expected:
     def is_mtp(self) -> bool:
         """Whether it is a tensor of the multi-token-prediction block, which transformers does not build."""
         return is_mtp(self.kind)
+
+
+def count_parameters(
+    rules: Mapping[str, tuple[Rule, ...]], sizes: Mapping[str, Any], counts: Mapping[str, Any], unused_experts: Any
+) -> Parameters:
+    """The parameters of `counts` layers of each kind, whose tensors `rules` name; a token is not sent to
+    `unused_experts` of the experts of a layer.  Numbers, or arrays with one number a candidate."""
+    by_component: dict[str, Any] = {}
+    mtp: Any = 0
+    idle: Any = 0
+    for kind, own in rules.items():
+        for rule in own:
+            count = counts[kind] * _product(rule.matrix, sizes)
+            if rule.per_expert:
+                idle = idle + (0 if is_mtp(kind) else count * unused_experts)
+                count = count * sizes[EXPERT]
+            if is_mtp(kind):
+                mtp = mtp + count
+            else:
+                by_component[rule.component] = by_component.get(rule.component, 0) + count
+    total = sum(by_component.values())
+    return Parameters(total=total, active=total - idle, mtp=mtp, by_component=by_component)
+
+
+def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:
+    total: Any = 1
+    for dim in dims:
+        total = total * numel(dim, sizes)
+    return total

@@ -61,11 +61,38 @@ def test_a_gpu_that_is_not_in_the_table_is_its_memory() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "others"),
+    [
+        ("H100", "H100-80GB-SXM", ["H100-80GB-PCIe"]),
+        ("a100", "A100-80GB-SXM", ["A100-40GB-SXM"]),
+        ("V100", "V100-16GB", ["V100-32GB"]),
+        ("Jetson AGX", "Jetson AGX Orin 64GB", ["Jetson AGX Thor"]),
+        # As drivers write it.
+        ("NVIDIA H100 80GB HBM3", "H100-80GB-SXM", ["H100-80GB-PCIe"]),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB-SXM", []),
+        ("h100 pcie", "H100-80GB-PCIe", []),
+        ("4090", "RTX 4090", []),
+        ("A10", "A10", []),
+    ],
+)
+def test_a_name_that_several_gpus_have_means_one_and_says_so(text: str, name: str, others: list[str]) -> None:
+    found = find_gpu(text)
+    assert found.name == name and bool(found.note) == bool(others)
+    assert all(other in found.note for other in others)
+
+
+def test_every_first_word_of_a_gpus_name_finds_one() -> None:
+    for name in GPUS:
+        assert find_gpu(name.replace("-", " ").split()[0])
+        assert find_gpu(name).note == ""
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("A10H", "no GPU is called 'A10H'; did you mean A10"),
         ("H1000", "did you mean H100"),
-        ("A100", "A100-40GB-SXM or A100-80GB-SXM"),
+        ("H20", "no GPU is called 'H20'; did you mean H200"),
         ("RTX 4091", "did you mean RTX 4090"),
         ("", "no GPU is called ''"),
         ("0GiB", "the GPU 0GiB has no memory"),

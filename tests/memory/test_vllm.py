@@ -12,9 +12,10 @@ from minitron.memory.caches import Kept, kept
 from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.parallel import per_gpu, require_splits, splits
+from minitron.memory.questions import cautions
 from minitron.memory.vllm import Pool, pool, serve_line
 from minitron.memory.workload import Engine, Workload, workload_of
-from minitron.model.spec import ModelSpec
+from minitron.model.spec import ModelSpec, spec_of
 from minitron.units import GiB, MiB
 
 NINE, THIRTY = "Nemotron-Nano-9B-v2", "Nemotron-3-Nano-30B-A3B"
@@ -209,3 +210,27 @@ def test_what_is_reserved_is_not_given_to_vllm() -> None:
     assert "utilization" not in serve_line("x", spec, workload, Budget(20 * GiB))
     with pytest.raises(MinitronError, match="does not support a KV cache in int8"):
         workload_of(spec, 8192, kv="int8", engine=engine())
+
+
+def test_an_fp32_model_is_counted_in_bf16_as_vllm_computes_it() -> None:
+    """vLLM's `--dtype auto` casts float32 to 16 bits."""
+    spec = published("Llama-3.1-8B")
+    fp32, gpu = spec_of(dict(spec.config) | {"dtype": "torch.float32"}), find_gpu("H100")
+    budget = Budget(gpu.usable, 0.92, gpu=gpu)
+    for config_of_it, asked, weights, flag in (
+        (fp32, None, "bf16", "--dtype bfloat16"),
+        (fp32, "fp32", "fp32", "--dtype float32"),
+        (spec, None, "bf16", ""),
+        (spec, "fp16", "fp16", "--dtype float16"),
+        (fp32, "fp8", "fp8", ""),
+    ):
+        workload = workload_of(config_of_it, 8192, weights=asked, engine=engine())
+        assert workload.weights == weights
+        line = serve_line("x", config_of_it, workload, budget)
+        assert flag in line if flag else "--dtype" not in line
+        told = [one for one in cautions(config_of_it, workload, gpu) if "float32" in one]
+        assert len(told) == (config_of_it is fp32 and asked is None)
+    bytes_of = [footprint(one, workload_of(one, 8192, engine=engine())).weights for one in (fp32, spec)]
+    assert bytes_of[0] == bytes_of[1]
+    # Without an engine's own rules a config means what it says.
+    assert workload_of(fp32, 8192).weights == "fp32"

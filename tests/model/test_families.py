@@ -24,7 +24,6 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import FAMILIES, Cache, Extra
 from minitron.model.families.family import value_of
 from minitron.model.families.layer_lists import attention_types
-from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec, spec_of
 from pipeline import inspect
@@ -185,30 +184,6 @@ def test_tensors_that_no_model_needs_are_left_out_and_told(tmp_path: Path) -> No
     config_file = json.loads((model / "config.json").read_text())
     untied = spec_of(config_file | {"tie_word_embeddings": False})
     assert untied.extra("lm_head.weight") is None and spec.extra("lm_head.weight") is not None
-
-
-def test_an_output_layer_that_is_tied_and_differs_is_refused(tmp_path: Path) -> None:
-    """transformers keeps both, so leaving one out would change the model without a word."""
-    model = tiny_models.save_llama(tmp_path / "model", tied=True)
-    tensors = load_file(model / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 0.5
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    spec = read_spec(model)
-    reads = (
-        lambda: prune(model, whole(spec), tmp_path / "small"),
-        lambda: load_model(model),
-        lambda: LayerwiseModel(model, spec, dtype=torch.float32, device=torch.device("cpu")),
-    )
-    for read in reads:
-        with pytest.raises(MinitronError, match="both are stored and differ; set tie_word_embeddings to false"):
-            read()
-    assert not (tmp_path / "small").exists()
-    # What the message says to do.
-    described = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (model / "config.json").write_text(json.dumps(described))
-    prune(model, whole(read_spec(model)), tmp_path / "small")
-    assert torch.equal(load_file(tmp_path / "small" / "model.safetensors")["lm_head.weight"], tensors["lm_head.weight"])
-    load_model(tmp_path / "small")
 
 
 def test_tensors_to_carry_along_are_copied_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

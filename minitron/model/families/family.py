@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from minitron.model.axes import EXPERT, HIDDEN, Axis, Config
 from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse, parse_shape
@@ -30,9 +30,6 @@ class Norm:
 
     group: str = ""
     """The axis over whose indices the mean runs apart; empty for one mean over the last dimension."""
-
-    gated_after: str = ""
-    """The config key that says whether the gate that the norm is given multiplies its output (true) or its input."""
 
     @property
     def offset(self) -> float:
@@ -246,6 +243,13 @@ class Extra:
         return layers <= int(found["layer"]) < layers + (value_of(config, defaults, self.behind_the_last) or 0)
 
 
+ROTARY_BUFFERS: Final = Extra(r"(.+\.)?rotary_emb\.inv_freq", "rotary frequencies")
+"""Older exports stored them in each layer; transformers computes them."""
+
+OTHER_HEADS: Final = Extra(r"(score|classifier|(v|value|reward)_head|regression_layer)(\..+)?", "classification head")
+"""What stands in place of an output layer in models that classify or reward."""
+
+
 def _holds(when: str, config: Config, defaults: Mapping[str, Any]) -> bool:
     return all(_is_met(condition, config, defaults) for condition in when.split())
 
@@ -305,6 +309,9 @@ class Family:
 
     spellings: Mapping[str, str] = field(default_factory=dict)
     """config key -> the key of the rules of which it is another spelling: where a config has it, it counts."""
+
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """A regular expression of whole names that tensors once had -> the name in a rule, which they are written under."""
 
     storage: Mapping[str, str] = field(default_factory=dict)
     """A word for a way in which some checkpoints store what others store otherwise -> a regular expression that the

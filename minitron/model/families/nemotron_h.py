@@ -94,16 +94,18 @@ NEMOTRON_H = Family(
     kind_labels={"mamba": "Mamba-2", "attention": "attention", "mlp": "MLP", "moe": "mixture of experts"},
     rules={
         "model": (
-            Rule(ROOT + "embedding(s|).weight", "vocab, hidden", "embedding"),
+            Rule(ROOT + "embeddings.weight", "vocab, hidden", "embedding"),
             gain(ROOT + "norm_f", Norm("final")),
             # Whatever tie_word_embeddings says: transformers and vLLM build it in any case.
-            Rule("lm_head.weight", "vocab, hidden", "lm_head", tied_to=ROOT + "embedding(s|).weight"),
+            Rule("lm_head.weight", "vocab, hidden", "lm_head", tied_to=ROOT + "embeddings.weight"),
         ),
         **_layer(LAYER),
         # The block's own layers, which transformers does not build: names in memory are those of the module that
         # distillation builds of them.
         **{f"mtp_{kind}": rules for kind, rules in _layer(MTP_LAYER, "body.layers.{mtp_layer}.").items()},
     },
+    # As transformers before 5.23 saved it.
+    older_names={r"(model|backbone)\.embedding\.weight": r"\1.embeddings.weight"},
     mtp_rules=(
         Rule("mtp.layers.0.enorm.weight", "hidden", "mtp", norm=Norm("before"), memory="enorm.weight"),
         Rule("mtp.layers.0.hnorm.weight", "hidden", "mtp", norm=Norm("before"), memory="hnorm.weight"),

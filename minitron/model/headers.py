@@ -1,0 +1,163 @@
+"""Headers of safetensors files: what tensors they hold, and where, without reading one."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.files import read_json, refuse_pointer
+from minitron.model.weight_files import explicit_file, first_file, names_in, shards, weight_files
+
+LONGEST: Final = 100 * 10**6
+"""The bytes of the longest header that safetensors reads."""
+
+_CHUNK: Final = 2**24
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of one tensor."""
+
+    file: Path
+    dtype: str
+    """As safetensors spells it: BF16, F32."""
+
+    shape: tuple[int, ...]
+    num_bytes: int
+
+    start: int = 0
+    """Where in the file its bytes begin."""
+
+    stored: str = ""
+    """What the file calls it, where that is another name than it goes by."""
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_headers(file: Path) -> dict[str, Header]:
+    """name -> header of every tensor in one safetensors file; raises MinitronError where it is missing, truncated, a
+    git-lfs pointer or no such file."""
+    try:
+        refuse_pointer(file)
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            length = header_length(stream.read(8), file)
+            if length > size - 8:
+                raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
+            headers = parse_header(stream.read(length), file)
+    except FileNotFoundError:
+        raise MinitronError(f"{file} is missing; download or copy the checkpoint again.") from None
+    wanted = 8 + length + sum(header.num_bytes for header in headers.values())
+    if size < wanted:
+        raise MinitronError(f"{file} is truncated: {size} bytes of {wanted} are there; download or copy it again.")
+    return headers
+
+
+def stored_headers(folder: Path) -> dict[str, Header]:
+    """name -> header of every tensor of a checkpoint folder, under the names that its files have.
+
+    Raises MinitronError for files missing, truncated or named outside the folder, and a name that two files have."""
+    found: dict[str, Header] = {}
+    for file in weight_files(folder):
+        for name, header in read_headers(file).items():
+            if name in found:
+                raise MinitronError(f"{folder}: {name} is stored in two files; remove one of them from the index.")
+            found[name] = header
+    return found
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """name -> file of every tensor of a checkpoint folder, unchecked; none where its weights cannot be read, for which
+    reading the checkpoint has the message.  Of shards their index alone is read."""
+    try:
+        first = folder / (first_file(names_in(folder), explicit_file(folder)) or "")
+        if first.suffix != ".json":
+            return dict.fromkeys(read_headers(first), first) if first != folder else {}
+        index = read_json(first)
+        shards(index, first)
+        return {name: folder / file for name, file in index["weight_map"].items()}
+    except MinitronError:
+        return {}
+
+
+def header_length(start: bytes, file: Path | str) -> int:
+    """The bytes of the header of which the file's first eight bytes tell; raises MinitronError where they do not."""
+    if len(start) < 8:
+        raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
+    length: int = struct.unpack("<Q", start)[0]
+    if length > LONGEST:
+        raise MinitronError(f"{file} is no safetensors file: it does not begin like one; download or copy it again.")
+    return length
+
+
+def parse_header(text: bytes, file: Path) -> dict[str, Header]:
+    """name -> header, of the JSON after a file's first eight bytes; raises MinitronError where it is no such JSON."""
+    try:
+        entries: Mapping[str, Any] = json.loads(text)
+        return {
+            name: Header(
+                file,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+                8 + len(text) + entry["data_offsets"][0],
+            )
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise MinitronError(f"{file} is no safetensors file: its header does not parse; copy it again.") from None
+
+
+def same_numbers(one: Header, other: Header) -> bool:
+    """Whether two stored tensors hold the same numbers; those of different dtypes are compared in the shorter one."""
+    if one.shape != other.shape:
+        return False
+    when = tuple(header.file.stat().st_mtime_ns for header in (one, other))
+    return _same_numbers(one, other, when)
+
+
+@cache
+def _same_numbers(one: Header, other: Header, when: tuple[int, ...]) -> bool:
+    """`when` the files were written: an answer holds until then."""
+    if one.dtype != other.dtype:
+        return _same_values(one, other)
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        left = one.num_bytes
+        while left > 0:
+            size = min(left, _CHUNK)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _same_values(one: Header, other: Header) -> bool:
+    import torch
+    from safetensors import safe_open
+
+    def tensor(header: Header, name: str) -> torch.Tensor:
+        with safe_open(header.file, "pt") as stream:
+            found: torch.Tensor = stream.get_tensor(name)
+        return found
+
+    names = [_name_in(header) for header in (one, other)]
+    first, second = (tensor(header, name) for header, name in zip((one, other), names, strict=True))
+    dtype = min((first.dtype, second.dtype), key=lambda dtype: dtype.itemsize)
+    return bool(torch.equal(first.to(dtype), second.to(dtype)))
+
+
+def _name_in(header: Header) -> str:
+    return next(name for name, found in read_headers(header.file).items() if found.start == header.start)
