@@ -21,6 +21,7 @@ from cli.app import run
 from distill.run.router_load import routers_of
 from distill.teacher.fp8 import fp8_weights
 from distill.teacher.kept import Kept
+from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.rotation import unrotatable
@@ -180,6 +181,11 @@ def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Pa
         model = load_model(tmp_path / name / "small", dtype=torch.float32, device=CPU)
         assert result.parameters == plan.parameters == Checkpoint(tmp_path / name / "small").num_parameters
         assert model.num_parameters() <= result.parameters
+        # What a search measures in memory is what is written.
+        in_memory = cut_model(load_model(parent, dtype=torch.float32, device=CPU), spec, plan)
+        with torch.no_grad():
+            ids = torch.arange(20)[None] + 3
+            torch.testing.assert_close(in_memory(ids).logits, model(ids).logits, msg=name)
         if STREAM in plan.keep and spec.family.name not in UNROTATABLE:
             turned = rotated_scores(spec, scores, np.asarray(plan.keep[STREAM]))
             rotated = make_plan(spec, sizes, kept_layers, turned, rotate=True)

@@ -169,7 +169,7 @@ def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
     def see(args: tuple[Any, ...], output: Tensor) -> None:
         if norm.makes_hidden:
             estimator.see(totals, norm, output, lambda seen: seen)
-        gate = args[1] if len(args) > 1 else None
+        gate = args[1] if len(args) > 1 and not norm.gated_after else None
         states = args[0] - args[0].mean(-1, keepdim=True) if norm.centred else args[0]
         totals.add(("energy", norm), energy_shares(states, gate, norm.groups))
         totals.add(("tokens", norm), torch.tensor(output.shape[:-1].numel()))

@@ -57,6 +57,9 @@ class NormSite:
     centred: bool = False
     """Whether it subtracts the mean of its input (LayerNorm)."""
 
+    gated_after: bool = False
+    """Whether the gate that it is given multiplies its output and not its input."""
+
 
 @dataclass(frozen=True)
 class ExpertSite:
@@ -98,7 +101,12 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
         if rule.norm is not None:
             name = rule.pattern.format({"layer": layer or 0})
             yield NormSite(
-                name, module_name(rule, layer), norm_groups(spec, rule), reads_stream(rule), rule.norm.kind == "layer"
+                name,
+                module_name(rule, layer),
+                norm_groups(spec, rule),
+                makes_hidden=reads_stream(rule),
+                centred=rule.norm.kind == "layer",
+                gated_after=bool(rule.norm.gated_after and spec.value(rule.norm.gated_after)),
             )
 
 

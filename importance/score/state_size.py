@@ -75,7 +75,9 @@ def state_scores(totals: Totals, site: StateSite) -> Array:
 def _hook(site: StateSite, spec: ModelSpec, mixer: nn.Module, totals: Totals) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         with torch.no_grad():
-            energies = state_energies(mixer, spec, output.detach())
+            # Falcon-H1 scales the parts of what in_proj makes.
+            projected = output.detach() * getattr(mixer, "mup_vector", 1.0)
+            energies = state_energies(mixer, spec, projected)
             totals.add(("states", site.key), energies)
             totals.add(("reads", site.key), torch.tensor(float(output.shape[0] * min(READS, output.shape[1]))))
 

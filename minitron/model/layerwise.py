@@ -156,15 +156,20 @@ class LayerwiseModel:
 @torch.no_grad()
 def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Fill the buffers on meta that no checkpoint holds, such as rotary frequencies: they follow from the config, and
-    the model's own initialisation, which leaves parameters on meta alone, knows how."""
-    stored = model.state_dict().keys()
+    the model's own initialisation knows how.  What a checkpoint holds is marked as transformers marks what it has
+    loaded, so that the initialisation leaves it alone."""
+    stored = model.state_dict(keep_vars=True)
     modules: dict[nn.Module, None] = {}
     for name, buffer in list(model.named_buffers()):
         if name not in stored and buffer.is_meta:
             path, _, attribute = name.rpartition(".")
-            module = model.get_submodule(path)
-            module._buffers[attribute] = torch.empty_like(buffer, device=device)
-            modules[module] = None
+            model.get_submodule(path)._buffers[attribute] = torch.empty_like(buffer, device=device)
+            # A module may fill the buffers of those within it.
+            while path:
+                modules[model.get_submodule(path)] = None
+                path = path.rpartition(".")[0]
+    for tensor in stored.values():
+        tensor._is_hf_initialized = True
     for module in modules:
         model._init_weights(module)
 

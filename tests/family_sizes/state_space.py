@@ -26,6 +26,24 @@ JAMBA = {
     "mamba_expand": 2,
     "mamba_dt_rank": 10,
 }
+FALCON_H1 = {
+    "mamba_d_ssm": 80,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 10,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 8,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.4,
+    "key_multiplier": 0.5,
+    "attention_in_multiplier": 1.5,
+    "attention_out_multiplier": 0.7,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.8,
+    "ssm_multipliers": [0.9, 0.7, 1.2, 0.5, 1.1],
+    "mlp_multipliers": [0.8, 0.6],
+}
 
 STATE_SPACE: dict[str, list[dict[str, Any]]] = {
     "mamba": [
@@ -53,5 +71,17 @@ STATE_SPACE: dict[str, list[dict[str, Any]]] = {
         without_head_dim(DECODER)
         | JAMBA
         | {"expert_layer_period": 1, "expert_layer_offset": 0, "num_hidden_layers": 3},
+    ],
+    "falcon_h1": [
+        DECODER | FALCON_H1,
+        without_head_dim(DECODER)
+        | FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "tie_word_embeddings": True}
+        | {"mamba_d_ssm": None, "mamba_d_head": "auto", "mamba_n_heads": 4},
+        without_head_dim(DECODER)
+        | FALCON_H1
+        | {"mamba_rms_norm": True, "projectors_bias": True, "mamba_conv_bias": False, "attention_bias": True}
+        | {"mlp_bias": True},
+        DECODER | FALCON_H1 | {"mamba_proj_bias": True, "mamba_n_groups": 1, "mamba_d_head": "auto"},
     ],
 }

@@ -9,9 +9,11 @@ from family_sizes import FAMILY_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron.errors import MinitronError
+from minitron.memory import caches
 from minitron.memory.gpus import find_gpu
 from minitron.memory.roofline import estimate, load_of
-from minitron.memory.workload import Workload
+from minitron.memory.vllm import pool
+from minitron.memory.workload import Engine, Workload
 from minitron.model.spec import ModelSpec, spec_of
 from minitron.search.depth import depth_of, depths, match_pattern, mixes
 
@@ -127,6 +129,44 @@ RELEASED: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": True,
         "vocab_size": 65536,
     },
+    "Falcon-H1-0.5B": {
+        "attention_bias": False,
+        "attention_in_multiplier": 1.0,
+        "attention_out_multiplier": 0.9375,
+        "embedding_multiplier": 5.656854249492381,
+        "head_dim": 64,
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "key_multiplier": 0.390625,
+        "lm_head_multiplier": 0.0390625,
+        "mamba_chunk_size": 128,
+        "mamba_conv_bias": True,
+        "mamba_d_conv": 4,
+        "mamba_d_head": 64,
+        "mamba_d_ssm": 1536,
+        "mamba_d_state": 128,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_n_heads": 24,
+        "mamba_norm_before_gate": False,
+        "mamba_proj_bias": False,
+        "mamba_rms_norm": False,
+        "mamba_use_mlp": True,
+        "mlp_bias": False,
+        "mlp_expansion_factor": 8,
+        "mlp_multipliers": [0.8838834764831844, 0.5859375],
+        "model_type": "falcon_h1",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "projectors_bias": False,
+        "rope_theta": 100000000000.0,
+        "ssm_in_multiplier": 1.25,
+        "ssm_multipliers": [0.35, 0.25, 0.17, 0.5, 0.35],
+        "ssm_out_multiplier": 0.23,
+        "tie_word_embeddings": False,
+        "vocab_size": 32784,
+    },
     # A dense one, with a rank that follows from its width.
     "Jamba-dense": {
         "attn_layer_offset": 7,
@@ -197,6 +237,8 @@ def test_a_jamba_without_experts_for_two_tokens_keeps_two() -> None:
         ("mamba2", {"expand": 3}, "num_heads \\* head_dim = 64 and expand \\* hidden_size = 96"),
         ("mamba", {"state_size": "sixteen"}, "state_size is 'sixteen'; it must be a whole number"),
         ("mamba", {"intermediate_size": "auto"}, ""),
+        ("falcon_h1", {"mamba_d_ssm": 64}, "mamba_n_heads \\* mamba_d_head = 80 and mamba_d_ssm = 64 differ"),
+        ("falcon_h1", {"lm_head_multiplier": 0}, "lm_head_multiplier is 0; logits need a positive number"),
         ("jamba", {"attn_layer_offset": 4}, "attn_layer_offset = 4 is not smaller than attn_layer_period = 4"),
         ("jamba", {"mamba_d_state": "auto", "mamba_dt_rank": "wide"}, "mamba_dt_rank is 'wide'"),
     ],
@@ -207,7 +249,7 @@ def test_what_transformers_refuses_is_refused_by_name(model_type: str, changed: 
         assert spec_of(config(model_type, **changed)).sizes["inner_channel"] == 64
         return
     with pytest.raises(MinitronError, match=why):
-        spec_of(config(model_type, **changed)).parameters()
+        spec_of(config(model_type, **changed)).logit_map  # noqa: B018 (a property that checks)
 
 
 def test_layers_of_a_period_go_together() -> None:
@@ -249,3 +291,31 @@ def test_a_scan_without_chunks_counts_by_its_state() -> None:
     assert load.activation_bytes == 2 * 2 * projections
     speed = estimate(load, find_gpu("A10G"), prompt=1024, output=128, concurrency=8)
     assert np.isfinite(speed.output_tokens_per_second) and speed.bound == "bandwidth"
+
+
+def test_falcon_h1s_inner_width_is_what_its_heads_make() -> None:
+    """transformers refuses a config whose mamba_d_ssm is not heads x width."""
+    spec = spec_of(config("falcon_h1"))
+    small = spec.resized({"mamba_n_heads": 4, "mamba_d_head": 6})
+    assert small.config["mamba_d_ssm"] == 24 and spec.resized({}).config == spec.config
+    # Left to hidden_size and to the heads, it is said outright once these are cut.
+    free = spec_of(config("falcon_h1", mamba_d_ssm=None, mamba_d_head="auto"))
+    assert free.sizes["mamba_head_dim"] == 8
+    for changed, heads, width in (({"hidden_size": 24}, 8, 8), ({"mamba_n_heads": 4}, 4, 8)):
+        small = free.resized(changed)
+        assert (small.sizes["mamba_head"], small.sizes["mamba_head_dim"]) == (heads, width)
+        assert built(small).model.layers[0].mamba.out_proj.in_features == heads * width
+
+
+def test_a_layer_with_attention_and_a_state_keeps_both() -> None:
+    """vLLM gives each its own group of pages, and a page of keys and values is as large as a state."""
+    spec = spec_of(RELEASED["Falcon-H1-0.5B"])
+    engine = Engine("vllm", cuda_graphs=False, prefix_caching=False)
+    workload = Workload(8192, ssm_state="fp32", engine=engine)
+    keep = caches.kept(spec, workload, spec.sizes, spec.kind_counts())
+    token, state = 2 * 2 * 64 * 2, (1536 + 2 * 128) * 3 * 2 + 1536 * 128 * 4
+    assert (keep.kv_bytes, keep.conv_bytes + keep.state_bytes) == (36 * token * 8192, 36 * state)
+    found = pool(workload, keep)
+    size = 16 * -(-state // (16 * token))
+    assert (int(found.block_size), int(found.page), int(found.group)) == (size, size * token, 36)
+    assert int(found.per_sequence) == -(-8192 // size) + 1

@@ -8,6 +8,7 @@ from minitron.model.families.cohere import COHERE, COHERE2
 from minitron.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from minitron.model.families.ernie import ERNIE, ERNIE_MOE
 from minitron.model.families.exaone import EXAONE4
+from minitron.model.families.falcon_h1 import FALCON_H1
 from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA2, GEMMA3
 from minitron.model.families.glm import GLM4
@@ -37,7 +38,7 @@ from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
 
 _FAMILIES: Final = (
     *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
-    *(JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
+    *(FALCON_H1, JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
     *(LFM2, LFM2_MOE, KIMI_LINEAR),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),

@@ -31,6 +31,9 @@ class Norm:
     group: str = ""
     """The axis over whose indices the mean runs apart; empty for one mean over the last dimension."""
 
+    gated_after: str = ""
+    """The config key that says whether the gate that the norm is given multiplies its output (true) or its input."""
+
     @property
     def offset(self) -> float:
         """What the gain is more than the tensor."""

@@ -26,9 +26,18 @@ STATES: Final = Cache(
 """What a layer keeps between tokens."""
 
 
-def mamba2(at: str, *, norm: Norm | None, bias: str, conv_bias: str) -> tuple[Rule, ...]:
-    """The tensors of a mixer under the prefix `at`; `norm` is that of its output, before out_proj."""
-    norms = () if norm is None else (gain(at + "norm", norm, X, "ssm"),)
+def mamba2(
+    at: str,
+    *,
+    norm: Norm | None,
+    bias: str,
+    conv_bias: str,
+    output_bias: str | None = None,
+    normalises: str = "",
+) -> tuple[Rule, ...]:
+    """The tensors of a mixer under the prefix `at`; `norm` is that of its output, before out_proj, where the config key
+    `normalises` says so.  `output_bias` is out_proj's own key where it is not `bias`."""
+    norms = () if norm is None else (gain(at + "norm", norm, X, "ssm", when=normalises),)
     return (
         Rule(at + "in_proj.weight", f"{IN_PROJ}, hidden", "ssm", scan_input=1),
         Rule(at + "in_proj.bias", IN_PROJ, "ssm", when=bias),
@@ -39,7 +48,7 @@ def mamba2(at: str, *, norm: Norm | None, bias: str, conv_bias: str) -> tuple[Ru
         Rule(at + "dt_bias", "mamba_head", "ssm"),
         *norms,
         Rule(at + "out_proj.weight", f"hidden, {X}", "ssm"),
-        Rule(at + "out_proj.bias", "hidden", "ssm", when=bias),
+        Rule(at + "out_proj.bias", "hidden", "ssm", when=bias if output_bias is None else output_bias),
     )
 
 
