@@ -1,9 +1,9 @@
-"""Other types than NemotronH, trained for minutes, cut by a quarter and distilled: what rotation and refit are worth there.
+"""Other types than NemotronH, trained for minutes, cut by a quarter and distilled: what rotation and refit are worth.
 
     python benchmarks/families.py --work runs/families --types qwen3_moe gemma3_text granitemoehybrid --minutes 8
 
-Every step is `examples/train_tiny.py` or one of minitron's own commands and leaves one artefact in the work folder; what
-is there is not made again.  At the end the table goes into benchmarks/RESULTS.md.
+Every step is `examples/train_tiny.py` or one of minitron's own commands and leaves one artefact in the work folder;
+what is there is not made again.  At the end the table goes into benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -119,12 +119,12 @@ def report(options: argparse.Namespace) -> str:
         [
             *lines,
             "",
-            f"Parents ({layers}): {options.minutes:g} minutes of `examples/train_tiny.py` each, on one thread. Cut to "
-            f"{cuts}, after 128 sequences of {SEQUENCE_LENGTH} tokens of calibration text. Where channels are selected, "
-            "those of highest activation stay (heads and experts too) and no weight changes; the default rotates the "
-            "residual stream where the type allows it, selects by the best estimator of each axis, and refits. Distilled "
-            f"on {options.tokens:,} tokens, 2,048 a step, highest learning rate {options.learning_rate:g}. Quality: "
-            f"{options.samples} held-out sequences.",
+            f"Parents ({layers}): {options.minutes:g} minutes of `examples/train_tiny.py` each, on one thread. "
+            f"Cut to {cuts}, after 128 sequences of {SEQUENCE_LENGTH} tokens of calibration text. Where channels are "
+            "selected, those of highest activation stay (heads and experts too) and no weight changes; the default rotates "
+            "the residual stream where the type allows it, selects by the best estimator of each axis, and refits. "
+            f"Distilled on {options.tokens:,} tokens, 2,048 a step, highest learning rate {options.learning_rate:g}. "
+            f"Quality: {options.samples} held-out sequences.",
             "",
         ]
     )
