@@ -94,6 +94,11 @@ def print_remedies(remedies: "Sequence[Remedy]") -> None:
 
 def print_answer(answer: "Answer") -> None:
     """The answer to an inverse question."""
+    from minitron.memory.questions import QUESTIONS
+
+    if answer.value is None:
+        show.line(f"Memory sets no limit to the {QUESTIONS[answer.question]}: what the model keeps stops growing.")
+        return
     value = f"{answer.value:,}" if isinstance(answer.value, int) else answer.value
     names = {
         "context": f"Longest context: {value} tokens",

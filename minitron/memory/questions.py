@@ -89,9 +89,11 @@ class Answer:
     question: str
     """context, batch, gpu or weights."""
 
-    value: int | str
+    value: int | str | None
+    """None where memory sets no limit: what a model keeps has stopped growing."""
+
     workload: Workload
-    """The workload with the answer in it."""
+    """The workload with the answer in it; where there is no limit, the one that was asked about."""
 
     budget: Budget
     total: int
@@ -120,6 +122,8 @@ def solve(question: str, spec: ModelSpec, workload: Workload, budget: Budget, li
         value = {"context": largest_context, "batch": largest_batch, "weights": mildest_weights}[question](
             spec, workload, budget
         )
+        if value == UNLIMITED:
+            return Answer(question, None, workload, budget, total_of(spec, workload, budget))
         answer: dict[str, Any] = {question: value}
         workload = replace(workload, **answer) if value else workload
     if not value:

@@ -103,13 +103,14 @@ def pool(workload: Workload, keep: Kept) -> Pool:
 def _blocks(workload: Workload, one: LayerCache, tokens: Any) -> Any:
     """Blocks of `tokens` tokens that one sequence holds in one layer.  Of a sliding window vLLM keeps what a step may
     still need: window - 1 tokens and those of the step, and a block more, for a window begins anywhere in a block; of a
-    chunk all its tokens and those of the step (vLLM's SlidingWindowSpec and ChunkedLocalAttentionSpec)."""
+    chunk all its tokens and those of the step (vLLM's SlidingWindowSpec and ChunkedLocalAttentionSpec, whose bounds
+    `max_memory_usage_bytes` are what a short context takes as well)."""
     if one.window is None:
         return -(-workload.context // tokens)
     if one.cache.chunked:
         return -(-min(one.window + workload.engine.max_num_batched_tokens, workload.context) // tokens)
     held = min(one.window - 1 + workload.engine.max_num_batched_tokens, workload.context)
-    return np.minimum(-(-held // tokens) + 1, -(-workload.context // tokens))
+    return -(-held // tokens) + 1
 
 
 def _most(counts: Sequence[Any]) -> Any:

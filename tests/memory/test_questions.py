@@ -89,7 +89,10 @@ def test_solving_tells_the_workload_that_fits() -> None:
 
 def test_a_memory_that_nothing_fills_has_no_last_context() -> None:
     mamba = tiny("MM-")
-    assert largest_context(mamba, workload_of(mamba, 1), Budget(GiB)) == 2**40
+    asked, budget = workload_of(mamba, 1), Budget(GiB)
+    assert largest_context(mamba, asked, budget) == 2**40
+    answer = solve("context", mamba, asked, budget, lambda gpu: budget)
+    assert answer.value is None and answer.workload == asked
 
 
 @pytest.mark.parametrize(("context", "batch"), [(LONG, 1), (LONG, 2), (1024, 1)])
