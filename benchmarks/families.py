@@ -122,9 +122,9 @@ def report(options: argparse.Namespace) -> str:
             f"Parents ({layers}): {options.minutes:g} minutes of `examples/train_tiny.py` each, on one thread. "
             f"Cut to {cuts}, after 128 sequences of {SEQUENCE_LENGTH} tokens of calibration text. Where channels are "
             "selected, those of highest activation stay (heads and experts too) and no weight changes; the default "
-            "rotates the residual stream where the type allows it, selects by the best estimator of each axis, and refits. "
-            f"Distilled on {options.tokens:,} tokens, 2,048 a step, highest learning rate {options.learning_rate:g}. "
-            f"Quality: {options.samples} held-out sequences.",
+            "rotates the residual stream where the type allows it, selects by the best estimator of each axis, and "
+            f"refits. Distilled on {options.tokens:,} tokens, 2,048 a step, highest learning rate "
+            f"{options.learning_rate:g}. Quality: {options.samples} held-out sequences.",
             "",
         ]
     )
