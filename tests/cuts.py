@@ -156,7 +156,13 @@ def keep_tokens_away(tensors: dict[str, torch.Tensor], spec: ModelSpec, plan: Pl
         if rule.component == "embedding":
             tensor[:, channel] = 1.0
         elif rule.norm is not None and rule.dims == (Word("hidden"),):
-            tensor[channel] = 1.0 - rule.norm.offset
+            # A mean that is subtracted differs from token to token: there a bias says what the channel is.
+            bias = tensors.get(f"{name.removesuffix('weight')}bias")
+            tensor[channel] = (1.0 if bias is None else 0.0) - rule.norm.offset
+            if bias is not None:
+                bias[channel] = 1.0
+        elif rule.component == "norm":
+            continue
         elif layer is not None and not rule.router:
             for place, dim in enumerate(rule.dims):
                 if (

@@ -41,7 +41,7 @@ from minitron.model.tensor_map import held
 CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for number in range(len(sizes))]
 CPU = torch.device("cpu")
 UNROTATABLE = {
-    **dict.fromkeys(("nemotron", "cohere", "cohere2"), "a LayerNorm subtracts the mean over channels"),
+    **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
         ("olmo2", "olmo3", "exaone4", "glm4", "gemma2", "gemma3_text"),
         "a norm's gain multiplies what goes to the stream",

@@ -26,7 +26,7 @@ from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference
 from minitron.measure.quality import hidden_states
 from minitron.model.families.logits import PLAIN, LogitMap
-from minitron.model.output_layer import logit_map
+from minitron.model.output_layer import OutputLayer, logit_map, widened
 
 PROJECTION = "projection"
 
@@ -107,7 +107,7 @@ class Objective(nn.Module):
     def loss(self, part: Pass, place: int) -> Tensor:
         """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
         before it.  Chance follows from `place`, the number of the first sequence since the run began."""
-        recipe, head = self.recipe, self.student.get_output_embeddings().weight
+        recipe, head = self.recipe, OutputLayer(self.student.get_output_embeddings())
         rows = self._rows(part)
         with self.autocast():
             mine = hidden_states(self.student, part.ids)
@@ -154,18 +154,20 @@ class Objective(nn.Module):
             compiled=self.recipe.compile,
         )
 
-    def _compare(self, states: Tensor, head: nn.Parameter, rows: _Rows, how: LossOptions) -> Tensor:
+    def _compare(self, states: Tensor, layer: OutputLayer, rows: _Rows, how: LossOptions) -> Tensor:
         """The loss of states [N, H] beside what the teacher says of the same tokens."""
-        loss = parse_loss(self.recipe.loss)
-        asked = {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(head)}
+        loss, head = parse_loss(self.recipe.loss), layer.matrix
+        asked = {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(layer)}
+        states = widened(states, head)
         if isinstance(rows.theirs, Sparse):
             assert isinstance(self.teacher, TeacherCache)
             return sparse_loss(loss, states, head, rows.theirs, how, vocab=self.teacher.vocab, **asked)
         theirs = self._teacher_head(self.student.device)
+        reference = widened(rows.theirs, theirs)
         if self.recipe.loss_kernel == "liger":
             assert how.divisor is not None
-            return liger_loss(loss, states, head, rows.theirs, theirs, mask=rows.mask, divisor=how.divisor)
-        return chunked_loss(loss, states, head, rows.theirs, theirs, how, **asked)
+            return liger_loss(loss, states, head, reference, theirs, mask=rows.mask, divisor=how.divisor)
+        return chunked_loss(loss, states, head, reference, theirs, how, **asked)
 
     def _teacher_states(self, ids: Tensor) -> Tensor:
         """[B, T, H] of sequences [B, T]."""
@@ -175,17 +177,24 @@ class Objective(nn.Module):
         return hidden_states(self.teacher, ids)
 
     def _teacher_head(self, device: torch.device) -> Tensor:
-        """The teacher's output layer, of which the student's device has a copy where the teacher is on another."""
-        head = _output_weight(self.teacher)
-        if head.device == device:
-            return head
+        """The matrix of the teacher's output layer, of which the student's device has a copy where the teacher is on
+        another or it holds a bias."""
+        layer = _output_layer(self.teacher)
+        if layer.weight.device == device and layer.bias is None:
+            return layer.weight
         if self._copied_head is None:
-            self._copied_head = head.to(device)
+            self._copied_head = layer.matrix.detach().to(device)
         return self._copied_head
 
-    def _head_gradient(self, head: nn.Parameter) -> Tensor | None:
-        """Where the output layer's gradient may be added at once; of one that is dealt out autograd must hear."""
-        if isinstance(self, FSDPModule) or not (head.requires_grad and torch.is_grad_enabled()):
+    def _head_gradient(self, layer: OutputLayer) -> Tensor | None:
+        """Where the output layer's gradient may be added at once; of one that is dealt out, or whose bias is a part of
+        the matrix, autograd must hear."""
+        head = layer.weight
+        if (
+            isinstance(self, FSDPModule)
+            or layer.bias is not None
+            or not (head.requires_grad and torch.is_grad_enabled())
+        ):
             return None
         if head.grad is None:
             head.grad = torch.zeros_like(head)
@@ -210,11 +219,10 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _output_weight(model: Reference) -> Tensor:
-    """[V, H] of a model's output layer."""
+def _output_layer(model: Reference) -> OutputLayer:
+    """That of a model; what is done to its products stands elsewhere."""
     assert not isinstance(model, TeacherCache)
-    found: Tensor = model.weight if isinstance(model, StreamedTeacher) else model.get_output_embeddings().weight
-    return found
+    return model.head if isinstance(model, StreamedTeacher) else OutputLayer(model.get_output_embeddings())
 
 
 def _logits_of(model: PreTrainedModel | StreamedTeacher) -> LogitMap:
@@ -224,7 +232,7 @@ def _logits_of(model: PreTrainedModel | StreamedTeacher) -> LogitMap:
 
 def _projection(student: PreTrainedModel, teacher: Reference) -> nn.Parameter | None:
     """[H', H] from the student's width to the teacher's, the same for every run; None where they are equal."""
-    mine, theirs = (_output_weight(model).shape[1] for model in (student, teacher))
+    mine, theirs = (_output_layer(model).weight.shape[1] for model in (student, teacher))
     if mine == theirs:
         return None
     start = torch.randn(theirs, mine, generator=torch.Generator().manual_seed(0)) / mine**0.5

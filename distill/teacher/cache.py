@@ -30,7 +30,7 @@ from minitron.errors import MinitronError
 from minitron.files import new_file, read_json, write_json, write_tensors
 from minitron.measure import quality
 from minitron.model.families.logits import LogitMap
-from minitron.model.output_layer import OutputLayer
+from minitron.model.output_layer import OutputLayer, widened
 from minitron.progress import Progress, silent
 
 ABOUT: Final = "about.json"
@@ -164,8 +164,8 @@ class TeacherCache:
             teacher.hidden_states(torch.from_numpy(blocks[place : place + batch_size])).cpu()
             for place in range(0, len(blocks), batch_size)
         ]
-        head = teacher.head.weight.detach().cpu().contiguous()
-        tensors = {"states": torch.cat(states).contiguous(), "head": head}
+        tensors = {"states": torch.cat(states).contiguous()}
+        tensors["head"] = teacher.head.matrix.detach().cpu().contiguous()
         told = {"start": json.dumps(dict(start)), "logits": json.dumps(asdict(teacher.head.map))}
         self._save(self.folder / HELDOUT, tensors, **told)
 
@@ -184,7 +184,9 @@ class Answers:
     """The held-out part of a cache, in the place of a teacher (minitron.measure.quality.Answers)."""
 
     def __init__(self, blocks: NDArray[np.int64], states: Tensor, head: Tensor, logits: LogitMap) -> None:
-        """`states` [S, T, H] of the sequences `blocks` [S, T]; `head` [V, H] and what is done to its products."""
+        """`states` [S, T, H] of the sequences `blocks` [S, T]; the matrix of the `head`, [V, H] or [V, H + 1], and what
+        is done to its products."""
+        states = widened(states, head)
         self._states = {block.tobytes(): one for block, one in zip(blocks, states, strict=True)}
         linear = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(head, requires_grad=False)
@@ -199,10 +201,11 @@ def _picked(teacher: quality.Answers, ids: Tensor, loss: Loss, vocab: int, seeds
     """What is kept of each of the sequences [S, T]."""
     pick = loss.divergence.pick
     assert pick is not None
-    head, logits = teacher.head.weight[:vocab], teacher.head.map
+    head, logits = teacher.head.matrix[:vocab], teacher.head.map
     found = []
     for states, seed in zip(teacher.hidden_states(ids), seeds, strict=True):
         chance = torch.Generator(states.device).manual_seed(seed)
+        states = widened(states, head)
         parts = [
             pick(
                 torch.log_softmax(logits((states[part].to(head.dtype) @ head.T).float()), -1),

@@ -304,7 +304,7 @@ def _served(
     spec: ModelSpec, local: Mapping[str, int], parts: Iterator[tuple[str, Part, int]]
 ) -> Iterator[tuple[str, Part, int]]:
     """The parts that serving reads, each with the name of its group."""
-    tied = not any(rule.component == "lm_head" for rule in spec.rules["model"])
+    tied = not any(rule.tied_to for rule in spec.rules["model"])
     names = {"lm_head": "head", "embedding": "head" if tied else ""}
     for kind, part, count in parts:
         if is_mtp(kind):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,6 +35,29 @@ class OutputLayer:
     def weight(self) -> Tensor:
         """[V, H]."""
         return self.module.get_parameter("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V]; None for most models."""
+        return bias_of(self.module)
+
+    @property
+    def matrix(self) -> Tensor:
+        """[V, H], or [V, H + 1] of a layer with a bias: the products are this times `widened` states."""
+        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """[V]: the bias of a linear; None where it has none."""
+    found: Tensor | None = getattr(module, "bias", None)
+    return found
+
+
+def widened(states: Tensor, matrix: Tensor) -> Tensor:
+    """The states [.., H] as the `matrix` of an output layer reads them: one wider where it holds a bias."""
+    if states.shape[-1] == matrix.shape[-1]:
+        return states
+    return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
 
 
 def as_read(states: Tensor, weight: Tensor) -> Tensor:

@@ -100,4 +100,10 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 1], "moe_layers": [0, 1, 3], "floor_scale": 4}
         | {"use_qk_norm": False, "tie_word_embeddings": True},
     ],
+    "phimoe": [
+        without_head_dim(DECODER)
+        | {"num_local_experts": 6, "intermediate_size": 24, "attention_bias": True, "lm_head_bias": True},
+        without_head_dim(DECODER)
+        | {"num_local_experts": 6, "intermediate_size": 24, "sliding_window": 8, "tie_word_embeddings": True},
+    ],
 }

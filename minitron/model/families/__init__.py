@@ -23,7 +23,7 @@ from minitron.model.families.llama import LLAMA, MISTRAL
 from minitron.model.families.llama4 import LLAMA4
 from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
-from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL
+from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL, PHI_MOE
 from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.olmo import OLMO2, OLMO3
@@ -42,7 +42,7 @@ _FAMILIES: Final = (
     *(LFM2, LFM2_MOE, KIMI_LINEAR),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
-    *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, MINIMAX_M2, GPT_OSS),
+    *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE),

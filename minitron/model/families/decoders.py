@@ -262,9 +262,9 @@ def mixture_decoder(
     layout: Callable[[Config], str] | None = None,
     types: Callable[[Config], Sequence[str]] | None = None,
     edit: Callable[[dict[str, Any], tuple[int, ...]], None] | None = None,
+    model: tuple[Rule, ...] | None = None,
     cache: Cache = KEYS_AND_VALUES,
     window: str = "",
-    local: str = "in a sliding window",
     axes: Mapping[str, Axis],
     summary: str = "",
     extras: tuple[Extra, ...] = (),
@@ -274,8 +274,7 @@ def mixture_decoder(
 
     `layout` gives the letters `E` and `-` of a config's layers; `edit` changes what the config says of them when only
     some stay, before its lists are cut.  `window` is the config key of how many tokens a layer attends to: every layer,
-    or where `types` gives what each layer's attention is (`full_attention` or another word) those of another word,
-    which reports then call attention `local`."""
+    or where `types` gives what each layer's attention is (`full_attention` or another word) those of another word."""
     kinds = {"E": "moe"} | ({} if dense is None else {"-": "dense"})
     rules = {"moe": moe} | ({} if dense is None else {"dense": dense})
     labels = {kind: MIXTURE_LABELS[kind] for kind in kinds.values()}
@@ -284,6 +283,7 @@ def mixture_decoder(
     )
     mixtures = layout or (lambda config: "E" * layer_count(config))
     if types is not None:
+        local = "in chunks" if cache.chunked else "in a sliding window"
         near = {letter: f"{kind}_{LOCAL}" for letter, kind in kinds.items()}
         rules |= {near[letter]: rules[kind] for letter, kind in kinds.items()}
         labels |= {
@@ -303,7 +303,7 @@ def mixture_decoder(
         model_types=model_types,
         letters=kinds,
         kind_labels=labels,
-        rules={"model": outside(), **rules},
+        rules={"model": model or outside(), **rules},
         axes=axes,
         cache=caches,
         layout=mixtures,

@@ -71,7 +71,6 @@ LLAMA4 = mixture_decoder(
     edit=_edit,
     cache=replace(KEYS_AND_VALUES, chunked=True),
     window="attention_chunk_size",
-    local="in chunks",
     axes=rows(
         *("hidden", "vocab", "query_head"),
         kv_head={"default": 8},
