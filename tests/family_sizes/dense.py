@@ -54,6 +54,8 @@ DENSE: dict[str, list[dict[str, Any]]] = {
         | GRANITE_NUMBERS
         | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ],
+    "glm": [DECODER, DECODER | {"attention_bias": False, "tie_word_embeddings": True}],
+    "arcee": [DECODER | {"attention_bias": True, "mlp_bias": True}, DECODER | {"tie_word_embeddings": True}],
     "apertus": [
         DECODER,
         without_head_dim(DECODER) | {"attention_bias": True, "tie_word_embeddings": True},

@@ -12,6 +12,9 @@ ERNIE = {
     "moe_layer_start_index": 1,
 }
 
+GROUPS = {"n_group": 2, "topk_group": 1}
+SHARED = {"num_shared_experts": 2, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
+
 MIXTURES: dict[str, list[dict[str, Any]]] = {
     # Its tokenizer adds a token of its own.
     "qwen2_moe": [
@@ -105,5 +108,27 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"num_local_experts": 6, "intermediate_size": 24, "attention_bias": True, "lm_head_bias": True},
         without_head_dim(DECODER)
         | {"num_local_experts": 6, "intermediate_size": 24, "sliding_window": 8, "tie_word_embeddings": True},
+    ],
+    "dots1": [
+        DECODER
+        | {key: LATENT[key] for key in LATENT if key.startswith(("moe", "n_", "num_experts", "topk", "first"))}
+        | {"sliding_window": 8, "max_window_layers": 2},
+        without_head_dim(DECODER)
+        | {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"attention_bias": True, "sliding_window": None, "tie_word_embeddings": True},
+    ],
+    "exaone_moe": [
+        DECODER | SHARED | GROUPS | {"num_experts": 8, "sliding_window": 8},
+        without_head_dim(DECODER)
+        | SHARED
+        | {"num_experts": 6, "num_shared_experts": 1, "first_k_dense_replace": 2, "tie_word_embeddings": True}
+        | {"sliding_window": 8, "sliding_window_pattern": 2},
+    ],
+    "hy_v3": [
+        DECODER | SHARED | {"num_experts": 6},
+        DECODER
+        | SHARED
+        | {"num_experts": 6, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"]},
     ],
 }

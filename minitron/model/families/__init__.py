@@ -6,20 +6,21 @@ from minitron.model.families.apertus import APERTUS
 from minitron.model.families.bamba import BAMBA
 from minitron.model.families.cohere import COHERE, COHERE2
 from minitron.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from minitron.model.families.dots import DOTS1
 from minitron.model.families.ernie import ERNIE, ERNIE_MOE
-from minitron.model.families.exaone import EXAONE4
+from minitron.model.families.exaone import EXAONE4, EXAONE_MOE
 from minitron.model.families.falcon_h1 import FALCON_H1
 from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA2, GEMMA3
-from minitron.model.families.glm import GLM4
+from minitron.model.families.glm import GLM, GLM4
 from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE
 from minitron.model.families.gpt_oss import GPT_OSS
 from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
-from minitron.model.families.hunyuan import HUNYUAN_DENSE, HUNYUAN_MOE
+from minitron.model.families.hunyuan import HUNYUAN_DENSE, HUNYUAN_MOE, HY3
 from minitron.model.families.jamba import JAMBA
 from minitron.model.families.kimi import KIMI_LINEAR
 from minitron.model.families.lfm import LFM2, LFM2_MOE
-from minitron.model.families.llama import LLAMA, MISTRAL
+from minitron.model.families.llama import ARCEE, LLAMA, MISTRAL
 from minitron.model.families.llama4 import LLAMA4
 from minitron.model.families.logits import LogitMap, Logits
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
@@ -45,7 +46,7 @@ _FAMILIES: Final = (
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2),
-    *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE),
+    *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
 )

@@ -1,7 +1,7 @@
 """Apertus: rotary attention with normalised heads and an MLP without a gate, whose activation function is learned."""
 
 from minitron.model.axes import rows
-from minitron.model.families.decoders import BEFORE, INSIDE, LAYER, MLP, attention, gain, rotary_decoder
+from minitron.model.families.decoders import BEFORE, INSIDE, LAYER, MLP, attention, gain, plain_mlp, rotary_decoder
 from minitron.model.families.family import Rule
 
 
@@ -18,8 +18,7 @@ APERTUS = rotary_decoder(
         gain(LAYER + "attention_layernorm", BEFORE),
         *attention(bias="attention_bias", output_bias="attention_bias", head_norms=INSIDE),
         gain(LAYER + "feedforward_layernorm", BEFORE),
-        Rule(MLP + "up_proj.weight", "ffn, hidden", "mlp"),
-        Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
+        *plain_mlp(),
         *_xielu(MLP + "act_fn."),
     ),
     axes=rows("hidden", "vocab", "ffn", "query_head", "kv_head", "head_dim"),

@@ -143,6 +143,17 @@ def gated_mlp(
     return tuple(found)
 
 
+def plain_mlp(at: str = MLP, *, bias: str | None = None) -> tuple[Rule, ...]:
+    """Up and down, without a gate."""
+    found = [Rule(f"{at}up_proj.weight", "ffn, hidden", "mlp"), Rule(f"{at}down_proj.weight", "hidden, ffn", "mlp")]
+    if bias is not None:
+        found += [
+            Rule(f"{at}up_proj.bias", "ffn", "mlp", when=bias),
+            Rule(f"{at}down_proj.bias", "hidden", "mlp", when=bias),
+        ]
+    return tuple(found)
+
+
 def joined_gated_mlp(at: str = MLP) -> tuple[Rule, ...]:
     """Gate and up in one tensor, gate first, and down."""
     return (

@@ -1,11 +1,11 @@
-"""Llama 2 and 3, SmolLM2, Mistral: rotary attention and a gated MLP in every layer."""
+"""Llama 2 and 3, SmolLM2, Mistral, Arcee: rotary attention and an MLP, gated but for Arcee's, in every layer."""
 
 from minitron.model.axes import rows
-from minitron.model.families.decoders import attention, gated_mlp, pre_norm, rotary_decoder
+from minitron.model.families.decoders import attention, gated_mlp, plain_mlp, pre_norm, rotary_decoder
 
 _DECODER = "attention and gated MLP, tied or untied embeddings"
 
-# LlamaConfig insists on whole heads in hidden_size even where head_dim is given and nothing needs it.
+# LlamaConfig and ArceeConfig insist on whole heads in hidden_size even where head_dim is given and nothing needs it.
 _AXES = rows("vocab", "ffn", "query_head", "kv_head", "head_dim", hidden={"multiple_of": "query_head"})
 
 LLAMA = rotary_decoder(
@@ -13,6 +13,13 @@ LLAMA = rotary_decoder(
     layer=pre_norm(attention(bias="attention_bias", output_bias="attention_bias"), gated_mlp(bias="mlp_bias")),
     axes=_AXES,
     summary=f"{_DECODER} (Llama 2 and 3, SmolLM2)",
+)
+
+ARCEE = rotary_decoder(
+    "arcee",
+    layer=pre_norm(attention(bias="attention_bias", output_bias="attention_bias"), plain_mlp(bias="mlp_bias")),
+    axes=_AXES,
+    summary="attention and MLP without a gate (Arcee's AFM-4.5B)",
 )
 
 MISTRAL = rotary_decoder(

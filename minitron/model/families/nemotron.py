@@ -1,7 +1,7 @@
 """Minitron and Nemotron-4: rotary attention and an MLP without a gate, between LayerNorms whose tensors hold the gain
 less one."""
 
-from minitron.model.families.decoders import LAYER, MLP, attention, gain, outside, rotary_decoder
+from minitron.model.families.decoders import LAYER, attention, gain, outside, plain_mlp, rotary_decoder
 from minitron.model.families.family import Norm, Rule
 
 _BEFORE = Norm("before", kind="layer", plus_one=True)
@@ -18,10 +18,7 @@ NEMOTRON = rotary_decoder(
         *_norm(LAYER + "input_layernorm"),
         *attention(bias="attention_bias", output_bias="attention_bias"),
         *_norm(LAYER + "post_attention_layernorm"),
-        Rule(MLP + "up_proj.weight", "ffn, hidden", "mlp"),
-        Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
-        Rule(MLP + "up_proj.bias", "ffn", "mlp", when="mlp_bias"),
-        Rule(MLP + "down_proj.bias", "hidden", "mlp", when="mlp_bias"),
+        *plain_mlp(bias="mlp_bias"),
     ),
     model=(*outside(_FINAL), Rule("model.norm.bias", "hidden", "norm")),
     summary="attention and MLP without a gate, LayerNorm (Minitron-4B and 8B, Nemotron-4)",
