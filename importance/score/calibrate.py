@@ -23,6 +23,7 @@ from importance.score.gradients import run_and_return
 from importance.score.layerwise_depth import layerwise_removal_scores
 from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
+from minitron.cut.selection import require_cuttable
 from minitron.errors import MinitronError
 from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
@@ -54,6 +55,7 @@ def calibrate(
     started, options = time.monotonic(), options or ScoringOptions()
     find_estimator(options.estimator)
     spec = read_spec(model_folder)
+    require_cuttable(spec)
     blocks, _ = calibration_blocks(model_folder, data, options, held_back=held_back)
     dtype, text = DTYPES[options.dtype], Source(str(data)).fingerprint()
     if options.offload:

@@ -28,6 +28,15 @@ Fallback = Callable[[str, int | None], NDArray[np.float64]]
 """(axis, layer) -> [size] importance of an axis that the scores do not cover."""
 
 
+def require_cuttable(spec: ModelSpec) -> None:
+    """Raise MinitronError where no size of a model may be cut, so that there is nothing to score or to search."""
+    if all(axis in spec.family.fixed for axis in spec.sizes):
+        raise MinitronError(
+            f"nothing of a {spec.family.name} model can be cut, as {spec.axis(HIDDEN).fixed}; it can be "
+            "planned for and inspected as it is."
+        )
+
+
 def places(spec: ModelSpec) -> Iterator[tuple[int | None, str]]:
     """(layer, kind) of everything that holds tensors: the model itself, its layers, the prediction block's layers."""
     yield None, "model"
@@ -256,6 +265,7 @@ __all__ = [
     "partner_of",
     "pick",
     "places",
+    "require_cuttable",
     "rotates",
     "top",
 ]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Final, Literal
 
 from minitron.errors import MinitronError
@@ -29,6 +30,7 @@ from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
 from minitron.model.dims import numel
+from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
@@ -290,14 +292,22 @@ def _groups(spec: ModelSpec, workload: Workload, local: Mapping[str, int]) -> di
     parameters: dict[str, dict[str, int]] = {"dense": {}, "head": {}, "experts": {}}
     total = dict.fromkeys(parameters, 0)
     for name, part, count in _served(spec, local, parts_bytes(spec, found, local)):
-        numbers = part.count
+        uses = _uses(spec, part.kind, part.rule)
+        numbers = part.count * uses
         for dim in part.rule.matrix:
             numbers *= numel(dim, local)
         if name == "experts":
             numbers *= spec.num_experts
         parameters[name][part.form.name] = parameters[name].get(part.form.name, 0) + int(numbers)
-        total[name] += int(count)
+        total[name] += int(count * uses)
     return {name: Weights(parameters[name], total[name]) for name in parameters}
+
+
+def _uses(spec: ModelSpec, kind: str, rule: Rule) -> Fraction:
+    """How often a token passes a tensor for every time that it is stored: blocks that layers share are read anew by
+    each of them, for nothing of their size stays in a GPU's caches."""
+    counts = {"model": 1, **spec.kind_counts()}
+    return Fraction(counts[kind] + sum(counts.get(other, 0) for other in rule.also_run_by), counts[kind])
 
 
 def _served(
@@ -349,7 +359,8 @@ def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> 
         for rule in rules:
             if rule.is_projection:
                 times = spec.experts_per_token if rule.per_expert else 1
-                numbers += counts[kind] * times * sum(int(numel(dim, local)) for dim in rule.matrix)
+                passes = int(counts[kind] * _uses(spec, kind, rule))
+                numbers += passes * times * sum(int(numel(dim, local)) for dim in rule.matrix)
     # A scan without chunks keeps its states where it works.
     held = sum(int(one.layers) * _numbers(one, "state", local) for one in keep.caches if one.cache.scans)
     states = STATE_PASSES * _FP32_BYTES * held // _chunk(spec)

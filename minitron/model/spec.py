@@ -243,7 +243,7 @@ class ModelSpec:
     def expected(self) -> Iterator[Expected]:
         """Every tensor that a checkpoint of this model must hold, layer by layer."""
         places: list[tuple[str, dict[str, int]]] = [("model", {})]
-        places += [(kind, {"layer": layer}) for layer, kind in enumerate(self.layers)]
+        places += [(kind, {"layer": layer, **self.elsewhere.get(layer, {})}) for layer, kind in enumerate(self.layers)]
         places += [(kind, {"mtp_layer": layer}) for layer, kind in enumerate(self.mtp_layers)]
         if self.mtp_layers:
             places.append(("mtp", {"mtp_last": len(self.mtp_layers) - 1}))
@@ -253,6 +253,11 @@ class ModelSpec:
                 for expert in range(self.num_experts) if EXPERT in rule.pattern.axes else (None,):
                     full = index if expert is None else index | {EXPERT: expert}
                     yield Expected(rule.pattern.format(full), shape, kind, rule, full)
+
+    @cached_property
+    def elsewhere(self) -> Mapping[int, Mapping[str, int]]:
+        """layer -> the other indices in the names of its tensors (Family.elsewhere)."""
+        return self.family.elsewhere(self.config)
 
     def find(self, name: str) -> tuple[Rule, dict[str, int]]:
         """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""
@@ -273,6 +278,10 @@ class ModelSpec:
         for kind, rules in self.rules.items():
             for rule in rules:
                 index = rule.pattern.match(name)
+                if index and "layer" not in index:
+                    # What one layer has of its own in a block that is stored with another.
+                    for layer, own in self.elsewhere.items():
+                        index = index | ({"layer": layer} if index.items() <= own.items() else {})
                 if index is not None and self._holds(kind, index):
                     yield kind, rule, index
 
@@ -284,7 +293,9 @@ class ModelSpec:
             return index["layer"] < len(self.layers) and self.layers[index["layer"]] == kind
         if "mtp_layer" in index:
             return index["mtp_layer"] < len(self.mtp_layers) and self.mtp_layers[index["mtp_layer"]] == kind
-        return index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
+        return (
+            set(index) <= {"mtp_last"} and index.get("mtp_last", len(self.mtp_layers) - 1) == len(self.mtp_layers) - 1
+        )
 
     def extra(self, name: str) -> Extra | None:
         """What a tensor is that no rule names and that is known all the same; None for one of the model's own."""

@@ -44,6 +44,16 @@ FALCON_H1 = {
     "ssm_multipliers": [0.9, 0.7, 1.2, 0.5, 1.1],
     "mlp_multipliers": [0.8, 0.6],
 }
+ZAMBA2 = {
+    "num_hidden_layers": 7,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+    "mamba_d_state": 16,
+    "mamba_ngroups": 2,
+    "n_mamba_heads": 8,
+    "num_mem_blocks": 2,
+    "adapter_rank": 5,
+    "num_key_value_heads": 4,
+}
 
 STATE_SPACE: dict[str, list[dict[str, Any]]] = {
     "mamba": [
@@ -83,5 +93,12 @@ STATE_SPACE: dict[str, list[dict[str, Any]]] = {
         | {"mamba_rms_norm": True, "projectors_bias": True, "mamba_conv_bias": False, "attention_bias": True}
         | {"mlp_bias": True},
         DECODER | FALCON_H1 | {"mamba_proj_bias": True, "mamba_n_groups": 1, "mamba_d_head": "auto"},
+    ],
+    "zamba2": [
+        without_head_dim(DECODER) | ZAMBA2,
+        without_head_dim(DECODER)
+        | ZAMBA2
+        | {"num_mem_blocks": 1, "use_shared_attention_adapter": True, "add_bias_linear": True, "use_mem_rope": True}
+        | {"tie_word_embeddings": False, "num_key_value_heads": 2},
     ],
 }

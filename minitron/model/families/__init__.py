@@ -36,10 +36,11 @@ from minitron.model.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
 from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
+from minitron.model.families.zamba2 import ZAMBA2
 
 _FAMILIES: Final = (
     *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
-    *(FALCON_H1, JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
+    *(FALCON_H1, ZAMBA2, JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
     *(LFM2, LFM2_MOE, KIMI_LINEAR),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),

@@ -45,8 +45,8 @@ class Rule:
     """One kind of tensor."""
 
     name: str
-    """Its name, with `{layer}`, `{mtp_layer}` and `{expert}` for indices and `(one|other)` for dialects; the first
-    dialect is the name that transformers uses in memory."""
+    """Its name, with `{layer}`, `{mtp_layer}`, `{owner}`, `{use}` and `{expert}` for indices and `(one|other)` for
+    dialects; the first dialect is the name that transformers uses in memory."""
 
     shape: str
     """Its dimensions in axes, separated by commas."""
@@ -82,6 +82,9 @@ class Rule:
     called: bool = True
     """Whether the model calls the module that holds it.  Of some linears it takes the weight and multiplies itself:
     nothing is seen there, and no other module can stand in its place."""
+
+    also_run_by: tuple[str, ...] = ()
+    """The kinds of other layers that run it too: it is stored with one layer and used by several."""
 
     router: bool = False
     """Whether it is the router's: its experts are what it chooses among, and it belongs to none of them."""
@@ -301,6 +304,10 @@ class Family:
     """config -> so many layers in a row go together where depth is cut: the config says by a period which layer is
     which, and what is left must have one."""
 
+    elsewhere: Callable[[Config], Mapping[int, Mapping[str, int]]] = lambda config: {}
+    """config -> layer -> `owner` and `use`: of a block that is stored with one layer and used by several, the layer
+    that it is stored with and the number of this use, which stand in the names of what a use has of its own."""
+
     mtp_layout: Callable[[Config], str] = lambda config: ""
     """config -> one letter a layer of the multi-token-prediction block."""
 
@@ -347,7 +354,7 @@ class Family:
 
     def __post_init__(self) -> None:
         spelled = set().union(*(rule.all_axes for rules in (*self.rules.values(), self.mtp_rules) for rule in rules))
-        known = set(self.axes) | {"layer", "mtp_layer", "mtp_last"}
+        known = set(self.axes) | {"layer", "owner", "use", "mtp_layer", "mtp_last"}
         if unknown := spelled - known:
             raise ValueError(f"family {self.name}: no size is given for {', '.join(sorted(unknown))}")
         named = {other for axis in self.axes.values() for other in (axis.group, axis.multiple_of, axis.follows)} - {""}
