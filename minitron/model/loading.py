@@ -1,12 +1,13 @@
 """transformers models and tokenizers from a checkpoint folder, whole or not at all."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
@@ -105,7 +106,9 @@ def require_buildable(folder: Path) -> None:
     try:
         config = transformers_config(folder, spec)
         with torch.device("meta"), no_init_weights():
-            state = AutoModelForCausalLM.from_config(config).state_dict()
+            model = AutoModelForCausalLM.from_config(config)
+            model.tie_weights()
+        state = once(model.state_dict(keep_vars=True))
     except (ValueError, StrictDataclassError) as error:
         raise MinitronError(
             f"transformers cannot build a {spec.family.name} model of these sizes ({_first_line(error)}); "
@@ -120,6 +123,13 @@ def require_buildable(folder: Path) -> None:
                 f"transformers builds {name} with the shape {built.get(name)} from the new config.json, but the pruned "
                 f"tensor has {wanted.get(name)}; choose other sizes."
             )
+
+
+def once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state_dict whose variables are kept, each under the first of its names: blocks that layers share
+    are there several times."""
+    seen: dict[int, str] = {}
+    return {name: tensor for name, tensor in state.items() if seen.setdefault(id(tensor), name) == name}
 
 
 def _first_line(error: Exception) -> str:

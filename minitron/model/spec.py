@@ -243,7 +243,8 @@ class ModelSpec:
     def expected(self) -> Iterator[Expected]:
         """Every tensor that a checkpoint of this model must hold, layer by layer."""
         places: list[tuple[str, dict[str, int]]] = [("model", {})]
-        places += [(kind, {"layer": layer, **self.elsewhere.get(layer, {})}) for layer, kind in enumerate(self.layers)]
+        elsewhere = self.family.elsewhere(self.config)
+        places += [(kind, {"layer": layer, **elsewhere.get(layer, {})}) for layer, kind in enumerate(self.layers)]
         places += [(kind, {"mtp_layer": layer}) for layer, kind in enumerate(self.mtp_layers)]
         if self.mtp_layers:
             places.append(("mtp", {"mtp_last": len(self.mtp_layers) - 1}))
@@ -253,11 +254,6 @@ class ModelSpec:
                 for expert in range(self.num_experts) if EXPERT in rule.pattern.axes else (None,):
                     full = index if expert is None else index | {EXPERT: expert}
                     yield Expected(rule.pattern.format(full), shape, kind, rule, full)
-
-    @cached_property
-    def elsewhere(self) -> Mapping[int, Mapping[str, int]]:
-        """layer -> the other indices in the names of its tensors (Family.elsewhere)."""
-        return self.family.elsewhere(self.config)
 
     def find(self, name: str) -> tuple[Rule, dict[str, int]]:
         """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""
@@ -277,11 +273,7 @@ class ModelSpec:
         """(kind, rule, indices in the name) of the tensors of this model that have the name: one or none."""
         for kind, rules in self.rules.items():
             for rule in rules:
-                index = rule.pattern.match(name)
-                if index and "layer" not in index:
-                    # What one layer has of its own in a block that is stored with another.
-                    for layer, own in self.elsewhere.items():
-                        index = index | ({"layer": layer} if index.items() <= own.items() else {})
+                index = self.family.placed(self.config, rule.pattern.match(name))
                 if index is not None and self._holds(kind, index):
                     yield kind, rule, index
 

@@ -98,7 +98,6 @@ STATE_SPACE: dict[str, list[dict[str, Any]]] = {
         without_head_dim(DECODER) | ZAMBA2,
         without_head_dim(DECODER)
         | ZAMBA2
-        | {"num_mem_blocks": 1, "use_shared_attention_adapter": True, "add_bias_linear": True, "use_mem_rope": True}
-        | {"tie_word_embeddings": False, "num_key_value_heads": 2},
+        | {"num_mem_blocks": 1, "use_shared_attention_adapter": True, "add_bias_linear": True, "use_mem_rope": True},
     ],
 }

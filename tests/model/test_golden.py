@@ -21,7 +21,7 @@ def config(name: str) -> Path:
 def test_all_configs_of_known_families_are_here() -> None:
     """A family that falls out of the table must not fall out of these tests without a word."""
     read = {COUNTS[name]["model_type"] for name in READ}
-    dense, hybrid = {"llama", "qwen3"}, {"bamba", "granitemoehybrid", "jamba", "nemotron_h", "qwen3_next"}
+    dense, hybrid = {"llama", "qwen3"}, {"bamba", "granitemoehybrid", "jamba", "nemotron_h", "qwen3_next", "zamba2"}
     assert read == dense | hybrid | {"mixtral", "qwen3_moe"}
     assert {"Nemotron-Nano-12B-v2", "Nemotron-3-Super-120B-A12B", "Llama-3.1-8B"} <= set(READ)
 

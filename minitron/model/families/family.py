@@ -365,6 +365,14 @@ class Family:
         if unknown := set(self.cache) - set(self.rules):
             raise ValueError(f"family {self.name}: {', '.join(sorted(unknown))} keeps something and has no tensors")
 
+    def placed(self, config: Config, index: dict[str, int] | None) -> dict[str, int] | None:
+        """The indices in a tensor's name, with the layer that it is of where it stands with another's (`elsewhere`)."""
+        if index and "layer" not in index:
+            for layer, other in self.elsewhere(config).items():
+                if index.items() <= other.items():
+                    return index | {"layer": layer}
+        return index
+
     @cached_property
     def grouped(self) -> dict[str, str]:
         """axis -> the axis in whose indices it is grouped: the same number of it is kept in each."""

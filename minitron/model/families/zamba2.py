@@ -44,9 +44,10 @@ _HYBRID: Final = Cache(
 )
 
 
-def _mamba(at: str) -> tuple[Rule, ...]:
+def _mamba(at: str, norm: str = "norm") -> tuple[Rule, ...]:
+    """A norm, counted under the heading `norm`, and a mixer."""
     mixer = mamba2(at + "mamba.", norm=Norm("inside", group="mamba_group"), bias="add_bias_linear", conv_bias="")
-    return (gain(at + "input_layernorm", BEFORE), *mixer)
+    return (gain(at + "input_layernorm", BEFORE, component=norm), *mixer)
 
 
 def _adapter(at: str, reads: str, writes: str, component: str, *, when: str = "") -> tuple[Rule, Rule]:
@@ -87,8 +88,8 @@ _USE: Final = (
         )
     ),
     *_adapter("feed_forward.gate_up_proj", "hidden", "ffn + ffn", "mlp"),
-    Rule(LAYER + "linear.weight", "hidden, hidden", "mlp"),
-    *_mamba(LAYER + "mamba_decoder."),
+    Rule(LAYER + "linear.weight", "hidden, hidden", "hybrid_linear"),
+    *_mamba(LAYER + "mamba_decoder.", "ssm"),
 )
 
 
@@ -106,6 +107,17 @@ def _hybrids(config: Config) -> tuple[str, list[int]]:
 
 def _layout(config: Config) -> str:
     letters, hybrids = _hybrids(config)
+    if not config.get("tie_word_embeddings", True):
+        raise MinitronError(
+            "config.json: tie_word_embeddings is false, and transformers then shares no blocks among the layers of a "
+            "zamba2 model either; use a model with a tied embedding."
+        )
+    kv_heads = config.get("num_key_value_heads")
+    if config.get("use_shared_attention_adapter") and kv_heads not in (None, _heads(config)):
+        raise MinitronError(
+            f"config.json: num_key_value_heads = {kv_heads} is not the number of query heads, and zamba2 models with "
+            "use_shared_attention_adapter need it to be; use a model without these adapters."
+        )
     owners = hybrids[: number_of(config, "num_mem_blocks", 1, least=1)]
     return "".join("S" if layer in owners else letter for layer, letter in enumerate(letters))
 
