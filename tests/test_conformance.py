@@ -43,11 +43,13 @@ CPU = torch.device("cpu")
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
-        ("olmo2", "olmo3", "exaone4", "glm4", "gemma2", "gemma3_text"),
+        ("olmo2", "olmo3", "lfm3", "exaone4", "glm4", "gemma2", "gemma3_text"),
         "a norm's gain multiplies what goes to the stream",
     ),
 }
 """family -> why its stream is in the basis of its channels for good."""
+WITH_NORMS_BEHIND = {"lfm3": "use_sandwich_norm"}
+"""family of these -> the config key that says whether it has such norms."""
 
 
 UNCUTTABLE = {"zamba2": "layers share blocks"}
@@ -143,6 +145,11 @@ def relative(small: Path, parent: Path) -> float:
     return float((one - other).norm() / other.norm())
 
 
+def is_unrotatable(spec: ModelSpec) -> bool:
+    said = WITH_NORMS_BEHIND.get(spec.family.name)
+    return spec.family.name in UNROTATABLE and (said is None or bool(spec.config[said]))
+
+
 def test_every_family_has_tiny_models() -> None:
     assert set(FAMILY_SIZES) == set(FAMILIES)
 
@@ -196,7 +203,7 @@ def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Pa
         with torch.no_grad():
             ids = torch.arange(20)[None] + 3
             torch.testing.assert_close(in_memory(ids).logits, model(ids).logits, msg=name)
-        if STREAM in plan.keep and spec.family.name not in UNROTATABLE:
+        if STREAM in plan.keep and not is_unrotatable(spec):
             turned = rotated_scores(spec, scores, np.asarray(plan.keep[STREAM]))
             rotated = make_plan(spec, sizes, kept_layers, turned, rotate=True)
             assert rotated.rotates
@@ -207,8 +214,8 @@ def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Pa
 @cuttable
 def test_a_stream_that_cannot_be_rotated_is_refused_by_name(checkpoint: Path) -> None:
     spec = read_spec(checkpoint)
-    assert (unrotatable(spec) is not None) == (spec.family.name in UNROTATABLE)
-    if spec.family.name not in UNROTATABLE:
+    assert (unrotatable(spec) is not None) == is_unrotatable(spec)
+    if not is_unrotatable(spec):
         return  # Its rotated cut is tried above.
     sizes = cut_of(spec, HIDDEN)
     scores = rotated_scores(spec, random_scores(spec), np.arange(spec.sizes[HIDDEN]))

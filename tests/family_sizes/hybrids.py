@@ -76,6 +76,13 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | {"use_expert_bias": False, "conv_bias": True}
         | {"tie_word_embeddings": False, "num_dense_layers": 3},
     ],
+    "lfm3": [
+        DECODER | {"num_hidden_layers": 6, "sliding_window": 8},
+        DECODER
+        | {"layer_types": ["conv", "sliding_attention", "full_attention", "conv"], "sliding_window": 8}
+        | {"conv_bias": True, "attention_bias": True, "conv_L_cache": 3, "tie_word_embeddings": False}
+        | {"use_sandwich_norm": False, "use_attention_gate": False},
+    ],
     "kimi_linear": [
         KIMI | {"linear_attn_config": DELTA_ATTENTION, "first_k_dense_replace": 1},
         # Groups of experts, and all that transformers' own class calls by other names.

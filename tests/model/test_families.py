@@ -97,6 +97,7 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ("llama4_text", {"moe_layers": "0"}, "moe_layers is not a list of layer numbers"),
         ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types does not say dense or sparse for each"),
         ("bamba", {"mamba_n_heads": 6}, "mamba_n_heads \\* mamba_d_head = 48 and mamba_expand \\* hidden_size = 64"),
+        ("lfm3", {"sliding_window": None}, "sliding_window is null, and some layers are sliding_attention"),
         ("lfm2_moe", {"layer_types": None}, "config.json has no layer_types"),
         ("bamba", {"attn_layer_indices": "2"}, "attn_layer_indices is not a list of layer numbers"),
     ],

@@ -31,7 +31,7 @@ STATES: Final = Cache(
 _PRODUCT: Final = "the recurrent state is their product"
 
 WIDTHS: Final = (
-    Axis("linear_key_head", "linear attention's key heads", ("linear_num_key_heads",), default=16),
+    Axis("linear_key_head", "linear attention's key heads", ("linear_num_key_heads",), default=16, split="even"),
     Axis("linear_key_dim", "linear attention's key width", ("linear_key_head_dim",), default=128, fixed=_PRODUCT),
     Axis("linear_value_dim", "linear attention's value width", ("linear_value_head_dim",), default=128, fixed=_PRODUCT),
 )
@@ -43,6 +43,7 @@ VALUE_HEADS: Final = Axis(
     ("linear_num_value_heads",),
     default=32,
     group="linear_key_head",
+    split="even",
 )
 """The value heads of a key head share its queries and keys, as query heads share those of a KV head."""
 

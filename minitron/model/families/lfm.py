@@ -1,12 +1,15 @@
-"""LFM2: short convolutions between two gates, attention in some layers, and in every layer an MLP or, in LFM2-MoE but
-for the first layers, a mixture of experts."""
+"""LFM2 and LFM3: short convolutions between two gates, attention in some layers, and in every layer an MLP or, in
+LFM2-MoE but for the first layers, a mixture of experts."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.model.axes import AXES, HIDDEN, Axis, Config, number_of, rows
 from minitron.model.families.decoders import (
+    AFTER,
     ATTENTION,
     BEFORE,
     INSIDE,
@@ -15,13 +18,14 @@ from minitron.model.families.decoders import (
     ROTARY_FREQUENCIES,
     STORED_TIED_HEAD,
     attention,
+    edit_lists,
     gain,
     gated_mlp,
     outside,
     routed_experts,
 )
 from minitron.model.families.family import Cache, Family, Rule
-from minitron.model.families.layer_lists import FULL, attention_types, keep_listed, layer_indices
+from minitron.model.families.layer_lists import FULL, SLIDING, attention_types, keep_listed, layer_indices
 
 _CONV: Final = "conv"
 """The word of configs for a layer of short convolution."""
@@ -179,4 +183,85 @@ LFM2_MOE: Final = Family(
     extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
     summary="short convolutions or attention, mixture of experts or gated MLP (LFM2-8B-A1B)",
     spellings=_SPELLINGS,
+)
+
+
+def _period(config: Config) -> Callable[[int], str]:
+    return lambda layer: FULL if layer % 4 == 2 else SLIDING if layer % 4 == 0 and layer > 0 else _CONV
+
+
+def _words(config: Config) -> list[str]:
+    words = attention_types(config, _period(config), known=(FULL, SLIDING, _CONV))
+    if SLIDING in words and config.get("sliding_window", 256) is None:
+        raise MinitronError(
+            "config.json: sliding_window is null, and some layers are sliding_attention; give the window or make them "
+            "full_attention."
+        )
+    return words
+
+
+def _lists(config: Config) -> Mapping[str, Any]:
+    return {"layer_types": _words(config)}
+
+
+def _sandwich(mixer: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """A layer whose blocks may have a norm behind them, too."""
+    return (
+        gain(LAYER + "operator_norm", BEFORE),
+        *mixer,
+        gain(LAYER + "post_operator_norm", AFTER, when="use_sandwich_norm"),
+        gain(LAYER + "ffn_norm", BEFORE),
+        *_DENSE,
+        gain(LAYER + "post_ffn_norm", AFTER, when="use_sandwich_norm"),
+    )
+
+
+_GATED: Final = (
+    *attention(bias="attention_bias", output_bias="attention_bias", head_norms=INSIDE),
+    # A gate a head.
+    Rule(
+        ATTENTION + "gate_proj.weight",
+        "query_head, hidden",
+        "attention",
+        when="use_attention_gate",
+        memory=ATTENTION + "g_proj.weight",
+    ),
+)
+
+LFM3: Final = Family(
+    name="lfm3",
+    model_types=("lfm3",),
+    letters={"c": "conv", "*": "attention", "s": "sliding"},
+    kind_labels={
+        "conv": "short convolution + MLP",
+        "attention": "gated attention + MLP",
+        "sliding": "gated attention in a sliding window + MLP",
+    },
+    rules={
+        "model": outside(norm="model.embedding_norm"),
+        "conv": _sandwich(_MIXERS["conv"]),
+        **dict.fromkeys(("attention", "sliding"), _sandwich(_GATED)),
+    },
+    axes=rows(
+        *("hidden", "vocab", "ffn", "query_head"),
+        kv_head={"default": 4},
+        head_dim={"default": 128},
+        conv_kernel={"keys": ("conv_L_cache",), "default": 7},
+        extra=(replace(_CHANNELS, keys=("hidden_size",)),),
+    ),
+    cache={
+        "conv": _LAST_INPUTS,
+        "attention": KEYS_AND_VALUES,
+        "sliding": replace(KEYS_AND_VALUES, window="sliding_window"),
+    },
+    layout=lambda config: "".join({FULL: "*", SLIDING: "s", _CONV: "c"}[word] for word in _words(config)),
+    edit_layout=partial(edit_lists, _lists),
+    defaults={
+        "tie_word_embeddings": True,
+        "sliding_window": 256,
+        "use_sandwich_norm": True,
+        "use_attention_gate": True,
+    },
+    extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+    summary="short convolutions or gated attention, whole or in a sliding window, and gated MLP (LFM3)",
 )
