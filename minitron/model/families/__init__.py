@@ -19,7 +19,7 @@ from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from minitron.model.families.hunyuan import HUNYUAN_DENSE, HUNYUAN_MOE, HY3
 from minitron.model.families.jamba import JAMBA
 from minitron.model.families.kimi import KIMI_LINEAR
-from minitron.model.families.lfm import LFM2, LFM2_MOE
+from minitron.model.families.lfm import LFM2, LFM2_MOE, LFM3
 from minitron.model.families.llama import ARCEE, LLAMA, MISTRAL
 from minitron.model.families.llama4 import LLAMA4
 from minitron.model.families.logits import LogitMap, Logits
