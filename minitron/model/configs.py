@@ -1,10 +1,12 @@
 """transformers' config of a checkpoint folder: of the model that its weights are, as minitron.model.spec reads it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -14,6 +16,12 @@ from minitron.model.families import FAMILIES
 from minitron.model.sources import config_path
 from minitron.model.spec import ModelSpec, read_spec
 
+CORRECT_IT: Final = "correct the config.json of {}"
+"""What to do about a config that transformers refuses; the place is that of a folder."""
+
+CHOOSE_OTHERS: Final = "choose other sizes"
+"""The same for a config that was just written."""
+
 
 def spec_if_known(folder: Path) -> ModelSpec | None:
     """The spec of the model in `folder`; None for a model type that no family reads."""
@@ -22,14 +30,36 @@ def spec_if_known(folder: Path) -> ModelSpec | None:
     return read_spec(folder) if known else None
 
 
-def transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConfig:
+def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORRECT_IT) -> PreTrainedConfig:
     """The config from which transformers builds the model of `folder`, whose spec is `spec`, if it has one: the file's
-    own, save for what the spec knows better, such as an output layer that the weights say is not tied."""
+    own, save for what the spec knows better, such as an output layer that the weights say is not tied.
+
+    Raises MinitronError where transformers refuses the config."""
+    with refusals(advice.format(folder)):
+        return _transformers_config(folder, spec)
+
+
+def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConfig:
     if spec is None or dict(spec.config) == read_json(folder / "config.json"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
         return config
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[spec.config["model_type"]]
     return config_class.from_dict(as_transformers_reads(spec.config))
+
+
+@contextmanager
+def refusals(advice: str) -> Iterator[None]:
+    """Turn what transformers raises for a config that it cannot build a model of into a MinitronError that ends with
+    `advice`."""
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # The first line of a validation error names the field and the second what is wrong with it.
+        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        named = f"{type(error).__name__}: {why}" if isinstance(error, KeyError) else why
+        raise MinitronError(
+            f"transformers cannot build a model of these sizes and settings ({named}); {advice}."
+        ) from error
 
 
 def as_transformers_reads(config: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
-from minitron.model.configs import require_head, transformers_config
+from minitron.model.configs import CORRECT_IT, refusals, require_head, transformers_config
 from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held, module_name
@@ -51,7 +51,7 @@ class LayerwiseModel:
         self.checkpoint.check(spec)
         require_head(spec, folder)
         config = transformers_config(folder, spec)
-        with torch.device("meta"), no_init_weights():
+        with refusals(CORRECT_IT.format(folder)), torch.device("meta"), no_init_weights():
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self.model.requires_grad_(False)
         self.model.eval()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -14,7 +13,14 @@ from transformers.initialization import no_init_weights
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_pointer
 from minitron.model.checkpoint import Checkpoint
-from minitron.model.configs import require_head, spec_if_known, transformers_config
+from minitron.model.configs import (
+    CHOOSE_OTHERS,
+    CORRECT_IT,
+    refusals,
+    require_head,
+    spec_if_known,
+    transformers_config,
+)
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.tensor_map import held, memory_name
 
@@ -54,14 +60,16 @@ def load_model(
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
     if spec is not None:
         require_head(spec, folder)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=transformers_config(folder, spec),
-        dtype=dtype,
-        output_loading_info=True,
-        local_files_only=True,
-        key_mapping=None if spec is None else _renamed(spec, checkpoint),
-    )
+    config = transformers_config(folder, spec)
+    with refusals(CORRECT_IT.format(folder)):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            key_mapping=None if spec is None else _renamed(spec, checkpoint),
+        )
     unexpected = sorted(set(info["unexpected_keys"]) - _left_over(spec, info["unexpected_keys"]))
     bad: dict[str, Any] = {
         "missing": sorted(info["missing_keys"]),
@@ -103,17 +111,11 @@ def require_buildable(folder: Path) -> None:
     """Raise MinitronError where transformers does not build the model of `folder`'s config.json, or builds one whose
     tensors are not those of the folder.  Nothing is loaded: the model is built on the meta device."""
     spec = read_spec(folder)
-    try:
-        config = transformers_config(folder, spec)
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config)
-            model.tie_weights()
-        state = once(model.state_dict(keep_vars=True))
-    except (ValueError, StrictDataclassError) as error:
-        raise MinitronError(
-            f"transformers cannot build a {spec.family.name} model of these sizes ({_first_line(error)}); "
-            "choose other sizes."
-        ) from error
+    config = transformers_config(folder, spec, CHOOSE_OTHERS)
+    with refusals(CHOOSE_OTHERS), torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+    state = once(model.state_dict(keep_vars=True))
     wanted = {one.name: one.shape for one in held(spec)}
     built = {name: tuple(tensor.shape) for name, tensor in state.items()}
     tied = {rule.pattern.format({}) for rule in spec.family.rules["model"] if rule.tied_to} if spec.is_tied else set()
@@ -130,10 +132,6 @@ def once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     are there several times."""
     seen: dict[int, str] = {}
     return {name: tensor for name, tensor in state.items() if seen.setdefault(id(tensor), name) == name}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -380,5 +380,5 @@ def test_groups_of_experts_stay_of_one_size(tmp_path: Path) -> None:
     for layer in (1, 6):
         kept = plan.keep["expert", layer]
         assert (kept < 3).sum() == 2
-    with pytest.raises(MinitronError, match="same number"):
+    with pytest.raises(MinitronError, match="does not divide into the 2 equal groups"):
         make_plan(spec, {"n_routed_experts": 5}, tuple(range(8)), random_scores(spec))

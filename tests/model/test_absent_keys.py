@@ -1,11 +1,13 @@
 """Keys that a config leaves out or that its class ignores, on published models: counts made with transformers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.app import run
 from minitron.errors import MinitronError
 from minitron.model.spec import spec_of
 
@@ -58,3 +60,22 @@ def test_what_a_llama_cannot_do_without_is_named(key: str) -> None:
 def test_a_value_that_is_none_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(MinitronError, match=named):
         spec_of(NANO_30B | change).parameters()
+
+
+@pytest.mark.parametrize("value", [None, "swoosh"])
+@pytest.mark.parametrize("offload", [False, True], ids=["in memory", "layer by layer"])
+def test_an_activation_that_is_none_is_named(
+    tiny_llama: Path,
+    short_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    value: str | None,
+    offload: bool,
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"hidden_act": value}))
+    asked = ["--data", str(short_text), "--samples", "2", "--sequence-length", "16", "-o", str(tmp_path / "scores")]
+    assert run(["score", str(tmp_path / "model"), *asked, *(["--offload"] if offload else [])]) == 2
+    told = capsys.readouterr().err
+    assert ("swoosh" if value else "hidden_act") in told and "correct the config.json" in told
