@@ -90,13 +90,14 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
         rule, index = spec.find(name)
         layer = layer_of(spec, index)
         if layer is not None and layer not in plan.layers:
-            tensors[name] = torch.zeros_like(tensor)
+            # A number that multiplies the stream leaves it as it is.
+            tensors[name] = torch.zeros_like(tensor) if rule.axes else torch.ones_like(tensor)
             continue
         alive = alive_entries(spec, plan, rule, index, tensor)
         tensors[name] = tensor * alive
         if rule.norm:
             energy[rule.pattern.format(index)] = alive.reshape(-1, tensor.shape[-1])[0].numpy().astype(np.float64)
-        if rule.router and not rule.is_linear:
+        if rule.router and not rule.is_linear and rule.norm is None:
             # A zero router row still wins tokens; a bias keeps them away.
             tensors[name] = tensor - 1e4 * (1 - alive)
     if any(axis == "expert" for axis, _ in plan.keep):

@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
-        ("olmo2", "olmo3", "lfm3", "exaone4", "glm4", "gemma2", "gemma3_text"),
+        ("olmo2", "olmo3", "lfm3", "exaone4", "glm4", "gemma2", "gemma3_text", "gemma4_text"),
         "a norm's gain multiplies what goes to the stream",
     ),
 }

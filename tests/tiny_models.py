@@ -106,6 +106,8 @@ def _save(
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.1 * torch.randn(buffer.shape))
+            elif name.endswith("layer_scalar"):
+                buffer.add_(0.1 * torch.randn(buffer.shape))
     model.save_pretrained(folder, save_original_format=original)
     tokenizer().save_pretrained(folder)
     return folder

@@ -50,12 +50,12 @@ def routers_of(model: nn.Module, spec: ModelSpec | None) -> Iterator[nn.Module]:
     if spec is None:
         yield from (module for name, module in model.named_modules() if name.rpartition(".")[2] in ROUTERS)
         return
-    # By their matrices: a correction bias may stand in the module around router and experts.
+    # By their matrices and norms: a correction bias may stand in the module around router and experts.
     rules = (
         (layer, rule)
         for layer, kind in enumerate(spec.layers)
         for rule in spec.rules[kind]
-        if rule.router and rule.is_linear
+        if rule.router and (rule.is_linear or rule.norm is not None)
     )
     yield from map(model.get_submodule, dict.fromkeys(module_name(rule, layer) for layer, rule in rules))
 

@@ -22,7 +22,7 @@ from minitron.cut.selection import STREAM
 from minitron.model.axes import HIDDEN
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-from minitron.model.tensor_map import module_name, weight_of
+from minitron.model.tensor_map import module_name, norm_module, parameter_name, weight_of
 
 STRIDE: Final = 8
 """At most one token in so many is looked at: neighbours tell little more, and each costs H^2 operations."""
@@ -44,7 +44,7 @@ def observing_covariance(model: PreTrainedModel, spec: ModelSpec, totals: Totals
     stride = max(STRIDE, tokens // (TOKENS_A_CHANNEL * spec.sizes[HIDDEN]))
     with ExitStack() as undo:
         for norm in _norms(spec):
-            module = model.get_submodule(module_name(norm.rule, norm.layer))
+            module = model.get_submodule(norm_module(norm.rule, norm.layer))
             undo.callback(module.register_forward_hook(_see(model, spec, totals, norm, stride)).remove)
         yield
 
@@ -99,7 +99,8 @@ def _see(model: PreTrainedModel, spec: ModelSpec, totals: Totals, norm: _Norm, s
 def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
     """||W diag(g)||_F over all linears that read a norm, of experts by the share of tokens that use one."""
     assert norm.rule.norm is not None
-    gain = model.get_submodule(module_name(norm.rule, norm.layer)).get_parameter("weight").double()
+    module = model.get_submodule(module_name(norm.rule, norm.layer))
+    gain = module.get_parameter(parameter_name(norm.rule, norm.layer)).double()
     if norm.rule.norm.offset:
         gain = gain + norm.rule.norm.offset
     squares = 0.0

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from importance.score.totals import Array
 from minitron.errors import NotFinite
 from minitron.model.backbone import backbone
-from minitron.model.layer_by_layer import states_of
+from minitron.model.layer_by_layer import Passed
 from minitron.model.layerwise import final_norm_module, layers_module
 from minitron.model.output_layer import OutputLayer, output_layer
 from minitron.model.spec import ModelSpec
@@ -46,7 +46,7 @@ class CalibrationBatch:
     entry: Tensor
     """[B, T, H] embeddings."""
 
-    arguments: Sequence[Mapping[str, Any]]
+    passed: Sequence[Passed]
     """What the model passes to each layer beside the states: positions, masks."""
 
     reference: Tensor
@@ -137,18 +137,18 @@ def parts_of(blocks: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]
 def _prepare(model: PreTrainedModel, decoder: Decoder, ids: Tensor) -> CalibrationBatch:
     """Run the whole model once, noting what it passes to its layers."""
     entries: list[Tensor] = []
-    arguments: list[Mapping[str, Any]] = []
+    passed: list[Passed] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not entries:
             entries.append(args[0])
-        arguments.append(kwargs)
+        passed.append(Passed(args[1:], kwargs))
 
     with ExitStack() as undo:
         for layer in decoder.layers:
             undo.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         reference = backbone(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    return CalibrationBatch(entries[0], arguments, reference)
+    return CalibrationBatch(entries[0], passed, reference)
 
 
 def _without_each(
@@ -161,9 +161,9 @@ def _without_each(
         for place, layer in enumerate(remaining):
             without = states
             for later in remaining[place + 1 :]:
-                without = states_of(decoder.layers[later](without, **batch.arguments[later]))
+                without = batch.passed[later].run(decoder.layers[later], without)
             sums[layer] += divergence(decoder.head, batch.reference, decoder.norm(without))
-            states = states_of(decoder.layers[layer](states, **batch.arguments[layer]))
+            states = batch.passed[layer].run(decoder.layers[layer], states)
             advance(states.shape[0] * states.shape[1])
     tokens = sum(batch.entry.shape[0] * batch.entry.shape[1] for batch in batches)
     # Rounding can leave a sum of nearly equal logarithms a hair below zero.

@@ -6,6 +6,7 @@ model may also be run layer by layer, each layer while its weights are in memory
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -67,7 +68,7 @@ def observing(
                 before=site.side == "input",
             )
         for norm in norm_sites(spec):
-            watch(norm.module, _sees_norm(totals, norm, estimator.of(HIDDEN).hidden))
+            watch(norm.module, _sees_norm(totals, norm, batch, estimator.of(HIDDEN).hidden))
         for expert in expert_sites(spec):
             experts = model.get_submodule(expert.module)
             undo.enter_context(observed_experts(expert, experts, totals, batch, estimator.of(expert.axis), moments))
@@ -165,16 +166,21 @@ def _sees_channels(
     return see
 
 
-def _sees_norm(totals: Totals, norm: NormSite, estimator: Estimator) -> See:
+def _sees_norm(totals: Totals, norm: NormSite, batch: Batch, estimator: Estimator) -> See:
     def see(args: tuple[Any, ...], output: Tensor) -> None:
         if norm.makes_hidden:
-            estimator.see(totals, norm, output, lambda seen: seen)
+            estimator.see(totals, norm, output, partial(_by_sequence, batch.sequences))
         gate = args[1] if len(args) > 1 and not norm.gated_after else None
         states = args[0] - args[0].mean(-1, keepdim=True) if norm.centred else args[0]
         totals.add(("energy", norm), energy_shares(states, gate, norm.groups))
         totals.add(("tokens", norm), torch.tensor(output.shape[:-1].numel()))
 
     return see
+
+
+def _by_sequence(sequences: int, seen: Tensor) -> Tensor:
+    """[B, T, H]; norms before routed experts are given the tokens of all sequences in one row."""
+    return seen if seen.ndim > 2 else seen.reshape(sequences, -1, seen.shape[-1])
 
 
 def _sees_layer(totals: Totals, layer: int) -> See:

@@ -14,7 +14,7 @@ from minitron.cut.selection import norm_groups
 from minitron.model.dims import Product, Stack, Word, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-from minitron.model.tensor_map import module_name, parameter_name
+from minitron.model.tensor_map import module_name, norm_module, parameter_name
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NormSite:
     """The name of its weight, in the family's first dialect."""
 
     module: str
-    """The module that holds the gain."""
+    """The module that normalises."""
 
     groups: int
     """Over how many equal parts of the channels the mean of squares runs apart."""
@@ -100,11 +100,12 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
     for layer, rule in rules:
         if rule.norm is not None:
             name = rule.pattern.format({"layer": layer or 0})
+            # What is seen without the gain says less of a channel than what the others see.
             yield NormSite(
                 name,
-                module_name(rule, layer),
+                norm_module(rule, layer),
                 norm_groups(spec, rule),
-                makes_hidden=reads_stream(rule),
+                makes_hidden=reads_stream(rule) and not rule.norm.module,
                 centred=rule.norm.kind == "layer",
                 gated_after=bool(rule.norm.gated_after and spec.value(rule.norm.gated_after)),
             )

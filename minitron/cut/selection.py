@@ -213,7 +213,7 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
     channels as it was (exactly, where E is the same for all tokens and the norm's epsilon negligible).  In a rotated
     stream the gain itself is folded away and that factor is what is left.  Where the embedding enters the stream times
     sqrt(hidden), all that a norm after a block writes is scaled like the embedding, by sqrt(kept / size): the norms
-    that read the stream do not see it."""
+    that read the stream do not see it.  So is the gain of a norm whose output the model divides by sqrt(size)."""
     found: dict[str, tuple[float, ...]] = {}
     for tensor in spec.expected():
         rule = tensor.rule
@@ -224,10 +224,12 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
         chosen = keep.get(STREAM) if reads_stream(rule) else None
         if isinstance(chosen, Basis):
             share = scores.directions.share(STREAM, chosen.kept)
-            found[tensor.name] = (float(np.sqrt(size / chosen.kept * share)),)
+            root = np.sqrt(chosen.kept / size) if rule.norm.over_root else 1.0
+            found[tensor.name] = (float(np.sqrt(size / chosen.kept * share) * root),)
         elif len(kept := kept_rows(spec, keep, rule.dims[-1], layer)) < size:
             factors = _factors(scores.energy.get(tensor.name, np.ones(size)), kept, norm_groups(spec, rule))
-            scale = np.sqrt(len(kept) / size) if spec.family.scaled_stream and rule.norm.role == "after" else 1.0
+            follows = rule.norm.over_root or (spec.family.scaled_stream and rule.norm.role == "after")
+            scale = np.sqrt(len(kept) / size) if follows else 1.0
             found[tensor.name] = tuple(float(factor * scale) for factor in factors)
     return found
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ def states_of(made: Any) -> Tensor:
     """The hidden states in what a layer returns: some models' layers return them first of several things."""
     found: Tensor = made[0] if isinstance(made, tuple) else made
     return found
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a model gives a layer beside the hidden states."""
+
+    places: tuple[Any, ...]
+    """By their place behind the states."""
+
+    names: Mapping[str, Any]
+    """By their name."""
+
+    def run(self, layer: nn.Module, states: Tensor) -> Tensor:
+        """[B, T, H]: what the layer makes of the states [B, T, H]."""
+        return states_of(layer(states, *self.places, **self.names))
 
 
 class States:
@@ -72,7 +88,7 @@ class LayerByLayer:
         self.modules = list(module)
         self.norm = self.model.get_submodule(final_norm_module(source.spec))
         self.shapes: list[tuple[int, int]] = []
-        self._arguments: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+        self._passed: dict[tuple[int, int], list[Passed]] = {}
         parts = [blocks[start : start + batch_size] for start in range(0, len(blocks), batch_size)]
         with source.resident(EMBEDDING):
             for number, part in enumerate(parts):
@@ -85,8 +101,7 @@ class LayerByLayer:
 
     def step(self, layer: int, batch: int, states: Tensor) -> Tensor:
         """What `layer`, which is in memory, makes of `states` [B, T, H], those of a batch."""
-        arguments = self._arguments[self.shapes[batch]][layer]
-        return states_of(self.modules[layer](states.to(self.source.device), **arguments))
+        return self._passed[self.shapes[batch]][layer].run(self.modules[layer], states.to(self.source.device))
 
     def go(self, layer: int) -> Iterator[tuple[int, int]]:
         """All batches through `layer`, which is in memory: (batch, tokens) of each that is through."""
@@ -100,13 +115,13 @@ class LayerByLayer:
 
     def _enter(self, number: int, ids: Tensor) -> None:
         """Run the model with layers that do nothing but note what they are given."""
-        seen: list[Mapping[str, Any]] = []
+        seen: list[Passed] = []
         entries: list[Tensor] = []
         beside = self.source.spec.family.beside_states
 
-        def note(states: Tensor, **arguments: Any) -> Any:
+        def note(states: Tensor, *places: Any, **names: Any) -> Any:
             entries.append(states)
-            seen.append(arguments)
+            seen.append(Passed(places, names))
             return (states, *[None] * beside) if beside else states
 
         with ExitStack() as undo:
@@ -117,7 +132,7 @@ class LayerByLayer:
         shape = (ids.shape[0], ids.shape[1])
         self.shapes.append(shape)
         # Positions and masks of whole sequences follow from their shape alone.
-        self._arguments.setdefault(shape, seen)
+        self._passed.setdefault(shape, seen)
         self.states.put((self.name, number), entries[0])
 
 

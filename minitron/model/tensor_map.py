@@ -94,6 +94,12 @@ def module_name(rule: Rule, layer: int | None) -> str:
     return _split(rule, layer)[0]
 
 
+def norm_module(rule: Rule, layer: int | None) -> str:
+    """The module that does what a norm's gain belongs to."""
+    assert rule.norm is not None
+    return Name(rule.norm.module).format({"layer": layer or 0}) if rule.norm.module else module_name(rule, layer)
+
+
 def parameter_name(rule: Rule, layer: int | None) -> str:
     """The name of a rule's parameter within its module: `weight`, or `down_proj` of experts."""
     return _split(rule, layer)[1]

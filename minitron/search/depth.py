@@ -177,8 +177,8 @@ def mixes(
             try:
                 found.append(one.enforced(sum(counts)).kept)
             except MinitronError:
-                # Where layers only go together, most numbers of them cannot be left.
-                if spec.family.together(spec.config) == 1:
+                # Where layers only go together, or some always stay, not every number of them can be left.
+                if spec.family.together(spec.config) == 1 and not spec.family.stays(spec.config):
                     raise
     return tuple(sorted(found, key=len, reverse=True))
 
@@ -321,6 +321,8 @@ class _Dropper:
 
     def _may_go(self, block: Kept, counts: Counter[str], fewest: int, among: Collection[str]) -> bool:
         gone = Counter(self.spec.layers[layer] for layer in block)
+        if not self.spec.family.stays(self.spec.config).isdisjoint(block):
+            return False
         if len(block) == len(self.kept) or (among and not any(kind in among for kind in gone)):
             return False
         left = counts - gone

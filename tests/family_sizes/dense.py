@@ -4,6 +4,16 @@ from typing import Any
 
 from family_sizes.base import DECODER, GRANITE_NUMBERS, WINDOWS, without_head_dim
 
+# The widths of Gemma 4's full layers, and experts beside its MLPs.
+GLOBAL = {
+    "hidden_size_per_layer_input": 0,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+}
+MIXED = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24}
+
 DENSE: dict[str, list[dict[str, Any]]] = {
     "llama": [DECODER | {"attention_bias": True, "mlp_bias": True}, DECODER | {"tie_word_embeddings": True}],
     "mistral": [DECODER | {"sliding_window": 8}, DECODER | {"sliding_window": None}],
@@ -47,6 +57,15 @@ DENSE: dict[str, list[dict[str, Any]]] = {
         | WINDOWS
         | {"query_pre_attn_scalar": 12, "final_logit_softcapping": None, "attn_logit_softcapping": 0.25}
         | {"attention_bias": True, "tie_word_embeddings": False},
+    ],
+    "gemma4_text": [
+        DECODER | GLOBAL | {"attention_k_eq_v": True, "final_logit_softcapping": 0.5},
+        DECODER | GLOBAL | {"attention_bias": True, "tie_word_embeddings": False},
+        DECODER
+        | GLOBAL
+        | {"attention_k_eq_v": True, "num_global_key_value_heads": None, "attention_bias": True}
+        | MIXED,
+        DECODER | GLOBAL | {"attention_k_eq_v": True} | MIXED,
     ],
     "granite": [
         DECODER | GRANITE_NUMBERS,

@@ -12,6 +12,7 @@ from minitron.model.families.exaone import EXAONE4, EXAONE_MOE
 from minitron.model.families.falcon_h1 import FALCON_H1
 from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA2, GEMMA3
+from minitron.model.families.gemma4 import GEMMA4
 from minitron.model.families.glm import GLM, GLM4
 from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE
 from minitron.model.families.gpt_oss import GPT_OSS
@@ -46,10 +47,8 @@ _FAMILIES: Final = (
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
-    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
-    *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
-    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
+    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -28,6 +28,13 @@ class Norm:
     plus_one: bool = False
     """Whether the tensor holds the gain less one."""
 
+    module: str = ""
+    """The module that normalises, where it does not hold the gain: what it gives is then without it."""
+
+    over_root: bool = False
+    """Whether the model divides what comes out by the square root of the size: the gain takes up what a cut of it
+    changes."""
+
     group: str = ""
     """The axis over whose indices the mean runs apart; empty for one mean over the last dimension."""
 
@@ -307,6 +314,9 @@ class Family:
     elsewhere: Callable[[Config], Mapping[int, Mapping[str, int]]] = lambda config: {}
     """config -> layer -> `owner` and `use`: of a block that is stored with one layer and used by several, the layer
     that it is stored with and the number of this use, which stand in the names of what a use has of its own."""
+
+    stays: Callable[[Config], frozenset[int]] = lambda config: frozenset()
+    """config -> the layers that no choice of layers leaves out."""
 
     mtp_layout: Callable[[Config], str] = lambda config: ""
     """config -> one letter a layer of the multi-token-prediction block."""
