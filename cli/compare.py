@@ -13,7 +13,7 @@ import typer
 
 from cli import show
 from cli.option_groups import takes
-from cli.options import GPU_HELP, JsonOption, option
+from cli.options import GPU_HELP, ON_THE_HUB, JsonOption, model_path, option
 from cli.serving import SERVING
 from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
@@ -24,7 +24,12 @@ from pipeline.serving import Serving
 GpusOption = Annotated[list[str], option("--gpu", f"{GPU_HELP}. Repeatable.", "GPU")]
 PlannedModelsArgument = Annotated[
     list[Path],
-    typer.Argument(help="Checkpoint folders or config.json files.", metavar="MODEL...", show_default=False),
+    typer.Argument(
+        help=f"Checkpoint folders, config.json files, or {ON_THE_HUB}.",
+        metavar="MODEL...",
+        show_default=False,
+        parser=model_path,
+    ),
 ]
 
 

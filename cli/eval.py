@@ -12,6 +12,7 @@ import typer
 from cli import show
 from cli.option_groups import Option, takes
 from cli.options import (
+    ON_THE_HUB,
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
@@ -21,6 +22,7 @@ from cli.options import (
     SequenceLengthOption,
     SpeedOption,
     TextOption,
+    model_path,
     words,
 )
 from minitron.measure.options import EvaluationOptions
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 AgainstOption = Annotated[
     Path | None,
     typer.Option(
-        "--against", help="Teacher's checkpoint folder: adds KL divergence and top-1 agreement.", metavar="FOLDER"
+        "--against",
+        help=f"Teacher: a checkpoint folder, or {ON_THE_HUB}. Adds KL divergence and top-1 agreement.",
+        metavar="MODEL",
+        parser=model_path,
     ),
 ]
 
@@ -68,7 +73,7 @@ def command(
     from minitron.measure.records import Source
 
     started = time.monotonic()
-    evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar)
+    evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar, note=show.note)
     first, length = evaluations[0], options.sequence_length
     if not as_json:
         show.table("", ["", *model_names(models)], rows(evaluations))

@@ -28,7 +28,7 @@ _MAP_WIDTH: Final = 60
 
 def command(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Describe a checkpoint: layers, sizes, parameters, bytes. Reads no weights."""
-    found = inspected(model)
+    found = inspected(model, note=show.note)
     if as_json:
         show.document(found.to_json())
     else:

@@ -28,6 +28,9 @@ from minitron.measure.options import Dtype
 from minitron.memory.gpus import GPUS
 from minitron.units import parse_bytes, parse_count
 
+ON_THE_HUB: Final = "a name on the hub such as org/model or org/model@revision"
+"""What else MODEL may be."""
+
 GPU_HELP: Final = f"GPU name, or its usable memory such as 22.06GiB. Names: {', '.join(GPUS)}"
 """What --gpu takes, in `plan` and in all that plan."""
 
@@ -101,17 +104,25 @@ def tokens_option(flag: str, help: str, **more: Any) -> Any:
     return typer.Option(flag, help=help, metavar="TOKENS", parser=count_option, **more)
 
 
+def model_path(text: str | Path) -> Path:
+    """MODEL as a path: `~` is the home folder, and what begins with `./` is never a name on the hub."""
+    path = Path(text).expanduser()
+    return Path.cwd() / path if str(text).startswith("./") and not path.exists() else path
+
+
 def _argument(help: str, metavar: str) -> Any:
-    return typer.Argument(help=help, metavar=metavar, show_default=False)
+    return typer.Argument(help=help, metavar=metavar, show_default=False, parser=model_path)
 
 
 def _path(flags: str, help: str, metavar: str = "PATH") -> Any:
     return typer.Option(*flags.split(), help=help, metavar=metavar, show_default=False)
 
 
-ModelArgument = Annotated[Path, _argument("Hugging Face checkpoint folder, or a config.json.", "MODEL")]
-ModelsArgument = Annotated[list[Path], _argument("One or more checkpoint folders.", "MODEL...")]
-StudentArgument = Annotated[Path, _argument("Checkpoint folder of the smaller model, to be trained.", "STUDENT")]
+ModelArgument = Annotated[Path, _argument(f"Hugging Face checkpoint folder, config.json, or {ON_THE_HUB}.", "MODEL")]
+ModelsArgument = Annotated[list[Path], _argument(f"One or more checkpoint folders, or {ON_THE_HUB}.", "MODEL...")]
+StudentArgument = Annotated[
+    Path, _argument(f"Smaller model, to be trained: a checkpoint folder, or {ON_THE_HUB}.", "STUDENT")
+]
 
 OutputOption = Annotated[Path, _path("--output -o", "Where to write the result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -123,7 +134,9 @@ TextOption = Annotated[
 ]
 ScoresOption = Annotated[Path | None, _path("--scores", "Scores written by `minitron score`.", "FILE")]
 PlanOption = Annotated[Path | None, _path("--plan", "Plan written by `minitron plan`.", "FILE")]
-TeacherOption = Annotated[Path, _path("--teacher", "Teacher's checkpoint folder.", "FOLDER")]
+TeacherOption = Annotated[
+    Path, option("--teacher", f"Teacher: a checkpoint folder, or {ON_THE_HUB}.", "MODEL", parser=model_path)
+]
 
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Maximum number of text sequences to read.")]
 SequenceLengthOption = Annotated[

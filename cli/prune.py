@@ -77,7 +77,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
 def command(request: Pruning, as_json: JsonOption = False) -> None:
     """Cut a checkpoint to a memory budget, to a plan, or to given sizes."""
     started = time.monotonic()
-    cut = pruned(request, progress=show.bar)
+    cut = pruned(request, progress=show.bar, note=show.note)
     if as_json:
         inputs = {name: getattr(request, name) for name in ("model", "plan", "scores", "data")}
         seconds = time.monotonic() - started

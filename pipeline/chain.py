@@ -67,10 +67,12 @@ def compress(
     A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
     where the folder holds another run, unless it may be overwritten."""
     from minitron.measure.text import documents
+    from minitron.model.sources import local_folder
 
     request.planning.budget_of_device()
     for path in {request.calibration_text, request.data, request.heldout or request.data}:
         next(documents(path))
+    request = replace(request, model=local_folder(request.model, progress, note))
     record = _open_run(request, overwrite=overwrite)
     request = _hold_out(request)
     for number, (name, step) in enumerate(STEPS.items(), 1):

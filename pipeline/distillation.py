@@ -55,6 +55,7 @@ def distill(
     from distill.run.stages import distill_stages
     from distill.run.train import distill as train
     from minitron.cut.prune import DISTILLATION
+    from minitron.model.sources import local_folder
     from minitron.report.document import add_training, require_report
 
     if isinstance(recipe, Recipe) and not request.sources:
@@ -64,8 +65,10 @@ def distill(
     with joined(request.device) as (processes, device):
         if request.teacher_device is not None and processes.world_size > 1:
             raise MinitronError("--teacher-device works with one process only; drop it.")
-        asked, first = replace(request, device=device), processes.is_first
+        first = processes.is_first
         seen, told = (progress, note) if first else (silent, no_note)
+        student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))
+        asked = replace(request, device=device, student=student, teacher=teacher)
         if isinstance(recipe, Recipe):
             results = [train(asked, recipe, processes=processes, progress=seen, note=told)]
         else:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
+from minitron.progress import Note, no_note
 
 if TYPE_CHECKING:
+    from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import ModelSpec
 
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -53,25 +55,45 @@ class Inspection:
         }
 
 
-def inspect(model: Path) -> Inspection:
-    """What is in a checkpoint folder, or what a config.json says; reads no weights.
+def inspect(model: Path, *, note: Note = no_note) -> Inspection:
+    """What is in a checkpoint folder, what a config.json says, or what is on the hub, of which config and headers are
+    fetched; reads no weights.  `note` is told what of a folder is passed over.
 
     Raises MinitronError where `model` is a folder whose safetensors headers do not fit its config.json."""
-    from minitron.model.checkpoint import Checkpoint
-    from minitron.model.spec import read_spec
-
-    spec = read_spec(model)
+    spec, checkpoint, origin = _opened(model, note)
     parameters = spec.parameters()
-    if model.is_dir():
-        checkpoint = Checkpoint(model)
+    if checkpoint is not None:
         checkpoint.check(spec)
         # transformers drops the block when it saves a model, and its config.json goes on telling of it.
         extras: dict[str, int] = {}
         for name, extra in checkpoint.extras(spec).items():
             extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
         mtp = checkpoint.num_parameters - parameters.total - sum(extras.values())
-        return Inspection(spec, mtp, extras, checkpoint.weight_bytes, "in the safetensors files")
+        return Inspection(spec, mtp, extras, checkpoint.weight_bytes, origin)
     dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
     if dtype not in _DTYPE_BYTES:
         raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
     return Inspection(spec, parameters.mtp, {}, parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}")
+
+
+def _opened(model: Path, note: Note) -> tuple[ModelSpec, Checkpoint | None, str]:
+    """(spec, headers of the weights, where they are); no headers of a config.json alone."""
+    from minitron.files import read_json
+    from minitron.model.checkpoint import Checkpoint
+    from minitron.model.hub import fetch_headers
+    from minitron.model.sources import cached_weights, config_path, hub_name
+    from minitron.model.spec import read_spec, spec_of
+    from minitron.model.weight_files import notes
+
+    folder, name = cached_weights(model), hub_name(model)
+    if folder is not None:
+        for told in notes(folder):
+            note(told)
+        return read_spec(model), Checkpoint(folder), "in the safetensors files"
+    if name is None:
+        return read_spec(model), None, ""
+    config, headers = read_json(config_path(model)), fetch_headers(name)
+    spec = spec_of(config, headers).as_loaded({tensor: header.file for tensor, header in headers.items()})
+    checkpoint = Checkpoint(Path(str(name)), headers)
+    checkpoint.name_by(spec)
+    return spec, checkpoint, "in the safetensors files on the hub"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError
 from minitron.files import refuse_existing
-from minitron.progress import Progress, silent
+from minitron.progress import Note, Progress, no_note, silent
 from pipeline.cutting import Cutting
 from pipeline.planning import Planning
 
@@ -118,16 +118,19 @@ class Cut:
         return self.pruned.to_json() | about
 
 
-def prune(request: Pruning, *, progress: Progress = silent) -> Cut:
-    """Cut a checkpoint to a memory budget, to a plan, or to given sizes.
+def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note) -> Cut:
+    """Cut a checkpoint to a memory budget, to a plan, or to given sizes.  `note` is told what of its folder is passed
+    over.
 
     Raises MinitronError, with nothing written, where the checkpoint is not understood whole, nothing fits, the output
     exists, or nothing says which parts matter."""
     from minitron.cut.prune import prune as write
+    from minitron.model.sources import local_folder
     from minitron.model.spec import read_spec
 
     inputs = [path for path in (request.model, request.plan, request.scores, request.data) if path]
     refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)
+    request = replace(request, model=local_folder(request.model, progress, note))
     spec = read_spec(request.model)
     plan = _plan(request, spec, progress)
     written = write(request.model, plan, request.output, overwrite=request.overwrite, progress=progress)

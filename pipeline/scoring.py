@@ -26,15 +26,17 @@ def score(
 ) -> Scores:
     """The scores of `model` on the text `data`, written to the file `output` where one is given.
 
-    `note` is called if the text is shorter than asked for.
+    `note` is called if the text is shorter than asked for, and for what is passed over in the folder.
     Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
     from importance.score.calibrate import calibrate
+    from minitron.model.sources import local_folder
 
     asked = options or ScoringOptions()
     if output is not None:
         refuse_existing(output, overwrite=overwrite)
     place = None if output is None else output.parent
-    scores = calibrate(model, data, asked, moments_folder=place, device=device, progress=progress)
+    folder = local_folder(model, progress, note)
+    scores = calibrate(folder, data, asked, moments_folder=place, device=device, progress=progress)
     if output is not None:
         scores.save(output, overwrite=overwrite)
     found, length = scores.settings["samples"], asked.sequence_length

@@ -178,9 +178,9 @@ class Serving:
 
 def model_name(model: Path) -> str:
     """What a model is called: its folder, or the file's name without .json; of a config.json the folder it is in."""
-    if model.name == "config.json":
-        model = model.parent
-    return model.resolve().name.removesuffix(".json")
+    from minitron.model.sources import title
+
+    return title(model)
 
 
 def model_names(models: Sequence[Path]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.run import mtp, router_load
 from distill.run.tasks import task_metrics
+from minitron.model.sources import title
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def model_card(
         "---",
         "tags: [minitron, distilled]",
         "---",
-        f"# {student.resolve().name}, distilled",
+        f"# {title(student)}, distilled",
         "",
-        f"`{student.resolve().name}`, trained by Minitron on the logits of `{teacher.resolve().name}` "
+        f"`{title(student)}`, trained by Minitron on the logits of `{title(teacher)}` "
         f"({result.teacher_precision}): {result.steps:,} steps of {recipe.batch_tokens:,} tokens, "
         f"{result.tokens:,} tokens in all.",
         "",

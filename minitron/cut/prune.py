@@ -26,6 +26,7 @@ from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import Extra, Rule
+from minitron.model.sources import title
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import SUFFIXES
 from minitron.progress import Progress, silent
@@ -356,7 +357,7 @@ def _write_rest(
         folder / RECORD,
         {
             "made_by": "minitron prune",
-            "source": {"name": model.resolve().name, "config": cutter.spec.fingerprint},
+            "source": {"name": title(model), "config": cutter.spec.fingerprint},
             "promised": dict(promised),
             "sizes": dict(plan.sizes),
             "layers": list(plan.layers),
@@ -380,9 +381,9 @@ def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: M
         "---",
         "tags: [minitron, pruned]",
         "---",
-        f"# {model.resolve().name}, pruned",
+        f"# {title(model)}, pruned",
         "",
-        f"Cut from `{model.resolve().name}` by Minitron. "
+        f"Cut from `{title(model)}` by Minitron. "
         f"{format_parameters(promised['parameters'])} parameters, {format_bytes(promised['weight_bytes'])} of weights. "
         "Not trained since: distil it from its parent before use (`minitron distill`).",
         "",

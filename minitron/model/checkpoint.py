@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from minitron.errors import MinitronError
 from minitron.files import write_json, write_tensors
 from minitron.model.families import Extra, Rule
-from minitron.model.headers import stored_headers
+from minitron.model.headers import Header, stored_headers
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import INDEX, SINGLE
 
@@ -40,18 +40,23 @@ DTYPE_BYTES: Final = {
 class Checkpoint:
     """The weights of a folder; headers at once, tensors when asked."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, headers: Mapping[str, Header] | None = None) -> None:
         """Read all headers.  Raises MinitronError for files missing, truncated or named outside the folder.
 
         Names are those of the family's rules, where its config.json is there and transformers would find the tensor
-        under such a name: see ModelSpec.known_as."""
+        under such a name: see ModelSpec.known_as.  `headers` stand in for those of the folder where the weights are
+        elsewhere: no tensor can be read then."""
         self.folder = folder
-        self.headers = stored_headers(folder)
-        try:
-            names = read_spec(folder).known_as(self.headers)
-        except MinitronError:
-            return  # no model of a family, such as the weights alone
-        for stored, name in names.items():
+        self.headers = stored_headers(folder) if headers is None else dict(headers)
+        if headers is None:
+            try:
+                self.name_by(read_spec(folder))
+            except MinitronError:
+                return  # no model of a family, such as the weights alone
+
+    def name_by(self, spec: ModelSpec) -> None:
+        """Give the tensors the names of `spec`'s rules where they are stored under others."""
+        for stored, name in spec.known_as(self.headers).items():
             self.headers[name] = replace(self.headers.pop(stored), stored=stored)
 
     @property

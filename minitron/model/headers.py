@@ -94,7 +94,7 @@ def header_length(start: bytes, file: Path | str) -> int:
     """The bytes of the header of which the file's first eight bytes tell; raises MinitronError where they do not."""
     if len(start) < 8:
         raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
-    length: int = struct.unpack("<Q", start)[0]
+    length: int = struct.unpack("<Q", start[:8])[0]
     if length > LONGEST:
         raise MinitronError(f"{file} is no safetensors file: it does not begin like one; download or copy it again.")
     return length

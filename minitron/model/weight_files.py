@@ -61,6 +61,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / first]
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether all the files that hold a folder's weights are there."""
+    try:
+        return all(file.is_file() for file in weight_files(folder))
+    except MinitronError:
+        return False
+
+
 def names_in(folder: Path) -> list[str]:
     """The names of a folder's files and folders."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []

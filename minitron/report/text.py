@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.memory.footprint_lines import TITLES
+from minitron.model.sources import title
 from minitron.units import format_bytes, format_parameters
 
 Document = Mapping[str, Any]
@@ -32,6 +33,8 @@ def model_name(model: str) -> str:
     path = Path(model)
     if path.name == "config.json":
         path = path.resolve().parent if path.parent == Path() else path.parent
+    if path.parent.name == "snapshots":
+        return title(path)
     return (path.name.removesuffix(".json") or path.resolve().name) if model else "the model"
 
 
