@@ -102,7 +102,8 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
             tensors[name] = tensor - 1e4 * (1 - alive)
     if any(axis == "expert" for axis, _ in plan.keep):
         keep_tokens_away(tensors, spec, plan)
-    if any(rule.norm is not None and rule.norm.kind == "layer" for rules in spec.rules.values() for rule in rules):
+    norms = (rule for rules in spec.rules.values() for rule in rules if rule.dims == (Word("hidden"),))
+    if any(rule.norm is not None and rule.norm.kind == "layer" for rule in norms):
         centre_the_stream(tensors, spec, plan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return energy

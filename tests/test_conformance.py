@@ -40,6 +40,9 @@ from minitron.model.tensor_map import held
 
 CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for number in range(len(sizes))]
 CPU = torch.device("cpu")
+KEPT = {"keys": "kv", "values": "kv", "indexer_keys": "kv", "conv_states": "conv", "recurrent_states": "state"}
+"""What a layer of transformers' cache holds -> as what it counts."""
+
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
@@ -235,7 +238,7 @@ def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path) -> None:
     cache = made.past_key_values if "past_key_values" in made else made.cache_params
     found = {"kv": 0, "conv": 0, "state": 0}
     for layer in cache.layers:
-        for name, kind in (("keys", "kv"), ("values", "kv"), ("conv_states", "conv"), ("recurrent_states", "state")):
+        for name, kind in KEPT.items():
             found[kind] += sum(part.numel() * part.element_size() for part in parts(getattr(layer, name, None)))
     workload = Workload(tokens, 1, "fp32", "fp32", "fp32", "fp32")
     keep = kept(spec, workload, spec.sizes, spec.kind_counts())

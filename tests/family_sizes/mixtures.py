@@ -15,6 +15,8 @@ ERNIE = {
 GROUPS = {"n_group": 2, "topk_group": 1}
 SHARED = {"num_shared_experts": 2, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
 
+INDEXED = {"index_n_heads": 2, "index_head_dim": 14, "index_topk": 9}
+
 MIXTURES: dict[str, list[dict[str, Any]]] = {
     # Its tokenizer adds a token of its own.
     "qwen2_moe": [
@@ -87,6 +89,7 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
     "ernie4_5_moe": [
         without_head_dim(DECODER) | ERNIE,
         DECODER | ERNIE | {"moe_num_shared_experts": 0, "moe_layer_end_index": 2, "tie_word_embeddings": False},
+        DECODER | ERNIE | {"use_bias": True},
     ],
     "hunyuan_v1_moe": [
         DECODER | {"num_experts": 6, "moe_topk": 2, "tie_word_embeddings": True},
@@ -131,4 +134,12 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"num_experts": 6, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
         | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"]},
     ],
+    "deepseek_v32": [
+        without_head_dim(DECODER) | LATENT | INDEXED,
+        without_head_dim(DECODER)
+        | LATENT
+        | {"index_n_heads": 2, "index_head_dim": 14, "index_topk": 64, "attention_bias": True, "n_shared_experts": 1}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "tie_word_embeddings": True},
+    ],
+    "glm_moe_dsa": [without_head_dim(DECODER) | LATENT | INDEXED],
 }

@@ -75,7 +75,9 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ("hunyuan_v1_moe", {"moe_topk": [2, 2, 1, 2]}, "moe_topk differs from layer to layer"),
         ("hunyuan_v1_moe", {"num_experts": [6, 6, 6, 6]}, r"num_experts is \[6, 6, 6, 6\]; it must be a whole number"),
         ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval is not 1"),
-        ("ernie4_5_moe", {"use_bias": True}, "use_bias is True.*a bias of the output layer"),
+        ("glm_moe_dsa", {"index_topk_freq": 4}, "layers that share the tokens an earlier layer chose"),
+        ("glm_moe_dsa", {"indexer_types": ["full", "shared", "full", "full"]}, "layers that share the tokens"),
+        ("deepseek_v32", {"q_lora_rank": None}, "config.json has no q_lora_rank; a deepseek_v32 model"),
         ("ministral", {"sliding_window": None}, "sliding_window gives no number, .*in every model of this type"),
         ("ministral", {"head_dim": None}, "config.json has no head_dim; a ministral model"),
         (

@@ -36,6 +36,7 @@ from minitron.model.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from minitron.model.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
+from minitron.model.families.sparse_attention import DEEPSEEK_V32, GLM_DSA
 from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
 from minitron.model.families.zamba2 import ZAMBA2
 
@@ -49,6 +50,9 @@ _FAMILIES: Final = (
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
+    *(DEEPSEEK_V32, GLM_DSA),
+    *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
+    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -10,6 +10,7 @@ from minitron.model.families.decoders import (
     attention,
     gated_mlp,
     mixture_decoder,
+    outside,
     pre_norm,
     rotary_decoder,
     routed_experts,
@@ -57,17 +58,25 @@ _ROUTER_BIAS = Rule(
     memory=MLP + "gate.moe_statics.e_score_correction_bias",
 )
 
-_SHARED = gated_mlp(MLP + "shared_experts.", axis="shared_ffn", component="moe_shared")
+_SHARED = tuple(
+    replace(rule, when=f"moe_num_shared_experts {rule.when}".strip())
+    for rule in gated_mlp(MLP + "shared_experts.", axis="shared_ffn", component="moe_shared", bias="use_bias")
+)
 
-_ATTENTION = attention()
+_ATTENTION = attention(bias="use_bias", output_bias="use_bias")
 
 ERNIE_MOE = mixture_decoder(
     "ernie4_5_moe",
+    model=(*outside(), Rule("lm_head.bias", "vocab", "lm_head", when="use_bias")),
     moe=pre_norm(
         _ATTENTION,
-        (*routed_experts(), _ROUTER_BIAS, *(replace(rule, when="moe_num_shared_experts") for rule in _SHARED)),
+        (
+            *routed_experts(),
+            _ROUTER_BIAS,
+            *(replace(rule, when=f"moe_num_shared_experts {rule.when}".strip()) for rule in _SHARED),
+        ),
     ),
-    dense=pre_norm(_ATTENTION, gated_mlp()),
+    dense=pre_norm(_ATTENTION, gated_mlp(bias="use_bias")),
     layout=_mixtures,
     edit=_range,
     axes=rows(
@@ -78,7 +87,6 @@ ERNIE_MOE = mixture_decoder(
     ),
     defaults={"tie_word_embeddings": True, "moe_k": 6, "moe_num_shared_experts": 2},
     spellings={"num_experts_per_tok": "moe_k"},
-    refused={"use_bias": "a bias of the output layer"},
     extras=(Extra(r"(model\.)?mtp_.*", "the multi-token-prediction block"),),
     summary="attention, mixture of experts with shared ones (ERNIE-4.5-21B-A3B and 300B-A47B without vision)",
 )

@@ -14,7 +14,15 @@ SLIDING: Final = "sliding_attention"
 SIZES: Final = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 """Keys that may give a size for every layer."""
 
-LISTS: Final = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attn_type_list", *SIZES)
+LISTS: Final = (
+    "layer_types",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "layers_block_type",
+    "attn_type_list",
+    "indexer_types",
+    *SIZES,
+)
 """Keys whose lists have one entry a layer."""
 
 INDICES: Final = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "no_rope_layer_indices")
