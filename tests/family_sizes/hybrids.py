@@ -33,7 +33,10 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | {"layers_block_type": [LAYERS[kind] for kind in "M-*E"], "use_bias": True, "mlp_bias": True}
         | {"use_conv_bias": False, "tie_word_embeddings": True},
     ],
-    "qwen3_next": [DECODER | EXPERTS | DELTA_NETS],
+    "qwen3_next": [
+        DECODER | EXPERTS | DELTA_NETS,
+        DECODER | EXPERTS | DELTA_NETS | {"decoder_sparse_step": 2, "mlp_only_layers": [3], "attention_bias": True},
+    ],
     "qwen3_5_text": [
         DECODER | DELTA_NETS | {"attention_bias": True},
         # The kinds of layers follow from the interval.

@@ -16,6 +16,7 @@ GROUPS = {"n_group": 2, "topk_group": 1}
 SHARED = {"num_shared_experts": 2, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
 
 INDEXED = {"index_n_heads": 2, "index_head_dim": 14, "index_topk": 9}
+ROUTED = {key: LATENT[key] for key in LATENT if key.startswith(("moe", "n_", "num_experts", "topk"))}
 
 MIXTURES: dict[str, list[dict[str, Any]]] = {
     # Its tokenizer adds a token of its own.
@@ -142,4 +143,13 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "tie_word_embeddings": True},
     ],
     "glm_moe_dsa": [without_head_dim(DECODER) | LATENT | INDEXED],
+    "solar_open": [DECODER | ROUTED | {"attention_bias": True}, DECODER | ROUTED | {"n_group": 1}],
+    "granitemoeshared": [
+        DECODER
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24, "shared_intermediate_size": 28}
+        | {"logits_scaling": 2.0, "attention_bias": True},
+        DECODER
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24}
+        | {"tie_word_embeddings": True, "embedding_multiplier": 3.0},
+    ],
 }

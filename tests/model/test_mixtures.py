@@ -51,6 +51,15 @@ def test_windows_beside_mixtures_of_experts() -> None:
     assert small.letters == "-eE" and small.config["layer_types"][1] == "sliding_attention"
 
 
+def test_delta_nets_and_attention_with_experts_or_an_mlp() -> None:
+    """Qwen3-Next: what mixes tokens and what follows it go by keys of their own."""
+    spec = spec_of(config("qwen3_next", num_hidden_layers=8, layer_types=None, decoder_sparse_step=2))
+    assert spec.letters == "lLl*lLl*"
+    small = spec.resized({}, (1, 2, 3))
+    assert small.letters == "Ll*" and small.config["mlp_only_layers"] == [1]
+    assert spec_of(config("qwen3_next", mlp_only_layers=[2])).letters == "LL-L"
+
+
 def test_layers_in_chunks_and_with_experts_are_written_out_when_some_of_them_go() -> None:
     """Llama 4 Maverick's layout: experts in every second layer, all tokens in every fourth."""
     spec = spec_of(config("llama4_text", num_hidden_layers=8, interleave_moe_layer_step=2, no_rope_layers=[]))

@@ -14,9 +14,9 @@ from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.gemma import GEMMA2, GEMMA3
 from minitron.model.families.gemma4 import GEMMA4
 from minitron.model.families.glm import GLM, GLM4
-from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE
+from minitron.model.families.glm_moe import GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN
 from minitron.model.families.gpt_oss import GPT_OSS
-from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
+from minitron.model.families.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE, GRANITE_MOE_SHARED
 from minitron.model.families.hunyuan import HUNYUAN_DENSE, HUNYUAN_MOE, HY3
 from minitron.model.families.jamba import JAMBA
 from minitron.model.families.kimi import KIMI_LINEAR
@@ -47,12 +47,10 @@ _FAMILIES: Final = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
-    *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, LLAMA4),
+    *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
-    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
+    *(GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
     *(DEEPSEEK_V32, GLM_DSA),
-    *(QWEN3_MOE, MIXTRAL, GPT_OSS, DEEPSEEK_V3),
-    *(GRANITE, GRANITE_MOE, GRANITE_HYBRID),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

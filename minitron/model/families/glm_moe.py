@@ -1,4 +1,5 @@
-"""GLM-4.5 to 4.7: DeepSeek-V3's mixture of experts behind rotary attention, or behind attention over a latent."""
+"""GLM-4.5 to 4.7 and Solar Open: DeepSeek-V3's mixture of experts behind rotary attention, or behind attention over a
+latent."""
 
 from functools import partial
 from typing import Any
@@ -47,6 +48,20 @@ GLM4_MOE = mixture_decoder(
     defaults={"num_experts_per_tok": 8, "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 1},
     extras=(LAYERS_BEHIND,),
     summary="attention, mixture of experts with shared ones (GLM-4.5, 4.5-Air, 4.6 and 4.7 in bf16)",
+)
+
+SOLAR_OPEN = mixture_decoder(
+    "solar_open",
+    moe=pre_norm(attention(bias="attention_bias"), _MIXTURE),
+    axes=rows(
+        *("hidden", "vocab", "query_head", "expert_ffn"),
+        kv_head={"default": 8},
+        head_dim={"default": 128},
+        expert=EXPERTS_IN_GROUPS | {"default": 128},
+        shared_ffn=shared_experts("n_shared_experts"),
+    ),
+    defaults={"num_experts_per_tok": 8, "n_group": 1, "topk_group": 1},
+    summary="attention, mixture of experts with shared ones (Solar Open)",
 )
 
 

@@ -70,6 +70,29 @@ GRANITE_MOE = mixture_decoder(
     summary="attention and mixture of experts (Granite 3 A400M and A800M)",
 )
 
+
+def _shared_mlp(axis: str, component: str, when: str = "") -> tuple[Rule, ...]:
+    """Gate and up in one tensor, and down."""
+    at = LAYER + "shared_mlp."
+    return (
+        Rule(at + "input_linear.weight", f"{axis} + {axis}, hidden", component, when=when),
+        Rule(at + "output_linear.weight", f"hidden, {axis}", component, when=when),
+    )
+
+
+GRANITE_MOE_SHARED = mixture_decoder(
+    "granitemoeshared",
+    moe=pre_norm(_ATTENTION, (*_MIXTURE, *_shared_mlp("shared_ffn", "moe_shared", when="shared_intermediate_size"))),
+    axes=rows(
+        *("hidden", "vocab", "query_head", "kv_head", "head_dim"),
+        shared_ffn={"keys": ("shared_intermediate_size",)},
+        **_EXPERTS,
+    ),
+    logits=_LOGITS,
+    defaults=_DEFAULTS,
+    summary="attention and mixture of experts, also with a shared one (Granite 3 with shared experts)",
+)
+
 _MAMBA_WORDS: Final = ("linear_attention", "mamba")
 _WORDS: Final = (*_MAMBA_WORDS, FULL, "attention")
 """Those of transformers 5 and those of released configs."""
@@ -96,15 +119,6 @@ def _settle(config: dict[str, Any]) -> None:
         config["mamba_n_heads"] = heads = gcd(inner, heads)
     if isinstance(width, int) and width * heads != inner:
         config["mamba_d_head"] = inner // heads
-
-
-def _shared_mlp(axis: str, component: str) -> tuple[Rule, ...]:
-    """Gate and up in one tensor, and down."""
-    at = LAYER + "shared_mlp."
-    return (
-        Rule(at + "input_linear.weight", f"{axis} + {axis}, hidden", component),
-        Rule(at + "output_linear.weight", f"hidden, {axis}", component),
-    )
 
 
 _MAMBA: Final = mamba2(

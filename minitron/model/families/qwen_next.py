@@ -1,20 +1,20 @@
 """Qwen3-Next and Qwen3.5: three gated delta nets to one layer of gated attention, and in every layer an MLP or a
 mixture of experts with a shared one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from minitron.errors import MinitronError
 from minitron.model.axes import Axis, Config, number_of, rows
 from minitron.model.families.decoders import (
     KEYS_AND_VALUES,
     LAYER,
-    MLP,
     ROTARY_FREQUENCIES,
     STACKED,
     STACKED_EXPERTS,
     STORED_TIED_HEAD,
+    Lists,
     edit_lists,
     gated_mlp,
     outside,
@@ -33,6 +33,7 @@ from minitron.model.families.delta_nets import (
     layer_list,
 )
 from minitron.model.families.family import Extra, Family, Norm, Rule
+from minitron.model.families.qwen_moe import SHARED_EXPERT, sparse_layers
 
 _BEFORE: Final = Norm("before", plus_one=True)
 
@@ -69,14 +70,10 @@ _APART: Final = (
 )
 """Qwen3.5's delta net."""
 
-_EXPERTS: Final = (
-    *gated_mlp(MLP + "shared_expert.", axis="shared_ffn", component="moe_shared"),
-    Rule(MLP + "shared_expert_gate.weight", "1, hidden", "moe_shared"),
-)
-"""The shared expert, beside the routed ones."""
 
-
-def _decoder(model_type: str, net: tuple[Rule, ...], mlp: tuple[Rule, ...], rest: str, **more: Any) -> Family:
+def _decoder(
+    model_type: str, net: tuple[Rule, ...], mlp: tuple[Rule, ...], rest: str, lists: Lists = layer_list, **more: Any
+) -> Family:
     """A family whose layers hold `net` or attention, and `mlp`, which reports call `rest`."""
     return Family(
         name=model_type,
@@ -89,7 +86,7 @@ def _decoder(model_type: str, net: tuple[Rule, ...], mlp: tuple[Rule, ...], rest
             "attention": pre_norm(_ATTENTION, mlp, _BEFORE),
         },
         cache={"linear": STATES, "attention": KEYS_AND_VALUES},
-        edit_layout=partial(edit_lists, layer_list),
+        edit_layout=partial(edit_lists, lists),
         extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD, Extra(r"mtp\..*", "the multi-token-prediction block")),
         **more,
     )
@@ -99,23 +96,30 @@ _HEAD_DIM: Final = {"default": 256}
 _TAPS: Final = {"keys": ("linear_conv_kernel_dim",), "default": 4}
 
 
+_DENSE: Final = {"L": "l", "*": "-"}
+"""Letter of a layer with experts -> that of one with an MLP in their place."""
+
+
 def _next_letters(config: Config) -> str:
-    if config.get("decoder_sparse_step", 1) != 1:
-        raise MinitronError(
-            "config.json: decoder_sparse_step is not 1, and Minitron supports qwen3_next models only with experts in "
-            "every layer; use a model with decoder_sparse_step 1."
-        )
-    return layer_letters(config)
+    """L and * for delta net and attention with experts, l and - for those with an MLP."""
+    pairs = zip(layer_letters(config), sparse_layers(config), strict=True)
+    return "".join(letter if sparse == "E" else _DENSE[letter] for letter, sparse in pairs)
 
 
-QWEN3_NEXT = _decoder(
+def _next_lists(config: Config) -> Mapping[str, Any]:
+    dense = [layer for layer, letter in enumerate(sparse_layers(config)) if letter == "-"]
+    return {**layer_list(config), "mlp_only_layers": dense, "decoder_sparse_step": 1}
+
+
+_NEXT: Final = _decoder(
     "qwen3_next",
     _BY_KEY_HEAD,
-    (*routed_experts(), *_EXPERTS),
+    (*routed_experts(), *SHARED_EXPERT),
     "mixture of experts",
+    lists=_next_lists,
     layout=_next_letters,
     axes=rows(
-        *("hidden", "vocab", "query_head", "expert_ffn", "shared_ffn"),
+        *("hidden", "vocab", "ffn", "query_head", "expert_ffn", "shared_ffn"),
         kv_head={"default": 2},
         head_dim=_HEAD_DIM,
         conv_kernel=_TAPS,
@@ -123,8 +127,23 @@ QWEN3_NEXT = _decoder(
         extra=(*WIDTHS, replace(VALUE_HEADS, follows="linear_key_head"), _VALUES_PER_KEY),
     ),
     defaults={"num_experts_per_tok": 10},
-    refused={"mlp_only_layers": "layers without experts"},
-    summary="gated delta nets or gated attention, mixture of experts with a shared one (Qwen3-Next)",
+    summary="gated delta nets or gated attention, mixture of experts with a shared one or gated MLP (Qwen3-Next)",
+)
+
+QWEN3_NEXT = replace(
+    _NEXT,
+    letters={**_NEXT.letters, "l": "linear_dense", "-": "attention_dense"},
+    kind_labels={
+        **_NEXT.kind_labels,
+        "linear_dense": "gated delta net + MLP",
+        "attention_dense": "gated attention + MLP",
+    },
+    rules={
+        **_NEXT.rules,
+        "linear_dense": pre_norm(_BY_KEY_HEAD, gated_mlp(), _BEFORE),
+        "attention_dense": pre_norm(_ATTENTION, gated_mlp(), _BEFORE),
+    },
+    cache={**_NEXT.cache, "linear_dense": STATES, "attention_dense": KEYS_AND_VALUES},
 )
 
 QWEN3_5 = _decoder(
@@ -146,7 +165,7 @@ QWEN3_5 = _decoder(
 QWEN3_5_MOE = _decoder(
     "qwen3_5_moe_text",
     _APART,
-    (*routed_experts(stacked=STACKED), *_EXPERTS),
+    (*routed_experts(stacked=STACKED), *SHARED_EXPERT),
     "mixture of experts",
     layout=layer_letters,
     axes=rows(
