@@ -15,6 +15,7 @@ from cli.invocation import command_line
 from cli.option_groups import Group, Option, takes
 from cli.options import (
     DataOption,
+    DequantiseOption,
     DeviceOption,
     JsonOption,
     ModelArgument,
@@ -57,6 +58,7 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     "calibration": Option(option("--calibration", "Calibration text for scoring; default: --data.", "FILE")),
     "teacher_precision": Option.of(TeacherPrecisionOption),
     "evaluation": Group(EvaluationOptions, {"speed": Option.of(SpeedOption)}),
+    "dequantise": Option.of(DequantiseOption),
     "device": Option.of(DeviceOption),
 }
 """Field of pipeline.compression.Compression -> how it is typed."""

@@ -4,12 +4,13 @@ The document of --json, sizes in bytes:
 
     {"model_type", "family", "layers": "MEM*-", "sizes": {axis: size},
      "parameters": {"total", "active", "mtp", "by_component": {heading: count}}, "extras": {what: count},
-     "weight_bytes"}
+     "weight_bytes", "quantisation": "fp8 in blocks of 128 x 128" or null}
 
 `layers` has one letter per layer (M Mamba, * attention, - MLP, E mixture of experts); `total`, `active` and
 `by_component` are without the multi-token-prediction block, which `mtp` counts, and without the tensors beside the
 model's own, which `extras` names: a copy of a tied embedding, a vision tower.  `weight_bytes` are those of all
-tensors in the folder; of a config.json alone, those of `total` in the config's dtype.
+tensors in the folder; of a config.json alone, those of `total` in the config's dtype, or in the formats that it names
+where it is that of a quantised checkpoint.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -57,7 +58,9 @@ def _print(found: Inspection) -> None:
         rows.append([f"{what}, not in total", count, format_parameters(count)])
     show.table("Parameters", ["component", "parameters", "share"], rows)
     weight_bytes = description["weight_bytes"]
-    show.line(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")
+    if found.quantisation:
+        show.line(f"Quantised: {found.quantisation}")
+    show.paragraph(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")
 
 
 def _kinds(spec: "ModelSpec") -> dict[str, str]:

@@ -126,6 +126,13 @@ StudentArgument = Annotated[
 
 OutputOption = Annotated[Path, _path("--output -o", "Where to write the result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+DequantiseOption = Annotated[
+    bool,
+    typer.Option(
+        "--dequantise",
+        help="Turn a quantised checkpoint into bf16, tensor by tensor: fp8, mxfp4, compressed-tensors, modelopt.",
+    ),
+]
 DataOption = Annotated[
     Path, _path("--data", "Text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder of them.", "FILE")
 ]

@@ -12,6 +12,7 @@ from cli import show
 from cli.cutting import CUTTING
 from cli.option_groups import Group, Option, takes
 from cli.options import (
+    DequantiseOption,
     DeviceOption,
     JsonOption,
     ModelArgument,
@@ -68,6 +69,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
         )
     ),
     "device": Option.of(DeviceOption),
+    "dequantise": Option.of(DequantiseOption),
     "overwrite": Option.of(OverwriteOption),
 }
 """Field of pipeline.pruning.Pruning -> how it is typed."""

@@ -64,7 +64,9 @@ def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
     for (axis, _), values in scores.importance.items():
         if axis != "layer":
             # Channels of different experts do not compete; those of a layer's Mamba heads do.
-            axes.setdefault(axis, []).extend(values if spec.is_nested(axis) else [values.ravel()])
+            axes.setdefault(axis, []).extend(
+                values if axis in spec.sizes and spec.axis(axis).nested_in else [values.ravel()]
+            )
     return {
         "samples": scores.settings["samples"],
         "sequence_length": scores.settings["sequence_length"],

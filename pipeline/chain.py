@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
 from minitron.progress import Note, Progress, no_note, silent
-from pipeline.compression import DISTILLED, EVALUATION, PLAN, PRUNED, REPORT, RUN, SCORES, TEXT, Compression
+from pipeline.compression import (
+    DEQUANTISED,
+    DISTILLED,
+    EVALUATION,
+    PLAN,
+    PRUNED,
+    REPORT,
+    RUN,
+    SCORES,
+    TEXT,
+    Compression,
+)
 from pipeline.stages import cut_depth_first
 
 if TYPE_CHECKING:
@@ -68,13 +79,16 @@ def compress(
     where the folder holds another run, unless it may be overwritten."""
     from minitron.measure.text import documents
     from minitron.model.sources import local_folder
+    from minitron.model.stored import require_plain
 
     request.planning.budget_of_device()
+    if not request.dequantise:
+        require_plain(request.model)
     for path in {request.calibration_text, request.data, request.heldout or request.data}:
         next(documents(path))
     request = replace(request, model=local_folder(request.model, progress, note))
     record = _open_run(request, overwrite=overwrite)
-    request = _hold_out(request)
+    request = _hold_out(_dequantised(request, progress))
     for number, (name, step) in enumerate(STEPS.items(), 1):
         artefact, function = step
         if (request.output / artefact).exists():
@@ -123,6 +137,18 @@ def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
     record = {"asked": asked, "steps": {}}
     write_json(path, record)
     return record
+
+
+def _dequantised(request: Compression, progress: Progress) -> Compression:
+    """The request with the model in bf16: of a quantised one a copy in the run folder."""
+    from pipeline.pruning import Pruning, prune
+
+    if not request.dequantise:
+        return request
+    whole = request.output / DEQUANTISED
+    if not whole.exists():
+        prune(Pruning(request.model, whole, dequantise=True), progress=progress)
+    return replace(request, model=whole)
 
 
 def _hold_out(request: Compression) -> Compression:

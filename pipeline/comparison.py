@@ -53,10 +53,10 @@ class Comparison:
 def compare(models: Sequence[Path], gpus: Sequence[str], serving: Serving) -> list[Comparison]:
     """What each model takes on each GPU, whether it fits, how far it reaches; reads no weights."""
     from minitron.memory.gpus import find_gpu
-    from minitron.model.spec import read_spec
+    from minitron.model.stored import read_stored_spec
 
     devices = [find_gpu(name) for name in gpus]
-    specs = [read_spec(path) for path in models]
+    specs = [read_stored_spec(path) for path in models]
     return [
         _compared(name, spec, gpu, serving)
         for name, spec in zip(model_names(models), specs, strict=True)

@@ -16,6 +16,7 @@ from pipeline.planning import Planning
 from pipeline.searching import Searching
 
 RUN: Final = "run.json"
+DEQUANTISED: Final = "dequantised"
 SCORES: Final = "scores.safetensors"
 PLAN: Final = "plan.json"
 PRUNED: Final = "pruned"
@@ -67,6 +68,9 @@ class Compression:
     teacher_precision: Precision = "bf16"
     """How the teacher's linear weights are kept."""
 
+    dequantise: bool = False
+    """Whether the model is a quantised one, to be turned into bf16 in the run folder first."""
+
     device: str | None = None
     """Where models run, as torch spells it; None is the first GPU, or else the CPU."""
 
@@ -101,4 +105,5 @@ class Compression:
             "cutting": self.cutting.settings,
             "training": self.recipe.to_json(),
             "teacher_precision": self.teacher_precision,
+            **({"dequantise": True} if self.dequantise else {}),
         }

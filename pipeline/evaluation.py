@@ -31,9 +31,11 @@ def evaluate(
     where a folder holds no such model, is named twice, the text is too short or a tokenizer is not the teacher's."""
     from minitron.measure.evaluate import evaluate_folders
     from minitron.model.sources import local_folder
+    from minitron.model.stored import require_plain
 
     if len(set(models)) < len(models):
         raise MinitronError("A model is given twice; give each one once.")
+    require_plain(*models, *([] if against is None else [against]))
     folders = [local_folder(model, progress, note) for model in models]
     teacher = None if against is None else folders[models.index(against)] if against in models else None
     if against is not None and teacher is None:

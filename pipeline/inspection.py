@@ -36,6 +36,9 @@ class Inspection:
     origin: str
     """A few words on where `weight_bytes` comes from."""
 
+    quantisation: str = ""
+    """How the weights are quantised, in a few words; empty for plain numbers."""
+
     def to_json(self) -> dict[str, Any]:
         """The document of the command."""
         parameters = self.spec.parameters()
@@ -52,6 +55,7 @@ class Inspection:
             },
             "extras": dict(self.extras),
             "weight_bytes": self.weight_bytes,
+            "quantisation": self.quantisation or None,
         }
 
 
@@ -60,9 +64,14 @@ def inspect(model: Path, *, note: Note = no_note) -> Inspection:
     fetched; reads no weights.  `note` is told what of a folder is passed over.
 
     Raises MinitronError where `model` is a folder whose safetensors headers do not fit its config.json."""
+    from minitron.model.stored import with_headers
+
     spec, checkpoint, origin = _opened(model, note)
     parameters = spec.parameters()
     if checkpoint is not None:
+        quantised = with_headers(spec, checkpoint)
+        if quantised.quantisation is not None:
+            return _quantised(quantised, checkpoint, origin)
         checkpoint.check(spec)
         # transformers drops the block when it saves a model, and its config.json goes on telling of it.
         extras: dict[str, int] = {}
@@ -70,6 +79,8 @@ def inspect(model: Path, *, note: Note = no_note) -> Inspection:
             extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
         mtp = checkpoint.num_parameters - parameters.total - sum(extras.values())
         return Inspection(spec, mtp, extras, checkpoint.weight_bytes, origin)
+    if spec.quantisation is not None:
+        return _of_config(spec)
     dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
     if dtype not in _DTYPE_BYTES:
         raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
@@ -97,3 +108,26 @@ def _opened(model: Path, note: Note) -> tuple[ModelSpec, Checkpoint | None, str]
     checkpoint = Checkpoint(Path(str(name)), headers)
     checkpoint.name_by(spec)
     return spec, checkpoint, "in the safetensors files on the hub"
+
+
+def _quantised(spec: ModelSpec, checkpoint: Checkpoint, origin: str) -> Inspection:
+    """A quantised checkpoint, whose tensors hold other numbers than the model's."""
+    assert spec.quantisation is not None and spec.source.measured is not None
+    extras: dict[str, int] = {}
+    for name, extra in checkpoint.extras(spec).items():
+        extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
+    has_mtp = any(one.is_mtp and one.name in spec.source.measured.bytes for one in spec.expected())
+    mtp = spec.parameters().mtp if has_mtp else 0
+    return Inspection(spec, mtp, extras, checkpoint.weight_bytes, origin, spec.quantisation.told)
+
+
+def _of_config(spec: ModelSpec) -> Inspection:
+    """A quantised model of which only the config is here."""
+    from minitron.memory.formats import STORED
+    from minitron.memory.precision import precision_of, tally_of, weight_bytes
+
+    assert spec.quantisation is not None
+    precision = precision_of(spec, STORED)
+    size, _ = weight_bytes(spec, tally_of(spec, precision), spec.sizes)
+    origin = f"{precision.mixture.origin}: {precision.mixture.source}"
+    return Inspection(spec, spec.parameters().mtp, {}, int(size), origin, spec.quantisation.told)

@@ -53,7 +53,8 @@ class Planned:
         """The chosen one, with the indices that stay where there are scores."""
         from minitron.cut.plan import make_plan
 
-        best, fallback = self.result.best, self._by_magnitude if self.model.is_dir() else None
+        best, plain = self.result.best, self.model.is_dir() and self.spec.quantisation is None
+        fallback = self._by_magnitude if plain else None
         report = self.result.to_json()
         return make_plan(self.spec, best.sizes, best.kept, self.scores, fallback=fallback, report=report)
 
@@ -100,8 +101,8 @@ def plan(model: Path, planning: Planning, *, scores: Path | Scores | None = None
     `scores` are what `score` gave, or their file.  Raises NothingFits where there are none, MinitronError where the
     request contradicts itself or the scores are another model's."""
     from minitron.cut.scores import load_scores
-    from minitron.model.spec import read_spec
+    from minitron.model.stored import read_stored_spec
 
-    spec = read_spec(model)
+    spec = read_stored_spec(model)
     known = load_scores(scores) if isinstance(scores, Path) else scores
     return Planned(model, planning, spec, known, planning.search(spec, known))

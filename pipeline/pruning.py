@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from importance.score.options import ScoringOptions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minitron.cut.plan import Plan
     from minitron.cut.prune import Pruned
     from minitron.cut.scores import Scores
+    from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import ModelSpec
 
 _WAYS: Final = "--plan, --set, --gpu or --budget"
@@ -57,6 +59,10 @@ class Pruning:
     device: str | None = None
     """Where the model is scored, as torch spells it; None is the first GPU, or else the CPU."""
 
+    dequantise: bool = False
+    """Whether the checkpoint is a quantised one, to be turned into bf16; the whole of it where nothing says how small
+    the model is to be."""
+
     overwrite: bool = False
     """Whether an output that exists is replaced."""
 
@@ -68,17 +74,16 @@ class Pruning:
             "--budget": self.planning.budget is not None,
         }
         given = [flag for flag, used in ways.items() if used]
-        if not given:
+        if not given and not self.dequantise:
             raise MinitronError(f"nothing says how small the model is to be; give one of {_WAYS}.")
         if len(given) > 1:
             raise MinitronError(
                 f"{given[0]} and {given[1]} both say how small the model is to be; give one of {_WAYS}."
             )
         searching = self.planning.lattice or self.planning.pattern or self.planning.layers
-        if searching and given[0] in ("--plan", "--set"):
-            raise MinitronError(
-                f"--lattice, --layers and --pattern need a search, but {given[0]} makes none; drop one."
-            )
+        if searching and given[:1] not in (["--gpu"], ["--budget"]):
+            what = given[0] if given else "--dequantise alone"
+            raise MinitronError(f"--lattice, --layers and --pattern need a search, but {what} makes none; drop one.")
         if self.scores is not None and self.data is not None:
             raise MinitronError("--scores and --data are both given, but only one is used; drop one.")
 
@@ -90,7 +95,14 @@ class Pruning:
             "set": dict(self.sizes),
             "scoring": self.scoring.to_json() if self.data else {},
             "cutting": self.cutting.settings,
+            **({"dequantise": True} if self.dequantise else {}),
         }
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing says how small the model is to be, so that all of it stays."""
+        wanted = (self.plan, self.planning.device, self.planning.budget)
+        return not self.sizes and all(each is None for each in wanted)
 
 
 @dataclass(frozen=True)
@@ -125,27 +137,49 @@ def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note
     Raises MinitronError, with nothing written, where the checkpoint is not understood whole, nothing fits, the output
     exists, or nothing says which parts matter."""
     from minitron.cut.prune import prune as write
+    from minitron.model.dequantised import open_plain
     from minitron.model.sources import local_folder
-    from minitron.model.spec import read_spec
+    from minitron.model.stored import require_plain
 
     inputs = [path for path in (request.model, request.plan, request.scores, request.data) if path]
     refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)
+    if not request.dequantise:
+        require_plain(request.model)
     request = replace(request, model=local_folder(request.model, progress, note))
-    spec = read_spec(request.model)
-    plan = _plan(request, spec, progress)
-    written = write(request.model, plan, request.output, overwrite=request.overwrite, progress=progress)
+    if request.dequantise and request.data is not None:
+        return _scored_in_bf16(request, progress)
+    spec, checkpoint, _ = open_plain(request.model, dequantise=request.dequantise)
+    plan = _plan(request, spec, checkpoint, progress)
+    written = write(
+        request.model,
+        plan,
+        request.output,
+        overwrite=request.overwrite,
+        dequantise=request.dequantise,
+        progress=progress,
+    )
     return Cut(spec, plan, written)
 
 
-def _plan(request: Pruning, spec: ModelSpec, progress: Progress) -> Plan:
+def _scored_in_bf16(request: Pruning, progress: Progress) -> Cut:
+    """Cut by scores of a quantised checkpoint, which need it in bf16: a copy of it stands beside the output for the
+    while."""
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=request.output.parent, prefix="minitron-") as between:
+        whole = Path(between) / request.model.resolve().name
+        prune(Pruning(request.model, whole, dequantise=True), progress=progress)
+        return prune(replace(request, model=whole, dequantise=False), progress=progress)
+
+
+def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: Progress) -> Plan:
     """The plan with the indices that stay, from what was given."""
     from minitron.cut.magnitude import weight_magnitude
     from minitron.cut.plan import load_plan, make_plan
-    from minitron.model.checkpoint import Checkpoint
 
     # Before minutes of scoring, not after: a checkpoint that is not understood whole is refused.
-    checkpoint = Checkpoint(request.model)
     checkpoint.check(spec)
+    if request.keeps_all:
+        return make_plan(spec, {}, tuple(range(len(spec.layers))))
     given, planning, cutting = None, request.planning, request.cutting
     if request.plan is not None:
         given = load_plan(request.plan)

@@ -30,11 +30,13 @@ def score(
     Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
     from importance.score.calibrate import calibrate
     from minitron.model.sources import local_folder
+    from minitron.model.stored import require_plain
 
     asked = options or ScoringOptions()
     if output is not None:
         refuse_existing(output, overwrite=overwrite)
     place = None if output is None else output.parent
+    require_plain(model)
     folder = local_folder(model, progress, note)
     scores = calibrate(folder, data, asked, moments_folder=place, device=device, progress=progress)
     if output is not None:

@@ -36,9 +36,9 @@ def solve(model: Path, planning: Planning, question: Question) -> Solution:
     Raises MinitronError where there is none, and where the GPU is asked for and given."""
     from minitron.memory.gpus import GPUS
     from minitron.memory.questions import solve as solve_for
-    from minitron.model.spec import read_spec
+    from minitron.model.stored import read_stored_spec
 
-    spec = read_spec(model)
+    spec = read_stored_spec(model)
     if question == "gpu" and planning.device is None and planning.budget is None:
         budget = planning.budget_of(max(GPUS.values(), key=lambda gpu: gpu.usable))
     elif question == "gpu":

@@ -61,7 +61,7 @@ def stand(model: Path, planning: Planning) -> Standing:
     """The unpruned model against the budget, which is defined even if no smaller model fits; reads no weights.
 
     Raises MinitronError where there is neither a GPU nor a budget of bytes."""
-    from minitron.model.spec import read_spec
+    from minitron.model.stored import read_stored_spec
 
-    spec, budget = read_spec(model), planning.budget_of_device()
+    spec, budget = read_stored_spec(model), planning.budget_of_device()
     return Standing(planning, spec, budget, planning.workload(spec))

@@ -20,6 +20,7 @@ from minitron.files import read_json, refuse_existing
 from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, require_same_tokenizer
+from minitron.model.stored import require_plain
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Request:
             refuse_existing(path, overwrite=asked.overwrite, inputs=inputs)
         if student.resolve() == teacher.resolve():
             raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
+        require_plain(student, teacher)
         for folder in (student, teacher):
             Checkpoint(folder)
         require_same_tokenizer(student, teacher)

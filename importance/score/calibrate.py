@@ -32,6 +32,7 @@ from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.stored import require_plain
 from minitron.progress import Progress, silent
 
 
@@ -54,6 +55,7 @@ def calibrate(
     hidden states unless given.  For the rest see `score_model` and `score_layerwise`."""
     started, options = time.monotonic(), options or ScoringOptions()
     find_estimator(options.estimator)
+    require_plain(model_folder)
     spec = read_spec(model_folder)
     require_cuttable(spec)
     blocks, _ = calibration_blocks(model_folder, data, options, held_back=held_back)

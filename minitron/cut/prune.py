@@ -24,10 +24,12 @@ from minitron.errors import MinitronError
 from minitron.files import new_folder, refuse_existing, refuse_pointer, write_json, write_text
 from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
+from minitron.model.dequantised import open_plain
 from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import Extra, Rule
+from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.sources import title
-from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.spec import ModelSpec
 from minitron.model.weight_files import SUFFIXES
 from minitron.progress import Progress, silent
 from minitron.units import format_bytes, format_parameters
@@ -54,6 +56,7 @@ NOT_COPIED: Final = {
     "params.json": "the sizes of the parent, in its makers' format",
     "adapter_config.json": "of an adapter, whose weights are not copied",
     "trainer_state.json": "of the parent's training",
+    **dict.fromkeys(COMPANIONS, "of the parent's quantisation"),
     **{f"*{suffix}": "weights" for suffix in SUFFIXES},
 }
 """Names of files beside the weights that an output does not take over -> why; all others are copied."""
@@ -256,22 +259,18 @@ def prune(
     output: Path,
     *,
     overwrite: bool = False,
+    dequantise: bool = False,
     shard_bytes: int = SHARD_BYTES,
     note: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Write to `output` what `plan` leaves of the checkpoint `model`; `note` goes into the record and the model card.
 
+    With `dequantise` the checkpoint is a quantised one, whose tensors are turned into bf16 one by one as they are read.
     Reads one tensor and holds one output shard at a time.  Raises MinitronError, with nothing written, where the
     checkpoint is not understood whole, the plan is another model's, or what was written is not what was promised."""
     refuse_existing(output, overwrite=overwrite, inputs=[model])
-    spec = read_spec(model)
-    if spec.config.get("quantization_config"):
-        raise MinitronError(f"{model} is quantised; prune the checkpoint it was quantised from.")
-    from minitron.model.configs import require_head
-
-    require_head(spec, model)
-    checkpoint = Checkpoint(model)
+    spec, checkpoint, undone = open_plain(model, dequantise=dequantise)
     checkpoint.check(spec)
     names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
     extras = checkpoint.extras(spec)
@@ -295,14 +294,14 @@ def prune(
             parameters=writer.num_parameters,
             weight_bytes=writer.weight_bytes,
             source_parameters=checkpoint.num_parameters,
-            source_weight_bytes=checkpoint.weight_bytes,
+            source_weight_bytes=checkpoint.stored_bytes,
             extras=_told(extras),
         )
         wrote = {"parameters": result.parameters, "weight_bytes": result.weight_bytes}
         if promised != wrote:
             raise RuntimeError(f"promised {promised}, wrote {wrote}: a rule of {spec.family.name} is wrong")
         Checkpoint(folder).check(cutter.target)
-        _write_rest(model, folder, cutter, promised, {**(note or {}), **result.extras})
+        _write_rest(model, folder, cutter, promised, {**(note or {}), **undone, **result.extras})
         # Before the folder gets its name: what transformers does not build is no result.
         from minitron.model.loading import require_buildable
 

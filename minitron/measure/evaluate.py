@@ -20,6 +20,7 @@ from minitron.measure.speed import Speed, measure_speed
 from minitron.measure.text import token_blocks
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.model.stored import require_plain
 from minitron.progress import Progress, silent
 
 
@@ -81,6 +82,7 @@ def evaluate_folders(
     the text is too short, a tokenizer is not the teacher's, or there is no such device."""
     asked = options or EvaluationOptions()
     number, place = DTYPES[asked.dtype], find_device(device)
+    require_plain(*models, *([] if against is None else [against]))
     checkpoints = [Checkpoint(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
     benchmarks = Benchmarks(asked.tasks, limit=asked.task_limit) if asked.tasks else None

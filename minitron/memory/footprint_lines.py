@@ -138,16 +138,17 @@ def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
 
 def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> str:
     """`30,491,811,840 x 0.5 B (nvfp4) + ... + 1,905,785,984 B (scales)`, of the model or of its MTP block."""
-    numbers: dict[str, int] = {}
+    numbers: dict[tuple[str, int], int] = {}
     found = tally_of(case.spec, precision)
     for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
         if is_mtp(kind) == mtp:
             each = prod(int(numel(dim, case.sizes)) for dim in part.rule.matrix)
             experts = case.spec.num_experts if part.rule.per_expert else 1
-            numbers[part.form.name] = numbers.get(part.form.name, 0) + part.count * each * experts
-    told = [f"{_n(count)} x {_bytes_each(FORMATS[name].bits)} ({name})" for name, count in numbers.items()]
+            key = (part.form.name, part.form.bits)
+            numbers[key] = numbers.get(key, 0) + part.count * each * experts
+    told = [f"{_n(count)} x {_bytes_each(bits)} ({name})" for (name, bits), count in numbers.items()]
     total = case.found.mtp_weights if mtp else case.found.weights
-    scales = int(total) - sum(count * FORMATS[name].bits // 8 for name, count in numbers.items())
+    scales = int(total) - sum(count * bits // 8 for (_, bits), count in numbers.items())
     return " + ".join([*told, *([f"{_n(scales)} B (scales)"] if scales else [])])
 
 

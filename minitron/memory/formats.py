@@ -7,9 +7,12 @@ Shape letters: R rows (outputs) and C columns (inputs) of a matrix; scales are s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cache
 from typing import Any, Final, Literal
+
+from minitron.model.quantised.layout import Layout, Scheme
 
 Use = Literal["weights", "kv", "state"]
 """What is kept: the weights, keys and values of attention, or states of Mamba layers (recurrent and convolution)."""
@@ -19,24 +22,10 @@ _ORIGINS: Final = ("exact", "published", "estimated")
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Layout):
     """How a matrix is written down."""
 
     name: str
-    bits: int
-    """Of one number."""
-
-    group: int = 0
-    """Numbers of a row that share a scale; 0 for none."""
-
-    group_bytes: int = 0
-    """Of such a scale."""
-
-    row_bytes: int = 0
-    """Of the scale of a row."""
-
-    matrix_bytes: int = 0
-    """Of the scales of the whole matrix: of its weights and of its inputs, four bytes each."""
 
     uses: tuple[Use, ...] = ("weights",)
     """What may be kept so.  Keys and values, and states, have the scales of groups alone."""
@@ -74,16 +63,6 @@ class Format:
     def quantised(self) -> bool:
         """Whether only matrices, and keys and values, can be kept so; a model computes in any other."""
         return self.bits < 16
-
-    @property
-    def bits_with_scales(self) -> Fraction:
-        """Of one number and its part of the scale that a group shares."""
-        return self.bits + (Fraction(8 * self.group_bytes, self.group) if self.group else Fraction(0))
-
-    def matrix(self, rows: Any, columns: Any) -> Any:
-        """Bytes of an [R, C] matrix with its scales; whole numbers or arrays of them."""
-        scales = -(-columns // self.group) * self.group_bytes if self.group else 0
-        return rows * (-(-columns * self.bits // 8) + scales + self.row_bytes) + self.matrix_bytes
 
 
 _ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state")
@@ -166,6 +145,22 @@ FORMATS: Final = {
 """name -> format."""
 
 
+STORED: Final = "as stored"
+"""Stands for the formats that a quantised checkpoint's config gives its tensors."""
+
+
+@cache
+def format_of(scheme: Scheme) -> Format:
+    """The format of a scheme that a config names, in its own layout."""
+    return Format(
+        scheme.name,
+        native=FORMATS[scheme.name].native if scheme.name in FORMATS else None,
+        origin="published" if scheme.known else "estimated",
+        note=scheme.told,
+        **vars(scheme.layout),
+    )
+
+
 def formats_for(use: Use) -> tuple[str, ...]:
     """The names of the formats that something may be kept in."""
     return tuple(name for name, form in FORMATS.items() if use in form.uses)
@@ -175,6 +170,11 @@ def named_in_config(name: str, *, quantised: bool) -> str | None:
     """The format that a config calls so, among the dtypes or among quantised ones; None where there is none."""
     found = (form for form in FORMATS.values() if form.quantised == quantised and name in form.config_names)
     return next((form.name for form in found), None)
+
+
+def stored_format(config: Mapping[str, Any]) -> str:
+    """The format of the config's dtype; bf16 where it names none."""
+    return named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
 
 
 def mildest_first() -> tuple[str, ...]:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, Format, formats_for
+from minitron.memory.formats import FORMATS, STORED, Format, formats_for, stored_format
+from minitron.memory.stored import beside_bytes, stored_formats, stored_origin, stored_source
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
@@ -65,6 +66,9 @@ class Mixture:
 
     attention_bytes: int = 0
     """Scales of keys and values, a layer of attention."""
+
+    beside_bytes: int = 0
+    """What is kept beside the tensors that the rules name, whatever is cut."""
 
 
 _ROUTER: Final = (Clause(r"gate\.weight$", "fp32"), Clause(r"e_score_correction_bias$", "fp32"))
@@ -123,31 +127,28 @@ class Precision:
     """The formats of one model's tensors."""
 
     weights: str
-    """What was asked for: a name in minitron.memory.formats.FORMATS."""
+    """What was asked for: a name in minitron.memory.formats.FORMATS, or STORED."""
 
     computed: str
     """The format of what no clause names."""
 
     mixture: Mixture
 
+    stored: bool = False
+    """Whether the config of a quantised checkpoint gives the formats of what no clause names."""
+
     @property
     def uniform(self) -> Format | None:
         """The one format of all tensors, None where there are several."""
-        return None if self.mixture.clauses or self.mixture.attention_bytes else FORMATS[self.computed]
+        several = self.mixture.clauses or self.mixture.attention_bytes or self.stored
+        return None if several else FORMATS[self.computed]
 
 
 @cache
 def _precision(family: str, sort: str, components: frozenset[str], weights: str, keep: tuple[Any, ...]) -> Precision:
     if weights not in (known := formats_for("weights")):
         raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(known)}.")
-    kept = []
-    for component, form in keep:
-        if component not in components or form not in known:
-            raise MinitronError(
-                f"--keep {component}={form} is not a part of this model and a known format; the parts "
-                f"are {', '.join(sorted(components))}, the formats {', '.join(known)}."
-            )
-        kept.append(Clause(f"^{component}:", form))
+    kept = _kept(components, keep)
     if not FORMATS[weights].quantised:
         return Precision(weights, weights, Mixture(tuple(kept), "exact", f"every tensor in {weights}"))
     everything = Mixture(
@@ -163,14 +164,38 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
     )
 
 
+def _kept(components: frozenset[str], keep: tuple[Any, ...]) -> list[Clause]:
+    """The clauses of the components that are kept in a format of their own."""
+    kept, known = [], formats_for("weights")
+    for component, form in keep:
+        if component not in components or form not in known:
+            raise MinitronError(
+                f"--keep {component}={form} is not a part of this model and a known format; the parts "
+                f"are {', '.join(sorted(components))}, the formats {', '.join(known)}."
+            )
+        kept.append(Clause(f"^{component}:", form))
+    return kept
+
+
 def precision_of(spec: ModelSpec, weights: str, keep: Mapping[str, str] | None = None) -> Precision:
     """The formats of a model kept in `weights`, but for the components in `keep` (component -> format).
 
     fp8 and nvfp4 take the mixture that was published for such models where there is one, else every projection is
-    quantised.  Raises MinitronError for a component that the model does not have and for unknown formats."""
+    quantised; STORED takes what the config says of a quantised checkpoint.  Raises MinitronError for a component that
+    the model does not have and for unknown formats."""
     components = frozenset(rule.component for rules in spec.rules.values() for rule in rules)
     sort = "latent" if "moe_latent_proj" in components else "moe" if "moe_routed" in components else "dense"
-    return _precision(spec.family.name, sort, components, weights, tuple((keep or {}).items()))
+    kept = tuple((keep or {}).items())
+    found = spec.quantisation if weights == STORED else None
+    if found is None:
+        return _precision(spec.family.name, sort, components, weights, kept)
+    if found.silent and (spec.family.name, sort, main := found.main.name if found.main else "nvfp4") in PUBLISHED:
+        return _precision(spec.family.name, sort, components, main, kept)
+    clauses = tuple(_kept(components, kept))
+    scales = found.kv_bytes if spec.source.measured is None else 0
+    origin, source = stored_origin(spec, found), stored_source(spec, found)
+    mixture = Mixture(clauses, origin, source, attention_bytes=scales, beside_bytes=beside_bytes(spec))
+    return Precision(STORED, stored_format(spec.config), mixture, stored=True)
 
 
 @dataclass(frozen=True)
@@ -191,6 +216,7 @@ class Tally:
     kinds: Mapping[str, Any]
     parts: tuple[Part, ...]
     attention_bytes: int = 0
+    beside_bytes: int = 0
 
     def at(self, depth: NDArray[np.int64]) -> Tally:
         """The tally of some depths out of all, in the shape of `depth`."""
@@ -198,6 +224,7 @@ class Tally:
             {kind: count[depth] for kind, count in self.kinds.items()},
             tuple(Part(part.kind, part.rule, part.form, part.count[depth]) for part in self.parts),
             self.attention_bytes,
+            self.beside_bytes,
         )
 
     @property
@@ -207,6 +234,7 @@ class Tally:
             {kind: int(count[0]) for kind, count in self.kinds.items()},
             tuple(Part(part.kind, part.rule, part.form, int(part.count[0])) for part in self.parts),
             self.attention_bytes,
+            self.beside_bytes,
         )
 
 
@@ -219,12 +247,12 @@ def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]
         Part(
             kind,
             spec.rules[kind][place],
-            FORMATS[form],
+            form,
             np.array([parts.get((kind, place, form), 0) for _, parts in one]),
         )
         for kind, place, form in keys
     )
-    return Tally(kinds, parts, precision.mixture.attention_bytes)
+    return Tally(kinds, parts, precision.mixture.attention_bytes, precision.mixture.beside_bytes)
 
 
 def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
@@ -234,7 +262,7 @@ def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
 
 def _tally_one(
     spec: ModelSpec, precision: Precision, kept: Sequence[int]
-) -> tuple[dict[str, int], dict[tuple[str, int, str], int]]:
+) -> tuple[dict[str, int], dict[tuple[str, int, Format], int]]:
     layers = [spec.layers[layer] for layer in kept]
     kinds = {kind: layers.count(kind) for kind in dict.fromkeys(spec.layers)}
     kinds |= {kind: spec.mtp_layers.count(kind) for kind in spec.mtp_layers}
@@ -243,11 +271,15 @@ def _tally_one(
         kind: sum(own == kind and after for own, after in zip(layers, [*attends[1:], False], strict=True))
         for kind in kinds
     }
-    parts: dict[tuple[str, int, str], int] = {}
+    parts: dict[tuple[str, int, Format], int] = {}
     for kind, rules in spec.rules.items():
         count = kinds.get(kind, 1)
         for place, rule in enumerate(rules):
-            for form, number in _formats(precision, kind, rule, count, feeds.get(kind, 0)):
+            if precision.stored and not any(clause.names(rule) for clause in precision.mixture.clauses):
+                found = stored_formats(spec, kind, rule, kept)
+            else:
+                found = _formats(precision, kind, rule, count, feeds.get(kind, 0))
+            for form, number in found:
                 key = (kind, place, form)
                 parts[key] = parts.get(key, 0) + number
     return kinds, parts
@@ -258,7 +290,7 @@ def _attends(spec: ModelSpec, kind: str) -> bool:
     return found is not None and bool(found.keys_values)
 
 
-def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int) -> Iterator[tuple[str, int]]:
+def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int) -> Iterator[tuple[Format, int]]:
     """The formats of a rule's tensor, and in how many of its `count` layers each; `feeds` feed attention."""
     left = count
     for clause in precision.mixture.clauses:
@@ -270,10 +302,10 @@ def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int
             continue
         number = min(left, feeds if clause.feeds_attention else round(clause.share * count))
         if number:
-            yield clause.form, number
+            yield form, number
         left -= number
     if left:
-        yield precision.computed, left
+        yield FORMATS[precision.computed], left
 
 
 def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -288,7 +320,7 @@ def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tup
     if found.attention_bytes:
         attention = sum(count for kind, count in found.kinds.items() if _attends(spec, kind))
         total = total + attention * found.attention_bytes
-    return total, mtp
+    return total + found.beside_bytes, mtp
 
 
 def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iterator[tuple[str, Part, Any]]:

@@ -13,10 +13,12 @@ from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, mildest_first
+from minitron.memory.formats import FORMATS, STORED, mildest_first
 from minitron.memory.gpus import GPUS, Gpu
-from minitron.memory.precision import precision_of
+from minitron.memory.precision import precision_of, tally_of
+from minitron.memory.stored import doubts_of
 from minitron.memory.workload import Workload, casts_to_half
+from minitron.model.quantised.quantisation import Quantisation
 from minitron.model.spec import ModelSpec
 from minitron.units import format_bytes
 
@@ -196,6 +198,8 @@ _Change = tuple[str, str, Workload]
 def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[_Change]:
     """Numbers kept in fewer bits, one change at a time."""
     bits = {name: form.bits for name, form in FORMATS.items()}
+    main = spec.quantisation.main if workload.weights == STORED and spec.quantisation is not None else None
+    bits[STORED] = 16 if main is None else main.layout.bits
     if keeps_states(spec) and workload.ssm_state == "fp32":
         yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
     if workload.kv in ("fp32", "bf16", "fp16"):
@@ -232,6 +236,20 @@ def _less(spec: ModelSpec, workload: Workload, budget: Budget) -> Iterator[Remed
         )
 
 
+def _quantised(spec: ModelSpec, found: Quantisation) -> Iterator[str]:
+    """What a person should know of a checkpoint that is quantised already."""
+    doubts = doubts_of(spec, found)
+    if doubts:
+        yield f"the model is quantised ({found.told}), but {'; '.join(doubts)}: its bytes are an estimate."
+    cut = "cut it with `minitron prune --dequantise`" if found.can_be_undone else "cut what it was quantised from"
+    yield (
+        f"the model is quantised ({found.told}), and smaller ones are counted as if quantised the same way; {cut}, "
+        "which writes bf16 (--weights bf16 counts that)."
+    )
+    if found.kv:
+        yield f"it was made for keys and values in {found.kv}; --kv {found.kv} counts them so."
+
+
 def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str, ...]:
     """What a person should know of the device: dtypes that its tensor cores do not have, memory that is shared."""
     found = [gpu.note] if gpu is not None and gpu.note else []
@@ -246,15 +264,18 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
         )
     if gpu is not None and gpu.capability is not None:
         precision = precision_of(spec, workload.weights, workload.keep)
-        used = {workload.weights, workload.kv, *(clause.form for clause in precision.mixture.clauses)}
-        for name in sorted(used):
-            native = FORMATS[name].native
+        named = {workload.kv, *(clause.form for clause in precision.mixture.clauses)} | {workload.weights} - {STORED}
+        used = {name: FORMATS[name].native for name in named}
+        used |= {part.form.name: part.form.native for part in tally_of(spec, precision).parts if precision.stored}
+        for name, native in sorted(used.items()):
             if native is not None and gpu.capability < native:
                 have, want = (".".join(map(str, version)) for version in (gpu.capability, native))
                 found.append(
                     f"{gpu.name} has no native {name.upper()} (compute capability {have}, {want} is "
                     "needed): the memory is right, but matmuls are emulated or refused."
                 )
+    if workload.weights == STORED and spec.quantisation is not None:
+        found += _quantised(spec, spec.quantisation)
     longest = spec.config.get("max_position_embeddings")
     if isinstance(longest, int) and workload.context > longest:
         found.append(

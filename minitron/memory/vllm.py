@@ -29,8 +29,8 @@ import numpy as np
 
 from minitron.memory.budget import Budget
 from minitron.memory.caches import Kept, LayerCache, keeps_states
-from minitron.memory.formats import FORMATS
-from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload, stored_format
+from minitron.memory.formats import FORMATS, STORED, stored_format
+from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
@@ -189,7 +189,7 @@ def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
 
 def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
     """The format to compute in where vLLM is to be told: it goes by the config alone, and casts fp32 to 16 bits."""
-    if FORMATS[workload.weights].quantised:
+    if workload.weights == STORED or FORMATS[workload.weights].quantised:
         return None
     stored = stored_format(spec.config)
     return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, Use, formats_for, named_in_config
+from minitron.memory.formats import FORMATS, STORED, Use, formats_for, named_in_config, stored_format
 from minitron.model.spec import ModelSpec
 from minitron.units import MiB
 
@@ -43,6 +43,8 @@ ENGINES: Final = ("plain", "vllm")
 _KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "state"}
 """field of Workload -> what its formats must be for."""
 
+_STORED: Final = ("weights", STORED)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -55,7 +57,8 @@ class Workload:
     """Sequences at the same time."""
 
     weights: str = "bf16"
-    """A format of weights (minitron.memory.formats); fp8 and nvfp4 mean the published mixture where there is one."""
+    """A format of weights (minitron.memory.formats); fp8 and nvfp4 mean the published mixture where there is one, and
+    STORED those that the config of a quantised checkpoint names."""
 
     kv: str = "bf16"
     """Keys and values of attention: a format of theirs."""
@@ -94,7 +97,7 @@ class Workload:
                 f"a workload of {self.context} tokens x {self.batch} sequences is empty; give at least one of each."
             )
         for what, use in _KEPT.items():
-            if getattr(self, what) not in (known := formats_for(use)):
+            if getattr(self, what) not in (known := formats_for(use)) and (what, getattr(self, what)) != _STORED:
                 raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
         if self.engine.name == "vllm" and not FORMATS[self.kv].vllm_kv:
             raise MinitronError(f"vLLM does not support a KV cache in {self.kv}; choose --kv fp8.")
@@ -113,26 +116,10 @@ class Workload:
         return {**vars(self), "keep": dict(self.keep), "engine": dict(vars(self.engine))}
 
 
-def quantised_as(config: Mapping[str, Any]) -> str | None:
-    """The format of a checkpoint that is quantised already, by its quantization_config; None for any other."""
-    found = config.get("quantization_config")
-    if not isinstance(found, Mapping):
-        return None
-    named = str(found.get("quant_algo") or found.get("quant_method")).lower()
-    if named in ("gptq", "awq"):
-        return {4: "int4", 8: "int8"}.get(int(found.get("bits") or 0))
-    return named_in_config(named, quantised=True)
-
-
 def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:
     """Whether an fp32 model is computed in 16 bits: vLLM does so unless it is told to keep fp32."""
-    quantised = FORMATS[workload.weights].quantised
+    quantised = workload.weights == STORED or FORMATS[workload.weights].quantised
     return workload.engine.name == "vllm" and stored_format(config) == "fp32" != workload.weights and not quantised
-
-
-def stored_format(config: Mapping[str, Any]) -> str:
-    """The format of the config's dtype; bf16 where it names none."""
-    return named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
 
 
 def workload_of(
@@ -148,15 +135,17 @@ def workload_of(
 ) -> Workload:
     """A workload in which the model's config decides what is left open; `more` are further fields of Workload.
 
-    Weights take the format that the config's quantization_config names, else its dtype, else bf16, and bf16 where vLLM
+    Weights take the formats that the config's quantization_config names, else its dtype, else bf16, and bf16 where vLLM
     would compute an fp32 model so; keys, values and convolution states the dtype in which activations are computed,
     which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
     config = spec.config
     stored, engine = stored_format(config), more.get("engine")
     if stored == "fp32" and engine is not None and engine.name == "vllm":
         stored = "bf16"
-    weights = weights or quantised_as(config) or stored
+    weights = weights or (stored if spec.quantisation is None else STORED)
     computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
+    if weights == STORED and FORMATS[stored].bits == 16:
+        computed = stored
     stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"
     if more.get("speculative_tokens") and not spec.mtp_layers:
         raise MinitronError("this model has no multi-token-prediction block to draft tokens; drop --mtp.")

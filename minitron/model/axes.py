@@ -19,6 +19,12 @@ from minitron.errors import MinitronError
 Config = Mapping[str, Any]
 
 
+def shown(value: Any) -> str:
+    """A config value, cut short."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def whole(key: str, value: Any) -> int:
     """The number that a config gives under `key`; raises MinitronError where it is none."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -34,6 +34,12 @@ DTYPE_BYTES: Final = {
     "I8": 1,
     "U8": 1,
     "BOOL": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
 }
 
 
@@ -68,6 +74,11 @@ class Checkpoint:
     def weight_bytes(self) -> int:
         """The bytes of all tensors, file headers left out."""
         return sum(header.num_bytes for header in self.headers.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """The same as they are stored: another number where tensors are decoded as they are read."""
+        return self.weight_bytes
 
     @cached_property
     def fingerprint(self) -> str:

@@ -193,6 +193,14 @@ class Name:
             name = name[: found.start(axis)] + str(index[axis]) + name[found.end(axis) :]
         return name
 
+    def dialects(self, index: Mapping[str, int]) -> tuple[str, ...]:
+        """The name in every dialect with the given indices, the first one first."""
+        texts = [""]
+        for part in re.split(r"(\([^)]*\))", self.text):
+            choices = part[1:-1].split("|") if part.startswith("(") else [part]
+            texts = [text + choice for text in texts for choice in choices]
+        return tuple(text.format_map({axis: index[axis] for axis in self.axes}) for text in texts)
+
     def format(self, index: Mapping[str, int]) -> str:
         """The name in the first dialect with the given indices."""
         first = re.sub(r"\(([^|)]*)(?:\|[^)]*)?\)", r"\1", self.text)

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS, value_of
 from minitron.model.families.layer_lists import size_under
 from minitron.model.families.logits import LogitMap
 from minitron.model.headers import tensor_files
+from minitron.model.quantised import ORIGINAL, Quantisation, Source, plain_config, quantisation_of, with_companions
 from minitron.model.routing import Choice, choice_of
 from minitron.model.sources import config_path
 from minitron.model.spellings import differing_head, has_head, known_as
@@ -47,6 +48,9 @@ class ModelSpec:
 
     stored: frozenset[str] = frozenset()
     """The words of Family.storage that hold of the checkpoint."""
+
+    source: Source = ORIGINAL
+    """Of a quantised checkpoint: its layers that are left, and what its files hold."""
 
     def __post_init__(self) -> None:
         for key, why in self.family.refused.items():
@@ -196,9 +200,10 @@ class ModelSpec:
         words = expression.replace("*", " * ").split()
         return " ".join(self.key(word) if word in self.sizes else word for word in words)
 
-    def is_nested(self, name: str) -> bool:
-        """Whether scores of that name are of an axis whose indices are chosen inside each index of another."""
-        return name in self.sizes and bool(self.axis(name).nested_in)
+    @cached_property
+    def quantisation(self) -> Quantisation | None:
+        """What the config says of how the weights are quantised; None for a model in plain numbers."""
+        return quantisation_of(self.config)
 
     @cached_property
     def experts_per_token(self) -> int:
@@ -224,8 +229,8 @@ class ModelSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the config."""
-        return hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode()).hexdigest()
+        """A hash of the config, whatever it says of quantisation: scores and plans are those of the same model."""
+        return hashlib.sha256(json.dumps(plain_config(self.config), sort_keys=True).encode()).hexdigest()
 
     def kind_counts(self) -> Counter[str]:
         """kind -> how many layers of it, the multi-token-prediction block's under their own kinds."""
@@ -313,10 +318,7 @@ class ModelSpec:
 
     def known_as(self, names: Iterable[str]) -> dict[str, str]:
         """Stored name of a tensor -> the name that a rule knows, where transformers would find it under another."""
-        return known_as(names, self.family, self._knows, tied=self.is_tied)
-
-    def _knows(self, name: str) -> bool:
-        return self.extra(name) is not None or any(self._named(name))
+        return known_as(names, self.family, lambda one: bool(self.extra(one) or [*self._named(one)]), tied=self.is_tied)
 
     @property
     def is_tied(self) -> bool:
@@ -329,8 +331,7 @@ class ModelSpec:
         if not self.is_tied:
             return self
         spellings = {TIED, *(other for other, key in self.family.spellings.items() if key == TIED)}
-        untied = {key: False for key in spellings if key == TIED or key in self.config}
-        return ModelSpec(self.family, {**self.config, **untied}, self.stored)
+        return replace(self, config={**self.config, **dict.fromkeys(spellings & {TIED, *self.config}, False)})
 
     def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
         """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
@@ -343,7 +344,7 @@ class ModelSpec:
                 continue
             if key not in self.keys:
                 raise MinitronError(
-                    f"{key} is no size of this model; its sizes are {', '.join(sorted(self.named_sizes))}."
+                    f"{key} is no size of this model; its sizes: {', '.join(sorted(self.named_sizes))}."
                 )
             for axis in self.keys[key]:
                 if int(value) != self.sizes[axis] or not self.axis(axis).from_key:
@@ -364,7 +365,7 @@ class ModelSpec:
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 self.axis(axis).write(config, int(wanted))
         self.family.settle(config)
-        return ModelSpec(self.family, config, self.stored)
+        return replace(self, config=config, source=self.source.left(layers))
 
 
 def spec_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> ModelSpec:
@@ -396,4 +397,4 @@ def read_spec(model: Path) -> ModelSpec:
     if not isinstance(config, dict):
         raise MinitronError(f"{path} is no config.json: it holds a {type(config).__name__}, not an object.")
     files = tensor_files(path.parent) if path.name == "config.json" else {}
-    return spec_of(config, files).as_loaded(files)
+    return spec_of(with_companions(config, path), files).as_loaded(files)

@@ -22,7 +22,16 @@ def inspect(capsys: pytest.CaptureFixture[str], model: Path) -> Any:
 
 def test_a_published_config(capsys: pytest.CaptureFixture[str]) -> None:
     told = inspect(capsys, REFERENCE / "models" / "Nemotron-3-Nano-30B-A3B.json")
-    assert list(told) == ["model_type", "family", "layers", "sizes", "parameters", "extras", "weight_bytes"]
+    assert list(told) == [
+        "model_type",
+        "family",
+        "layers",
+        "sizes",
+        "parameters",
+        "extras",
+        "weight_bytes",
+        "quantisation",
+    ]
     published = PUBLISHED["Nemotron-3-Nano-30B-A3B"]
     assert told["model_type"] == published["model_type"]
     assert told["family"] == "nemotron_h"

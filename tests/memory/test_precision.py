@@ -6,12 +6,13 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import planning_models
 import pytest
 from planning_models import MODELS, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, Format, formats_for, mildest_first, named_in_config
+from minitron.memory.formats import FORMATS, STORED, Format, formats_for, mildest_first, named_in_config
 from minitron.memory.precision import precision_of, tally, tally_of, weight_bytes
 from minitron.memory.workload import workload_of
 from minitron.search.search import build_lattice
@@ -117,20 +118,20 @@ def test_four_bits_take_little_more_than_a_quarter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "expected"),
+    ("named", "published"),
     [
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "nvfp4"),
-        ({"quant_method": "fp8"}, "fp8"),
-        ({"quant_method": "awq", "bits": 4}, "int4"),
-        ({"quant_method": "gptq", "bits": 8}, "int8"),
-        ({"quant_method": "something new"}, "bf16"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8"),
     ],
 )
-def test_a_quantised_checkpoint_is_counted_as_it_is(named: dict[str, object], expected: str) -> None:
-    spec = published(NANO)
+def test_a_config_that_names_no_modules_means_the_published_mixture(named: dict[str, object], published: str) -> None:
+    spec = planning_models.published(NANO)
     quantised = replace(spec, config={**spec.config, "quantization_config": named})
-    assert workload_of(quantised, 8).weights == expected
+    asked = workload_of(quantised, 8)
+    assert asked.weights == STORED
+    found = [footprint(quantised, load).weights for load in (asked, replace(asked, weights=published))]
+    assert found[0] == found[1] == CHECKPOINTS[f"{NANO}-{published.upper()}"]["bytes"]
     assert workload_of(quantised, 8, weights="fp8").weights == "fp8"
 
 

@@ -1,0 +1,135 @@
+"""A quantised checkpoint as if it were in bf16: its tensors under the model's own names, one decoded at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from minitron.errors import MinitronError
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.decoding import BESIDE, decode
+from minitron.model.headers import Header
+from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.stored import owners, plain, quantisation_in, require_plain
+from minitron.model.tensors import Expected
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PLAIN: Final = ("BF16", "F16", "F32", "F64", "I64", "I32", "BOOL")
+"""The dtypes of tensors that are no part of a quantised matrix."""
+
+_HALF: Final = "F16"
+
+
+class Dequantised(Checkpoint):
+    """The weights of a quantised folder in bf16; `headers` are those that it would have."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        """`spec` is that of the model in plain numbers.  Raises MinitronError where tensors are missing or unknown."""
+        super().__init__(folder)
+        self._stored, self._open = self.headers, dict[Path, Any]()
+        self._pieces: dict[str, dict[str, str]] = {}
+        expected = {one.name: one for one in spec.expected()}
+        self.headers = {}
+        grouped: dict[str, list[str]] = {}
+        for name, owner in owners(spec, self._stored):
+            if owner:
+                grouped.setdefault(owner, []).append(name)
+            elif spec.extra(name) is not None:
+                self.headers[name] = self._stored[name]
+            elif not name.endswith(BESIDE):
+                spec.find(name)  # raises
+        for owner, names in grouped.items():
+            self._add(expected[owner], names)
+
+    def _add(self, one: Expected, names: list[str]) -> None:
+        """Put down what stands for a tensor of the model, under the name by which transformers knows it."""
+        stem = next(
+            (
+                stem
+                for name in one.rule.pattern.dialects(one.index)
+                if all(other.startswith(stem := name.removesuffix(".weight")) for other in names)
+            ),
+            "",
+        )
+        # A module's bias is a tensor of its own; what begins like a tensor of another name is no part of this one.
+        pieces = {name[len(stem) :]: name for name in names}
+        name = next((name for name in names if name == stem or name.endswith(".weight")), "")
+        first = self._stored[name or names[0]]
+        alone = len([piece for piece in pieces if piece not in BESIDE]) == 1
+        if name and alone and first.dtype in _PLAIN:
+            dtype = "BF16" if first.dtype == _HALF else first.dtype
+            self.headers[name] = Header(first.file, dtype, first.shape, first.num_bytes)
+            self._pieces[name] = {"": name}
+            return
+        name = name or (stem if one.name.removesuffix(".weight") == one.name else f"{stem}.weight")
+        count = 2
+        for size in one.shape:
+            count *= size
+        self.headers[name] = Header(first.file, "BF16", one.shape, count)
+        self._pieces[name] = pieces
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of all tensors as they are stored."""
+        return sum(header.num_bytes for header in self._stored.values())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, one at a time, file by file."""
+        for name in sorted(self.headers, key=lambda name: str(self.headers[name].file)):
+            yield name, self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, decoded.  Raises MinitronError where what stands for it is in no layout that is known."""
+        import torch
+
+        pieces = self._pieces.get(name)
+        if pieces is None or tuple(pieces) == ("",):
+            found = self._read(name)
+            return found.to(torch.bfloat16) if found.dtype == torch.float16 else found
+        decoded = decode({suffix: self._read(stored) for suffix, stored in pieces.items()}, self.headers[name].shape)
+        if decoded is None:
+            told = ", ".join(
+                f"{suffix.strip('._')} ({self._stored[stored].dtype})" for suffix, stored in pieces.items()
+            )
+            raise MinitronError(
+                f"{self.folder}: {name} is stored as {told}, which Minitron cannot turn into bf16; give the checkpoint "
+                "it was quantised from."
+            )
+        return decoded
+
+    def _read(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        header = self._stored[name]
+        if header.file not in self._open:
+            self._open[header.file] = safe_open(header.file, "pt")
+        tensor: Tensor = self._open[header.file].get_tensor(header.stored or name)
+        return tensor
+
+
+def open_plain(folder: Path, *, dequantise: bool = False) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:
+    """(spec, weights, what is to be told of them) of a folder in plain numbers, or with `dequantise` of a quantised one
+    as if it were in bf16.
+
+    Raises MinitronError where the folder is of the other kind, or quantised in a way that cannot be undone."""
+    from minitron.model.configs import require_head
+
+    if not dequantise:
+        require_plain(folder)
+        spec = read_spec(folder)
+        require_head(spec, folder)
+        return spec, Checkpoint(folder), {}
+    found = quantisation_in(folder)
+    if found is None:
+        raise MinitronError(f"{folder} is not quantised; drop --dequantise.")
+    if not found.can_be_undone:
+        raise MinitronError(
+            f"{folder} is quantised ({found.told}), which Minitron cannot turn into bf16; give the checkpoint it was "
+            "quantised from."
+        )
+    spec = plain(read_spec(folder))
+    require_head(spec, folder)
+    return spec, Dequantised(folder, spec), {"dequantised": f"from {found.told} to bf16"}
