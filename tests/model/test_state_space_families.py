@@ -1,11 +1,14 @@
 """State-space models and hybrids: released configs as they are, sizes that follow from others, periods of layers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cuts import scored
 from family_sizes import FAMILY_SIZES
+from tiny_models import save_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron.errors import MinitronError
@@ -14,6 +17,7 @@ from minitron.memory.gpus import find_gpu
 from minitron.memory.roofline import estimate, load_of
 from minitron.memory.vllm import pool
 from minitron.memory.workload import Engine, Workload
+from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, spec_of
 from minitron.search.depth import depth_of, depths, match_pattern, mixes
 
@@ -319,3 +323,20 @@ def test_a_layer_with_attention_and_a_state_keeps_both() -> None:
     size = 16 * -(-state // (16 * token))
     assert (int(found.block_size), int(found.page), int(found.group)) == (size, size * token, 36)
     assert int(found.per_sequence) == -(-8192 // size) + 1
+
+
+def test_linears_that_read_an_axis_as_two_things_are_refitted_each_by_its_own(tmp_path: Path) -> None:
+    """x_proj reads the channels behind the convolution, out_proj what the scan made of them."""
+    folder = save_family(tmp_path / "model", "mamba", **FAMILY_SIZES["mamba"][0])
+    _, scores = scored(folder)
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    seen: dict[str, list[torch.Tensor]] = {"x_proj": [], "out_proj": []}
+    for name, rows in seen.items():
+        linear = model.get_submodule(f"backbone.layers.1.mixer.{name}")
+        linear.register_forward_pre_hook(lambda module, args, rows=rows: rows.append(args[0].flatten(0, 1).double()))
+    with torch.no_grad():
+        model(torch.from_numpy(np.random.default_rng(0).integers(0, 300, (16, 32))))
+    for name, key in (("x_proj", "convolved"), ("out_proj", "inner_channel")):
+        inputs = torch.cat(seen[name])
+        wanted = (inputs.T @ inputs / len(inputs)).numpy()
+        np.testing.assert_allclose(scores.covariance[key, 1], wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max())
