@@ -21,7 +21,7 @@ from minitron.files import write_text
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import GPUS
 from minitron.model.axes import Axis
-from minitron.model.families import FAMILIES
+from minitron.model.families import FAMILIES, WRAPPERS
 
 ROOT: Final = Path(__file__).parent.parent
 FACTS: Final = ROOT / "tests/reference/families_facts.json"
@@ -77,6 +77,8 @@ def _families() -> Rows:
     yield "family", "`model_type`", "layers (models)"
     for family in {family.name: family for family in FAMILIES.values()}.values():
         yield _code(family.name), ", ".join(map(_code, family.model_types)), family.summary
+    for wrapper in WRAPPERS.values():
+        yield _code(wrapper.model_type), _code(wrapper.model_type), f"a language model inside ({wrapper.summary})"
 
 
 def _cuts() -> Rows:

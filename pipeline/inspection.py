@@ -76,12 +76,14 @@ def inspect(model: Path, *, note: Note = no_note) -> Inspection:
         # transformers drops the block when it saves a model, and its config.json goes on telling of it.
         extras: dict[str, int] = {}
         for name, extra in checkpoint.extras(spec).items():
-            extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
-        mtp = checkpoint.num_parameters - parameters.total - sum(extras.values())
+            if not extra.counted:
+                extras[extra.what] = extras.get(extra.what, 0) + checkpoint.headers[name].numel
+        names = checkpoint.stored_names(spec)
+        mtp = parameters.mtp if any(one.is_mtp and one.name in names for one in spec.expected()) else 0
         return Inspection(spec, mtp, extras, checkpoint.weight_bytes, origin)
     if spec.quantisation is not None:
         return _of_config(spec)
-    dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "bfloat16")
+    dtype = str(spec.stated.get("dtype") or spec.stated.get("torch_dtype") or "bfloat16")
     if dtype not in _DTYPE_BYTES:
         raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
     return Inspection(spec, parameters.mtp, {}, parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}")

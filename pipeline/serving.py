@@ -150,7 +150,7 @@ class Serving:
         from minitron.memory.precision import precision_of
         from minitron.memory.workload import workload_of
 
-        context = self.context or spec.config.get("max_position_embeddings")
+        context = self.context or spec.value("max_position_embeddings")
         if not isinstance(context, int):
             raise MinitronError(
                 "config.json does not name the longest context; give --context, such as --context 8192."

@@ -80,13 +80,14 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
     The norms' epsilon goes to almost zero: against a mean over fewer channels a fixed one weighs differently, which is
     no fault of the cut."""
     config = json.loads((folder / "config.json").read_text())
-    config |= {
-        key: 1e-12 for key in ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps") if key in config
-    }
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        names = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
+        part |= {key: 1e-12 for key in names if key in part}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
     energy: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
+    own = {name: tensor for name, tensor in tensors.items() if spec.extra(name) is None}
+    for name, tensor in own.items():
         rule, index = spec.find(name)
         layer = layer_of(spec, index)
         if layer is not None and layer not in plan.layers:
@@ -101,10 +102,10 @@ def kill_units(folder: Path, spec: ModelSpec, plan: Plan) -> dict[str, np.ndarra
             # A zero router row still wins tokens; a bias keeps them away.
             tensors[name] = tensor - 1e4 * (1 - alive)
     if any(axis == "expert" for axis, _ in plan.keep):
-        keep_tokens_away(tensors, spec, plan)
+        keep_tokens_away({name: tensors[name] for name in own}, spec, plan)
     norms = (rule for rules in spec.rules.values() for rule in rules if rule.dims == (Word("hidden"),))
     if any(rule.norm is not None and rule.norm.kind == "layer" for rule in norms):
-        centre_the_stream(tensors, spec, plan)
+        centre_the_stream({name: tensors[name] for name in own}, spec, plan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return energy
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlamaConfig,
     LlamaForCausalLM,
     NemotronHConfig,
@@ -71,7 +72,8 @@ def save_family(
     """Write a tiny model of any type in fp32 with its tokenizer; without `save_original_format` in the format that
     transformers holds in memory, as some models are released."""
     config = AutoConfig.for_model(model_type, **sizes)
-    return _save(folder, type(AutoModelForCausalLM.from_config(config)), config, seed, save_original_format)
+    auto = AutoModelForImageTextToText if "vision_config" in sizes else AutoModelForCausalLM
+    return _save(folder, type(auto.from_config(config)), config, seed, save_original_format)
 
 
 def padded_vocabulary(source: Path, folder: Path, rows: int) -> Path:

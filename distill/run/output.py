@@ -3,7 +3,6 @@ it the last or the best one where that is another."""
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from distill.run.mtp import PREFIX, Predictor
 from distill.run.request import beside
 from distill.run.result import DistillResult
 from distill.run.trainer import Trainer
+from minitron.cut.in_memory import tensors
 from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
@@ -41,27 +41,23 @@ def write_student(
 ) -> None:
     """Write the trained `model` of the folder `student` to `output` under the names and in the types `student` has.
 
-    transformers turns its in-memory weights back into the names of a checkpoint, but loses parts of the config, drops
-    multi-token-prediction blocks (`mtp` is the trained one) and writes the type it trained in.  So only the tensors are
-    taken from what it saves; everything else, and every tensor that it does not build, comes from `student`.  `card`
-    becomes README.md, `training` distillation.json."""
+    transformers would lose parts of the config, drop multi-token-prediction blocks (`mtp` is the trained one) and what
+    stands beside a language model, and write the type it trained in.  So only tensors are taken from the model;
+    everything else, and every tensor that it does not build, comes from `student`.  `card` becomes README.md,
+    `training` distillation.json."""
     source, spec = Checkpoint(student), read_spec(student)
+    trained = dict(tensors(model, spec))
+    drafts = {} if mtp is None else dict(mtp.stored(student))
     with new_folder(output, overwrite=overwrite) as folder:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            model.save_pretrained(scratch)
-            trained = Checkpoint(Path(scratch))
-            saved = {_plain(spec, name): name for name in trained.headers}
-            drafts = {} if mtp is None else dict(mtp.stored(student))
-            if strangers := saved.keys() - {_plain(spec, name) for name in source.headers}:
-                raise RuntimeError(f"{student} has no {sorted(strangers)[0]}, which transformers saved")
-            with ShardWriter(folder) as writer:
-                for name, header in source.headers.items():
-                    tensor = (
-                        drafts[name] if name in drafts else _trained_tensor(model, spec, name, source, trained, saved)
-                    )
-                    if tuple(tensor.shape) != header.shape:
-                        raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
-                    writer.add(name, tensor.to(DTYPES.get(header.dtype, tensor.dtype)))
+        with ShardWriter(folder) as writer:
+            for name, header in source.headers.items():
+                own = _plain(spec, name)
+                tensor = drafts[own] if own in drafts else trained.get(own)
+                if tensor is None:
+                    tensor = _untrained(model, spec, name, source)
+                if tuple(tensor.shape) != header.shape:
+                    raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
+                writer.add(name, tensor.detach().to("cpu", DTYPES.get(header.dtype, tensor.dtype)))
         copy_companions(student, folder)
         if (student / RECORD).is_file():
             shutil.copyfile(student / RECORD, folder / RECORD)
@@ -76,33 +72,23 @@ def write_student(
 
 
 def _plain(spec: ModelSpec, name: str) -> str:
-    """The name of a tensor in the family's first dialect, its own where transformers does not build it: a student may
-    be spelled in another dialect than transformers writes."""
-    if not spec.builds(name):
-        return name
-    rule, index = spec.find(name)
-    return rule.pattern.format(index)
+    """The name of a tensor in the family's first dialect, its own where no rule names it: a student may be spelled in
+    another dialect than that of its model in memory."""
+    matches = ((rule, rule.pattern.match(name)) for rules in spec.rules.values() for rule in rules)
+    return next((rule.pattern.format(index) for rule, index in matches if index is not None), name)
 
 
-def _trained_tensor(
-    model: PreTrainedModel,
-    spec: ModelSpec,
-    name: str,
-    source: Checkpoint,
-    trained: Checkpoint,
-    saved: Mapping[str, str],
-) -> Tensor:
-    if (stored := saved.get(_plain(spec, name))) is not None:
-        return trained.tensor(stored)
+def _untrained(model: PreTrainedModel, spec: ModelSpec, name: str, source: Checkpoint) -> Tensor:
+    """A tensor that is not one of its own in memory."""
     if spec.is_tied and any(
         rule.tied_to and rule.pattern.match(name) is not None for rule in spec.family.rules["model"]
     ):
-        # A tied output layer that the student's folder spells out: transformers saves the embedding alone.
-        tied: Tensor = model.get_output_embeddings().weight.detach().cpu()
+        # A tied output layer that the student's folder spells out.
+        tied: Tensor = model.get_output_embeddings().weight
         return tied
     if not spec.builds(name):
         return source.tensor(name)
-    raise RuntimeError(f"transformers did not save {name}")
+    raise RuntimeError(f"{name} is not in the trained model")
 
 
 def write_outputs(

@@ -16,9 +16,10 @@ from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_existing
+from minitron.files import refuse_existing
 from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import vocabulary_of
 from minitron.model.loading import find_device, require_same_tokenizer
 from minitron.model.stored import require_plain
 
@@ -55,7 +56,7 @@ class Request:
         self.teaching.check(self.recipe)
         asker(self.recipe, student)
         if self.recipe.loss_kernel == "liger":
-            sizes = {read_json(folder / "config.json").get("vocab_size") for folder in (student, teacher)}
+            sizes = {vocabulary_of(folder) for folder in (student, teacher)}
             require_liger(
                 self.recipe,
                 same_vocabulary=len(sizes) == 1,

@@ -20,11 +20,11 @@ from distill.teacher.loading import Teacher, known_spec, load_teacher, require_p
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
-from minitron.files import read_json
 from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
 from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import vocabulary_of
 from minitron.model.spec import read_spec
 from minitron.progress import Progress, silent
 
@@ -98,7 +98,7 @@ class TeacherSource:
                 return self._streamed(text, recipe, progress)
             kept = self._load(text if start is None else None, recipe, progress)
             return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
-        vocab = min(int(read_json(folder / "config.json")["vocab_size"]) for folder in (student, self.folder))
+        vocab = min(size for folder in (student, self.folder) if (size := vocabulary_of(folder)) is not None)
         about = self.fingerprint | {
             "text": text.source,
             "loss": recipe.loss,

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from minitron.cut.plan import Plan
 from minitron.cut.prune import Cutter
 from minitron.errors import MinitronError
-from minitron.model.configs import as_transformers_reads
+from minitron.model.configs import as_transformers_reads, config_inside
 from minitron.model.layerwise import compute_buffers
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held
@@ -39,7 +39,12 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
         for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
             if small is not None:
                 pieces[small[0]] = small[1]
-    config = type(model.config).from_dict(as_transformers_reads(cutter.target.config))
+    document, family = cutter.target.config, spec.family
+    config = (
+        config_inside(family, document)
+        if spec.is_inside
+        else type(model.config).from_dict(as_transformers_reads(document))
+    )
     with torch.device("meta"), no_init_weights():
         # Never the parent's config object: transformers lets modules write into it.
         result: PreTrainedModel = type(model)._from_config(

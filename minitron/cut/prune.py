@@ -26,7 +26,7 @@ from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dequantised import open_plain
 from minitron.model.dims import Word, axes_of, numel
-from minitron.model.families import Extra, Rule
+from minitron.model.families import PROJECTOR, Extra, Rule
 from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
@@ -218,10 +218,10 @@ class Cutter:
 
     @cached_property
     def _stream_writers(self) -> frozenset[Rule]:
-        """The linears, biases among them, that write to the stream with no norm in between."""
+        """The linears, biases among them, that write to the stream with no norm in between; a projector's too."""
         found: set[Rule] = set()
-        for kind in dict.fromkeys(self.spec.layers):
-            rules = self.spec.rules[kind]
+        for kind in dict.fromkeys((*self.spec.layers, PROJECTOR)):
+            rules = self.spec.rules.get(kind, ())
             if not any(rule.norm is not None and rule.norm.role == "after" for rule in rules):
                 found |= {
                     rule for rule in rules if rule.norm is None and (rule.writes or rule.matrix[0]) == Word(HIDDEN)
@@ -272,7 +272,7 @@ def prune(
     refuse_existing(output, overwrite=overwrite, inputs=[model])
     spec, checkpoint, undone = open_plain(model, dequantise=dequantise)
     checkpoint.check(spec)
-    names = {rule.pattern.format(index): name for name, rule, index in checkpoint.named_tensors(spec)}
+    names = checkpoint.stored_names(spec)
     extras = checkpoint.extras(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
     promised = promise(checkpoint, cutter)

@@ -15,6 +15,7 @@ from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
+from minitron.model.families.nesting import PROJECTOR
 from minitron.model.spec import ModelSpec
 
 Keep = Mapping[Key, Cut]
@@ -38,8 +39,11 @@ def require_cuttable(spec: ModelSpec) -> None:
 
 
 def places(spec: ModelSpec) -> Iterator[tuple[int | None, str]]:
-    """(layer, kind) of everything that holds tensors: the model itself, its layers, the prediction block's layers."""
+    """(layer, kind) of everything that holds tensors: the model itself, what stands beside it in a larger one, its
+    layers, the prediction block's layers."""
     yield None, "model"
+    if PROJECTOR in spec.rules:
+        yield None, PROJECTOR
     yield from enumerate(spec.layers + spec.mtp_layers)
 
 

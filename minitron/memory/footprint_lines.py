@@ -19,6 +19,7 @@ from minitron.memory.precision import Precision, parts_bytes, precision_of, tall
 from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
+from minitron.model.families.nesting import TOWER
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
@@ -127,6 +128,8 @@ def _tell_weights(case: _Case) -> tuple[str, str, str, str]:
     precision = precision_of(spec, workload.weights, workload.keep)
     split = "" if workload.tensor_parallel == 1 else f", the share of one of {workload.tensor_parallel} GPUs"
     mtp = ", without the MTP block" if spec.mtp_layers else ""
+    if TOWER in spec.rules:
+        mtp += ", with what sees or hears, which a server of text alone need not load"
     parameters = spec.parameters(case.sizes).total
     note = precision.mixture.source + split + mtp
     if precision.uniform is not None:

@@ -253,7 +253,7 @@ def _quantised(spec: ModelSpec, found: Quantisation) -> Iterator[str]:
 def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str, ...]:
     """What a person should know of the device: dtypes that its tensor cores do not have, memory that is shared."""
     found = [gpu.note] if gpu is not None and gpu.note else []
-    if casts_to_half(spec.config, workload):
+    if casts_to_half(spec.stated, workload):
         found.append(
             f"config.json gives float32, and vLLM is told to compute in {workload.weights}, as it would by itself: "
             "weights and keys and values are counted so; give --weights fp32 to keep them in fp32."
@@ -276,7 +276,7 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
                 )
     if workload.weights == STORED and spec.quantisation is not None:
         found += _quantised(spec, spec.quantisation)
-    longest = spec.config.get("max_position_embeddings")
+    longest = spec.value("max_position_embeddings")
     if isinstance(longest, int) and workload.context > longest:
         found.append(
             f"{workload.context:,} tokens are more than the {longest:,} that the config gives as the longest context."

@@ -32,7 +32,7 @@ from minitron.memory.workload import Workload
 from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
-from minitron.model.tensors import is_mtp
+from minitron.model.tensors import is_read
 
 BANDWIDTH_EFFICIENCY: Final = 0.8
 """Share of the peak bandwidth that kernels reach.  Assumed: streaming kernels reach 0.75 to 0.9."""
@@ -317,7 +317,7 @@ def _served(
     tied = not any(rule.tied_to for rule in spec.rules["model"])
     names = {"lm_head": "head", "embedding": "head" if tied else ""}
     for kind, part, count in parts:
-        if is_mtp(kind):
+        if not is_read(kind):
             continue
         name = names.get(part.rule.component, "dense")
         if part.rule.per_expert:
@@ -337,7 +337,7 @@ def _numbers(one: LayerCache, part: str, local: Mapping[str, int]) -> int:
 
 
 def _chunk(spec: ModelSpec) -> int:
-    return next((int(spec.config[key]) for key in _CHUNK_KEYS if spec.config.get(key)), CHUNK)
+    return next((int(spec.value(key)) for key in _CHUNK_KEYS if spec.value(key)), CHUNK)
 
 
 def _scan_operations(spec: ModelSpec, one: LayerCache, local: Mapping[str, int]) -> int:

@@ -191,5 +191,5 @@ def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
     """The format to compute in where vLLM is to be told: it goes by the config alone, and casts fp32 to 16 bits."""
     if workload.weights == STORED or FORMATS[workload.weights].quantised:
         return None
-    stored = stored_format(spec.config)
+    stored = stored_format(spec.stated)
     return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None

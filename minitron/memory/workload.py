@@ -138,7 +138,7 @@ def workload_of(
     Weights take the formats that the config's quantization_config names, else its dtype, else bf16, and bf16 where vLLM
     would compute an fp32 model so; keys, values and convolution states the dtype in which activations are computed,
     which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
-    config = spec.config
+    config = spec.stated
     stored, engine = stored_format(config), more.get("engine")
     if stored == "fp32" and engine is not None and engine.name == "vllm":
         stored = "bf16"

@@ -110,6 +110,10 @@ class Checkpoint:
                 "copy the checkpoint again."
             )
 
+    def stored_names(self, spec: ModelSpec) -> dict[str, str]:
+        """A tensor's name in the family's first dialect -> its name here."""
+        return {rule.pattern.format(index): name for name, rule, index in self.named_tensors(spec)}
+
     def named_tensors(self, spec: ModelSpec) -> Iterator[tuple[str, Rule, dict[str, int]]]:
         """(name, rule, indices in the name) of every tensor but those beside the model's own (`extras`).
 

@@ -6,13 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.families import FAMILIES
+from minitron.model.axes import AXES, VOCAB
+from minitron.model.families import Family, family_of
+from minitron.model.families.nesting import TIES
 from minitron.model.sources import config_path
 from minitron.model.spec import ModelSpec, read_spec
 
@@ -26,13 +31,14 @@ CHOOSE_OTHERS: Final = "choose other sizes"
 def spec_if_known(folder: Path) -> ModelSpec | None:
     """The spec of the model in `folder`; None for a model type that no family reads."""
     config = read_json(config_path(folder))
-    known = isinstance(config, dict) and config.get("model_type") in FAMILIES
+    known = isinstance(config, dict) and family_of(config) is not None
     return read_spec(folder) if known else None
 
 
 def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORRECT_IT) -> PreTrainedConfig:
     """The config from which transformers builds the model of `folder`, whose spec is `spec`, if it has one: the file's
-    own, save for what the spec knows better, such as an output layer that the weights say is not tied.
+    own, save for what the spec knows better, such as an output layer that the weights say is not tied.  Of a model that
+    also sees or hears it is the language model's.
 
     Raises MinitronError where transformers refuses the config."""
     with refusals(advice.format(folder)):
@@ -40,6 +46,10 @@ def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORR
 
 
 def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConfig:
+    if spec is not None and spec.is_inside:
+        inside = config_inside(spec.family, spec.config)
+        inside.name_or_path = str(folder)
+        return inside
     if spec is None or dict(spec.config) == read_json(folder / "config.json"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
         return config
@@ -62,6 +72,33 @@ def refusals(advice: str) -> Iterator[None]:
         ) from error
 
 
+def config_inside(family: Family, document: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config of the language model in a config.json document of a larger model, of the class of its own."""
+    said, nesting = family.text(document), family.nesting
+    assert nesting is not None  # it is inside
+    whole: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(as_transformers_reads(document))
+    found = whole.get_text_config()
+    if found.model_type != nesting.model_type:
+        own = {key: value for key, value in found.to_dict().items() if key not in nesting.ignored}
+        # Positions in time, height and width, which are one for text, are no matter of the language model's own class.
+        rotary = own.get("rope_parameters") or {}
+        own["rope_parameters"] = {key: value for key, value in rotary.items() if not key.startswith("mrope")}
+        found = CONFIG_MAPPING[nesting.model_type].from_dict(own | {"model_type": nesting.model_type})
+    if TIES in said:
+        found.tie_word_embeddings = said[TIES]
+    return found
+
+
+def whole_model(folder: Path) -> PreTrainedModel:
+    """All of the model in `folder` on the meta device, what sees and hears too, of the class that config.json names."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    with torch.device("meta"), no_init_weights():
+        if named and named[0] is not None:
+            return named[0]._from_config(config)
+        return AutoModelForImageTextToText.from_config(config)
+
+
 def as_transformers_reads(config: Mapping[str, Any]) -> Any:
     """A document of config.json with the objects in it that stand for numbers as numbers."""
     return json.loads(json.dumps(dict(config)), object_hook=_number)
@@ -80,3 +117,11 @@ def require_head(spec: ModelSpec, folder: Path) -> None:
             f"{folder} holds a {named}, which has no output layer over the vocabulary; Minitron inspects and plans such"
             " models, but scores, cuts, distils and evaluates language models alone; give the one it was made from."
         )
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """How many tokens the config.json in `folder` says that it knows, of whatever type; None where it does not."""
+    document = read_json(folder / "config.json")
+    family = family_of(document)
+    size = (document if family is None else family.text(document)).get(AXES[VOCAB].keys[0])
+    return size if isinstance(size, int) else None

@@ -179,6 +179,11 @@ class Name:
         """The axes that stand in the name, from left to right."""
         return tuple(re.findall(r"\{(\w+)\}", self.text))
 
+    @property
+    def expression(self) -> str:
+        """A regular expression that matches the whole name, in every dialect."""
+        return _regex(self.text).pattern
+
     def match(self, name: str) -> dict[str, int] | None:
         """The index of every axis in `name`, or None where the name is another tensor's."""
         found = _regex(self.text).fullmatch(name)

@@ -19,7 +19,7 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import CORRECT_IT, refusals, require_head, transformers_config
 from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
-from minitron.model.tensor_map import Held, held, module_name
+from minitron.model.tensor_map import Held, held, module_name, tied_names
 from minitron.model.tensors import Expected
 
 EMBEDDING: Final = "embedding"
@@ -83,9 +83,9 @@ class LayerwiseModel:
         """Put every weight in memory for good, one after the other; `placed` is told each one's name as soon as it is
         there, and may change it before the next one is read.  Of a layer's those named in `last` come at the end."""
         behind = frozenset(last)
-        tied = {rule.name for rule in self.spec.family.rules["model"] if rule.tied_to} if self.spec.is_tied else set()
+        tied = tied_names(self.spec)
         for part in (EMBEDDING, *range(len(self.spec.layers)), OUTPUT):
-            for name in sorted(self._parts[part].keys() - tied, key=lambda name: (name in behind, name)):
+            for name in sorted(self._parts[part].keys() - tied.keys(), key=lambda name: (name in behind, name)):
                 self._put(name, self._read(self._parts[part][name]))
                 placed(name)
             give_back()
@@ -93,19 +93,15 @@ class LayerwiseModel:
 
     def _sort(self) -> dict[Part, dict[str, Held]]:
         """Part -> (name in memory -> what it is made of)."""
-        self._stored = {
-            rule.pattern.format(index): name for name, rule, index in self.checkpoint.named_tensors(self.spec)
-        }
-        tied = {rule.name: rule.tied_to for rule in self.spec.family.rules["model"] if rule.tied_to}
+        self._stored = self.checkpoint.stored_names(self.spec)
         names = self.model.state_dict().keys()
         embedding = next(name for name, module in self.model.named_modules() if module is self._embeddings())
         parts: dict[Part, dict[str, Held]] = {EMBEDDING: {}, OUTPUT: {}}
         for one in held(self.spec):
             outside: Part = EMBEDDING if one.name.startswith(f"{embedding}.") else OUTPUT
             parts.setdefault(one.expected[0].index.get("layer", outside), {})[one.name] = one
-        for name, source in tied.items():
-            if self.spec.is_tied:
-                parts[OUTPUT][name] = parts[EMBEDDING][Name(source).format({})]
+        for name, source in tied_names(self.spec).items():
+            parts[OUTPUT][name] = parts[EMBEDDING][source]
         if missing := names - {name for part in parts.values() for name in part}:
             raise MinitronError(
                 f"{self.checkpoint.folder} holds no tensor for {sorted(missing)[0]}, so it cannot be loaded layer by "

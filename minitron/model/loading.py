@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_pointer
+from minitron.files import refuse_pointer
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import (
     CHOOSE_OTHERS,
@@ -20,9 +20,13 @@ from minitron.model.configs import (
     require_head,
     spec_if_known,
     transformers_config,
+    vocabulary_of,
+    whole_model,
 )
+from minitron.model.families.nesting import PROJECTOR
+from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import ModelSpec, read_spec
-from minitron.model.tensor_map import held, memory_name
+from minitron.model.tensor_map import held, memory_name, tied_names
 
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which a tokenizer has one."""
@@ -53,13 +57,15 @@ def find_device(name: str | None) -> torch.device:
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None
 ) -> PreTrainedModel:
-    """The model in `folder` in eval mode.
+    """The model in `folder` in eval mode; of a model that also sees or hears the language model alone.
 
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
     would fill such a weight at random and go on.  So it does for a model without an output layer."""
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
     if spec is not None:
         require_head(spec, folder)
+    if spec is not None and spec.is_inside:
+        return _language_model(folder, spec, dtype, device or default_device())
     config = transformers_config(folder, spec)
     with refusals(CORRECT_IT.format(folder)):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -98,6 +104,15 @@ def _renamed(spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
+def _language_model(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The language model of a larger model, whose class transformers would fill at random from such a folder."""
+    source = LayerwiseModel(folder, spec, dtype=dtype, device=device)
+    source.load(lambda name: None)
+    if (folder / "generation_config.json").is_file():
+        source.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return source.model
+
+
 def _left_over(spec: ModelSpec | None, names: Iterable[str]) -> set[str]:
     """Those of the tensors for which transformers builds nothing, as it should: the multi-token-prediction block, and
     what the family's table passes over."""
@@ -115,11 +130,14 @@ def require_buildable(folder: Path) -> None:
     with refusals(CHOOSE_OTHERS), torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()
+        around = whole_model(folder).state_dict() if spec.is_inside else {}
     state = once(model.state_dict(keep_vars=True))
     wanted = {one.name: one.shape for one in held(spec)}
     built = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    tied = {rule.pattern.format({}) for rule in spec.family.rules["model"] if rule.tied_to} if spec.is_tied else set()
-    for name in sorted((wanted.keys() | built.keys()) - tied):
+    beside = {one.name: one.shape for one in spec.expected() if one.kind == PROJECTOR}
+    built |= {name: tuple(tensor.shape) for name, tensor in around.items() if name in beside}
+    wanted |= beside
+    for name in sorted((wanted.keys() | built.keys()) - tied_names(spec).keys()):
         if wanted.get(name) != built.get(name):
             raise MinitronError(
                 f"transformers builds {name} with the shape {built.get(name)} from the new config.json, but the pruned "
@@ -163,7 +181,7 @@ def require_same_tokenizer(student: Path, teacher: Path) -> None:
             "distillation and KL compare logits, so both must share one vocabulary."
         )
     for folder in (student, teacher):
-        size = read_json(folder / "config.json").get("vocab_size")
+        size = vocabulary_of(folder)
         if size is not None and size < len(one):
             raise MinitronError(
                 f"{folder} has a vocabulary of {size} tokens and its tokenizer gives {len(one)}; "

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,39 +15,27 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AUTO, AXES, EXPERT, LAYER, Axis, Config, entry, has_entry, whole
+from minitron.model.axes import AUTO, AXES, EXPERT, HIDDEN, LAYER, entry, has_entry, whole
 from minitron.model.dims import axes_of, numel, parse
-from minitron.model.families import FAMILIES, Extra, Family, Rule
-from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS, value_of
+from minitron.model.families import FAMILIES, WRAPPERS, Extra, Rule, family_of
+from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS
 from minitron.model.families.layer_lists import size_under
-from minitron.model.families.logits import LogitMap
+from minitron.model.families.nesting import ASIDE, PROJECTOR
 from minitron.model.headers import tensor_files
 from minitron.model.quantised import ORIGINAL, Quantisation, Source, plain_config, quantisation_of, with_companions
+from minitron.model.reading import HEADLESS, Reading
 from minitron.model.routing import Choice, choice_of
 from minitron.model.sources import config_path
 from minitron.model.spellings import differing_head, has_head, known_as
-from minitron.model.tensors import MTP, Expected, Parameters, count_parameters, is_mtp
-
-_HEADLESS: Final = re.compile(r"(?<!LMHead)Model$|For(Sequence|Token)Classification$|ForQuestionAnswering$|Reward")
-"""Names of classes without an output layer over the vocabulary."""
+from minitron.model.tensors import Expected, Parameters, count_parameters, is_read
 
 DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
 
-TIED: Final = "tie_word_embeddings"
-"""The config key that says whether the output layer shares the embedding's numbers."""
-
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Reading):
     """A model as data."""
-
-    family: Family
-    config: Mapping[str, Any]
-    """config.json as the source spells it."""
-
-    stored: frozenset[str] = frozenset()
-    """The words of Family.storage that hold of the checkpoint."""
 
     source: Source = ORIGINAL
     """Of a quantised checkpoint: its layers that are left, and what its files hold."""
@@ -91,44 +79,11 @@ class ModelSpec:
         if EXPERT in self.axes:
             self.choice(EXPERT).check(self.sizes[EXPERT], self.key(EXPERT))
 
-    def value(self, key: str) -> Any:
-        """What the config says under a key, or transformers' class default where it says nothing."""
-        return value_of(self.told, self.family.defaults, key)
-
-    @cached_property
-    def told(self) -> Config:
-        """What rules ask: the config in the keys of the rules, and how the checkpoint stores its tensors."""
-        spelled = {key: self.config[other] for other, key in self.family.spellings.items() if other in self.config}
-        return {**self.config, **spelled, **dict.fromkeys(self.stored, True)}
-
-    def axis(self, name: str) -> Axis:
-        """The row of an axis."""
-        return self.family.axes[name]
-
-    @cached_property
-    def logit_map(self) -> LogitMap:
-        """What the model does to the output layer's products."""
-        return self.family.logits.read(self.value)
-
-    @cached_property
-    def letters(self) -> str:
-        """One letter a layer."""
-        return self.family.layout(self.config)
-
-    @cached_property
-    def layers(self) -> tuple[str, ...]:
-        """The kind of every layer."""
-        return tuple(self.family.letters[letter] for letter in self.letters)
-
-    @cached_property
-    def mtp_layers(self) -> tuple[str, ...]:
-        """The kind of every layer of the multi-token-prediction block; empty where there is none."""
-        return tuple(MTP + self.family.letters[letter] for letter in self.family.mtp_layout(self.config))
-
     @cached_property
     def rules(self) -> dict[str, tuple[Rule, ...]]:
         """kind -> the tensors that this model has; only kinds that it has."""
         kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
+        kinds += [kind for kind in ASIDE if kind in self.family.rules]
         found = {
             kind: tuple(
                 rule
@@ -152,22 +107,22 @@ class ModelSpec:
     def _size(self, axis: str) -> int:
         row = self.axis(axis)
         for key in row.keys:
-            value = entry(self.config, key)
+            value = entry(self.text, key)
             if value is not None and not (value == AUTO and row.default is not None):
                 size = size_under(key, value)
-                return row.from_key(self.config, size) if row.from_key else size
-        if row.null is not None and any(has_entry(self.config, key) for key in row.keys):
-            return row.null(self.config)
+                return row.from_key(self.text, size) if row.from_key else size
+        if row.null is not None and any(has_entry(self.text, key) for key in row.keys):
+            return row.null(self.text)
         if row.default is None:
             raise MinitronError(
                 f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."
             )
-        size = row.default(self.config) if callable(row.default) else row.default
-        return row.from_key(self.config, size) if row.from_key else size
+        size = row.default(self.text) if callable(row.default) else row.default
+        return row.from_key(self.text, size) if row.from_key else size
 
     def key(self, axis: str) -> str:
         """The config key of an axis in this config's dialect; its own name where it has none."""
-        return self.axis(axis).key(self.config)
+        return self.axis(axis).key(self.text)
 
     @cached_property
     def keys(self) -> dict[str, tuple[str, ...]]:
@@ -186,7 +141,7 @@ class ModelSpec:
     @cached_property
     def equal(self) -> tuple[tuple[str, str], ...]:
         """The pairs of sizes that must be equal, of those whose axes this model has."""
-        known = self.axes | set(self.config) | set(self.family.defaults)
+        known = self.axes | set(self.text) | set(self.family.defaults)
         return tuple(pair for pair in self.family.equal if axes_of(parse(pair[0])) | axes_of(parse(pair[1])) <= known)
 
     def amount(self, expression: str, sizes: Mapping[str, Any] | None = None) -> Any:
@@ -241,18 +196,20 @@ class ModelSpec:
 
         `sizes` and `counts` stand in for the model's own: as numpy arrays they count many candidates at once."""
         sizes = dict(self.sizes) | dict(sizes or {})
-        counts = dict(self.kind_counts()) | dict(counts or {}) | {"model": 1, "mtp": 1}
+        counts = dict(self.kind_counts()) | dict(counts or {}) | dict.fromkeys(("model", "mtp", *ASIDE), 1)
         unused = sizes[EXPERT] - self.experts_per_token if EXPERT in self.axes else 0
         return count_parameters(self.rules, sizes, counts, unused)
 
     def expected(self) -> Iterator[Expected]:
         """Every tensor that a checkpoint of this model must hold, layer by layer."""
         places: list[tuple[str, dict[str, int]]] = [("model", {})]
-        elsewhere = self.family.elsewhere(self.config)
+        elsewhere = self.family.elsewhere(self.text)
         places += [(kind, {"layer": layer, **elsewhere.get(layer, {})}) for layer, kind in enumerate(self.layers)]
         places += [(kind, {"mtp_layer": layer}) for layer, kind in enumerate(self.mtp_layers)]
         if self.mtp_layers:
             places.append(("mtp", {"mtp_last": len(self.mtp_layers) - 1}))
+        if PROJECTOR in self.rules:
+            places.append((PROJECTOR, {}))
         for kind, index in places:
             for rule in self.rules[kind]:
                 shape = tuple(int(numel(dim, self.sizes)) for dim in rule.dims)
@@ -270,15 +227,15 @@ class ModelSpec:
         )
 
     def builds(self, name: str) -> bool:
-        """Whether transformers builds something for a tensor of this name: neither for the multi-token-prediction block
-        nor for what no rule names."""
-        return any(not is_mtp(kind) for kind, _, _ in self._named(name))
+        """Whether transformers builds something for a tensor of this name when it loads the language model: neither for
+        the multi-token-prediction block nor for what stands beside that model or what no rule names."""
+        return any(is_read(kind) for kind, _, _ in self._named(name))
 
     def _named(self, name: str) -> Iterator[tuple[str, Rule, dict[str, int]]]:
         """(kind, rule, indices in the name) of the tensors of this model that have the name: one or none."""
         for kind, rules in self.rules.items():
             for rule in rules:
-                index = self.family.placed(self.config, rule.pattern.match(name))
+                index = self.family.placed(self.text, rule.pattern.match(name))
                 if index is not None and self._holds(kind, index):
                     yield kind, rule, index
 
@@ -300,19 +257,13 @@ class ModelSpec:
         layers, defaults = len(self.layers), self.family.defaults
         return next((row for row in rows if row.matches(name, self.told, defaults, layers)), None)
 
-    @cached_property
-    def has_head(self) -> bool:
-        """Whether the model has an output layer: a base model (MistralModel) or one that classifies has none."""
-        names = self.config.get("architectures") or ()
-        return not names or not all(_HEADLESS.search(str(name)) for name in names)
-
     def as_loaded(self, files: Mapping[str, Path]) -> ModelSpec:
         """The spec of the model that transformers loads from these tensors (name -> file): an output layer that is
         stored is there whatever `architectures` says, and one that differs from the embedding is not tied to it."""
         outside, names = self.family.rules["model"], self.known_as(files)
         stored = {names.get(name, name): (file, name) for name, file in files.items()}
         if not self.has_head and has_head(stored, outside):
-            named = [re.sub(_HEADLESS, "ForCausalLM", str(name)) for name in self.config["architectures"]]
+            named = [re.sub(HEADLESS, "ForCausalLM", str(name)) for name in self.config["architectures"]]
             return ModelSpec(self.family, {**self.config, "architectures": named}, self.stored).as_loaded(files)
         return self.untied() if self.is_tied and differing_head(stored, outside) else self
 
@@ -330,15 +281,17 @@ class ModelSpec:
         """The spec of the same model with an output layer of its own."""
         if not self.is_tied:
             return self
-        spellings = {TIED, *(other for other, key in self.family.spellings.items() if key == TIED)}
-        return replace(self, config={**self.config, **dict.fromkeys(spellings & {TIED, *self.config}, False)})
+        config = copy.deepcopy(dict(self.config))
+        self.family.untie(config)
+        return replace(self, config=config)
 
     def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
         """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
 
         A width that the config left to a default, such as head_dim, is written out: the default may follow from a size
         that changed.  Raises MinitronError for a key that this model has no axis for."""
-        config = copy.deepcopy(dict(self.config))
+        document = copy.deepcopy(dict(self.config))
+        config = self.family.place(document)
         for key, value in named_sizes.items():
             if key == DEPTH:
                 continue
@@ -350,6 +303,8 @@ class ModelSpec:
                 if int(value) != self.sizes[axis] or not self.axis(axis).from_key:
                     self.axis(axis).write(config, int(value))
         if layers is not None and layers != tuple(range(len(self.layers))):
+            if self.text.get(DEPTH) is not None:
+                config.setdefault(DEPTH, self.text[DEPTH])
             self.family.edit_layout(config, layers)
         for axis, other in self.family.followers.items():
             # Always the same multiple: written back where the config names it.
@@ -357,7 +312,7 @@ class ModelSpec:
                 ratio = self.sizes[axis] // self.sizes[other]
                 self.axis(axis).write(config, ratio * int(named_sizes[self.key(other)]))
         self.family.settle(config)
-        probe = ModelSpec(self.family, config, self.stored)
+        probe = ModelSpec(self.family, document, self.stored)
         for axis, size in self.sizes.items():
             if axis in self.family.followers:
                 continue
@@ -365,19 +320,22 @@ class ModelSpec:
             if self.axis(axis).keys and probe.sizes.get(axis, wanted) != wanted:
                 self.axis(axis).write(config, int(wanted))
         self.family.settle(config)
-        return replace(self, config=config, source=self.source.left(layers))
+        if self.family.nesting is not None and probe.sizes[HIDDEN] != self.sizes[HIDDEN]:
+            self.family.nesting.copy_width(document, probe.sizes[HIDDEN])
+        return replace(self, config=document, source=self.source.left(layers))
 
 
-def spec_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> ModelSpec:
+def spec_of(config: Mapping[str, Any], names: Collection[str] = ()) -> ModelSpec:
     """The spec of a config.json document and the `names` of its checkpoint's tensors, where there are some.
 
     Raises MinitronError for a model type that no family reads."""
-    model_type = config.get("model_type")
-    family = FAMILIES.get(str(model_type))
+    family = family_of(config)
     if family is None:
         raise MinitronError(
-            f"config.json: model_type is {model_type!r}; the supported types are {', '.join(sorted(FAMILIES))}."
+            f"config.json: model_type is {config.get('model_type')!r}; the supported types are "
+            f"{', '.join(sorted([*FAMILIES, *WRAPPERS]))}."
         )
+    family = family.of(names)
     stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
     # Some tools write what torch prints, which transformers does not read.
     plain = {

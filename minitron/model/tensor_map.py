@@ -75,13 +75,23 @@ class Held:
 
 
 def held(spec: ModelSpec, *, mtp: bool = False) -> Iterator[Held]:
-    """Every tensor in memory of the model, layer by layer; with `mtp` of its multi-token-prediction block instead."""
+    """Every tensor in memory of the language model, layer by layer; with `mtp` of its multi-token-prediction block
+    instead."""
     parts: dict[str, dict[Rule, list[Expected]]] = {}
     for one in spec.expected():
-        if one.is_mtp == mtp:
+        if one.is_mtp == mtp and not one.is_aside:
             parts.setdefault(memory_name(one.rule, one.index), {}).setdefault(one.rule, []).append(one)
     for name, rules in parts.items():
         yield Held(name, tuple(tuple(part) for part in rules.values()))
+
+
+def tied_names(spec: ModelSpec) -> dict[str, str]:
+    """Name in memory of an output layer -> that of the embedding whose numbers it shares; empty where it has its
+    own."""
+    if not spec.is_tied:
+        return {}
+    rules = {rule.name: rule for rule in spec.family.rules["model"]}
+    return {memory_name(rule, {}): memory_name(rules[rule.tied_to], {}) for rule in rules.values() if rule.tied_to}
 
 
 def memory_name(rule: Rule, index: Mapping[str, int]) -> str:

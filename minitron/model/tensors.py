@@ -9,6 +9,7 @@ from typing import Any, Final
 from minitron.model.axes import EXPERT
 from minitron.model.dims import Dim, numel
 from minitron.model.families import Rule
+from minitron.model.families.nesting import ASIDE
 
 MTP: Final = "mtp_"
 """Prefix of the kinds of the layers in the multi-token-prediction block."""
@@ -19,6 +20,12 @@ def is_mtp(kind: str) -> bool:
     return kind.startswith(MTP) or kind == "mtp"
 
 
+def is_read(kind: str) -> bool:
+    """Whether what is of a kind is read for every token: neither the multi-token-prediction block nor what stands
+    beside a language model."""
+    return not is_mtp(kind) and kind not in ASIDE
+
+
 @dataclass(frozen=True)
 class Parameters:
     """How many numbers a model holds.  Without the multi-token-prediction block, save for `mtp`."""
@@ -27,7 +34,8 @@ class Parameters:
     """Every weight and persistent buffer, embeddings included."""
 
     active: Any
-    """What one token uses: of the routed experts only as many as a token is sent to; embeddings included."""
+    """What one token of text uses: of the routed experts only as many as a token is sent to, embeddings included, and
+    nothing that sees or hears."""
 
     mtp: Any
     """The multi-token-prediction block."""
@@ -56,6 +64,11 @@ class Expected:
         """Whether it is a tensor of the multi-token-prediction block, which transformers does not build."""
         return is_mtp(self.kind)
 
+    @property
+    def is_aside(self) -> bool:
+        """Whether it stands beside the language model of a larger model, and is not loaded with it."""
+        return self.kind in ASIDE
+
 
 def count_parameters(
     rules: Mapping[str, tuple[Rule, ...]], sizes: Mapping[str, Any], counts: Mapping[str, Any], unused_experts: Any
@@ -73,8 +86,10 @@ def count_parameters(
                 count = count * sizes[EXPERT]
             if is_mtp(kind):
                 mtp = mtp + count
-            else:
-                by_component[rule.component] = by_component.get(rule.component, 0) + count
+                continue
+            if kind in ASIDE:
+                idle = idle + count
+            by_component[rule.component] = by_component.get(rule.component, 0) + count
     total = sum(by_component.values())
     return Parameters(total=total, active=total - idle, mtp=mtp, by_component=by_component)
 

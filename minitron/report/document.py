@@ -152,7 +152,7 @@ def read_schema() -> dict[str, Any]:
 
 def _model(spec: ModelSpec, model: str) -> dict[str, Any]:
     counts = spec.parameters()
-    longest = spec.config.get("max_position_embeddings")
+    longest = spec.value("max_position_embeddings")
     return {
         "name": model_name(model),
         "family": spec.family.name,
@@ -277,7 +277,7 @@ def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) ->
         for place in drawn
         if (dict((candidate := result.candidates[place]).sizes), candidate.kept) != same
     }
-    longest = spec.config.get("max_position_embeddings")
+    longest = spec.value("max_position_embeddings")
     context = context_curves(models, result.workload, result.budget, longest if isinstance(longest, int) else None)
     return {
         "context": _curves(context, "tokens", "context_tokens"),

@@ -138,7 +138,7 @@ def depth_of(
     dropper = _dropper(spec, workload, scores, keep_attention, limits)
     if (left := len(dropper.kept) - dropper.excess(dropper.counts())) < layers:
         raise MinitronError(f"{layers} layers are more than the {left} that the limits allow; keep fewer layers.")
-    together = spec.family.together(spec.config)
+    together = spec.family.together(spec.text)
     if (left - layers) % together:
         raise MinitronError(
             f"{layers} layers cannot be kept: those of this {spec.family.name} model only go {together} at a time; "
@@ -178,7 +178,7 @@ def mixes(
                 found.append(one.enforced(sum(counts)).kept)
             except MinitronError:
                 # Where layers only go together, or some always stay, not every number of them can be left.
-                if spec.family.together(spec.config) == 1 and not spec.family.stays(spec.config):
+                if spec.family.together(spec.text) == 1 and not spec.family.stays(spec.text):
                     raise
     return tuple(sorted(found, key=len, reverse=True))
 
@@ -306,7 +306,7 @@ class _Dropper:
         where none may go.
 
         Unless `whole_blocks` is asked for, a single layer of a block goes where no block is small enough."""
-        together = self.spec.family.together(self.spec.config)
+        together = self.spec.family.together(self.spec.text)
         singles: list[Kept] = [self.kept[at : at + together] for at in range(len(self.kept) - together + 1)]
         tries: list[list[Kept]] = [self._blocks(), singles] if self.worth is None and together == 1 else [singles]
         counts = self.counts()
@@ -321,7 +321,7 @@ class _Dropper:
 
     def _may_go(self, block: Kept, counts: Counter[str], fewest: int, among: Collection[str]) -> bool:
         gone = Counter(self.spec.layers[layer] for layer in block)
-        if not self.spec.family.stays(self.spec.config).isdisjoint(block):
+        if not self.spec.family.stays(self.spec.text).isdisjoint(block):
             return False
         if len(block) == len(self.kept) or (among and not any(kind in among for kind in gone)):
             return False

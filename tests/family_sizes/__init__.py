@@ -6,8 +6,9 @@ from family_sizes.dense import DENSE
 from family_sizes.hybrids import HYBRIDS
 from family_sizes.mixtures import MIXTURES
 from family_sizes.state_space import STATE_SPACE
+from family_sizes.wrappers import WRAPPERS
 
-FAMILY_SIZES: dict[str, list[dict[str, Any]]] = DENSE | MIXTURES | HYBRIDS | STATE_SPACE
+FAMILY_SIZES: dict[str, list[dict[str, Any]]] = DENSE | MIXTURES | HYBRIDS | STATE_SPACE | WRAPPERS
 """model_type -> tiny configs.  A family is not in before it has some here."""
 
 __all__ = ["FAMILY_SIZES"]

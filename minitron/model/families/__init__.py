@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from minitron.model.axes import Config
 from minitron.model.families.apertus import APERTUS
 from minitron.model.families.bamba import BAMBA
 from minitron.model.families.cohere import COHERE, COHERE2
@@ -28,6 +29,7 @@ from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
 from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL, PHI_MOE
 from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
+from minitron.model.families.nesting import PROJECTOR
 from minitron.model.families.olmo import OLMO2, OLMO3
 from minitron.model.families.olmoe import OLMOE
 from minitron.model.families.phi import PHI3
@@ -38,6 +40,8 @@ from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
 from minitron.model.families.sparse_attention import DEEPSEEK_V32, GLM_DSA
 from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
+from minitron.model.families.wrappers import ABSENT, WRAPPERS
+from minitron.model.families.wrapping import family_inside
 from minitron.model.families.zamba2 import ZAMBA2
 
 _FAMILIES: Final = (
@@ -56,4 +60,27 @@ _FAMILIES: Final = (
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """model_type -> family."""
 
-__all__ = ["FAMILIES", "Cache", "Extra", "Family", "LogitMap", "Logits", "Norm", "Rule"]
+
+def family_of(config: Config) -> Family | None:
+    """The family that reads a config.json document, None where there is none.
+
+    Raises MinitronError for a larger model whose language model no family reads."""
+    model_type = str(config.get("model_type"))
+    if model_type in WRAPPERS:
+        return family_inside(WRAPPERS[model_type], config, FAMILIES, ABSENT)
+    return FAMILIES.get(model_type)
+
+
+__all__ = [
+    "FAMILIES",
+    "PROJECTOR",
+    "WRAPPERS",
+    "Cache",
+    "Extra",
+    "Family",
+    "LogitMap",
+    "Logits",
+    "Norm",
+    "Rule",
+    "family_of",
+]

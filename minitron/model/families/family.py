@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from minitron.model.axes import EXPERT, HIDDEN, Axis, Config
-from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse, parse_shape
+from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse_shape
+from minitron.model.families.cache import Cache
 from minitron.model.families.logits import PRODUCTS, Logits
+from minitron.model.families.nesting import ASIDE, PROJECTOR, TIES, Nesting
 from minitron.model.families.norms import Norm
 
 
@@ -105,7 +107,7 @@ class Rule:
     @property
     def is_linear(self) -> bool:
         """Whether it is the matrix of a linear layer that the model calls."""
-        named = self.called and (self.name.endswith(".weight") or self.is_stacked)
+        named = self.called and (self.name.endswith("weight") or self.is_stacked)
         return len(self.matrix) == 2 and named and self.norm is None and self.component != "embedding"
 
     @property
@@ -140,60 +142,6 @@ def value_of(config: Config, defaults: Mapping[str, Any], key: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """What one layer of a kind keeps between tokens, as dimensions to count."""
-
-    keys_values: str = ""
-    """Numbers that a token adds: keys and values of all heads, or a latent that stands for them."""
-
-    window: str = ""
-    """The config key of a sliding window: of so many of the last tokens keys and values are kept; empty, or a key that
-    says nothing, for all of them."""
-
-    chunked: bool = False
-    """Whether that window begins anew with every so many tokens, instead of ending at each token."""
-
-    conv_channels: str = ""
-    """Channels of which a sequence keeps the last inputs, one fewer than the convolution has taps."""
-
-    conv_taps: str = ""
-    """The axis that counts those taps."""
-
-    state: str = ""
-    """Numbers in the recurrent state of a sequence, of any shape."""
-
-    attends: str = ""
-    """Numbers of a token that are multiplied with those of each token it attends to: queries with keys, weights with
-    values."""
-
-    scans: str = ""
-    """Numbers of a token that are multiplied with those of each token of a chunk of the scan; empty for a scan that
-    goes token by token."""
-
-    called: str = ""
-    """What reports call layers that keep this."""
-
-    PARTS: ClassVar[tuple[str, ...]] = ("keys_values", "conv_channels", "state", "attends", "scans")
-    """The fields that spell a dimension."""
-
-    def __post_init__(self) -> None:
-        if bool(self.conv_channels) != bool(self.conv_taps):
-            raise ValueError("a convolution has channels and taps")
-        if self.window and not self.keys_values:
-            raise ValueError("a window is one of keys and values")
-
-    def dim(self, part: str) -> Dim | None:
-        """A field of PARTS, parsed; None where it is empty."""
-        text = getattr(self, part)
-        return parse(text) if text else None
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether a sequence keeps something that does not grow with its tokens."""
-        return bool(self.conv_channels or self.state)
-
-
-@dataclass(frozen=True)
 class Extra:
     """Tensors that some checkpoints hold beside those that the rules name: they are neither cut nor counted."""
 
@@ -208,6 +156,9 @@ class Extra:
 
     when: str = ""
     """As in a rule."""
+
+    counted: bool = False
+    """Whether a rule of kind TOWER counts them among the model's parameters."""
 
     behind_the_last: str = ""
     """The config key of how many layers stand behind the last one of the model; the pattern's group `layer` is then the
@@ -256,7 +207,7 @@ class Family:
 
     rules: Mapping[str, tuple[Rule, ...]]
     """kind -> the tensors of a layer of that kind, a norm before the linears that read it; `model` -> the tensors
-    outside layers."""
+    outside layers; PROJECTOR and TOWER -> what stands beside the language model of a larger model."""
 
     axes: Mapping[str, Axis]
     """name -> the axis's row."""
@@ -326,6 +277,9 @@ class Family:
     beside_states: int = 0
     """How many things a layer returns beside the hidden states, in transformers."""
 
+    nesting: Nesting | None = None
+    """For a language model inside a larger model: where config.json says what it is; None where all of it does."""
+
     summary: str = ""
     """What layers it has, and in brackets which models are of it; for the table in README.md."""
 
@@ -349,6 +303,32 @@ class Family:
                 if index.items() <= other.items():
                     return index | {"layer": layer}
         return index
+
+    def text(self, config: Config) -> Config:
+        """What a config.json document says of the language model."""
+        return config if self.nesting is None else self.nesting.text(config)
+
+    def place(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The object in a config.json document that says what the language model is, to be written in."""
+        found: dict[str, Any] = config if self.nesting is None else self.nesting.place(config)
+        return found
+
+    def untie(self, config: dict[str, Any]) -> None:
+        """Write into a config.json document that the output layer is one of its own."""
+        place = self.place(config)
+        other = {other for other, key in self.spellings.items() if key == TIES and other in place}
+        place.update(dict.fromkeys((TIES, *other), False))
+        if self.nesting is not None and self.nesting.ties != "inside":
+            config[TIES] = False
+
+    def of(self, names: Collection[str]) -> Family:
+        """The family of a checkpoint with tensors of these `names`: without what stands beside a language model where
+        none of it is there, for people take the language model out of a file and leave config.json as it is."""
+        beside = [rule.pattern.expression for rule in self.rules.get(PROJECTOR, ())]
+        found = re.compile("|".join([*beside, *(extra.pattern for extra in self.extras if extra.counted)]))
+        if self.nesting is None or not names or any(found.fullmatch(name) for name in names):
+            return self
+        return replace(self, rules={kind: rules for kind, rules in self.rules.items() if kind not in ASIDE})
 
     @cached_property
     def grouped(self) -> dict[str, str]:

@@ -1,0 +1,219 @@
+"""What a vision or audio tower holds: how many numbers, in the keys of its own config.
+
+Towers are carried as they are, so nothing but their size need be known of them.  The expressions are sums over the
+tensors of transformers' classes, as they stand there; a word is a key of the tower's config or one of `derived`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+from minitron.errors import MinitronError
+from minitron.model.axes import Config, whole
+from minitron.model.dims import axes_of, numel, parse
+
+Sub = Mapping[str, Any]
+"""The config of a tower, with what absent keys mean."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One type of tower."""
+
+    numbers: str
+    """How many it holds, as a dimension is spelled (minitron.model.dims)."""
+
+    defaults: Mapping[str, Any]
+    """What absent keys mean: transformers' class defaults."""
+
+    derived: Mapping[str, Callable[[Sub], int]] = field(default_factory=dict)
+    """word -> a number that follows from keys."""
+
+    def count(self, config: Sub) -> int:
+        """How many numbers a tower of this config holds; raises MinitronError for a key that is no whole number."""
+        return self.value(self.numbers, config)
+
+    def value(self, expression: str, config: Sub) -> int:
+        """What an expression in the tower's keys comes to."""
+        said = {**self.defaults, **{key: value for key, value in config.items() if value is not None}}
+        dim = parse(expression)
+        sizes = {word: self._size(word, said) for word in axes_of(dim)}
+        return int(numel(dim, sizes))
+
+    def _size(self, word: str, said: Sub) -> int:
+        if word in self.derived:
+            return self.derived[word](said)
+        value = said.get(word)
+        return int(value) if isinstance(value, bool) else whole(word, value)
+
+
+def side(value: Any) -> tuple[int, int]:
+    """(height, width) of what a config gives as one number or two."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return whole("the height", value[0]), whole("the width", value[1])
+    return whole("the size", value), whole("the size", value)
+
+
+def _area(key: str) -> Callable[[Sub], int]:
+    return lambda said: prod(side(said[key]))
+
+
+def _patches(said: Sub) -> int:
+    pairs = zip(side(said["image_size"]), side(said["patch_size"]), strict=True)
+    return prod(image // max(patch, 1) for image, patch in pairs)
+
+
+_IMAGE: Final = {"patches": _patches, "patch_area": _area("patch_size")}
+
+_LINEARS: Final = "4*hidden_size*(hidden_size + 1) + intermediate_size*(2*hidden_size + 1) + hidden_size"
+"""Attention with biases and an MLP of two linears with biases."""
+
+_SIGLIP: Final = (
+    "hidden_size*(num_channels*patch_area + 1 + patches)"
+    f" + num_hidden_layers*({_LINEARS} + 4*hidden_size) + 2*hidden_size"
+    f" + vision_use_head*({_LINEARS} + 3*hidden_size)"
+)
+_CLIP: Final = (
+    "hidden_size*(num_channels*patch_area + 1 + patches + 1)"
+    f" + num_hidden_layers*({_LINEARS} + 4*hidden_size) + 4*hidden_size"
+)
+_PIXTRAL: Final = (
+    "hidden_size*(num_channels*patch_area + 1)"
+    " + num_hidden_layers*(4*hidden_size*hidden_size + 3*hidden_size*intermediate_size + 2*hidden_size)"
+)
+_MERGER: Final = "(merged*(merged + 1))"
+"""The first linear of a merger; the second writes the residual stream."""
+
+_QWEN2: Final = (
+    "embed_dim*in_channels*temporal*patch_area"
+    " + depth*(4*embed_dim*(embed_dim + 1) + 2*embed_dim*mlp_ratio*embed_dim + mlp_ratio*embed_dim + 5*embed_dim)"
+    f" + 2*embed_dim + {_MERGER}"
+)
+_QWEN2_5: Final = (
+    "hidden_size*in_channels*temporal*patch_area"
+    " + depth*(4*hidden_size*(hidden_size + 1) + 3*hidden_size*intermediate_size + 2*intermediate_size"
+    " + 3*hidden_size)"
+    f" + hidden_size + {_MERGER}"
+)
+_QWEN3: Final = (
+    "hidden_size*(in_channels*temporal*patch_area + 1 + num_position_embeddings)"
+    f" + depth*({_LINEARS} + 4*hidden_size)"
+    f" + 2*hidden_size + {_MERGER} + deepstack*(2*merged + {_MERGER})"
+)
+_LLAMA4: Final = (
+    "hidden_size*(num_channels*patch_area + 1 + patches + 1)"
+    f" + num_hidden_layers*({_LINEARS} + 4*hidden_size) + 4*hidden_size"
+    " + projector_input_dim*intermediate_size + projector_output_dim*projector_output_dim"
+)
+_INTERNVL: Final = (
+    "hidden_size*(num_channels*patch_area + 1 + 1 + positions + use_mask_token)"
+    " + num_hidden_layers*(4*hidden_size*hidden_size + hidden_size + 3*attention_bias*hidden_size"
+    " + 2*use_qk_norm*hidden_size + intermediate_size*(2*hidden_size + 1) + hidden_size + 2*hidden_size"
+    " + 2*norm_tensors*hidden_size) + final_norm*2*hidden_size"
+)
+
+
+def _merged(width: str) -> Callable[[Sub], int]:
+    return lambda said: whole(width, said[width]) * whole("spatial_merge_size", said["spatial_merge_size"]) ** 2
+
+
+def _temporal(said: Sub) -> int:
+    value = said["temporal_patch_size"]
+    return whole("temporal_patch_size", value[0] if isinstance(value, list | tuple) else value)
+
+
+def _qwen(width: str) -> dict[str, Callable[[Sub], int]]:
+    return {
+        "patch_area": _area("patch_size"),
+        "temporal": _temporal,
+        "merged": _merged(width),
+        "deepstack": lambda said: len(said["deepstack_visual_indexes"]),
+    }
+
+
+_QWEN_DEFAULTS: Final = {"in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2, "patch_size": 14}
+_QWEN3_DEFAULTS: Final = _QWEN_DEFAULTS | {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "patch_size": 16,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": (),
+}
+_VIT_DEFAULTS: Final = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+
+TOWERS: Final[dict[str, Tower]] = {
+    "siglip_vision_model": Tower(_SIGLIP, _VIT_DEFAULTS | {"patch_size": 16, "vision_use_head": True}, _IMAGE),
+    "clip_vision_model": Tower(_CLIP, _VIT_DEFAULTS | {"patch_size": 32}, _IMAGE),
+    "pixtral": Tower(
+        _PIXTRAL,
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_channels": 3,
+            "image_size": 1024,
+            "patch_size": 16,
+        },
+        _IMAGE,
+    ),
+    "qwen2_vl_vision": Tower(
+        _QWEN2, _QWEN_DEFAULTS | {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4}, _qwen("embed_dim")
+    ),
+    "qwen2_5_vl_vision": Tower(
+        _QWEN2_5,
+        _QWEN_DEFAULTS | {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420},
+        _qwen("hidden_size"),
+    ),
+    "qwen3_vl_vision": Tower(_QWEN3, _QWEN3_DEFAULTS | {"deepstack_visual_indexes": (8, 16, 24)}, _qwen("hidden_size")),
+    "qwen3_5_vision": Tower(_QWEN3, _QWEN3_DEFAULTS, _qwen("hidden_size")),
+    "llama4_vision_model": Tower(
+        _LLAMA4,
+        {
+            "hidden_size": 768,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 34,
+            "num_channels": 3,
+            "image_size": 448,
+            "patch_size": 14,
+            "vision_output_dim": 7680,
+            "projector_input_dim": 4096,
+            "projector_output_dim": 4096,
+        },
+        _IMAGE,
+    ),
+}
+"""model_type of the tower's config -> what it holds."""
+
+_OTHER_NAMES: Final = {
+    "qwen2_vl": "qwen2_vl_vision",
+    "qwen2_5_vl": "qwen2_5_vl_vision",
+    "qwen3_vl": "qwen3_vl_vision",
+    "qwen3_5": "qwen3_5_vision",
+    "qwen3_5_moe": "qwen3_5_vision",
+    "qwen3_5_moe_vision": "qwen3_5_vision",
+}
+
+
+def tower_of(config: Config, key: str, default: str) -> tuple[Tower, Sub]:
+    """The tower under `key` of a config.json document, of the type `default` where it does not say, and its config.
+
+    Raises MinitronError for a type that TOWERS does not have."""
+    own = config.get(key)
+    found: Sub = own if isinstance(own, Mapping) else {}
+    named = str(found.get("model_type") or default)
+    tower = TOWERS.get(_OTHER_NAMES.get(named, named))
+    if tower is None:
+        raise MinitronError(
+            f"config.json: {key} is of the type {named!r}, of which Minitron does not know how large it is; the known "
+            f"types are {', '.join(sorted(TOWERS))}."
+        )
+    return tower, found
