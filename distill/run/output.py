@@ -24,6 +24,7 @@ from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.weight_files import written
 from minitron.report.training import training_document
 
 DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
@@ -61,11 +62,12 @@ def write_student(
         copy_companions(student, folder)
         if (student / RECORD).is_file():
             shutil.copyfile(student / RECORD, folder / RECORD)
-        if dict(spec.config) == read_json(student / "config.json"):
+        config = written(spec.config)
+        if config == read_json(student / "config.json"):
             shutil.copyfile(student / "config.json", folder / "config.json")
         else:
             # What the weights say beside it: an output layer that is not tied after all.
-            write_text(folder / "config.json", json.dumps(dict(spec.config), indent=2) + "\n")
+            write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         write_text(folder / "README.md", card)
         if training is not None:
             write_json(folder / DISTILLATION, dict(training))

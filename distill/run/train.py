@@ -24,7 +24,7 @@ from distill.teacher.drift import Drift
 from distill.teacher.loading import known_spec
 from distill.text.data import Text, read_text
 from minitron.errors import MinitronError
-from minitron.model.loading import find_device, load_model, load_tokenizer
+from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.units import format_bytes
 
@@ -104,6 +104,8 @@ def _read(request: Request, work: Work, processes: Processes) -> Text:
     if processes.is_first:
         try:
             text = read()
+            for folder in (asked.student, asked.teacher):
+                require_embeddings(folder, text.validation, *(part.tokens.ids for part in text.parts))
         except MinitronError:
             # Nothing has been trained yet: a text that does not do leaves nothing behind.
             if work.read_start() is None:

@@ -30,7 +30,7 @@ from minitron.model.families import PROJECTOR, Extra, Rule
 from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
-from minitron.model.weight_files import SUFFIXES
+from minitron.model.weight_files import SUFFIXES, written
 from minitron.progress import Progress, silent
 from minitron.units import format_bytes, format_parameters
 
@@ -350,7 +350,7 @@ def _write_rest(
 ) -> None:
     copy_companions(model, folder)
     # JSON as people write it, not ours: a config keeps the order of its keys.
-    write_text(folder / "config.json", json.dumps(dict(cutter.target.config), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(written(cutter.target.config), indent=2) + "\n")
     plan = cutter.plan
     write_json(
         folder / RECORD,

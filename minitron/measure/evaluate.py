@@ -19,7 +19,15 @@ from minitron.measure.quality import Quality, Teacher, measure_quality
 from minitron.measure.speed import Speed, measure_speed
 from minitron.measure.text import token_blocks
 from minitron.model.checkpoint import Checkpoint
-from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer, require_same_tokenizer
+from minitron.model.loading import (
+    DTYPES,
+    find_device,
+    load_model,
+    load_tokenizer,
+    require_embeddings,
+    require_same_tokenizer,
+)
+from minitron.model.sources import title
 from minitron.model.stored import require_plain
 from minitron.progress import Progress, silent
 
@@ -93,6 +101,10 @@ def evaluate_folders(
     blocks = [
         token_blocks(item, text, sequence_length=asked.sequence_length, samples=asked.samples) for item in tokenizers
     ]
+    for folder, ids in zip(models, blocks, strict=True):
+        require_embeddings(folder, ids)
+    if against is not None:
+        require_embeddings(against, *blocks)
 
     speeds: list[Speed | None] = [None] * len(models)
     if asked.speed:
@@ -101,7 +113,7 @@ def evaluate_folders(
     evaluations = []
     for i, folder in enumerate(models):
         model = _load_or_reuse(folder, against, teacher, number, place)
-        with progress(f"evaluating {folder.name}", blocks[i].size, "tokens") as advance:
+        with progress(f"evaluating {title(folder)}", blocks[i].size, "tokens") as advance:
             quality = measure_quality(model, blocks[i], teacher=teacher, batch_size=asked.batch_size, advance=advance)
         evaluations.append(
             Evaluation(

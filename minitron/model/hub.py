@@ -108,7 +108,7 @@ def fetch_model(name: HubName, progress: Progress = silent) -> Path:
             return folder
         raise MinitronError(f"of {name} only a part is in the cache; {error}") from None
     weights = _weights(name, commit, sizes)
-    beside = [file for file in sizes if "/" not in file and _is_beside(file)]
+    beside = [file for file in sizes if "/" not in file and file != "config.json" and _is_beside(file)]
     with progress(f"fetching {name}", sum(sizes[file] for file in (*weights, *beside)), "B") as advance:
         for file in (*beside, *weights):
             with _asking(name):

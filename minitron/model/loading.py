@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -171,19 +172,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def require_same_tokenizer(student: Path, teacher: Path) -> None:
-    """Raise MinitronError unless both folders' tokenizers map the same text to the same ids, and both models know them.
-
-    A model may know more: vocabularies are padded to round numbers."""
+    """Raise MinitronError unless both folders' tokenizers map the same text to the same ids."""
     one, other = load_tokenizer(student), load_tokenizer(teacher)
     if one.get_vocab() != other.get_vocab():
         raise MinitronError(
             f"{student} and {teacher} have different tokenizers ({len(one)} and {len(other)} tokens); "
             "distillation and KL compare logits, so both must share one vocabulary."
         )
-    for folder in (student, teacher):
-        size = vocabulary_of(folder)
-        if size is not None and size < len(one):
-            raise MinitronError(
-                f"{folder} has a vocabulary of {size} tokens and its tokenizer gives {len(one)}; "
-                "use the tokenizer that the model was trained with."
-            )
+
+
+def require_embeddings(folder: Path, *ids: NDArray[Any]) -> None:
+    """Raise MinitronError where one of these token ids lies beyond the embeddings of the model in `folder`: a
+    tokenizer may have more tokens, as long as no text has them."""
+    size = vocabulary_of(folder)
+    highest = max((int(one.max()) for one in ids if one.size), default=-1)
+    if isinstance(size, int) and highest >= size:
+        raise MinitronError(
+            f"the tokenizer gives the token id {highest} and the model in {folder} has {size} embeddings; "
+            "use the tokenizer that the model was trained with."
+        )

@@ -10,15 +10,16 @@ What is passed over is told (`notes`); what is no such folder is said for what i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
+_EXPLICIT: Final = "transformers_weights"
 ADAPTER: Final = "adapter_config.json"
 
 SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz")
@@ -166,11 +167,16 @@ def cached_name(place: Path) -> str:
     return place.name.removeprefix("models--").replace("--", "/")
 
 
+def written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json as an output has it, whose weights are in SINGLE or behind INDEX whatever the source's were in."""
+    return {key: value for key, value in config.items() if key != _EXPLICIT}
+
+
 def explicit_file(folder: Path) -> str | None:
     """The file that config.json gives as transformers_weights; None where it gives none."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
-    name = config.get("transformers_weights") if isinstance(config, dict) else None
+    name = config.get(_EXPLICIT) if isinstance(config, dict) else None
     return name if isinstance(name, str) else None
 
 

@@ -77,7 +77,7 @@ def truncated(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (other_vocabulary, "vocabulary of 200 tokens and its tokenizer gives 300"),
+        (other_vocabulary, "has 200 embeddings; use the tokenizer"),
         (other_tokenizer, "different tokenizers"),
         (truncated, "truncated"),
     ],
