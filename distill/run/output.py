@@ -85,8 +85,8 @@ def _untrained(model: PreTrainedModel, spec: ModelSpec, name: str, source: Check
     if spec.is_tied and any(
         rule.tied_to and rule.pattern.match(name) is not None for rule in spec.family.rules["model"]
     ):
-        # A tied output layer that the student's folder spells out.
-        tied: Tensor = model.get_output_embeddings().weight
+        # A tied output layer that the student's folder spells out; safetensors writes no memory twice.
+        tied: Tensor = model.get_output_embeddings().weight.detach().clone()
         return tied
     if not spec.builds(name):
         return source.tensor(name)
