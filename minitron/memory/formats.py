@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
 
-from minitron.model.quantised.layout import Layout, Scheme
+from minitron.model.matrix_layout import Layout, Scheme
 
 Use = Literal["weights", "kv", "state"]
 """What is kept: the weights, keys and values of attention, or states of Mamba layers (recurrent and convolution)."""

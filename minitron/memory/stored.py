@@ -11,7 +11,7 @@ from minitron.memory.formats import FORMATS, Format, format_of, stored_format
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
-from minitron.model.quantised.layout import Scheme
+from minitron.model.matrix_layout import Scheme
 from minitron.model.quantised.quantisation import Quantisation
 from minitron.model.quantised.source import Measured
 from minitron.model.spec import ModelSpec

@@ -1,9 +1,10 @@
-"""Quantised checkpoints: what a config says of them, how their bytes lie, and how they become bf16 again.
+"""Quantised checkpoints: what a config says of them.
 
-layout.py        the bytes of a matrix: bits, scales of groups, rows and blocks, zero points
-modules.py       which tensors an entry of a config's list means
 quantisation.py  what a config says, as groups of modules with one scheme each
-methods.py       quant_method -> how that method's config is read
+modules.py       which tensors an entry of a config's list means
+methods.py       quant_method -> how that method's config is read (floats.py, integers.py)
+schemes.py       the schemes, as files hold them (their bytes: minitron.model.matrix_layout)
+source.py        what a spec knows of the checkpoint that it was read from
 """
 
 from minitron.model.quantised.methods import quantisation_of, with_companions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from minitron.model.matrix_layout import Layout, Scheme
 from minitron.model.quantised.integers import HEAD, NO_BITS, ignored
-from minitron.model.quantised.layout import Layout, Scheme
 from minitron.model.quantised.modules import EXPERTS, PROJECTIONS, is_class
 from minitron.model.quantised.quantisation import CAST, Group, Quantisation, Section, number, table, text
 from minitron.model.quantised.schemes import (

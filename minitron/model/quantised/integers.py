@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.quantised.layout import Layout, Scheme
+from minitron.model.matrix_layout import Layout, Scheme
 from minitron.model.quantised.modules import PROJECTIONS
 from minitron.model.quantised.quantisation import Group, Quantisation, Section, entries, number, table, text
 from minitron.model.quantised.schemes import (

@@ -10,7 +10,7 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.model.dims import Name
 from minitron.model.families import Rule
-from minitron.model.quantised.layout import Scheme
+from minitron.model.matrix_layout import Scheme
 from minitron.model.quantised.modules import means, modules_of
 
 Section = Mapping[str, Any]

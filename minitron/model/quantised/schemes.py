@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from minitron.model.quantised.layout import Layout, Scheme
+from minitron.model.matrix_layout import Layout, Scheme
 
 FP16_BYTES: Final = 2
 FP32_BYTES: Final = 4
