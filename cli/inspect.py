@@ -10,13 +10,18 @@ The document of --json, sizes in bytes:
 `by_component` are without the multi-token-prediction block, which `mtp` counts, and without the tensors beside the
 model's own, which `extras` names: a copy of a tied embedding, a vision tower.  `weight_bytes` are those of all
 tensors in the folder; of a config.json alone, those of `total` in the config's dtype, or in the formats that it names
-where it is that of a quantised checkpoint.
+where it is that of a quantised checkpoint.  With --list it is
+{"types": {model_type: summary}, "unsupported": {model_type: why}}.
 """
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from cli import show
-from cli.options import JsonOption, ModelArgument
+from cli.options import MODEL_HELP, JsonOption
+from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
 from pipeline.inspection import Inspection
 from pipeline.inspection import inspect as inspected
@@ -26,14 +31,31 @@ if TYPE_CHECKING:
 
 _MAP_WIDTH: Final = 60
 
+OptionalModelArgument = Annotated[Path | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+ListOption = Annotated[bool, typer.Option("--list", help="List the model types that Minitron supports.")]
 
-def command(model: ModelArgument, as_json: JsonOption = False) -> None:
-    """Describe a checkpoint: layers, sizes, parameters, bytes. Reads no weights."""
+
+def command(model: OptionalModelArgument = None, list_types: ListOption = False, as_json: JsonOption = False) -> None:
+    """Describe a checkpoint: layers, sizes, parameters, bytes. Reads no weights. With --list: the model types."""
+    if list_types:
+        _print_types(as_json=as_json)
+        return
+    if model is None:
+        raise MinitronError("there is nothing to inspect; give a MODEL, or --list for the model types.")
     found = inspected(model, note=show.note)
     if as_json:
         show.document(found.to_json())
     else:
         _print(found)
+
+
+def _print_types(*, as_json: bool) -> None:
+    from minitron.model.families import UNSUPPORTED, summaries
+
+    if as_json:
+        show.document({"types": summaries(), "unsupported": UNSUPPORTED})
+    else:
+        show.table("Model types", ["model_type", "layers (models)"], [list(row) for row in summaries().items()])
 
 
 def _print(found: Inspection) -> None:

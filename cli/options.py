@@ -118,7 +118,8 @@ def _path(flags: str, help: str, metavar: str = "PATH") -> Any:
     return typer.Option(*flags.split(), help=help, metavar=metavar, show_default=False)
 
 
-ModelArgument = Annotated[Path, _argument(f"Hugging Face checkpoint folder, config.json, or {ON_THE_HUB}.", "MODEL")]
+MODEL_HELP: Final = f"Hugging Face checkpoint folder, config.json, or {ON_THE_HUB}."
+ModelArgument = Annotated[Path, _argument(MODEL_HELP, "MODEL")]
 ModelsArgument = Annotated[list[Path], _argument(f"One or more checkpoint folders, or {ON_THE_HUB}.", "MODEL...")]
 StudentArgument = Annotated[
     Path, _argument(f"Smaller model, to be trained: a checkpoint folder, or {ON_THE_HUB}.", "STUDENT")

@@ -21,7 +21,7 @@ from minitron.files import write_text
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import GPUS
 from minitron.model.axes import Axis
-from minitron.model.families import FAMILIES, WRAPPERS
+from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
 
 ROOT: Final = Path(__file__).parent.parent
 FACTS: Final = ROOT / "tests/reference/families_facts.json"
@@ -124,6 +124,12 @@ def _refused() -> Rows:
         yield _code(key), why, ", ".join(types)
 
 
+def _unsupported() -> Rows:
+    yield "`model_type`", "what no table can say of it"
+    for model_type, why in UNSUPPORTED.items():
+        yield _code(model_type), why
+
+
 TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
@@ -133,6 +139,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "cuts": _cuts,
     "fixed": _fixed,
     "refused": _refused,
+    "unsupported": _unsupported,
 }
 """name in a marker -> its rows."""
 

@@ -64,19 +64,12 @@ TOYS: Final[dict[str, str]] = {
     """,
     "family": """
         from minitron.model.families import FAMILIES
-        from minitron.model.families.decoders import MLP, attention, pre_norm, rotary_decoder
-        from minitron.model.families.family import Rule
+        from minitron.model.families.decoders import attention, gated_mlp, pre_norm, rotary_decoder
 
-        FAMILIES["arcee"] = rotary_decoder(
-            "arcee",
-            layer=pre_norm(
-                attention(bias="attention_bias", output_bias="attention_bias"),
-                (
-                    Rule(MLP + "up_proj.weight", "ffn, hidden", "mlp"),
-                    Rule(MLP + "down_proj.weight", "hidden, ffn", "mlp"),
-                ),
-            ),
-            summary="attention and an MLP without a gate",
+        FAMILIES["cwm"] = rotary_decoder(
+            "cwm",
+            layer=pre_norm(attention(), gated_mlp()),
+            summary="attention and a gated MLP",
         )
     """,
 }
@@ -192,7 +185,7 @@ def test_a_format() -> None:
 
 def test_a_family(short_text: Path, tmp_path: Path) -> None:
     sizes = {key: value for key, value in tiny_models.LLAMA_SIZES.items() if key != "head_dim"}
-    model = tiny_models.save_family(tmp_path / "model", "arcee", **sizes)
+    model = tiny_models.save_family(tmp_path / "model", "cwm", **sizes)
     line = ["prune", model, "--data", short_text, "--samples", 3, "--sequence-length", 32, "--scoring-dtype", "fp32"]
     line += ["--set", "hidden_size=24", "--set", "intermediate_size=40", "--set", "num_hidden_layers=3"]
     found = document("family", *line, "-o", tmp_path / "small")["results"]
@@ -203,7 +196,7 @@ def test_a_family(short_text: Path, tmp_path: Path) -> None:
     assert tuple(up.shape) == (40, 24)
     refused = minitron("estimator", *line, "-o", tmp_path / "other")
     assert refused.returncode == 2
-    assert "model_type is 'arcee'; the supported types are " in refused.stderr
+    assert "model_type is 'cwm', which Minitron does not support" in refused.stderr
 
 
 def told(value: Any) -> list[str]:

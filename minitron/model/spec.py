@@ -17,7 +17,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AUTO, AXES, EXPERT, HIDDEN, LAYER, entry, has_entry, whole
 from minitron.model.dims import axes_of, numel, parse
-from minitron.model.families import FAMILIES, WRAPPERS, Extra, Rule, family_of
+from minitron.model.families import Extra, Rule, find_family
 from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS
 from minitron.model.families.layer_lists import size_under
 from minitron.model.families.nesting import ASIDE, PROJECTOR
@@ -329,13 +329,7 @@ def spec_of(config: Mapping[str, Any], names: Collection[str] = ()) -> ModelSpec
     """The spec of a config.json document and the `names` of its checkpoint's tensors, where there are some.
 
     Raises MinitronError for a model type that no family reads."""
-    family = family_of(config)
-    if family is None:
-        raise MinitronError(
-            f"config.json: model_type is {config.get('model_type')!r}; the supported types are "
-            f"{', '.join(sorted([*FAMILIES, *WRAPPERS]))}."
-        )
-    family = family.of(names)
+    family = find_family(config).of(names)
     stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
     # Some tools write what torch prints, which transformers does not read.
     plain = {

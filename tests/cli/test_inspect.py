@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli import app
+from minitron.model.families import FAMILIES, WRAPPERS
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PUBLISHED = json.loads((REFERENCE / "param_counts.json").read_text(encoding="utf-8"))["models"]
@@ -107,3 +108,28 @@ def test_bad_checkpoints_are_told_in_one_line(
     assert "safetensors" in refused(model)
     (model / "config.json").write_text('{"model_type": ', encoding="utf-8")
     assert "not valid JSON" in refused(model)
+
+
+def test_the_list_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["inspect", "--list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["types"]) == {*FAMILIES, *WRAPPERS} and not set(told["types"]) & set(told["unsupported"])
+    assert all(told["types"].values())
+    assert app.run(["inspect", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.split()} >= {*FAMILIES, *WRAPPERS}
+    assert app.run(["inspect"]) == 2
+    assert "give a MODEL, or --list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [("qwen3_5_txt", "is qwen3_5_text meant"), (None, "does not support"), ("gemma3n", "embeddings of each layer")],
+)
+def test_an_unknown_type_is_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str | None, told: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "hidden_size": 64}))
+    assert app.run(["inspect", str(tmp_path / "config.json")]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "inspect --list" in error

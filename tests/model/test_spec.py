@@ -84,7 +84,7 @@ def test_every_dialect_of_the_layout_is_read_and_kept(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"model_type": "gpt5"}, "supported types are .*llama, .*mistral, .*nemotron_h"),
+        ({"model_type": "gpt5"}, "does not support; `minitron inspect --list`"),
         ({"hybrid_override_pattern": "MX"}, "the letter 'X'"),
         ({"hybrid_override_pattern": ""}, "empty"),
         ({"hybrid_override_pattern": "MEM", "num_hidden_layers": 4}, "describes 3 layers and num_hidden_layers is 4"),

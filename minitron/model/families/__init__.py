@@ -1,7 +1,9 @@
 """The families of models: one table each."""
 
+from difflib import get_close_matches
 from typing import Final
 
+from minitron.errors import MinitronError
 from minitron.model.axes import Config
 from minitron.model.families.apertus import APERTUS
 from minitron.model.families.bamba import BAMBA
@@ -40,6 +42,7 @@ from minitron.model.families.seed import SEED_OSS
 from minitron.model.families.smollm import SMOLLM3
 from minitron.model.families.sparse_attention import DEEPSEEK_V32, GLM_DSA
 from minitron.model.families.state_space import FALCON_MAMBA, MAMBA, MAMBA2
+from minitron.model.families.unsupported import UNSUPPORTED
 from minitron.model.families.wrappers import ABSENT, WRAPPERS
 from minitron.model.families.wrapping import family_inside
 from minitron.model.families.zamba2 import ZAMBA2
@@ -71,9 +74,34 @@ def family_of(config: Config) -> Family | None:
     return FAMILIES.get(model_type)
 
 
+def find_family(config: Config) -> Family:
+    """The family that reads a config.json document; raises MinitronError where none does."""
+    if (family := family_of(config)) is not None:
+        return family
+    name = str(config.get("model_type"))
+    if name in UNSUPPORTED:
+        raise MinitronError(
+            f"config.json: Minitron does not support {name} models ({UNSUPPORTED[name]}); `minitron inspect --list` "
+            "prints the types that it does."
+        )
+    near = get_close_matches(name, [*FAMILIES, *WRAPPERS], 1)
+    meant = f", is {near[0]} meant" if near else ""
+    raise MinitronError(
+        f"config.json: model_type is {config.get('model_type')!r}, which Minitron does not support{meant}; `minitron "
+        "inspect --list` prints the types that it does."
+    )
+
+
+def summaries() -> dict[str, str]:
+    """model_type -> what layers a model of it has, and in brackets which models are of it."""
+    inside = {wrapper.model_type: f"a language model inside ({wrapper.summary})" for wrapper in WRAPPERS.values()}
+    return dict(sorted({**{name: family.summary for name, family in FAMILIES.items()}, **inside}.items()))
+
+
 __all__ = [
     "FAMILIES",
     "PROJECTOR",
+    "UNSUPPORTED",
     "WRAPPERS",
     "Cache",
     "Extra",
@@ -83,4 +111,6 @@ __all__ = [
     "Norm",
     "Rule",
     "family_of",
+    "find_family",
+    "summaries",
 ]
