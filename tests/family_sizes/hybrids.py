@@ -25,6 +25,14 @@ GRANITE_HYBRID = (
     | {"intermediate_size": 24, "shared_intermediate_size": 40, "num_experts_per_tok": 2}
 )
 
+OLMO_NETS = {
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 3,
+}
+
 HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
         HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
@@ -100,5 +108,10 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "bamba": [
         without_head_dim(DECODER) | MAMBA,
         without_head_dim(DECODER) | MAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},
+    ],
+    # As wide values as keys: transformers writes a convolution over all in three equal parts.
+    "olmo_hybrid": [
+        without_head_dim(DECODER) | OLMO_NETS,
+        DECODER | OLMO_NETS | {"attention_bias": True, "tie_word_embeddings": True, "num_hidden_layers": 3},
     ],
 }

@@ -33,6 +33,7 @@ from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.families.olmo import OLMO2, OLMO3
+from minitron.model.families.olmo_hybrid import OLMO_HYBRID
 from minitron.model.families.olmoe import OLMOE
 from minitron.model.families.phi import PHI3
 from minitron.model.families.qwen import QWEN2, QWEN3
@@ -57,7 +58,7 @@ _FAMILIES: Final = (
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
-    *(DEEPSEEK_V32, GLM_DSA),
+    *(DEEPSEEK_V32, GLM_DSA, OLMO_HYBRID),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
