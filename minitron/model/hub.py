@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.model.headers import Header, header_length, parse_header
-from minitron.model.weight_files import ADAPTER, SUFFIXES, first_file, is_complete, shards, what_files_are
+from minitron.model.weight_files import ADAPTER, INDEX, SUFFIXES, first_file, is_complete, shards, what_files_are
 from minitron.progress import Advance, Progress, silent
 
 _FIRST_BYTES: Final = 100_000
@@ -29,6 +29,9 @@ _AT_ONCE: Final = 8
 
 _BESIDE: Final = (".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken", "")
 """How the names of files end that are fetched with the weights: tokenizer, configs, code, licence."""
+
+_FETCHED: Final = ("config.json", INDEX)
+"""Files that are fetched before it is known what else is."""
 
 _NAME: Final = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
 _ALONE: Final = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -107,13 +110,22 @@ def fetch_model(name: HubName, progress: Progress = silent) -> Path:
         if is_complete(folder):
             return folder
         raise MinitronError(f"of {name} only a part is in the cache; {error}") from None
-    weights = _weights(name, commit, sizes)
-    beside = [file for file in sizes if "/" not in file and file != "config.json" and _is_beside(file)]
-    with progress(f"fetching {name}", sum(sizes[file] for file in (*weights, *beside)), "B") as advance:
-        for file in (*beside, *weights):
+    wanted = _weights(name, commit, sizes)
+    wanted += [file for file in sizes if "/" not in file and file not in _FETCHED and _is_beside(file)]
+    missing = [file for file in wanted if not _is_cached(name, file, commit)]
+    with (
+        progress(f"fetching {name}", sum(sizes[file] for file in missing), "B") if missing else silent("", 0, "") as bar
+    ):
+        for file in missing:
             with _asking(name):
-                path = hf_hub_download(name.repo, file, revision=commit, tqdm_class=_bar(advance))
-    return Path(path).parent
+                folder = Path(hf_hub_download(name.repo, file, revision=commit, tqdm_class=_bar(bar))).parent
+    return folder
+
+
+def _is_cached(name: HubName, file: str, commit: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name.repo, file, revision=commit), str)
 
 
 def _is_beside(file: str) -> bool:
