@@ -5,6 +5,9 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
+# Processes that run the tests: as many as there are cores, or a number.
+JOBS ?= auto
+
 # Waiting OpenMP threads that spin take the processor from whatever else the machine does.
 export OMP_WAIT_POLICY ?= passive
 
@@ -17,8 +20,8 @@ help: ## Show this list
 demo: $(INSTALLED) ## Compress the built-in model to a budget, distil it, compare: some minutes on two cores
 	$(BIN)/minitron demo
 
-test: $(INSTALLED) ## Run the tests, offline
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+test: $(INSTALLED) ## Run the tests, offline, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(INSTALLED) ## Check the format, the style, the types and the import law
 	$(BIN)/ruff format --check .
