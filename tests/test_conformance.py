@@ -46,19 +46,7 @@ KEPT = {"keys": "kv", "values": "kv", "indexer_keys": "kv", "conv_states": "conv
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(
-        (
-            "olmo2",
-            "olmo3",
-            "olmo_hybrid",
-            "lfm3",
-            "exaone4",
-            "glm4",
-            "gemma2",
-            "gemma3_text",
-            "gemma4_text",
-            "gemma3",
-            "gemma4",
-        ),
+        "olmo2 olmo3 olmo_hybrid lfm3 exaone4 glm4 gemma2 gemma3_text gemma4_text gemma3 gemma4".split(),
         "a norm's gain multiplies what goes to the stream",
     ),
 }
