@@ -92,13 +92,14 @@ def _plain(spec: ModelSpec, scheme: Scheme | None) -> Format:
 
 def _places(spec: ModelSpec, kind: str, layers: Sequence[int]) -> list[dict[str, int]]:
     """The indices, those of experts apart, of every place of a kind: of the `layers` that are of it."""
-    if kind == "model":
-        return [{}]
+    if kind in spec.layers:
+        elsewhere = spec.family.elsewhere(spec.text)
+        return [{"layer": layer, **elsewhere.get(layer, {})} for layer in layers if spec.layers[layer] == kind]
     if kind == "mtp":
         return [{"mtp_last": len(spec.mtp_layers) - 1}]
-    if kind in spec.layers:
-        return [{"layer": layer} for layer in layers if spec.layers[layer] == kind]
-    return [{"mtp_layer": layer} for layer, own in enumerate(spec.mtp_layers) if own == kind]
+    if is_mtp(kind):
+        return [{"mtp_layer": layer} for layer, own in enumerate(spec.mtp_layers) if own == kind]
+    return [{}]
 
 
 def _experts(spec: ModelSpec, rule: Rule, index: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -148,9 +149,8 @@ def _measured(stored: Measured) -> Mapping[Any, Any]:
 
 
 def _shape(spec: ModelSpec, rule: Rule) -> tuple[int, int]:
-    *rows, columns = (
-        int(numel(dim, spec.sizes)) for dim in (reversed(rule.matrix) if rule.transposed else rule.matrix)
-    )
+    dims = reversed(rule.matrix) if rule.transposed else rule.matrix
+    *rows, columns = 1, *(int(numel(dim, spec.sizes)) for dim in dims)
     return prod(rows), columns
 
 

@@ -22,6 +22,16 @@ _PLAIN: Final = ("BF16", "F16", "F32", "F64", "I64", "I32", "BOOL")
 
 _HALF: Final = "F16"
 
+_BARE: Final = {
+    "": ".weight",
+    "_scale": ".weight_scale",
+    "_scale_inv": ".weight_scale_inv",
+    "_weight_scale": ".weight_scale",
+    "_weight_scale_inv": ".weight_scale_inv",
+    "_input_scale": ".input_scale",
+}
+"""What stands behind the name of a tensor of all experts, which is no module's -> the same behind a module's."""
+
 
 class Dequantised(Checkpoint):
     """The weights of a quantised folder in bf16; `headers` are those that it would have."""
@@ -55,14 +65,13 @@ class Dequantised(Checkpoint):
             "",
         )
         # A module's bias is a tensor of its own; what begins like a tensor of another name is no part of this one.
-        pieces = {name[len(stem) :]: name for name in names}
+        pieces = {_BARE.get(name[len(stem) :], name[len(stem) :]): name for name in names}
         name = next((name for name in names if name == stem or name.endswith(".weight")), "")
         first = self._stored[name or names[0]]
         alone = len([piece for piece in pieces if piece not in BESIDE]) == 1
         if name and alone and first.dtype in _PLAIN:
             dtype = "BF16" if first.dtype == _HALF else first.dtype
             self.headers[name] = Header(first.file, dtype, first.shape, first.num_bytes)
-            self._pieces[name] = {"": name}
             return
         name = name or (stem if one.name.removesuffix(".weight") == one.name else f"{stem}.weight")
         count = 2
@@ -86,7 +95,7 @@ class Dequantised(Checkpoint):
         import torch
 
         pieces = self._pieces.get(name)
-        if pieces is None or tuple(pieces) == ("",):
+        if pieces is None:
             found = self._read(name)
             return found.to(torch.bfloat16) if found.dtype == torch.float16 else found
         decoded = decode({suffix: self._read(stored) for suffix, stored in pieces.items()}, self.headers[name].shape)
