@@ -3,6 +3,7 @@
 from typing import Any
 
 from family_sizes.base import DECODER, DELTA_NETS, EXPERTS, WINDOWS, without_head_dim
+from family_sizes.dense import GLOBAL
 
 VISION: dict[str, Any] = {
     "hidden_size": 20,
@@ -63,7 +64,7 @@ WRAPPERS: dict[str, list[dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
         {
-            "text_config": _text("mistral", sliding_window=8, tie_word_embeddings=True),
+            "text_config": _text("ministral3", sliding_window=8, tie_word_embeddings=True),
             "vision_config": _PIXTRAL,
             "image_token_index": 299,
             "multimodal_projector_bias": True,
@@ -106,6 +107,34 @@ WRAPPERS: dict[str, list[dict[str, Any]]] = {
         {
             "text_config": _QWEN2_TEXT | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
             "vision_config": QWEN_VISION | {"hidden_size": 16, "intermediate_size": 28, "out_hidden_size": 32},
+            "image_token_id": 299,
+        }
+    ],
+    "llama4": [
+        {
+            "text_config": _text("llama4_text", num_local_experts=6, intermediate_size=24, intermediate_size_mlp=56)
+            | {"moe_layers": [1, 3], "no_rope_layers": [1, 1, 1, 0], "attention_chunk_size": 8},
+            "vision_config": VISION
+            | {"hidden_size": 16, "intermediate_size": 64, "vision_output_dim": 24}
+            | {"projector_input_dim": 24, "projector_output_dim": 24},
+            "image_token_index": 299,
+        }
+    ],
+    "gemma4": [
+        {
+            "text_config": _text("gemma4_text", attention_k_eq_v=True) | GLOBAL,
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 28,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 8,
+                "patch_size": 14,
+                "position_embedding_size": 16,
+                "pooling_kernel_size": 2,
+                "standardize": True,
+            },
             "image_token_id": 299,
         }
     ],

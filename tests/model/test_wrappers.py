@@ -68,9 +68,13 @@ def a_text_with_an_image(config: dict[str, Any]) -> tuple[torch.Tensor, dict[str
         pixels = torch.randn(patches, 3 * 2 * patch * patch, generator=generator)
         images = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, image // patch, image // patch]])}
         tokens = patches // 4
+    elif config["model_type"] == "gemma4":
+        grid = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)
+        pixels = torch.rand(1, 16, 3 * patch * patch, generator=generator)
+        images, tokens = {"pixel_values": pixels, "image_position_ids": grid[None]}, 4
     else:
         images = {"pixel_values": torch.randn(1, 3, image, image, generator=generator)}
-        tokens = {"gemma3": config.get("mm_tokens_per_image"), "mistral3": patches // 4}.get(
+        tokens = {"gemma3": config.get("mm_tokens_per_image"), "mistral3": patches // 4, "llama4": patches // 4}.get(
             config["model_type"], patches
         )
         if vision["model_type"] == "pixtral":

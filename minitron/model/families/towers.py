@@ -107,11 +107,11 @@ _LLAMA4: Final = (
     f" + num_hidden_layers*({_LINEARS} + 4*hidden_size) + 4*hidden_size"
     " + projector_input_dim*intermediate_size + projector_output_dim*projector_output_dim"
 )
-_INTERNVL: Final = (
-    "hidden_size*(num_channels*patch_area + 1 + 1 + positions + use_mask_token)"
-    " + num_hidden_layers*(4*hidden_size*hidden_size + hidden_size + 3*attention_bias*hidden_size"
-    " + 2*use_qk_norm*hidden_size + intermediate_size*(2*hidden_size + 1) + hidden_size + 2*hidden_size"
-    " + 2*norm_tensors*hidden_size) + final_norm*2*hidden_size"
+_GEMMA4: Final = (
+    "hidden_size*(2*position_embedding_size + 3*patch_area)"
+    " + num_hidden_layers*(2*hidden_size*num_attention_heads*head_dim + 2*hidden_size*num_key_value_heads*head_dim"
+    " + 3*hidden_size*intermediate_size + 4*hidden_size + 2*head_dim + 28*use_clipped_linears)"
+    " + 2*standardize*hidden_size"
 )
 
 
@@ -187,6 +187,22 @@ TOWERS: Final[dict[str, Tower]] = {
             "vision_output_dim": 7680,
             "projector_input_dim": 4096,
             "projector_output_dim": 4096,
+        },
+        _IMAGE,
+    ),
+    "gemma4_vision": Tower(
+        _GEMMA4,
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 12,
+            "head_dim": 64,
+            "patch_size": 16,
+            "position_embedding_size": 10_240,
+            "use_clipped_linears": False,
+            "standardize": False,
         },
         _IMAGE,
     ),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from minitron.model.axes import Config, whole
 from minitron.model.families.family import Rule
 from minitron.model.families.towers import tower_of
-from minitron.model.families.wrapping import Size, Wrapper
+from minitron.model.families.wrapping import AROUND, Size, Wrapper
 
 VISION: Final = "vision_config"
 
@@ -71,6 +71,10 @@ def _merging(config: Config) -> int:
 def _mistral3_tower(config: Config) -> int:
     tower, own = tower_of(config, VISION, "pixtral")
     return tower.count(own) + tower.value(f"hidden_size + hidden_size*{_merging(config)}*hidden_size", own)
+
+
+def _gemma4_tower(config: Config) -> int:
+    return _tower("gemma4_vision")["vision_tower"](config) if config.get(VISION) else 0
 
 
 _QWEN_MERGER: Final = _writer("(model.visual|visual).merger.mlp.2", "merged", "")
@@ -170,6 +174,34 @@ _ROWS: Final = (
         ignored=("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
         copies=("vision_config.out_hidden_size",),
         summary="Qwen3-VL",
+    ),
+    Wrapper(
+        "llama4",
+        "llama4_text",
+        carried=("vision_model", "multi_modal_projector"),
+        projector=_writer("(|model.)multi_modal_projector.linear_1", "vision"),
+        sizes={"vision": _sized("vision_output_dim", "llama4_vision_model")},
+        towers=_tower("llama4_vision_model"),
+        held=AROUND,
+        ties="inside",
+        summary="Llama 4 with vision",
+    ),
+    Wrapper(
+        "gemma4",
+        "gemma4_text",
+        carried=("vision_tower", "embed_vision"),
+        projector=(
+            Rule(
+                _AT + "embed_vision.embedding_projection.weight",
+                "hidden, vision",
+                "projector",
+                when=VISION,
+            ),
+        ),
+        sizes={"vision": _sized("hidden_size", "gemma4_vision")},
+        towers={"vision_tower": _gemma4_tower},
+        refused={"audio_config": "a tower that hears"},
+        summary="Gemma 4 with vision",
     ),
     *(
         Wrapper(

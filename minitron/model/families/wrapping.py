@@ -75,6 +75,10 @@ class Wrapper:
     equal: tuple[tuple[str, str], ...] = ()
     """As in Family."""
 
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """key at the top of config.json -> what it would take to honour it: configs that say something under it are
+    refused by name."""
+
     summary: str = ""
     """Which models are of it; for the table in README.md."""
 
@@ -86,6 +90,12 @@ def family_inside(
 
     `absent`: type of a language model -> what absent sizes mean.  Raises MinitronError for a language model that none
     of `families` reads."""
+    for key, why in wrapper.refused.items():
+        if config.get(key):
+            raise MinitronError(
+                f"config.json: {key} says something, which Minitron does not support for {wrapper.model_type} models "
+                f"({why}); use a model without it."
+            )
     nesting = Nesting(wrapper.text, wrapper.keys, wrapper.flat, wrapper.ties, wrapper.copies, wrapper.ignored)
     place = nesting.place(config)
     named = str((None if place is config else place.get("model_type")) or wrapper.text)
