@@ -45,8 +45,9 @@ KEPT = {"keys": "kv", "values": "kv", "indexer_keys": "kv", "conv_states": "conv
 
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
-    **dict.fromkeys(("olmo2", "olmo3", "olmo_hybrid", "lfm3", "exaone4", "glm4"), "norms multiply what is written"),
+    **dict.fromkeys(("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "lfm3"), "norms multiply what is written"),
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text", "gemma3", "gemma4"), "norms multiply what is written"),
+    **dict.fromkeys(("exaone4", "glm4"), "norms multiply what is written"),
 }
 """family -> why its stream is in the basis of its channels for good."""
 WITH_NORMS_BEHIND = {"lfm3": "use_sandwich_norm"}

@@ -152,4 +152,10 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24}
         | {"tie_word_embeddings": True, "embedding_multiplier": 3.0},
     ],
+    "flex_olmo": [
+        DECODER | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24},
+        without_head_dim(DECODER)
+        | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24, "num_key_value_heads": None}
+        | {"attention_bias": True, "tie_word_embeddings": True},
+    ],
 }

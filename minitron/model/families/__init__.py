@@ -34,7 +34,7 @@ from minitron.model.families.nemotron_h import NEMOTRON_H
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.families.olmo import OLMO2, OLMO3
 from minitron.model.families.olmo_hybrid import OLMO_HYBRID
-from minitron.model.families.olmoe import OLMOE
+from minitron.model.families.olmoe import FLEX_OLMO, OLMOE
 from minitron.model.families.phi import PHI3
 from minitron.model.families.qwen import QWEN2, QWEN3
 from minitron.model.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
@@ -54,7 +54,7 @@ _FAMILIES: Final = (
     *(LFM2, LFM2_MOE, LFM3, KIMI_LINEAR),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
-    *(QWEN2_MOE, QWEN3_MOE, OLMOE, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
+    *(QWEN2_MOE, QWEN3_MOE, OLMOE, FLEX_OLMO, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
