@@ -94,6 +94,16 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         | {"conv_bias": True, "attention_bias": True, "conv_L_cache": 3, "tie_word_embeddings": False}
         | {"use_sandwich_norm": False, "use_attention_gate": False},
     ],
+    "bailing_hybrid": [
+        KIMI
+        | {"num_expert_group": 2, "topk_group": 1, "head_dim": 8, "layer_group_size": 3, "num_hidden_layers": 4}
+        | {"first_k_dense_replace": 1, "num_experts": 8},
+        # Widths that differ, of which transformers then writes one twice.
+        KIMI
+        | {"num_expert_group": 1, "topk_group": 1, "head_dim": 16, "short_conv_kernel_size": 3}
+        | {"mlp_layer_types": ["sparse", "dense"] * 2, "layer_types": ["full_attention", "linear_attention"] * 2}
+        | {"attention_bias": True, "tie_word_embeddings": True},
+    ],
     "kimi_linear": [
         KIMI | {"linear_attn_config": DELTA_ATTENTION, "first_k_dense_replace": 1},
         # Groups of experts, and all that transformers' own class calls by other names.

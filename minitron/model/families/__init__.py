@@ -6,6 +6,7 @@ from typing import Final
 from minitron.errors import MinitronError
 from minitron.model.axes import Config
 from minitron.model.families.apertus import APERTUS
+from minitron.model.families.bailing import BAILING_HYBRID
 from minitron.model.families.bamba import BAMBA
 from minitron.model.families.cohere import COHERE, COHERE2
 from minitron.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
@@ -51,7 +52,7 @@ from minitron.model.families.zamba2 import ZAMBA2
 _FAMILIES: Final = (
     *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(FALCON_H1, ZAMBA2, JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
-    *(LFM2, LFM2_MOE, LFM3, KIMI_LINEAR),
+    *(LFM2, LFM2_MOE, LFM3, KIMI_LINEAR, BAILING_HYBRID),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
     *(MINISTRAL, MINISTRAL3, SMOLLM3, SEED_OSS, HUNYUAN_DENSE, OLMO3, EXAONE4, GLM4),
     *(QWEN2_MOE, QWEN3_MOE, OLMOE, FLEX_OLMO, MIXTRAL, PHI_MOE, MINIMAX_M2, GPT_OSS),

@@ -31,25 +31,32 @@ _ATTENDS: Final = f"{_NESTED}.full_attn_layers"
 _LINEAR: Final = f"{_NESTED}.kda_layers"
 """Lists of layers, which count from 1."""
 
-_HEADS: Final = "delta_head*delta_dim"
+DELTA_HEADS: Final = "delta_head*delta_dim"
+
+
+def convolutions(at: str) -> tuple[Rule, ...]:
+    """Those over queries, keys and values, which are one in memory."""
+    return tuple(
+        Rule(f"{at}{part}_conv1d.weight", f"{DELTA_HEADS}, 1, conv_kernel", "ssm", memory=ATTENTION + "conv1d.weight")
+        for part in "qkv"
+    )
 
 
 def _delta_attention() -> tuple[Rule, ...]:
     """Kimi delta attention (Moonshot AI 2025, Kimi Linear, arXiv 2510.26692, section 3)."""
     at, fades = ATTENTION, ATTENTION + "forget_gate."
-    convolutions = (f"{at}{part}_conv1d.weight" for part in "qkv")
     return (
-        *(Rule(f"{at}{part}_proj.weight", f"{_HEADS}, hidden", "ssm") for part in "qkv"),
-        *(Rule(name, f"{_HEADS}, 1, conv_kernel", "ssm", memory=at + "conv1d.weight") for name in convolutions),
+        *(Rule(f"{at}{part}_proj.weight", f"{DELTA_HEADS}, hidden", "ssm") for part in "qkv"),
+        *convolutions(at),
         Rule(at + "f_a_proj.weight", "delta_rank, hidden", "ssm", memory=fades + "f_a_proj.weight"),
-        Rule(at + "f_b_proj.weight", f"{_HEADS}, delta_rank", "ssm", memory=fades + "f_b_proj.weight"),
-        Rule(at + "dt_bias", _HEADS, "ssm", memory=fades + "dt_bias"),
+        Rule(at + "f_b_proj.weight", f"{DELTA_HEADS}, delta_rank", "ssm", memory=fades + "f_b_proj.weight"),
+        Rule(at + "dt_bias", DELTA_HEADS, "ssm", memory=fades + "dt_bias"),
         Rule(at + "A_log", "1, 1, delta_head, 1", "ssm", memory=fades + "A_log"),
         Rule(at + "b_proj.weight", "delta_head, hidden", "ssm"),
         Rule(at + "g_a_proj.weight", "delta_rank, hidden", "ssm"),
-        Rule(at + "g_b_proj.weight", f"{_HEADS}, delta_rank", "ssm"),
+        Rule(at + "g_b_proj.weight", f"{DELTA_HEADS}, delta_rank", "ssm"),
         gain(at + "o_norm", INSIDE, "delta_dim", "ssm"),
-        Rule(at + "o_proj.weight", f"hidden, {_HEADS}", "ssm"),
+        Rule(at + "o_proj.weight", f"hidden, {DELTA_HEADS}", "ssm"),
     )
 
 
@@ -74,11 +81,11 @@ _EXPERTS: Final = (
 _DENSE: Final = gated_mlp(LAYER + "(mlp|block_sparse_moe).")
 """The released checkpoint calls it mlp, transformers writes the other name."""
 
-_STATES: Final = Cache(
-    conv_channels=f"{_HEADS} + {_HEADS} + {_HEADS}",
+DELTA_STATES: Final = Cache(
+    conv_channels=f"{DELTA_HEADS} + {DELTA_HEADS} + {DELTA_HEADS}",
     conv_taps="conv_kernel",
     state="delta_head*delta_dim*delta_dim",
-    scans=f"{_HEADS} + {_HEADS}",
+    scans=f"{DELTA_HEADS} + {DELTA_HEADS}",
     called="linear attention layers",
 )
 
@@ -133,11 +140,11 @@ def _listed(config: Config, key: str) -> list[int]:
     return list(given)
 
 
-def _is_dense(config: Config) -> list[bool]:
-    """Whether each layer has an MLP in the place of experts."""
+def is_dense(config: Config, first: int = 1) -> list[bool]:
+    """Whether each layer has an MLP in the place of experts, the `first` ones where the config does not say."""
     count, given = layer_count(config), config.get("mlp_layer_types")
     if given is None:
-        first = number_of(config, "first_k_dense_replace", 1)
+        first = number_of(config, "first_k_dense_replace", first)
         return [layer < first for layer in range(count)]
     if not isinstance(given, list | tuple) or len(given) != count:
         raise MinitronError(
@@ -150,12 +157,12 @@ def _is_dense(config: Config) -> list[bool]:
 
 def _letters(config: Config) -> str:
     letters = {(LINEAR, True): "l", (FULL, True): "*", (LINEAR, False): "L", (FULL, False): "A"}
-    return "".join(letters[pair] for pair in zip(_words(config), _is_dense(config), strict=True))
+    return "".join(letters[pair] for pair in zip(_words(config), is_dense(config), strict=True))
 
 
 def _keep_layers(config: dict[str, Any], kept: tuple[int, ...]) -> None:
     """Every way in which a config says which layer is which, for the layers that stay: engines read one or another."""
-    words, dense = _words(config), _is_dense(config)
+    words, dense = _words(config), is_dense(config)
     if _names_layers(config):
         for key, word in ((_ATTENDS, FULL), (_LINEAR, LINEAR)):
             write_entry(config, key, [new for new, layer in enumerate(kept, 1) if words[layer] == word])
@@ -201,7 +208,7 @@ KIMI_LINEAR: Final = Family(
         extra=_AXES,
     ),
     cache={
-        **dict.fromkeys(("linear", "linear_moe"), _STATES),
+        **dict.fromkeys(("linear", "linear_moe"), DELTA_STATES),
         **dict.fromkeys(("attention", "attention_moe"), LATENT),
     },
     layout=_letters,
