@@ -14,7 +14,7 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.quantised.methods import as_cast, quantisation_of, with_companions
 from minitron.model.quantised.quantisation import Quantisation, plain_config
 from minitron.model.quantised.source import ORIGINAL, Measured, Source
-from minitron.model.sources import config_path
+from minitron.model.sources import config_path, hub_name
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import first_file, names_in
 
@@ -32,7 +32,9 @@ def quantisation_in(folder: Path) -> Quantisation | None:
     in plain numbers.  Of a name on the hub the config alone is asked.  Raises MinitronError where weights are
     missing."""
     local = folder.expanduser()
-    path = config_path(folder) if not local.is_dir() or (local / "config.json").is_file() else local / "config.json"
+    if not local.exists() and hub_name(folder) is None:
+        return None  # who reads it says what is missing
+    path = local / "config.json" if local.is_dir() else config_path(folder)
     config = read_json(path) if path.is_file() else {}
     found = quantisation_of(with_companions(config, path)) if isinstance(config, dict) else None
     if found is not None:
