@@ -22,14 +22,14 @@ RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH: Final = 256
 
 CUTS: Final[dict[str, dict[str, int]]] = {
-    "qwen3_moe": {"hidden_size": 168, "num_local_experts": 11, "moe_intermediate_size": 88},
-    "gemma3_text": {"hidden_size": 168, "intermediate_size": 512},
+    "qwen3_moe": {"hidden_size": 112, "num_local_experts": 7, "moe_intermediate_size": 56},
+    "gemma3_text": {"hidden_size": 112, "intermediate_size": 296},
     "granitemoehybrid": {
-        "hidden_size": 168,
+        "hidden_size": 112,
         "mamba_d_head": 28,
         "num_local_experts": 7,
-        "intermediate_size": 88,
-        "shared_intermediate_size": 176,
+        "intermediate_size": 56,
+        "shared_intermediate_size": 112,
     },
 }
 """model_type -> sizes with about a quarter fewer parameters."""

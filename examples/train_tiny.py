@@ -1,4 +1,4 @@
-"""Train a tiny model of another type on the built-in texts: some millions of parameters, minutes on one CPU thread.
+"""Train a tiny model of another type on the built-in texts: a million parameters or two, minutes on one CPU thread.
 
     OMP_NUM_THREADS=1 python examples/train_tiny.py --type qwen3_moe --minutes 8 -o runs/qwen3_moe
 
@@ -29,13 +29,13 @@ from minitron.measure.quality import measure_quality
 from minitron.measure.text import token_blocks
 from minitron.model.loading import load_tokenizer
 
-SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
-LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.1
+SEQUENCE_LENGTH, BATCH_SIZE = 256, 4
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.1
 WARMUP, DECAY_FROM = 0.03, 0.35  # shares of the run's time
 
 COMMON: dict[str, Any] = {
-    "hidden_size": 192,
-    "num_attention_heads": 6,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
     "pad_token_id": 0,
@@ -47,9 +47,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {
         "num_hidden_layers": 6,
         "head_dim": 32,
-        "num_experts": 12,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 96,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
         "norm_topk_prob": True,
         "output_router_logits": True,
         "router_aux_loss_coef": 0.01,
@@ -58,7 +58,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "head_dim": 32,
         "query_pre_attn_scalar": 32,
-        "intermediate_size": 640,
+        "intermediate_size": 384,
         "sliding_window": 64,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
         "tie_word_embeddings": True,
@@ -66,13 +66,13 @@ TYPES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {
         "num_hidden_layers": 6,
         "layer_types": ["mamba", "mamba", "attention"] * 2,
-        "intermediate_size": 96,
-        "shared_intermediate_size": 192,
+        "intermediate_size": 64,
+        "shared_intermediate_size": 128,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
         "output_router_logits": True,
         "router_aux_loss_coef": 0.01,
-        "mamba_n_heads": 12,
+        "mamba_n_heads": 8,
         "mamba_d_head": 32,
         "mamba_d_state": 32,
         "mamba_n_groups": 1,
@@ -80,7 +80,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "position_embedding_type": "rope",
     },
-    "llama": {"num_hidden_layers": 6, "head_dim": 32, "intermediate_size": 640},
+    "llama": {"num_hidden_layers": 6, "head_dim": 32, "intermediate_size": 384},
 }
 """model_type -> what its config has beside COMMON."""
 
