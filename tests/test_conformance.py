@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,18 @@ from minitron.model.tensor_map import held
 CASES = [(model_type, number) for model_type, sizes in FAMILY_SIZES.items() for number in range(len(sizes))]
 CPU = torch.device("cpu")
 KEPT = {"keys": "kv", "values": "kv", "indexer_keys": "kv", "conv_states": "conv", "recurrent_states": "state"}
-"""What a layer of transformers' cache holds -> as what it counts."""
+KEPT["linear_cache"] = "state"
+"""What a layer of transformers' cache, or the cache beside its layers, holds -> as what it counts."""
 
 UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "lfm3"), "norms multiply what is written"),
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text", "gemma3", "gemma4"), "norms multiply what is written"),
-    **dict.fromkeys(("exaone4", "glm4"), "norms multiply what is written"),
+    **dict.fromkeys(("exaone4", "glm4", "minimax"), "norms multiply what is written"),
 }
 """family -> why its stream is in the basis of its channels for good."""
 WITH_NORMS_BEHIND = {"lfm3": "use_sandwich_norm"}
 """family of these -> the config key that says whether it has such norms."""
-
 
 UNCUTTABLE = {"zamba2": "layers share blocks"}
 """family -> why it is planned for and inspected, and nothing of it can be cut (tests/test_uncuttable.py)."""
@@ -236,9 +237,8 @@ def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path) -> None:
     # Models without attention call it otherwise.
     cache = made.past_key_values if "past_key_values" in made else made.cache_params
     found = {"kv": 0, "conv": 0, "state": 0}
-    for layer in cache.layers:
-        for name, kind in KEPT.items():
-            found[kind] += sum(part.numel() * part.element_size() for part in parts(getattr(layer, name, None)))
+    for holder, (name, kind) in product([*cache.layers, cache], KEPT.items()):
+        found[kind] += sum(part.numel() * part.element_size() for part in parts(getattr(holder, name, None)))
     workload = Workload(tokens, 1, "fp32", "fp32", "fp32", "fp32")
     keep = kept(spec, workload, spec.sizes, spec.kind_counts())
     assert found["kv"] == sum(
@@ -276,11 +276,11 @@ def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
     changed = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, Kept(attention=True), spec)}
     nothing = Kept(attention=False, before_attention=False)
     everything = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, nothing, spec)}
-    # A mixer with a convolution is linear attention, whatever its place is called.
+    # A mixer with a convolution or decays is linear attention, whatever its place is called.
     attention = {
         name
         for name, module in model.named_modules()
-        if name.endswith(".self_attn") and not any(isinstance(one, torch.nn.Conv1d) for one in module.modules())
+        if name.endswith(".self_attn") and not any(re.search("conv|decay", part) for part in module.state_dict())
     }
     assert changed and not any(name.startswith(tuple(f"{one}." for one in attention)) for name in changed)
     assert not any(".gate." in name or "router" in name for name in changed)

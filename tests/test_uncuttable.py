@@ -1,5 +1,7 @@
-"""Families of which nothing can be cut: they are planned for and inspected, and what would cut is refused by name."""
+"""What cannot be cut of families, or nothing at all: it is planned for and inspected, and what would cut it is refused
+by name."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 import torch
 from cuts import random_scores
 from family_sizes import FAMILY_SIZES
+from safetensors.torch import load_file
 from test_conformance import UNCUTTABLE, free_axes
 from tiny_models import save_family
 
 from cli.app import run
 from minitron.cut.plan import make_plan
+from minitron.cut.prune import prune
 from minitron.errors import MinitronError
 from minitron.memory.roofline import load_of
 from minitron.memory.workload import Workload
@@ -76,3 +80,25 @@ def test_a_zamba2_that_shares_nothing_is_refused_by_name() -> None:
         spec_of(sizes | {"tie_word_embeddings": False}).parameters()
     with pytest.raises(MinitronError, match="num_key_value_heads = 2 is not the number of query heads"):
         spec_of(sizes | {"num_key_value_heads": 2, "use_shared_attention_adapter": True}).parameters()
+
+
+def test_layers_and_heads_of_lightning_attention_stay() -> None:
+    """transformers makes a head's decay of its number among all and of the layer's, and checkpoints hold the decays."""
+    spec = spec_of(FAMILY_SIZES["minimax"][0] | {"model_type": "minimax"})
+    layers = tuple(range(len(spec.layers)))
+    with pytest.raises(MinitronError, match="no layer of a minimax model can be left out, as the decays of lightning"):
+        make_plan(spec, {}, layers[1:], random_scores(spec))
+    for key, size in {"num_attention_heads": 2, "num_key_value_heads": 1, "block_size": 3}.items():
+        with pytest.raises(MinitronError, match=f"{key} cannot be cut in a minimax model"):
+            make_plan(spec, {key: size}, layers, random_scores(spec))
+
+
+def test_decays_stay_as_they_are_beside_what_is_cut(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "minimax", **FAMILY_SIZES["minimax"][0])
+    spec = read_spec(model)
+    plan = make_plan(spec, {"hidden_size": 24, "num_local_experts": 4}, (0, 1, 2), random_scores(spec), rotate=False)
+    prune(model, plan, tmp_path / "small")
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "small"))
+    decays = [name for name in before if re.search("slope_rate|_decay", name)]
+    assert len(decays) == 4 * spec.letters.count("L") == 8
+    assert all(torch.equal(before[name], after[name]) for name in decays)

@@ -66,12 +66,12 @@ def unrotatable(spec: ModelSpec) -> Rule | None:
 
 def binding_norm(rules: Mapping[str, tuple[Rule, ...]]) -> Rule | None:
     """The first norm in a table that ties the stream to the basis of its channels: one that subtracts a mean, or whose
-    gain multiplies what goes to the stream, where no linear comes after it; None where there is none."""
+    gain multiplies what goes to the stream or on in it, where no linear comes after it; None where there is none."""
     for kind in rules.values():
         for rule in kind:
             if rule.norm is None or rule.dims != (Word(HIDDEN),):
                 continue
-            if rule.norm.kind != "rms" or not reads_stream(rule):
+            if rule.norm.kind != "rms" or rule.norm.in_stream or not reads_stream(rule):
                 return rule
     return None
 
@@ -80,7 +80,8 @@ def require_rotatable(spec: ModelSpec) -> None:
     """Raise MinitronError where the residual stream cannot be written in another basis."""
     if (rule := unrotatable(spec)) is not None:
         assert rule.norm is not None
-        why = "multiplies the output of a block" if rule.norm.kind == "rms" else "subtracts a mean over channels"
+        why = "multiplies the stream itself" if rule.norm.in_stream else "multiplies the output of a block"
+        why = why if rule.norm.kind == "rms" else "subtracts a mean over channels"
         name = rule.pattern.format(dict.fromkeys(rule.pattern.axes, 0))
         raise MinitronError(
             f"the residual stream of {spec.family.name} models cannot be rotated: the norm {name} {why}; select its "

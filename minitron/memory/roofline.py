@@ -62,7 +62,7 @@ count it): a decay, its product with the state, what a token adds, and the read.
 CHUNK: Final = 128
 """Tokens of a chunk of the scan where the config does not say."""
 
-_CHUNK_KEYS: Final = ("chunk_size", "mamba_chunk_size")
+_CHUNK_KEYS: Final = ("chunk_size", "mamba_chunk_size", "block_size")
 _BF16_BYTES: Final = 2
 _FP32_BYTES: Final = 4
 

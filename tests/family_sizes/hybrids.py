@@ -33,6 +33,20 @@ OLMO_NETS = {
     "linear_conv_kernel_dim": 3,
 }
 
+LIGHTNING = {
+    "num_hidden_layers": 3,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 24,
+    "block_size": 7,
+    "linear_attn_alpha_factor": 1.4,
+    "linear_attn_beta_factor": 0.8,
+    "full_attn_alpha_factor": 0.7,
+    "full_attn_beta_factor": 1.2,
+    "mlp_alpha_factor": 1.5,
+    "mlp_beta_factor": 0.6,
+}
+
 HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
         HYBRID_SIZES | {"layers_block_type": [LAYERS[kind] for kind in PATTERN]},
@@ -118,6 +132,13 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "bamba": [
         without_head_dim(DECODER) | MAMBA,
         without_head_dim(DECODER) | MAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},
+    ],
+    # No layer of these can be left out, so that they have few.
+    "minimax": [
+        DECODER | LIGHTNING | {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+        without_head_dim(DECODER)
+        | LIGHTNING
+        | {"block_size": 40, "num_local_experts": 4, "tie_word_embeddings": True, "sliding_window": 8},
     ],
     # As wide values as keys: transformers writes a convolution over all in three equal parts.
     "olmo_hybrid": [

@@ -28,6 +28,7 @@ from minitron.model.families.lfm import LFM2, LFM2_MOE, LFM3
 from minitron.model.families.llama import ARCEE, LLAMA, MISTRAL
 from minitron.model.families.llama4 import LLAMA4
 from minitron.model.families.logits import LogitMap, Logits
+from minitron.model.families.minimax import MINIMAX
 from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
 from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL, PHI_MOE
 from minitron.model.families.nemotron import NEMOTRON
@@ -59,7 +60,7 @@ _FAMILIES: Final = (
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
-    *(DEEPSEEK_V32, GLM_DSA, OLMO_HYBRID),
+    *(DEEPSEEK_V32, GLM_DSA, OLMO_HYBRID, MINIMAX),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -18,6 +18,9 @@ class Norm:
     """What it divides by: the root mean square, or the standard deviation around the mean (LayerNorm).  The gain of a
     LayerNorm over fewer channels is corrected too, but not exactly: its mean runs over fewer channels as well."""
 
+    in_stream: bool = False
+    """For one before a block: whether the stream goes on as what comes out, beside what the block makes of it."""
+
     plus_one: bool = False
     """Whether the tensor holds the gain less one."""
 

@@ -10,8 +10,6 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "gemma3n": "embeddings of each layer, and layers that use the keys and values of another",
     "jetmoe": "query heads that belong to experts",
     "longcat_flash": "two layers of attention in one layer, and experts that have no tensors",
-    "minimax": "decays that follow from the number of heads and of a layer among all, stored in the checkpoint, and a "
-    "norm before a block that writes to the residual stream too",
     "minimax_m3_vl": "an indexer of groups of keys",
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
