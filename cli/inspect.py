@@ -3,19 +3,21 @@
 The document of --json, sizes in bytes:
 
     {"model_type", "family", "layers": "MEM*-", "sizes": {axis: size},
+     "differing": [{"layers": [1, 3], "kind": "moe", "config": {key: value}}],
      "parameters": {"total", "active", "mtp", "by_component": {heading: count}}, "extras": {what: count},
      "weight_bytes", "quantisation": "fp8 in blocks of 128 x 128" or null}
 
-`layers` has one letter per layer (M Mamba, * attention, - MLP, E mixture of experts); `total`, `active` and
-`by_component` are without the multi-token-prediction block, which `mtp` counts, and without the tensors beside the
-model's own, which `extras` names: a copy of a tied embedding, a vision tower.  `weight_bytes` are those of all
-tensors in the folder; of a config.json alone, those of `total` in the config's dtype, or in the formats that it names
-where it is that of a quantised checkpoint.  With --list it is
+`layers` has one letter per layer (M Mamba, * attention, - MLP, E mixture of experts); `differing` has the layers that
+differ in size from others of their kind, and what config.json says of them; of such sizes `sizes` has the largest.
+`total`, `active` and `by_component` are without the multi-token-prediction block, which `mtp` counts, and without the
+tensors beside the model's own, which `extras` names: a copy of a tied embedding, a vision tower.  `weight_bytes` are
+those of all tensors in the folder; of a config.json alone, those of `total` in the config's dtype, or in the formats
+that it names where it is that of a quantised checkpoint.  With --list it is
 {"types": {model_type: summary}, "unsupported": {model_type: why}}.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
 
 _MAP_WIDTH: Final = 60
+_MOST_NAMED: Final = 4
 
 OptionalModelArgument = Annotated[Path | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
 ListOption = Annotated[bool, typer.Option("--list", help="List the model types that Minitron supports.")]
@@ -67,10 +70,10 @@ def _print(found: Inspection) -> None:
     for start in range(0, len(layers), _MAP_WIDTH):
         show.line(f"  {layers[start : start + _MAP_WIDTH]}")
     show.line("")
-    show.table("Sizes", ["axis", "in config.json", "size"], [[a, spec.key(a), s] for a, s in spec.sizes.items()])
-    rows: list[list[show.Cell]] = [
-        [name, count, f"{count / parameters['total']:.1%}"] for name, count in parameters["by_component"].items()
-    ]
+    rows: list[list[show.Cell]] = [[axis, spec.key(axis), _size(spec, axis)] for axis in spec.sizes]
+    show.table("Sizes", ["axis", "in config.json", "size"], rows)
+    _print_differing(description["differing"])
+    rows = [[name, count, f"{count / parameters['total']:.1%}"] for name, count in parameters["by_component"].items()]
     rows.append(["total", parameters["total"], format_parameters(parameters["total"])])
     if parameters["active"] != parameters["total"]:
         rows.append(["active per token", parameters["active"], format_parameters(parameters["active"])])
@@ -83,6 +86,29 @@ def _print(found: Inspection) -> None:
     if found.quantisation:
         show.line(f"Quantised: {found.quantisation}")
     show.paragraph(f"Weights: {format_bytes(weight_bytes)} ({weight_bytes:,} bytes), {origin}")
+
+
+def _size(spec: "ModelSpec", axis: str) -> int | str:
+    """A size, or from what to what it goes where layers differ in it."""
+    sizes = [own[axis] for own in spec.own_sizes.values() if axis in own]
+    return f"{min(sizes):,} to {max(sizes):,}" if sizes else spec.sizes[axis]
+
+
+def _print_differing(differing: list[dict[str, Any]]) -> None:
+    """The layers of one kind that differ from each other."""
+    keys = list(dict.fromkeys(key for one in differing for key in one["config"]))
+    rows = [
+        [one["kind"], _numbers(one["layers"]), *(one["config"].get(key) for key in keys)]
+        for one in sorted(differing, key=lambda one: str(one["kind"]))
+    ]
+    if rows:
+        show.table("Layers that differ", ["kind", "layers", *keys], rows)
+
+
+def _numbers(layers: list[int]) -> str:
+    if len(layers) <= _MOST_NAMED:
+        return ", ".join(map(str, layers))
+    return f"{layers[0]}, {layers[1]} .. {layers[-1]} ({len(layers)} layers)"
 
 
 def _kinds(spec: "ModelSpec") -> dict[str, str]:

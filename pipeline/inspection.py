@@ -47,6 +47,7 @@ class Inspection:
             "family": self.spec.family.name,
             "layers": self.spec.letters,
             "sizes": self.spec.sizes,
+            "differing": self._differing(),
             "parameters": {
                 "total": parameters.total,
                 "active": parameters.active,
@@ -57,6 +58,21 @@ class Inspection:
             "weight_bytes": self.weight_bytes,
             "quantisation": self.quantisation or None,
         }
+
+    def _differing(self) -> list[dict[str, Any]]:
+        """Layers that differ from others of their kind, those that are alike together, and what config.json says of
+        them that it does not say of the others."""
+        spec, found = self.spec, []
+        for kind in dict.fromkeys(spec.layers):
+            alike = [other for other in spec.blocks.told if spec.base(other) == spec.base(kind)]
+            if len(alike) > 1:
+                keys = dict.fromkeys(key for other in alike for key in spec.blocks.told[other])
+                own = {
+                    key: spec.value(key, kind) for key in keys if len({str(spec.value(key, one)) for one in alike}) > 1
+                }
+                layers = [layer for layer, other in enumerate(spec.layers) if other == kind]
+                found.append({"layers": layers, "kind": spec.base(kind), "config": own})
+        return found
 
 
 def inspect(model: Path, *, note: Note = no_note) -> Inspection:

@@ -107,7 +107,7 @@ def _before_attention(spec: ModelSpec) -> frozenset[int]:
     """The last layer with a state before each layer of attention."""
     found, last = set(), None
     for layer, kind in enumerate(spec.layers):
-        cache = spec.family.cache.get(kind)
+        cache = spec.cache(kind)
         if cache is not None and cache.keys_values and last is not None:
             found.add(last)
         if cache is not None and cache.keeps_state:

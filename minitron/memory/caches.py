@@ -19,7 +19,7 @@ from minitron.memory.workload import Workload
 from minitron.model.dims import numel
 from minitron.model.families import Cache
 from minitron.model.spec import ModelSpec
-from minitron.model.tensors import MTP
+from minitron.model.tensors import MTP, is_mtp
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class LayerCache:
 
     state: Any
     """The recurrent state of one layer."""
+
+    sizes: Mapping[str, Any]
+    """axis -> its size in these layers, on one GPU."""
 
     @property
     def attention(self) -> Any:
@@ -101,11 +104,13 @@ def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: 
 
     The state of a Mamba-2 layer (Dao and Gu 2024) is heads x head width x state size numbers, beside the last
     conv_kernel - 1 inputs of x, B and C."""
-    kinds: dict[Cache, list[str]] = {}
-    for kind, cache in spec.family.cache.items():
-        if kind in spec.layers or MTP + kind in spec.mtp_layers:
-            kinds.setdefault(cache, []).append(kind)
-    return Kept(tuple(_layer_cache(spec, workload, local, counts, cache, own) for cache, own in kinds.items()))
+    alike: dict[Any, list[str]] = {}
+    for base, cache in spec.family.cache.items():
+        for kind in dict.fromkeys(spec.layers + spec.mtp_layers):
+            if spec.base(kind).removeprefix(MTP) == base:
+                sizes = sorted(spec.own_sizes.get(kind, {}).items())
+                alike.setdefault((cache, window_of(spec, cache, kind), *sizes), []).append(kind)
+    return Kept(tuple(_layer_cache(spec, workload, local, counts, cache, own) for (cache, *_), own in alike.items()))
 
 
 def _layer_cache(
@@ -116,27 +121,29 @@ def _layer_cache(
     cache: Cache,
     kinds: list[str],
 ) -> LayerCache:
-    numbers = {part: numel(dim, local) if (dim := cache.dim(part)) else 0 for part in Cache.PARTS}
-    columns = local[cache.conv_taps] - 1 + workload.speculative_tokens if cache.conv_taps else 0
-    window = window_of(spec, cache)
+    sizes = spec.at(kinds[0], local)
+    numbers = {part: numel(dim, sizes) if (dim := cache.dim(part)) else 0 for part in Cache.PARTS}
+    columns = sizes[cache.conv_taps] - 1 + workload.speculative_tokens if cache.conv_taps else 0
+    window = window_of(spec, cache, kinds[0])
     drafting = workload.speculative_tokens > 0 and bool(cache.keys_values)
     bits = FORMATS[workload.kv].bits_with_scales
     return LayerCache(
         cache=cache,
-        layers=sum(counts.get(kind, 0) for kind in kinds),
-        drafting=sum(counts.get(MTP + kind, 0) for kind in kinds) if drafting else 0,
+        layers=sum(counts.get(kind, 0) for kind in kinds if not is_mtp(kind)),
+        drafting=sum(counts.get(kind, 0) for kind in kinds if is_mtp(kind)) if drafting else 0,
         token=-(-numbers["keys_values"] * bits.numerator // (8 * bits.denominator)),
         tokens=workload.context if window is None else min(workload.context, window),
         window=window,
         conv=numbers["conv_channels"] * (columns * FORMATS[workload.conv_state].bits // 8),
         columns=columns,
         state=numbers["state"] * (FORMATS[workload.ssm_state].bits // 8),
+        sizes=sizes,
     )
 
 
-def window_of(spec: ModelSpec, cache: Cache) -> int | None:
-    """The tokens of the sliding window that a layer keeps keys and values of; None for all of the context."""
-    window = spec.value(cache.window) if cache.window else None
+def window_of(spec: ModelSpec, cache: Cache, kind: str) -> int | None:
+    """The tokens of the sliding window that a layer of a kind keeps keys and values of; None for all of the context."""
+    window = spec.value(cache.window, kind) if cache.window else None
     if window is None:
         return None
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
@@ -146,4 +153,4 @@ def window_of(spec: ModelSpec, cache: Cache) -> int | None:
 
 def keeps_states(spec: ModelSpec) -> bool:
     """Whether some layer keeps something that does not grow with the tokens."""
-    return any(cache.keeps_state for kind, cache in spec.family.cache.items() if kind in spec.layers)
+    return any(cache.keeps_state for kind in set(spec.layers) if (cache := spec.cache(kind)))

@@ -155,7 +155,8 @@ def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts:
     found: Any = 0
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
+            sizes = spec.at(kind, local)
             for rule in rules:
                 if rule.is_projection and not rule.per_expert:
-                    found = found + counts[kind] * sum(numel(dim, local) for dim in rule.dims)
+                    found = found + counts[kind] * sum(numel(dim, sizes) for dim in rule.dims)
     return found * (workload.lora_rank * workload.loras * FORMATS["bf16"].bits // 8)

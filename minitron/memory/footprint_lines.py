@@ -145,8 +145,9 @@ def _filled_mixture(case: _Case, precision: Precision, *, mtp: bool = False) -> 
     found = tally_of(case.spec, precision)
     for kind, part, _ in parts_bytes(case.spec, found, case.sizes):
         if is_mtp(kind) == mtp:
-            each = prod(int(numel(dim, case.sizes)) for dim in part.rule.matrix)
-            experts = case.spec.num_experts if part.rule.per_expert else 1
+            sizes = case.spec.at(kind, case.sizes)
+            each = prod(int(numel(dim, sizes)) for dim in part.rule.matrix)
+            experts = case.spec.routed(kind)[0] if part.rule.per_expert else 1
             key = (part.form.name, part.form.bits)
             numbers[key] = numbers.get(key, 0) + part.count * each * experts
     told = [f"{_n(count)} x {_bytes_each(bits)} ({name})" for (name, bits), count in numbers.items()]
@@ -191,7 +192,7 @@ def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
         dim = one.cache.dim("conv_channels")
         assert dim is not None
         filled.append(
-            f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(numel(dim, case.sizes))} x "
+            f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x {_n(numel(dim, one.sizes))} x "
             f"{one.columns} x {_bytes_each(FORMATS[load.conv_state].bits)}"
         )
     return (
@@ -212,7 +213,7 @@ def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
         found.append(one)
         filled.append(
             f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x "
-            + " x ".join(_n(numel(factor, case.sizes)) for factor in factors)
+            + " x ".join(_n(numel(factor, one.sizes)) for factor in factors)
             + f" x {_bytes_each(FORMATS[load.ssm_state].bits)}"
         )
         named.append(" x ".join(_label(case.spec, factor) for factor in factors))

@@ -21,23 +21,34 @@ _VOCAB_MULTIPLE: Final = 64
 def splits(spec: ModelSpec, sizes: Mapping[str, Any], gpus: int) -> Any:
     """Whether a model with these sizes, of some or all axes, can be split among `gpus`; an array where they are."""
     good: Any = True
-    for axis, size in sizes.items():
-        divides = size % gpus == 0
-        match spec.axis(axis).split:
-            case "even":
-                good = good & divides
-            case "copied":
-                good = good & (divides | (gpus % np.maximum(size, 1) == 0))
-            case "one":
-                good = good & (divides | (size == 1))
+    for axis, size in {**_own(spec), **sizes}.items():
+        good = good & _divides(spec, axis, size, gpus)
     return good
 
 
+def _divides(spec: ModelSpec, axis: str, size: Any, gpus: int) -> Any:
+    even = size % gpus == 0
+    match spec.axis(axis).split:
+        case "even":
+            return even
+        case "copied":
+            return even | (gpus % np.maximum(size, 1) == 0)
+        case "one":
+            return even | (size == 1)
+        case _:
+            return True
+
+
 def per_gpu(spec: ModelSpec, sizes: Mapping[str, Any], gpus: int) -> dict[str, Any]:
-    """The sizes that one of `gpus` GPUs holds; meaningful where `splits` says so."""
+    """The sizes that one of `gpus` GPUs holds; meaningful where `splits` says so.  Sizes that one kind of layers has
+    for itself are under `kind.axis` (ModelSpec.at)."""
     if gpus == 1:
         return dict(sizes)
-    return {axis: _share(spec, axis, size, gpus) for axis, size in sizes.items()}
+    return {axis: _share(spec, axis, size, gpus) for axis, size in {**sizes, **_own(spec)}.items()}
+
+
+def _own(spec: ModelSpec) -> dict[str, int]:
+    return {f"{kind}.{axis}": size for kind, own in spec.own_sizes.items() for axis, size in own.items()}
 
 
 def _share(spec: ModelSpec, axis: str, size: Any, gpus: int) -> Any:
@@ -52,6 +63,6 @@ def _share(spec: ModelSpec, axis: str, size: Any, gpus: int) -> Any:
 
 def require_splits(spec: ModelSpec, gpus: int) -> None:
     """Raise MinitronError unless the model can be split among `gpus` GPUs."""
-    for axis, size in spec.sizes.items():
-        if not splits(spec, {axis: size}, gpus):
+    for axis, size in {**spec.sizes, **_own(spec)}.items():
+        if not _divides(spec, axis, size, gpus):
             raise MinitronError(f"{spec.key(axis)} = {size} cannot be split among {gpus} GPUs; choose another --tp.")

@@ -286,7 +286,7 @@ def _tally_one(
 
 
 def _attends(spec: ModelSpec, kind: str) -> bool:
-    found = spec.family.cache.get(kind)
+    found = spec.cache(kind)
     return found is not None and bool(found.keys_values)
 
 
@@ -326,13 +326,13 @@ def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tup
 def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iterator[tuple[str, Part, Any]]:
     """kind, part and the bytes of all its tensors, part by part."""
     for part in found.parts:
-        matrix = part.rule.matrix
+        matrix, own = part.rule.matrix, spec.at(part.kind, sizes)
         # A number has no dimensions: a row of one.
-        *rows, columns = 1, *(numel(dim, sizes) for dim in (reversed(matrix) if part.rule.transposed else matrix))
+        *rows, columns = 1, *(numel(dim, own) for dim in (reversed(matrix) if part.rule.transposed else matrix))
         height: Any = 1
         for row in rows:
             height = height * row
         count = part.count * part.form.matrix(height, columns)
         if part.rule.per_expert:
-            count = count * sizes[EXPERT]
+            count = count * own[EXPERT]
         yield part.kind, part, count

@@ -79,6 +79,32 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Routed(Weights):
+    """The routed experts of layers that have as many of them and send a token to as many."""
+
+    num_experts: int = 0
+    """Of one layer."""
+
+    experts_per_token: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.experts_per_token <= self.num_experts:
+            raise MinitronError(
+                f"a token cannot be routed to {self.experts_per_token} of {self.num_experts} experts; give fewer."
+            )
+
+    @property
+    def share(self) -> float:
+        """Of the experts, those that one token uses."""
+        return self.experts_per_token / self.num_experts if self.num_experts else 0.0
+
+    def touched_share(self, tokens: int) -> float:
+        """Of the experts, those that some of `tokens` tokens is expected to use where each takes k of E by chance:
+        1 - (1 - k / E)^tokens."""
+        return 1 - (1 - self.share) ** tokens
+
+
+@dataclass(frozen=True)
 class Window:
     """Layers that attend to a sliding window of the last tokens."""
 
@@ -99,13 +125,8 @@ class Load:
     """The output head, or the embedding where it serves as the head: every decoded token uses it, and the last token of
     a prompt."""
 
-    experts: Weights = Weights()
+    experts: tuple[Routed, ...] = ()
     """The routed experts of all layers."""
-
-    num_experts: int = 0
-    """Of one layer."""
-
-    experts_per_token: int = 0
 
     kv_bytes_per_token: int = 0
     """Keys and values, all layers that keep the whole context."""
@@ -126,25 +147,10 @@ class Load:
     activation_bytes: int = 0
     """What a token of a prompt moves through memory beside the matmuls, all layers."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.experts_per_token <= self.num_experts:
-            raise MinitronError(
-                f"a token cannot be routed to {self.experts_per_token} of {self.num_experts} experts; give fewer."
-            )
-
-    @property
-    def routed_share(self) -> float:
-        """Of the experts, those that one token uses."""
-        return self.experts_per_token / self.num_experts if self.num_experts else 0.0
-
-    def touched_share(self, tokens: int) -> float:
-        """Of the experts, those that some of `tokens` tokens is expected to use where each takes k of E by chance:
-        1 - (1 - k / E)^tokens."""
-        return 1 - (1 - self.routed_share) ** tokens
-
     def weight_bytes(self, tokens: int) -> float:
         """Bytes of weights that a step with so many tokens reads."""
-        return self.dense.bytes + self.head.bytes + self.experts.bytes * self.touched_share(tokens)
+        routed = sum(experts.bytes * experts.touched_share(tokens) for experts in self.experts)
+        return self.dense.bytes + self.head.bytes + routed
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ def estimate(load: Load, gpu: Gpu, *, prompt: int, output: int, concurrency: int
 
 def _token(load: Load, pace: _Pace, attended: float) -> float:
     """Seconds of the operations of one token that attends to `attended` tokens, without the head."""
-    experts = pace.matmul(load.experts) * load.routed_share / EXPERT_EFFICIENCY
+    experts = sum(pace.matmul(each) * each.share for each in load.experts) / EXPERT_EFFICIENCY
     attention = load.attention_operations * attended
     attention += sum(window.operations * min(attended, window.tokens) for window in load.windows)
     rest = attention + load.scan_operations
@@ -264,43 +270,49 @@ def load_of(spec: ModelSpec, workload: Workload) -> Load:
     workload = replace(workload, speculative_tokens=0)
     require_splits(spec, workload.tensor_parallel)
     local = per_gpu(spec, spec.sizes, workload.tensor_parallel)
-    groups = _groups(spec, workload, local)
+    dense, head, experts = _groups(spec, workload, local)
     keep = kept(spec, workload, local, spec.kind_counts())
     whole = [one for one in keep.caches if one.window is None]
     return Load(
-        dense=groups["dense"],
-        head=groups["head"],
-        experts=groups["experts"],
-        num_experts=spec.num_experts,
-        experts_per_token=spec.experts_per_token if spec.num_experts else 0,
+        dense=dense,
+        head=head,
+        experts=experts,
         kv_bytes_per_token=sum(int(one.attention * one.token) for one in whole),
         windows=tuple(
-            Window(one.window, int(one.attention * one.token), _attention_operations(one, local))
+            Window(one.window, int(one.attention * one.token), _attention_operations(one))
             for one in keep.caches
             if one.window is not None
         ),
         state_bytes_per_sequence=int(keep.conv_bytes + keep.state_bytes),
-        attention_operations=sum(_attention_operations(one, local) for one in whole),
-        scan_operations=sum(_scan_operations(spec, one, local) for one in keep.caches),
+        attention_operations=sum(_attention_operations(one) for one in whole),
+        scan_operations=sum(_scan_operations(spec, one) for one in keep.caches),
         activation_bytes=_activation_bytes(spec, local, keep),
     )
 
 
-def _groups(spec: ModelSpec, workload: Workload, local: Mapping[str, int]) -> dict[str, Weights]:
-    """The weights as Load groups them, the input embedding left out."""
+def _groups(
+    spec: ModelSpec, workload: Workload, local: Mapping[str, int]
+) -> tuple[Weights, Weights, tuple[Routed, ...]]:
+    """The weights as Load groups them, the input embedding left out: dense ones, the head's, those of experts."""
     found = tally_of(spec, precision_of(spec, workload.weights, workload.keep))
-    parameters: dict[str, dict[str, int]] = {"dense": {}, "head": {}, "experts": {}}
-    total = dict.fromkeys(parameters, 0)
+    # Experts under how many there are and how many a token is sent to.
+    parameters: dict[str | tuple[int, int], dict[str, int]] = {"dense": {}, "head": {}}
+    total: dict[str | tuple[int, int], int] = {"dense": 0, "head": 0}
     for name, part, count in _served(spec, local, parts_bytes(spec, found, local)):
-        uses = _uses(spec, part.kind, part.rule)
+        uses, sizes = _uses(spec, part.kind, part.rule), spec.at(part.kind, local)
         numbers = part.count * uses
         for dim in part.rule.matrix:
-            numbers *= numel(dim, local)
+            numbers *= numel(dim, sizes)
+        group: str | tuple[int, int] = name
         if name == "experts":
-            numbers *= spec.num_experts
-        parameters[name][part.form.name] = parameters[name].get(part.form.name, 0) + int(numbers)
-        total[name] += int(count * uses)
-    return {name: Weights(parameters[name], total[name]) for name in parameters}
+            group = spec.routed(part.kind)
+            numbers *= group[0]
+        own = parameters.setdefault(group, {})
+        own[part.form.name] = own.get(part.form.name, 0) + int(numbers)
+        total[group] = total.get(group, 0) + int(count * uses)
+    experts = [Routed(own, total[group], *group) for group, own in parameters.items() if not isinstance(group, str)]
+    dense, head = (Weights(parameters[name], total[name]) for name in ("dense", "head"))
+    return dense, head, tuple(experts)
 
 
 def _uses(spec: ModelSpec, kind: str, rule: Rule) -> Fraction:
@@ -326,28 +338,28 @@ def _served(
             yield name, part, count
 
 
-def _attention_operations(one: LayerCache, local: Mapping[str, int]) -> int:
+def _attention_operations(one: LayerCache) -> int:
     """Of a token, for each token that it attends to, in all layers that keep this."""
-    return 2 * int(one.attention) * _numbers(one, "attends", local)
+    return 2 * int(one.attention) * _numbers(one, "attends")
 
 
-def _numbers(one: LayerCache, part: str, local: Mapping[str, int]) -> int:
+def _numbers(one: LayerCache, part: str) -> int:
     dim = one.cache.dim(part)
-    return 0 if dim is None else int(numel(dim, local))
+    return 0 if dim is None else int(numel(dim, one.sizes))
 
 
 def _chunk(spec: ModelSpec) -> int:
     return next((int(spec.value(key)) for key in _CHUNK_KEYS if spec.value(key)), CHUNK)
 
 
-def _scan_operations(spec: ModelSpec, one: LayerCache, local: Mapping[str, int]) -> int:
+def _scan_operations(spec: ModelSpec, one: LayerCache) -> int:
     """Of a token in the chunked scan (Dao and Gu 2024, section 6), in all layers that keep this: two for each number of
     the state when the chunk's is built and two when it is read, and what attention within the chunk takes, half of
     which the causal mask saves; or RECURRENCE_OPERATIONS of each where the scan knows no chunks."""
-    state = _numbers(one, "state", local)
+    state = _numbers(one, "state")
     if not one.cache.scans:
         return int(one.layers) * RECURRENCE_OPERATIONS * state
-    return int(one.layers) * (4 * state + _chunk(spec) * _numbers(one, "scans", local))
+    return int(one.layers) * (4 * state + _chunk(spec) * _numbers(one, "scans"))
 
 
 def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> int:
@@ -356,12 +368,13 @@ def _activation_bytes(spec: ModelSpec, local: Mapping[str, int], keep: Kept) -> 
     for kind, rules in spec.rules.items():
         if kind not in spec.layers:
             continue
+        sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind)
         for rule in rules:
             if rule.is_projection:
-                times = spec.experts_per_token if rule.per_expert else 1
+                times = chosen if rule.per_expert else 1
                 passes = int(counts[kind] * _uses(spec, kind, rule))
-                numbers += passes * times * sum(int(numel(dim, local)) for dim in rule.matrix)
+                numbers += passes * times * sum(int(numel(dim, sizes)) for dim in rule.matrix)
     # A scan without chunks keeps its states where it works.
-    held = sum(int(one.layers) * _numbers(one, "state", local) for one in keep.caches if one.cache.scans)
+    held = sum(int(one.layers) * _numbers(one, "state") for one in keep.caches if one.cache.scans)
     states = STATE_PASSES * _FP32_BYTES * held // _chunk(spec)
     return ACTIVATION_PASSES * _BF16_BYTES * numbers + states

@@ -81,7 +81,7 @@ def stored_formats(spec: ModelSpec, kind: str, rule: Rule, layers: Sequence[int]
     measured = None if spec.source.measured is None else _measured(spec.source.measured)
     counts: Counter[Format] = Counter()
     for index in _places(spec, kind, layers):
-        scheme = _scheme(spec, rule, index)
+        scheme = _scheme(spec, kind, rule, index)
         counts[_plain(spec, scheme) if measured is None else measured[kind, rule.name, scheme]] += 1
     yield from counts.items()
 
@@ -102,16 +102,16 @@ def _places(spec: ModelSpec, kind: str, layers: Sequence[int]) -> list[dict[str,
     return [{}]
 
 
-def _experts(spec: ModelSpec, rule: Rule, index: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """The indices of each tensor of a rule in one place."""
-    named = range(spec.num_experts) if EXPERT in rule.pattern.axes else (None,)
+def _experts(spec: ModelSpec, kind: str, rule: Rule, index: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The indices of each tensor of a rule in one place of a kind."""
+    named = range(spec.at(kind, spec.sizes)[EXPERT]) if EXPERT in rule.pattern.axes else (None,)
     for expert in named:
         yield dict(index) if expert is None else {**index, EXPERT: expert}
 
 
-def _scheme(spec: ModelSpec, rule: Rule, index: Mapping[str, int]) -> Scheme | None:
-    """That of a rule's tensor in one place: of a layer's experts that of the most."""
-    each = _experts(spec, rule, index)
+def _scheme(spec: ModelSpec, kind: str, rule: Rule, index: Mapping[str, int]) -> Scheme | None:
+    """That of a rule's tensor in one place of a kind: of a layer's experts that of the most."""
+    each = _experts(spec, kind, rule, index)
     if spec.quantisation is None or not spec.quantisation.by_expert:
         return scheme_of(spec, rule, next(each))
     counts: Counter[Any] = Counter(scheme_of(spec, rule, one) for one in each)
@@ -136,10 +136,12 @@ def _measured(stored: Measured) -> Mapping[Any, Any]:
         for rule in rules:
             held: dict[Scheme | None, list[int]] = {}
             for index in _places(spec, kind, range(len(spec.layers))):
-                names = (rule.pattern.format(one) for one in _experts(spec, rule, index))
-                held.setdefault(_scheme(spec, rule, index), []).append(sum(stored.bytes.get(name, 0) for name in names))
-            rows, columns = _shape(spec, rule)
-            experts = spec.num_experts if rule.per_expert else 1
+                names = (rule.pattern.format(one) for one in _experts(spec, kind, rule, index))
+                held.setdefault(_scheme(spec, kind, rule, index), []).append(
+                    sum(stored.bytes.get(name, 0) for name in names)
+                )
+            rows, columns = _shape(rule, spec.at(kind, spec.sizes))
+            experts = spec.routed(kind)[0] if rule.per_expert else 1
             for scheme, sizes in held.items():
                 form = _fitted(_plain(spec, scheme), rows, columns, sum(sizes) // (len(sizes) * experts))
                 found[kind, rule.name, scheme] = form
@@ -148,9 +150,9 @@ def _measured(stored: Measured) -> Mapping[Any, Any]:
     return found
 
 
-def _shape(spec: ModelSpec, rule: Rule) -> tuple[int, int]:
+def _shape(rule: Rule, sizes: Mapping[str, int]) -> tuple[int, int]:
     dims = reversed(rule.matrix) if rule.transposed else rule.matrix
-    *rows, columns = 1, *(int(numel(dim, spec.sizes)) for dim in dims)
+    *rows, columns = 1, *(int(numel(dim, sizes)) for dim in dims)
     return prod(rows), columns
 
 

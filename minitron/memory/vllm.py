@@ -131,10 +131,11 @@ def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
     found: Any = 0
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
+            sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind)
             for rule in rules:
                 if rule.is_projection and rule.writes is not None:
-                    routed = spec.experts_per_token if rule.per_expert else 1
-                    found = np.maximum(found, routed * numel(rule.writes, local))
+                    routed = chosen if rule.per_expert else 1
+                    found = np.maximum(found, routed * numel(rule.writes, sizes))
     return found
 
 

@@ -40,7 +40,12 @@ def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORR
     own, save for what the spec knows better, such as an output layer that the weights say is not tied.  Of a model that
     also sees or hears it is the language model's.
 
-    Raises MinitronError where transformers refuses the config."""
+    Raises MinitronError where transformers refuses the config, or builds no model of its family."""
+    if spec is not None and spec.family.unbuilt:
+        raise MinitronError(
+            f"{folder} holds a {spec.family.name} model, which is inspected and planned for and nothing else, as "
+            f"{spec.family.unbuilt}; choose a model that it builds."
+        )
     with refusals(advice.format(folder)):
         return _transformers_config(folder, spec)
 

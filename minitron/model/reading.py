@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from minitron.model.axes import Axis, Config
-from minitron.model.families import Family
+from minitron.model.blocks import Blocks, read_blocks, tell_apart
+from minitron.model.families import Cache, Family
 from minitron.model.families.family import value_of
 from minitron.model.families.logits import LogitMap
 from minitron.model.tensors import MTP
@@ -29,9 +30,18 @@ class Reading:
     stored: frozenset[str] = frozenset()
     """The words of Family.storage that hold of the checkpoint."""
 
-    def value(self, key: str) -> Any:
-        """What the config says under a key, or transformers' class default where it says nothing."""
-        return value_of(self.told, self.family.defaults, key)
+    def value(self, key: str, kind: str = "") -> Any:
+        """What the config says under a key, of layers of `kind` where one is given, or transformers' class default
+        where it says nothing."""
+        return value_of(self.told_of(kind), self.family.defaults, key)
+
+    def told_of(self, kind: str) -> Config:
+        """What rules ask of layers of a kind."""
+        return {**self.told, **self.blocks.told[kind]} if kind in self.blocks.told else self.told
+
+    def text_of(self, kind: str) -> Mapping[str, Any]:
+        """What config.json says of layers of a kind."""
+        return {**self.text, **self.blocks.told[kind]} if kind in self.blocks.told else self.text
 
     @cached_property
     def told(self) -> Config:
@@ -55,8 +65,8 @@ class Reading:
         return self.family.nesting is not None
 
     def axis(self, name: str) -> Axis:
-        """The row of an axis."""
-        return self.family.axes[name]
+        """The row of an axis, or of one of a kind of layers, `kind.axis`."""
+        return self.family.axes[name.rpartition(".")[2]]
 
     @cached_property
     def logit_map(self) -> LogitMap:
@@ -71,12 +81,32 @@ class Reading:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """The kind of every layer."""
-        return tuple(self.family.letters[letter] for letter in self.letters)
+        return self.blocks.layers[: len(self.letters)]
 
     @cached_property
     def mtp_layers(self) -> tuple[str, ...]:
         """The kind of every layer of the multi-token-prediction block; empty where there is none."""
-        return tuple(MTP + self.family.letters[letter] for letter in self.family.mtp_layout(self.text))
+        return self.blocks.layers[len(self.letters) :]
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The layers, those of the multi-token-prediction block behind the others."""
+        own = tuple(self.family.letters[letter] for letter in self.letters)
+        ahead = tuple(MTP + self.family.letters[letter] for letter in self.family.mtp_layout(self.text))
+        if not self.family.blocks:
+            return Blocks(own + ahead)
+        # A block that is not named layer by layer has the sizes that the config gives for all.
+        beyond = read_blocks(self.text, self.family.mtp_blocks) or [{}] * len(ahead)
+        return tell_apart(own + ahead, [*read_blocks(self.text, self.family.blocks), *beyond[: len(ahead)]])
+
+    def base(self, kind: str) -> str:
+        """The kind in the family's table whose tensors layers of a kind have."""
+        return self.blocks.base.get(kind, kind)
+
+    def cache(self, kind: str) -> Cache | None:
+        """What a layer of a kind keeps between tokens; None where it keeps nothing, or is one of the
+        multi-token-prediction block."""
+        return self.family.cache.get(self.base(kind))
 
     @cached_property
     def has_head(self) -> bool:

@@ -15,16 +15,15 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AUTO, AXES, EXPERT, HIDDEN, LAYER, entry, has_entry, whole
-from minitron.model.dims import axes_of, numel, parse
+from minitron.model.axes import AXES, EXPERT, HIDDEN, LAYER
+from minitron.model.dims import numel
 from minitron.model.families import Extra, Rule, find_family
 from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS
-from minitron.model.families.layer_lists import size_under
 from minitron.model.families.nesting import ASIDE, PROJECTOR
 from minitron.model.headers import tensor_files
 from minitron.model.quantised import ORIGINAL, Quantisation, Source, plain_config, quantisation_of, with_companions
-from minitron.model.reading import HEADLESS, Reading
-from minitron.model.routing import Choice, choice_of
+from minitron.model.reading import HEADLESS
+from minitron.model.sizes import Sizes
 from minitron.model.sources import config_path
 from minitron.model.spellings import differing_head, has_head, known_as
 from minitron.model.tensors import Expected, Parameters, count_parameters, is_read
@@ -34,95 +33,11 @@ DEPTH: Final = AXES[LAYER].keys[0]
 
 
 @dataclass(frozen=True)
-class ModelSpec(Reading):
+class ModelSpec(Sizes):
     """A model as data."""
 
     source: Source = ORIGINAL
     """Of a quantised checkpoint: its layers that are left, and what its files hold."""
-
-    def __post_init__(self) -> None:
-        for key, why in self.family.refused.items():
-            if self.value(key):
-                raise MinitronError(
-                    f"config.json: {key} is {self.value(key)!r:.40}, which Minitron does not support for "
-                    f"{self.family.name} models ({why}); use a model without it."
-                )
-        _ = self.logit_map  # raises where it cannot be read
-        for key, values in self.family.known.items():
-            if self.value(key) not in values:
-                raise MinitronError(
-                    f"config.json: {key} is {self.value(key)!r:.40}; transformers knows "
-                    f"{', '.join(map(str, values))} for {self.family.name} models; use a model with one of these."
-                )
-        for axis in self.axes:
-            if self.sizes[axis] < 1:
-                raise MinitronError(f"config.json: {self.key(axis)} is {self.sizes[axis]}; give at least 1.")
-        for axis, group in self.family.grouped.items():
-            if axis in self.axes and self.sizes[axis] % self.sizes[group]:
-                raise MinitronError(
-                    f"config.json: {self.key(axis)} = {self.sizes[axis]} does not divide into "
-                    f"{self.key(group)} = {self.sizes[group]} equal groups."
-                )
-        for axis, unit in self.family.multiples.items():
-            if self.sizes[axis] % self.sizes[unit]:
-                raise MinitronError(
-                    f"config.json: {self.key(axis)} = {self.sizes[axis]} is no multiple of {self.key(unit)} = "
-                    f"{self.sizes[unit]}, and transformers requires one for {self.family.name} models; choose one."
-                )
-        for left, right in self.equal:
-            if self.amount(left) != self.amount(right):
-                raise MinitronError(
-                    f"config.json: {self.spelled(left)} = {self.amount(left)} and {self.spelled(right)} = "
-                    f"{self.amount(right)} differ, and transformers requires them equal for {self.family.name} "
-                    "models; make them equal."
-                )
-        if EXPERT in self.axes:
-            self.choice(EXPERT).check(self.sizes[EXPERT], self.key(EXPERT))
-
-    @cached_property
-    def rules(self) -> dict[str, tuple[Rule, ...]]:
-        """kind -> the tensors that this model has; only kinds that it has."""
-        kinds = ["model", *dict.fromkeys(self.layers + self.mtp_layers)]
-        kinds += [kind for kind in ASIDE if kind in self.family.rules]
-        found = {
-            kind: tuple(
-                rule
-                for rule in self.family.rules[kind]
-                if rule.exists(self.told, self.family.defaults) and (self.has_head or not rule.tied_to)
-            )
-            for kind in kinds
-        }
-        return found | ({"mtp": self.family.mtp_rules} if self.mtp_layers else {})
-
-    @cached_property
-    def axes(self) -> frozenset[str]:
-        """The axes that this model's tensors have: a dense model has no experts, whatever its config says of them."""
-        return frozenset().union(*(rule.axes for rules in self.rules.values() for rule in rules))
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """axis -> size."""
-        return {axis: self._size(axis) for axis in self.family.axes if axis in self.axes}
-
-    def _size(self, axis: str) -> int:
-        row = self.axis(axis)
-        for key in row.keys:
-            value = entry(self.text, key)
-            if value is not None and not (value == AUTO and row.default is not None):
-                size = size_under(key, value)
-                return row.from_key(self.text, size) if row.from_key else size
-        if row.null is not None and any(has_entry(self.text, key) for key in row.keys):
-            return row.null(self.text)
-        if row.default is None:
-            raise MinitronError(
-                f"config.json has no {row.keys[0]}; a {self.family.name} model with these layers needs it; add it."
-            )
-        size = row.default(self.text) if callable(row.default) else row.default
-        return row.from_key(self.text, size) if row.from_key else size
-
-    def key(self, axis: str) -> str:
-        """The config key of an axis in this config's dialect; its own name where it has none."""
-        return self.axis(axis).key(self.text)
 
     @cached_property
     def keys(self) -> dict[str, tuple[str, ...]]:
@@ -139,48 +54,9 @@ class ModelSpec(Reading):
         return {DEPTH: len(self.layers)} | {key: self.sizes[axes[0]] for key, axes in self.keys.items()}
 
     @cached_property
-    def equal(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of sizes that must be equal, of those whose axes this model has."""
-        known = self.axes | set(self.text) | set(self.family.defaults)
-        return tuple(pair for pair in self.family.equal if axes_of(parse(pair[0])) | axes_of(parse(pair[1])) <= known)
-
-    def amount(self, expression: str, sizes: Mapping[str, Any] | None = None) -> Any:
-        """What an expression in axes and config keys comes to; `sizes` stand in for the model's own."""
-        dim = parse(expression)
-        keys = {key: whole(key, self.value(key)) for key in axes_of(dim) - set(self.sizes)}
-        return numel(dim, self.sizes | keys | dict(sizes or {}))
-
-    def spelled(self, expression: str) -> str:
-        """The same expression in config keys."""
-        words = expression.replace("*", " * ").split()
-        return " ".join(self.key(word) if word in self.sizes else word for word in words)
-
-    @cached_property
     def quantisation(self) -> Quantisation | None:
         """What the config says of how the weights are quantised; None for a model in plain numbers."""
         return quantisation_of(self.config)
-
-    @cached_property
-    def experts_per_token(self) -> int:
-        """How many routed experts a token is sent to."""
-        return self.choice(EXPERT).needed
-
-    @property
-    def num_experts(self) -> int:
-        """How many routed experts a layer of a mixture has; 0 for a dense model."""
-        return self.sizes.get(EXPERT, 0)
-
-    def choice(self, axis: str) -> Choice:
-        """How many indices of an axis a model chooses among, and in which groups."""
-        return choice_of(self.axis(axis), self.value, self.family.name)
-
-    def least(self, axis: str) -> int:
-        """The fewest indices of an axis that a model can be left with."""
-        return self.choice(axis).least
-
-    def equal_groups(self, axis: str) -> int:
-        """In how many groups of one size the indices of an axis must stay, such as a router's groups of experts."""
-        return self.choice(axis).groups
 
     @cached_property
     def fingerprint(self) -> str:
@@ -197,8 +73,12 @@ class ModelSpec(Reading):
         `sizes` and `counts` stand in for the model's own: as numpy arrays they count many candidates at once."""
         sizes = dict(self.sizes) | dict(sizes or {})
         counts = dict(self.kind_counts()) | dict(counts or {}) | dict.fromkeys(("model", "mtp", *ASIDE), 1)
-        unused = sizes[EXPERT] - self.experts_per_token if EXPERT in self.axes else 0
-        return count_parameters(self.rules, sizes, counts, unused)
+        return count_parameters(
+            self.rules,
+            lambda kind: self.at(kind, sizes),
+            counts,
+            lambda kind: self.at(kind, sizes)[EXPERT] - self.choice(EXPERT, kind).needed,
+        )
 
     def expected(self) -> Iterator[Expected]:
         """Every tensor that a checkpoint of this model must hold, layer by layer."""
@@ -211,9 +91,10 @@ class ModelSpec(Reading):
         if PROJECTOR in self.rules:
             places.append((PROJECTOR, {}))
         for kind, index in places:
+            sizes = self.at(kind, self.sizes)
             for rule in self.rules[kind]:
-                shape = tuple(int(numel(dim, self.sizes)) for dim in rule.dims)
-                for expert in range(self.num_experts) if EXPERT in rule.pattern.axes else (None,):
+                shape = tuple(int(numel(dim, sizes)) for dim in rule.dims)
+                for expert in range(sizes[EXPERT]) if EXPERT in rule.pattern.axes else (None,):
                     full = index if expert is None else index | {EXPERT: expert}
                     yield Expected(rule.pattern.format(full), shape, kind, rule, full)
 
@@ -241,7 +122,7 @@ class ModelSpec(Reading):
 
     def _holds(self, kind: str, index: Mapping[str, int]) -> bool:
         """Whether the place that a name speaks of is one of this model's, of that kind."""
-        if EXPERT in index and index[EXPERT] >= self.num_experts:
+        if EXPERT in index and index[EXPERT] >= self.at(kind, self.sizes)[EXPERT]:
             return False
         if "layer" in index:
             return index["layer"] < len(self.layers) and self.layers[index["layer"]] == kind
@@ -292,14 +173,13 @@ class ModelSpec(Reading):
         that changed.  Raises MinitronError for a key that this model has no axis for."""
         document = copy.deepcopy(dict(self.config))
         config = self.family.place(document)
+        self._require_named(named_sizes)
+        if self.blocks.told:
+            if layers is not None and layers != tuple(range(len(self.layers))):
+                self.family.edit_layout(config, layers)
+            return self
         for key, value in named_sizes.items():
-            if key == DEPTH:
-                continue
-            if key not in self.keys:
-                raise MinitronError(
-                    f"{key} is no size of this model; its sizes: {', '.join(sorted(self.named_sizes))}."
-                )
-            for axis in self.keys[key]:
+            for axis in self.keys[key] if key != DEPTH else ():
                 if int(value) != self.sizes[axis] or not self.axis(axis).from_key:
                     self.axis(axis).write(config, int(value))
         if layers is not None and layers != tuple(range(len(self.layers))):
@@ -323,6 +203,19 @@ class ModelSpec(Reading):
         if self.family.nesting is not None and probe.sizes[HIDDEN] != self.sizes[HIDDEN]:
             self.family.nesting.copy_width(document, probe.sizes[HIDDEN])
         return replace(self, config=document, source=self.source.left(layers))
+
+    def _require_named(self, named_sizes: Mapping[str, int]) -> None:
+        """Raise MinitronError for a key that no axis has, or another size than that of layers that differ in theirs."""
+        for key, value in named_sizes.items():
+            if key != DEPTH and key not in self.keys:
+                raise MinitronError(
+                    f"{key} is no size of this model; its sizes: {', '.join(sorted(self.named_sizes))}."
+                )
+            if self.blocks.told and value != self.named_sizes[key]:
+                raise MinitronError(
+                    f"{key} cannot be cut in a {self.family.name} model, as its layers differ in size; leave it as it "
+                    "is."
+                )
 
 
 def spec_of(config: Mapping[str, Any], names: Collection[str] = ()) -> ModelSpec:

@@ -127,7 +127,7 @@ def weight_of(model: nn.Module, spec: ModelSpec, rule: Rule, layer: int | None) 
     kind = "model" if layer is None else spec.layers[layer]
     sharing = [other for other in spec.rules[kind] if other.memory and other.memory == rule.memory]
     if len(sharing) > 1:
-        rows = [int(numel(other.matrix[0], spec.sizes)) for other in sharing]
+        rows = [int(numel(other.matrix[0], spec.at(kind, spec.sizes))) for other in sharing]
         place = sharing.index(rule)
         whole = whole.narrow(1 if rule.per_expert else 0, sum(rows[:place]), rows[place])
     return whole.mT if rule.transposed else whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,18 +71,23 @@ class Expected:
 
 
 def count_parameters(
-    rules: Mapping[str, tuple[Rule, ...]], sizes: Mapping[str, Any], counts: Mapping[str, Any], unused_experts: Any
+    rules: Mapping[str, tuple[Rule, ...]],
+    sizes_of: Callable[[str], Mapping[str, Any]],
+    counts: Mapping[str, Any],
+    unused_experts: Callable[[str], Any],
 ) -> Parameters:
-    """The parameters of `counts` layers of each kind, whose tensors `rules` name; a token is not sent to
-    `unused_experts` of the experts of a layer.  Numbers, or arrays with one number a candidate."""
+    """The parameters of `counts` layers of each kind, whose tensors `rules` name: `sizes_of` gives the sizes of a kind
+    and `unused_experts` the experts of one of its layers that a token is not sent to.  Numbers, or arrays with one
+    number a candidate."""
     by_component: dict[str, Any] = {}
     mtp: Any = 0
     idle: Any = 0
     for kind, own in rules.items():
+        sizes = sizes_of(kind)
         for rule in own:
             count = counts[kind] * _product(rule.matrix, sizes)
             if rule.per_expert:
-                idle = idle + (0 if is_mtp(kind) else count * unused_experts)
+                idle = idle + (0 if is_mtp(kind) else count * unused_experts(kind))
                 count = count * sizes[EXPERT]
             if is_mtp(kind):
                 mtp = mtp + count

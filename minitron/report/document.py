@@ -160,7 +160,9 @@ def _model(spec: ModelSpec, model: str) -> dict[str, Any]:
         "letters": spec.letters,
         "kinds": {letter: spec.family.letters[letter] for letter in dict.fromkeys(spec.letters)},
         "sizes_count": spec.named_sizes,
-        "kind_labels": {kind: spec.family.kind_labels.get(kind, kind) for kind in dict.fromkeys(spec.layers)},
+        "kind_labels": {
+            kind: spec.family.kind_labels.get(kind, kind) for kind in dict.fromkeys(map(spec.base, spec.layers))
+        },
         "size_labels": {key: spec.axis(axes[0]).label for key, axes in spec.keys.items()} | {DEPTH: AXES[LAYER].label},
         "parameters": int(counts.total),
         "active_parameters": int(counts.active),

@@ -131,7 +131,7 @@ def cut_of(spec: ModelSpec, candidate: Candidate) -> Cut:
     attention = sum(is_attention(spec, layer) for layer in range(len(spec.layers)))
     kept = sum(is_attention(spec, layer) for layer in candidate.kept)
     return Cut(
-        hybrid=any(cache.state and kind in spec.layers for kind, cache in spec.family.cache.items()),
+        hybrid=any(cache.state for kind in set(spec.layers) if (cache := spec.cache(kind))),
         experts=spec.num_experts > 0,
         layers=len(candidate.kept) / len(spec.layers),
         attention=kept / attention if attention else 1.0,

@@ -86,7 +86,7 @@ def _kind(spec: ModelSpec, name: str) -> str:
 
 def is_attention(spec: ModelSpec, layer: int) -> bool:
     """Whether a layer keeps keys and values."""
-    cache = spec.family.cache.get(spec.layers[layer])
+    cache = spec.cache(spec.layers[layer])
     return cache is not None and bool(cache.keys_values)
 
 
@@ -95,7 +95,7 @@ def attention_floor(spec: ModelSpec, keep_attention: int | None = None) -> int:
     and one where all layers have attention.  Raises MinitronError for more than there are."""
     total = sum(is_attention(spec, layer) for layer in range(len(spec.layers)))
     if keep_attention is None:
-        others = any(kind in spec.family.cache for kind in spec.layers) and total < len(spec.layers)
+        others = any(spec.cache(kind) is not None for kind in spec.layers) and total < len(spec.layers)
         part, whole = _ATTENTION_FLOOR
         return -(-total * part // whole) if others else min(total, 1)
     if not 0 <= keep_attention <= total:
@@ -345,8 +345,10 @@ class _Dropper:
         """The kept layers as blocks: a token mixer with the channel mixer next after it."""
         found: list[Kept] = []
         for layer in self.kept:
-            mixes_tokens = self.spec.layers[layer] in self.spec.family.cache
-            follows = bool(found) and len(found[-1]) == 1 and self.spec.layers[found[-1][0]] in self.spec.family.cache
+            mixes_tokens = self.spec.cache(self.spec.layers[layer]) is not None
+            follows = (
+                bool(found) and len(found[-1]) == 1 and self.spec.cache(self.spec.layers[found[-1][0]]) is not None
+            )
             if follows and not mixes_tokens:
                 found[-1] = (*found[-1], layer)
             else:

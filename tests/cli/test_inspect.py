@@ -28,6 +28,7 @@ def test_a_published_config(capsys: pytest.CaptureFixture[str]) -> None:
         "family",
         "layers",
         "sizes",
+        "differing",
         "parameters",
         "extras",
         "weight_bytes",

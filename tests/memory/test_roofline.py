@@ -19,7 +19,7 @@ from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.memory.gpus import GPUS, Gpu, find_gpu
 from minitron.memory.questions import largest_batch
-from minitron.memory.roofline import Load, Speed, Weights, estimate, load_of
+from minitron.memory.roofline import Load, Routed, Speed, Weights, estimate, load_of
 from minitron.memory.workload import Engine, workload_of
 from minitron.model.spec import ModelSpec, spec_of
 
@@ -174,7 +174,7 @@ def test_a_load_is_the_footprint_without_the_embedding(name: str, weights: str) 
     workload = workload_of(spec, 4096, 3, weights=weights)
     load, found = load_of(spec, workload), footprint(spec, workload)
     embedding = spec.sizes["vocab"] * spec.sizes["hidden"]
-    groups = (load.dense, load.head, load.experts)
+    groups = (load.dense, load.head, *load.experts)
     assert sum(group.bytes for group in groups) + 2 * embedding == found.weights
     assert sum(sum(group.parameters.values()) for group in groups) + embedding == spec.parameters().total
     assert load.kv_bytes_per_token * 4096 * 3 == found.kv_cache
@@ -185,7 +185,8 @@ def test_operations_of_a_token_in_a_mixture() -> None:
     spec = published("Nemotron-3-Nano-30B-A3B")
     load = load_of(spec, workload_of(spec, 1))
     used = load.dense.parameters["bf16"] + load.head.parameters["bf16"]
-    used += round(load.experts.parameters["bf16"] * load.routed_share)
+    (experts,) = load.experts
+    used += round(experts.parameters["bf16"] * experts.share)
     assert used == pytest.approx(3.228e9, abs=5e5)
     assert load.attention_operations == 6 * 32 * 4 * 128
 
@@ -196,7 +197,7 @@ def test_a_tied_embedding_is_the_head() -> None:
     load = load_of(spec, workload_of(spec, 1, weights="bf16"))
     assert load.head == Weights({"bf16": 6400}, 12800)
     assert load.dense.parameters["bf16"] + 6400 == spec.parameters().total
-    assert load.scan_operations == load.num_experts == load.state_bytes_per_sequence == 0
+    assert load.scan_operations == len(load.experts) == load.state_bytes_per_sequence == 0
 
 
 @pytest.mark.parametrize(("experts", "chosen", "tokens"), [(4, 1, 3), (4, 2, 2), (5, 2, 2), (3, 3, 2)])
@@ -204,8 +205,9 @@ def test_experts_touched_by_chance(experts: int, chosen: int, tokens: int) -> No
     """Against every way in which the tokens can choose."""
     ways = list(product(combinations(range(experts), chosen), repeat=tokens))
     mean = sum(len(set().union(*way)) for way in ways) / len(ways)
-    load = Load(Weights(), Weights(), Weights({}, 10), experts, chosen)
-    assert load.touched_share(tokens) * experts == pytest.approx(mean)
+    routed = Routed({}, 10, experts, chosen)
+    load = Load(Weights(), Weights(), (routed,))
+    assert routed.touched_share(tokens) * experts == pytest.approx(mean)
     assert load.weight_bytes(tokens) == pytest.approx(10 * mean / experts)
 
 
@@ -274,9 +276,9 @@ def test_two_gpus_hold_half_each() -> None:
     spec = published("Nemotron-3-Nano-30B-A3B")
     one = load_of(spec, workload_of(spec, 1))
     two = load_of(spec, workload_of(spec, 1, tensor_parallel=2))
-    assert two.experts.bytes * 2 == one.experts.bytes
+    assert two.experts[0].bytes * 2 == one.experts[0].bytes
     assert two.attention_operations * 2 == one.attention_operations
-    assert two.num_experts == one.num_experts
+    assert two.experts[0].num_experts == one.experts[0].num_experts
 
 
 def test_drafted_tokens_do_not_count() -> None:
@@ -302,7 +304,7 @@ def test_what_cannot_be_estimated_is_said() -> None:
     with pytest.raises(MinitronError, match="0 sequences"):
         estimate(load, H100, prompt=1, output=1, concurrency=0)
     with pytest.raises(MinitronError, match="5 of 4 experts"):
-        Load(Weights(), Weights(), num_experts=4, experts_per_token=5)
+        Routed(num_experts=4, experts_per_token=5)
 
 
 if __name__ == "__main__":

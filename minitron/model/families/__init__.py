@@ -33,6 +33,7 @@ from minitron.model.families.ministral import MINISTRAL, MINISTRAL3
 from minitron.model.families.mixtral import MINIMAX_M2, MIXTRAL, PHI_MOE
 from minitron.model.families.nemotron import NEMOTRON
 from minitron.model.families.nemotron_h import NEMOTRON_H
+from minitron.model.families.nemotron_h_puzzle import NEMOTRON_H_PUZZLE
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.families.olmo import OLMO2, OLMO3
 from minitron.model.families.olmo_hybrid import OLMO_HYBRID
@@ -51,7 +52,7 @@ from minitron.model.families.wrapping import family_inside
 from minitron.model.families.zamba2 import ZAMBA2
 
 _FAMILIES: Final = (
-    *(NEMOTRON_H, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
+    *(NEMOTRON_H, NEMOTRON_H_PUZZLE, BAMBA, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(FALCON_H1, ZAMBA2, JAMBA, MAMBA2, MAMBA, FALCON_MAMBA),
     *(LFM2, LFM2_MOE, LFM3, KIMI_LINEAR, BAILING_HYBRID),
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, PHI3, OLMO2, NEMOTRON),
@@ -66,6 +67,9 @@ _FAMILIES: Final = (
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 """model_type -> family."""
 
+_ALSO: Final = [(model_type, key, family) for family in _FAMILIES for model_type, key in family.also.items()]
+"""(model_type, config key, family that reads configs of that type which set the key)."""
+
 
 def family_of(config: Config) -> Family | None:
     """The family that reads a config.json document, None where there is none.
@@ -74,7 +78,8 @@ def family_of(config: Config) -> Family | None:
     model_type = str(config.get("model_type"))
     if model_type in WRAPPERS:
         return family_inside(WRAPPERS[model_type], config, FAMILIES, ABSENT)
-    return FAMILIES.get(model_type)
+    also = (family for other, key, family in _ALSO if other == model_type and config.get(key))
+    return next(also, FAMILIES.get(model_type))
 
 
 def find_family(config: Config) -> Family:

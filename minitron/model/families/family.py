@@ -239,6 +239,13 @@ class Family:
     mtp_layout: Callable[[Config], str] = lambda config: ""
     """config -> one letter a layer of the multi-token-prediction block."""
 
+    blocks: str = ""
+    """The config key of a list with one object a layer, whose entries stand in for the config's own where that layer is
+    built: layers of one kind may then differ in every size (minitron.model.blocks).  Empty where layers cannot."""
+
+    mtp_blocks: str = ""
+    """The same for the layers of the multi-token-prediction block."""
+
     mtp_rules: tuple[Rule, ...] = ()
     """The tensors of the multi-token-prediction block outside its mixers."""
 
@@ -260,6 +267,14 @@ class Family:
 
     refused: Mapping[str, str] = field(default_factory=dict)
     """config key -> what it would take to honour it: configs that set one to a true value are refused by name."""
+
+    unbuilt: str = ""
+    """Why transformers builds no such model, so that it is inspected and planned for and nothing else; empty where it
+    does."""
+
+    also: Mapping[str, str] = field(default_factory=dict)
+    """model_type of another family -> the config key that, where it is set, makes a config of that type one of this
+    family."""
 
     known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """config key -> the values that transformers knows what to do with."""

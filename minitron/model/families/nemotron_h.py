@@ -143,6 +143,7 @@ NEMOTRON_H = Family(
     edit_layout=keep_layers,
     mtp_layout=_mtp_layout,
     defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    # Another table reads a config of this type that has blocks (NEMOTRON_H_PUZZLE); inside a larger model none does.
     refused={
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",
