@@ -125,7 +125,13 @@ def test_the_list_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "told"),
-    [("qwen3_5_txt", "is qwen3_5_text meant"), (None, "does not support"), ("gemma3n", "embeddings of each layer")],
+    [
+        ("qwen3_5_txt", "is qwen3_5_text meant"),
+        (None, "does not support"),
+        ("gemma3n", "embeddings of each layer"),
+        ("nemotron-nas", "sizes that differ from layer to layer"),
+        ("kimi_k2", "write that as model_type"),
+    ],
 )
 def test_an_unknown_type_is_refused_with_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str | None, told: str
@@ -134,3 +140,14 @@ def test_an_unknown_type_is_refused_with_what_to_do(
     assert app.run(["inspect", str(tmp_path / "config.json")]) == 2
     error = capsys.readouterr().err
     assert told in error and "inspect --list" in error
+
+
+def test_a_type_with_code_of_its_own_is_not_taken_for_a_slip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"auto_map": {"AutoConfig": "configuration_of_its_own.ItsConfig"}}
+    for model_type in ("phi3small", "chatglm"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+        assert app.run(["inspect", str(tmp_path / "config.json")]) == 2
+        error = capsys.readouterr().err
+        assert f"{model_type!r}, which Minitron does not support;" in error and "meant" not in error

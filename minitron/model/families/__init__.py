@@ -92,7 +92,8 @@ def find_family(config: Config) -> Family:
             f"config.json: Minitron does not support {name} models ({UNSUPPORTED[name]}); `minitron inspect --list` "
             "prints the types that it does."
         )
-    near = get_close_matches(name, [*FAMILIES, *WRAPPERS], 1)
+    # A type that comes with code of its own is no slip of the pen.
+    near = [] if config.get("auto_map") else get_close_matches(name, [*FAMILIES, *WRAPPERS], 1)
     meant = f", is {near[0]} meant" if near else ""
     raise MinitronError(
         f"config.json: model_type is {config.get('model_type')!r}, which Minitron does not support{meant}; `minitron "

@@ -22,10 +22,9 @@ from minitron.model.families.decoders import (
     routed_experts,
 )
 from minitron.model.families.deepseek import LATENT, LATENT_AXES, LATENT_HEADS, latent_attention, shared_mlp
-from minitron.model.families.delta_nets import LINEAR
 from minitron.model.families.family import Family, Rule
 from minitron.model.families.kimi import DELTA_HEADS, DELTA_STATES, convolutions, is_dense
-from minitron.model.families.layer_lists import FULL, attention_types, keep_listed
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types, keep_listed
 
 _AT: Final = LAYER + "(self_attn|attention)."
 """transformers' name of attention in memory, and that of checkpoints."""

@@ -9,9 +9,7 @@ from typing import Any, Final
 from minitron.model.axes import Axis, Config, number_of
 from minitron.model.families.decoders import ATTENTION, KEYS, QUERIES, gain
 from minitron.model.families.family import Cache, Norm, Rule
-from minitron.model.families.layer_lists import FULL, attention_types
-
-LINEAR: Final = "linear_attention"
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types
 
 KEY: Final = "linear_key_head*linear_key_dim"
 VALUE: Final = "linear_value_head*linear_value_dim"

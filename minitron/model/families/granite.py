@@ -19,7 +19,7 @@ from minitron.model.families.decoders import (
     rotary_decoder,
 )
 from minitron.model.families.family import Family, Norm, Rule
-from minitron.model.families.layer_lists import FULL, attention_types, keep_listed
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types, keep_listed
 from minitron.model.families.logits import Logits
 from minitron.model.families.mamba import STATES, mamba2
 
@@ -93,25 +93,21 @@ GRANITE_MOE_SHARED = mixture_decoder(
     summary="attention and mixture of experts, also with a shared one (Granite 3 with shared experts)",
 )
 
-_MAMBA_WORDS: Final = ("linear_attention", "mamba")
-_WORDS: Final = (*_MAMBA_WORDS, FULL, "attention")
-"""Those of transformers 5 and those of released configs."""
-
 
 def _words(config: Config) -> list[str]:
     key = "layers_block_type"
     said = {"layer_types": config[key]} if config.get(key) is not None else {}
-    return attention_types({**config, **said}, lambda layer: _MAMBA_WORDS[0], known=_WORDS)
+    return attention_types({**config, **said}, lambda layer: LINEAR, known=(FULL, LINEAR))
 
 
 def _layout(config: Config) -> str:
     letters = "ma" if number_of(config, "num_local_experts", 8) else "M*"
-    return "".join(letters[word not in _MAMBA_WORDS] for word in _words(config))
+    return "".join(letters[word != LINEAR] for word in _words(config))
 
 
 def _settle(config: dict[str, Any]) -> None:
     """transformers holds the sizes of Mamba heads against hidden_size in models without one too."""
-    if any(word in _MAMBA_WORDS for word in _words(config)):
+    if LINEAR in _words(config):
         return
     inner = number_of(config, "mamba_expand", 2) * number_of(config, "hidden_size")
     width, heads = config.get("mamba_d_head"), number_of(config, "mamba_n_heads", 128, least=1)

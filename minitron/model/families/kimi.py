@@ -22,9 +22,8 @@ from minitron.model.families.decoders import (
     routed_experts,
 )
 from minitron.model.families.deepseek import LATENT, LATENT_AXES, LATENT_HEADS, latent_attention
-from minitron.model.families.delta_nets import LINEAR
 from minitron.model.families.family import Cache, Family, Rule
-from minitron.model.families.layer_lists import FULL, attention_types, keep_listed, layer_count
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types, keep_listed, layer_count
 
 _NESTED: Final = "linear_attn_config"
 _ATTENDS: Final = f"{_NESTED}.full_attn_layers"

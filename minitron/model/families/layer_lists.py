@@ -10,6 +10,14 @@ from minitron.model.axes import Config, number_of, whole
 
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
+LINEAR: Final = "linear_attention"
+
+OLDER_WORDS: Final = {
+    "attention": FULL,
+    "deepseek_sparse_attention": "indexed_attention",
+    "mamba": LINEAR,
+}
+"""What layer_types called kinds of layers before transformers 5 -> what it calls them; it reads both."""
 
 SIZES: Final = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
 """Keys that may give a size for every layer."""
@@ -88,7 +96,8 @@ def rotary_layers(config: Config) -> list[int]:
 def attention_types(
     config: Config, default: Callable[[int], str] = lambda layer: FULL, known: Sequence[str] = (FULL, SLIDING)
 ) -> list[str]:
-    """One of the `known` words for every layer: what layer_types says, else `default` of its number.
+    """One of the `known` words for every layer: what layer_types says, in these words or in older ones, else `default`
+    of its number.
 
     Raises MinitronError for another word and for a list of another length."""
     count, given = layer_count(config), config.get("layer_types")
@@ -98,8 +107,9 @@ def attention_types(
         raise MinitronError(
             f"config.json: layer_types does not have one entry for each of the {count} layers; correct it."
         )
-    if unknown := [word for word in given if word not in known]:
+    words = [OLDER_WORDS.get(word, word) if isinstance(word, str) else word for word in given]
+    if unknown := [given[layer] for layer, word in enumerate(words) if word not in known]:
         raise MinitronError(
             f"config.json: layer_types has the kind {unknown[0]!r}; known for this family are {' and '.join(known)}."
         )
-    return list(given)
+    return words

@@ -20,9 +20,8 @@ from minitron.model.families.decoders import (
     pre_norm,
     routed_experts,
 )
-from minitron.model.families.delta_nets import LINEAR
 from minitron.model.families.family import Cache, Family, Norm, Rule
-from minitron.model.families.layer_lists import FULL, attention_types
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types
 from minitron.model.families.mixtral import NAMES, ON_DISK
 
 _DECAYS: Final = "the decays of lightning attention follow from the number of heads and of the layer among all"

@@ -22,9 +22,9 @@ from minitron.model.families.decoders import (
     gated_mlp,
     outside,
 )
-from minitron.model.families.delta_nets import KEY, LINEAR, STATES, VALUE, VALUE_HEADS, WIDTHS
+from minitron.model.families.delta_nets import KEY, STATES, VALUE, VALUE_HEADS, WIDTHS
 from minitron.model.families.family import Family, Norm, Rule
-from minitron.model.families.layer_lists import FULL, attention_types, layer_count
+from minitron.model.families.layer_lists import FULL, LINEAR, attention_types, layer_count
 
 _NET: Final = LAYER + "linear_attn."
 
