@@ -49,7 +49,7 @@ UNROTATABLE = {
     **dict.fromkeys(("nemotron", "cohere", "cohere2", "phimoe"), "a LayerNorm subtracts the mean over channels"),
     **dict.fromkeys(("olmo2", "olmo3", "olmo_hybrid", "flex_olmo", "lfm3"), "norms multiply what is written"),
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text", "gemma3", "gemma4"), "norms multiply what is written"),
-    **dict.fromkeys(("exaone4", "glm4", "minimax"), "norms multiply what is written"),
+    **dict.fromkeys(("exaone4", "glm4", "minimax", "afmoe"), "norms multiply what is written"),
 }
 """family -> why its stream is in the basis of its channels for good."""
 WITH_NORMS_BEHIND = {"lfm3": "use_sandwich_norm"}

@@ -211,7 +211,7 @@ class Cutter:
         """By what a cut of an axis scales a linear that is no norm: queries by what the model divides their products
         with keys by, and writers of a scaled stream that no norm follows by what the embedding is scaled by."""
         axis = rule.scaled_by
-        if self.spec.family.scaled_stream and rule in self._stream_writers:
+        if self.spec.family.scales_stream(self.spec.told) and rule in self._stream_writers:
             axis = HIDDEN
         old, new = (sizes.get(axis) for sizes in (self.spec.sizes, self.target.sizes))
         return 1.0 if old is None or new is None or old == new else math.sqrt(new / old)

@@ -232,7 +232,7 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
             found[tensor.name] = (float(np.sqrt(size / chosen.kept * share) * root),)
         elif len(kept := kept_rows(spec, keep, rule.dims[-1], layer)) < size:
             factors = _factors(scores.energy.get(tensor.name, np.ones(size)), kept, norm_groups(spec, rule))
-            follows = rule.norm.over_root or (spec.family.scaled_stream and rule.norm.role == "after")
+            follows = rule.norm.over_root or (rule.norm.role == "after" and spec.family.scales_stream(spec.told))
             scale = np.sqrt(len(kept) / size) if follows else 1.0
             found[tensor.name] = tuple(float(factor * scale) for factor in factors)
     return found

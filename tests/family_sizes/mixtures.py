@@ -121,6 +121,13 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
         | {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         | {"attention_bias": True, "sliding_window": None, "tie_word_embeddings": True},
     ],
+    "afmoe": [
+        DECODER | EXPERTS | {"sliding_window": 8, "num_shared_experts": 2, "mup_enabled": True},
+        DECODER
+        | EXPERTS
+        | {"sliding_window": 8, "num_shared_experts": 1, "num_dense_layers": 2, "attention_bias": True}
+        | {"tie_word_embeddings": True, "global_attn_every_n_layers": 2, "num_key_value_heads": None},
+    ],
     "exaone_moe": [
         DECODER | SHARED | GROUPS | {"num_experts": 8, "sliding_window": 8},
         without_head_dim(DECODER)

@@ -88,6 +88,8 @@ def test_an_absent_key_means_what_transformers_class_says() -> None:
         ),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers does not have one entry for each of the 4 layers"),
         ("olmo3", {"sliding_window": None}, "sliding_window gives no number"),
+        ("afmoe", {"sliding_window": None}, "sliding_window is null, and transformers requires one for afmoe models"),
+        ("minimax", {"layer_types": ["sliding_attention"] * 3}, "layer_types has the kind 'sliding_attention'"),
         ("exaone4", {"sliding_window": None}, "sliding_window is null and there is no layer_types"),
         ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern is 'LLLG'; it must be a whole number"),
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; transformers knows greedy, group_lim"),

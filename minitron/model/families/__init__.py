@@ -5,6 +5,7 @@ from typing import Final
 
 from minitron.errors import MinitronError
 from minitron.model.axes import Config
+from minitron.model.families.afmoe import AFMOE
 from minitron.model.families.apertus import APERTUS
 from minitron.model.families.bailing import BAILING_HYBRID
 from minitron.model.families.bamba import BAMBA
@@ -61,7 +62,7 @@ _FAMILIES: Final = (
     *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, SOLAR_OPEN, LLAMA4),
     *(APERTUS, ERNIE, ERNIE_MOE, HUNYUAN_MOE, GLM, ARCEE, DOTS1, EXAONE_MOE, HY3),
     *(GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, COHERE, COHERE2, GEMMA2, GEMMA4),
-    *(DEEPSEEK_V32, GLM_DSA, OLMO_HYBRID, MINIMAX),
+    *(DEEPSEEK_V32, GLM_DSA, OLMO_HYBRID, MINIMAX, AFMOE),
 )
 
 FAMILIES: Final[dict[str, Family]] = {model_type: family for family in _FAMILIES for model_type in family.model_types}

@@ -289,6 +289,9 @@ class Family:
     """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of
     the stream, which all that is written to the stream takes up."""
 
+    scaled_stream_when: str = ""
+    """As in a rule: where the config says whether it does."""
+
     beside_states: int = 0
     """How many things a layer returns beside the hidden states, in transformers."""
 
@@ -310,6 +313,10 @@ class Family:
             raise ValueError(f"family {self.name}: every kind of layer has a label, and nothing else has one")
         if unknown := set(self.cache) - set(self.rules):
             raise ValueError(f"family {self.name}: {', '.join(sorted(unknown))} keeps something and has no tensors")
+
+    def scales_stream(self, config: Config) -> bool:
+        """Whether the embedding of a model of this config enters the residual stream times sqrt(hidden)."""
+        return self.scaled_stream and _holds(self.scaled_stream_when, config, self.defaults)
 
     def placed(self, config: Config, index: dict[str, int] | None) -> dict[str, int] | None:
         """The indices in a tensor's name, with the layer that it is of where it stands with another's (`elsewhere`)."""

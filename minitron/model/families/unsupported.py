@@ -4,7 +4,6 @@ the documents."""
 from typing import Final
 
 UNSUPPORTED: Final[dict[str, str]] = {
-    "afmoe": "an embedding that enters the stream times sqrt(hidden) only where the config says so",
     "axk1": "a correction bias that released checkpoints leave out, beside norms that transformers passes over",
     "cohere2_moe": "norms of which the config says whether they are RMSNorm or LayerNorm",
     "dbrx": "experts that stand one below the other in one matrix, sizes in two objects of the config",
