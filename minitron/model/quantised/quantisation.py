@@ -111,7 +111,7 @@ class Quantisation:
         """Whether `prune --dequantise` may turn such weights into bf16."""
         return self.method in UNDONE
 
-    @property
+    @cached_property
     def by_expert(self) -> bool:
         """Whether it names single experts."""
         return any("experts" in entry for group in self.groups for entry in group.modules)
