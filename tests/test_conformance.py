@@ -63,9 +63,14 @@ def name_of(case: tuple[str, int]) -> str:
     return f"{case[0]}-{case[1]}"
 
 
-cuttable = pytest.mark.parametrize(
-    "checkpoint", [case for case in CASES if case[0] not in UNCUTTABLE], ids=name_of, indirect=True, scope="module"
-)
+def on(cases: list[tuple[str, int]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("checkpoint", cases, ids=name_of, indirect=True, scope="module")
+
+
+CUTTABLE = [case for case in CASES if case[0] not in UNCUTTABLE]
+cuttable = on(CUTTABLE)
+# What a whole run adds to the tests before it follows from the type: one config each keeps the tests within minutes.
+one_of_each_type = on([case for case in CUTTABLE if case[1] == 0])
 
 
 @pytest.fixture(scope="module", params=CASES, ids=name_of)
@@ -306,18 +311,8 @@ def test_routers_are_found_by_the_table(checkpoint: Path) -> None:
 
 @cuttable
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
-    asked = [
-        "--data",
-        str(short_text),
-        "--samples",
-        "4",
-        "--sequence-length",
-        "32",
-        "--dtype",
-        "fp32",
-        "--layers",
-        "fast",
-    ]
+    asked = ["--data", str(short_text), "--samples", "4", "--sequence-length", "32", "--dtype", "fp32"]
+    asked += ["--layers", "fast"]
     assert run(["score", str(checkpoint), *asked, "-o", str(tmp_path / "whole.safetensors")]) == 0
     assert run(["score", str(checkpoint), *asked, "--offload", "-o", str(tmp_path / "layers.safetensors")]) == 0
     whole, layers = (load_scores(tmp_path / f"{name}.safetensors") for name in ("whole", "layers"))
@@ -335,7 +330,7 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text:
         assert row.step.most == 0 or scored & {axis, row.joint, *members}, axis
 
 
-@cuttable
+@one_of_each_type
 def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     spec, text = read_spec(checkpoint), str(short_text)
     sizes = [f"--set={key}={size}" for key, size in cuts_of(spec)["all"].items()]
@@ -344,43 +339,18 @@ def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_tex
     assert run(["prune", str(checkpoint), *sizes, *asked, "-o", str(tmp_path / "pruned")]) == 0
     steps = ["--steps", "2", "--batch-tokens", "64", "--sequence-length", "32", "--precision", "fp32"]
     distilled = tmp_path / "distilled"
-    assert (
-        run(
-            [
-                "distill",
-                str(tmp_path / "pruned"),
-                "--teacher",
-                str(checkpoint),
-                "--data",
-                text,
-                *steps,
-                "-o",
-                str(distilled),
-            ]
-        )
-        == 0
-    )
+    taught = ["--teacher", str(checkpoint), "--data", text, *steps]
+    assert run(["distill", str(tmp_path / "pruned"), *taught, "-o", str(distilled)]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "pruned", distilled))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     load_model(distilled, dtype=torch.float32, device=CPU)
-    evaluated = [
-        "--against",
-        str(checkpoint),
-        "--text",
-        text,
-        "--sequence-length",
-        "32",
-        "--samples",
-        "2",
-        "--no-speed",
-        "--dtype",
-        "fp32",
-    ]
+    evaluated = ["--against", str(checkpoint), "--text", text, "--sequence-length", "32", "--samples", "2"]
+    evaluated += ["--no-speed", "--dtype", "fp32"]
     assert run(["eval", str(distilled), *evaluated]) == 0
 
 
-@cuttable
+@one_of_each_type
 def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     """The search, its cuts in memory, the report and a short distillation, as `minitron compress` does them."""
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)
