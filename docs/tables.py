@@ -99,6 +99,22 @@ def _cuts() -> Rows:
         )
 
 
+def _inside() -> Rows:
+    yield "`model_type`", "language model inside", "carried as it is", "cut with hidden", "hidden", "refused"
+    for model_type, wrapper in sorted(WRAPPERS.items()):
+        family = FAMILIES[wrapper.families.get(wrapper.text, wrapper.text)]
+        # The first of the dialects that a name has, in memory.
+        written = [re.sub(r"\(([^|)]*)\|[^)]*\)", r"\1", rule.name) for rule in wrapper.projector]
+        yield (
+            _code(model_type),
+            _code(wrapper.text),
+            ", ".join(map(_code, wrapper.carried)),
+            ", ".join(_code(name.removeprefix("model.")) for name in written),
+            "selected" if binding_norm(family.rules) else "rotated",
+            ", ".join(map(_code, wrapper.refused)),
+        )
+
+
 def _labels(axes: Iterable[Axis]) -> str:
     return ", ".join(dict.fromkeys(axis.label for axis in axes))
 
@@ -137,6 +153,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "gpus": _gpus,
     "families": _families,
     "cuts": _cuts,
+    "inside": _inside,
     "fixed": _fixed,
     "refused": _refused,
     "unsupported": _unsupported,

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from family_sizes.base import DECODER, DELTA_NETS, EXPERTS, WINDOWS, without_head_dim
+from family_sizes.base import (
+    DECODER,
+    DELTA_NETS,
+    EXPERTS,
+    HYBRID_SIZES,
+    LAYERS,
+    WINDOWS,
+    without_head_dim,
+)
 from family_sizes.dense import GLOBAL
 
 VISION: dict[str, Any] = {
@@ -39,6 +47,41 @@ _QWEN3_VISION = QWEN_VISION | {
     "out_hidden_size": 32,
     "num_position_embeddings": 16,
 }
+
+_RADIO: dict[str, Any] = {
+    "model_type": "radio",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+    "max_img_size": 84,
+    "video_temporal_patch_size": 2,
+}
+_PARAKEET: dict[str, Any] = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "conv_kernel_size": 5,
+    "subsampling_conv_channels": 6,
+    "num_mel_bins": 16,
+    "projection_hidden_size": 18,
+    "projection_bias": False,
+}
+
+
+def _omni(pattern: str, **more: Any) -> dict[str, Any]:
+    text = HYBRID_SIZES | {"model_type": "nemotron_h", "layers_block_type": [LAYERS[kind] for kind in pattern]}
+    return {
+        "text_config": text | more,
+        "vision_config": _RADIO,
+        "image_token_id": 299,
+        "audio_token_id": 298,
+        "vision_hidden_size": 16,
+        "projector_hidden_size": 20,
+    }
+
 
 WRAPPERS: dict[str, list[dict[str, Any]]] = {
     "gemma3": [
@@ -137,6 +180,20 @@ WRAPPERS: dict[str, list[dict[str, Any]]] = {
             },
             "image_token_id": 299,
         }
+    ],
+    "nemotron_h_omni": [
+        _omni("ME*-") | {"audio_config": _PARAKEET},
+        # A dense language model in a model that does not hear.
+        _omni("M-*M", use_bias=True, mlp_bias=True)
+        | {"vision_config": _RADIO | {"use_swiglu_ffn": True, "qkv_bias": False, "mlp_ratio": 2.5}}
+        | {"projector_hidden_size": 28},
+        _omni("ME*E", moe_latent_size=16)
+        | {"video_temporal_patch_size": 3}
+        | {"vision_config": _RADIO | {"video_temporal_patch_size": 3, "num_registers": 2, "summary_idxs": [0]}}
+        | {
+            "audio_config": _PARAKEET
+            | {"projection_bias": True, "attention_bias": True, "convolution_bias": False, "subsampling_factor": 4}
+        },
     ],
     "qwen3_vl": [
         {

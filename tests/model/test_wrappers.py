@@ -26,6 +26,7 @@ from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
 from minitron.memory.workload import Workload
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import as_transformers_reads
 from minitron.model.families import FAMILIES, WRAPPERS
 from minitron.model.families.towers import TOWERS
 from minitron.model.families.wrappers import ABSENT
@@ -56,6 +57,21 @@ def seen(folder: Path) -> torch.Tensor:
         logits: torch.Tensor = found.eval()(input_ids=ids, **images).logits
         blank = {name: value * 0 if value.is_floating_point() else value for name, value in images.items()}
         assert not torch.allclose(logits, found(input_ids=ids, **blank).logits, rtol=1e-3), "the image is not seen"
+    return torch.cat([logits, heard(found)], dim=1)
+
+
+def heard(model: Any) -> torch.Tensor:
+    """The logits of a text with sound in it; none of a model that does not hear."""
+    generator, sound = torch.Generator().manual_seed(1), getattr(model.config, "audio_config", None)
+    if sound is None:
+        return torch.zeros(1, 0, model.config.get_text_config().vocab_size)
+    clip = torch.randn(1, 32, sound.num_mel_bins, generator=generator)
+    text = torch.arange(3, 11)
+    ids = torch.cat([text, torch.full((32 // sound.subsampling_factor,), model.config.audio_token_id), text])[None]
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, input_features=clip).logits
+        silent = model(input_ids=ids, input_features=clip * 0).logits
+    assert not torch.allclose(logits, silent, rtol=1e-3), "the sound is not heard"
     return logits
 
 
@@ -64,7 +80,10 @@ def a_text_with_an_image(config: dict[str, Any]) -> tuple[torch.Tensor, dict[str
     generator, vision = torch.Generator().manual_seed(0), config["vision_config"]
     image, patch = vision.get("image_size", 56), vision["patch_size"]
     patches = (image // patch) ** 2
-    if "depth" in vision:
+    if vision["model_type"] == "radio":
+        pixels = torch.randn(patches, 3 * patch * patch, generator=generator)
+        images, tokens = {"pixel_values": pixels, "image_grid_hw": torch.tensor([[4, 4]])}, patches // 4
+    elif "depth" in vision:
         pixels = torch.randn(patches, 3 * 2 * patch * patch, generator=generator)
         images = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, image // patch, image // patch]])}
         tokens = patches // 4
@@ -133,7 +152,7 @@ def test_the_language_model_alone_says_what_it_says_inside(model: Path) -> None:
 
 def test_every_dialect_of_the_names_is_read_and_kept(model: Path, tmp_path: Path) -> None:
     stored = load_file(model / "model.safetensors")
-    for place in ("model.language_model.", "language_model.model."):
+    for place in PLACES.get(json.loads((model / "config.json").read_text())["model_type"], PLACES[""]):
         folder = tmp_path / place
         shutil.copytree(model, folder)
         renamed = {told(name, place): tensor for name, tensor in stored.items()}
@@ -151,8 +170,33 @@ def test_every_dialect_of_the_names_is_read_and_kept(model: Path, tmp_path: Path
         load_model(tmp_path / f"{place}small", dtype=torch.float32, device=CPU)
 
 
+PLACES = {
+    "": ("model.language_model.", "language_model.model."),
+    "nemotron_h_omni": ("language_model.backbone.", "language_model.model."),
+}
+"""type -> what the names of the language model's tensors begin with in released files and in transformers; the empty
+type stands for the others."""
+
+RELEASED_NAMES = {
+    "mlp1.0.": "multi_modal_projector.layer_norm.",
+    "mlp1.1.": "multi_modal_projector.linear_1.",
+    "mlp1.3.": "multi_modal_projector.linear_2.",
+    "sound_encoder.encoder.": "audio_tower.",
+    "sound_projection.norm.": "embed_audio.layer_norm.",
+    "sound_projection.linear1.": "embed_audio.linear_1.",
+    "sound_projection.linear2.": "embed_audio.linear_2.",
+}
+"""What names of Nemotron 3 Nano Omni begin with in its released files -> in transformers (conversion_mapping.py)."""
+
+
 def told(name: str, place: str) -> str:
     """A tensor's name as transformers holds it in memory (`model.language_model.`) or as older files do."""
+    if name.startswith(("language_model.backbone.", *RELEASED_NAMES)):
+        released = next((begin for begin in RELEASED_NAMES if name.startswith(begin)), "")
+        if place == "language_model.backbone.":
+            return name
+        told_so = name.replace(released, RELEASED_NAMES[released], 1) if released else name
+        return told_so.replace("language_model.backbone.", place)
     outer = "model." if place.startswith("model.") else ""
     text = re.sub(
         r"^(model\.language_model\.|language_model\.model\.|model\.(?=embed_tokens|layers|norm))", place, name
@@ -183,13 +227,13 @@ def test_the_new_config_keeps_its_nesting(model: Path) -> None:
     spec = read_spec(model)
     small = spec.resized(cuts(spec), (0, 2, 3))
     before, after = dict(spec.config), dict(small.config)
-    assert after["text_config"]["hidden_size"] == 16 and after["text_config"]["num_hidden_layers"] == 3
+    assert after["text_config"]["hidden_size"] == 16
     changed = {key for key in before if before[key] != after[key]}
     assert before.keys() == after.keys() and changed <= {"text_config", "vision_config"}
     vision = {key for key, value in before["vision_config"].items() if after["vision_config"][key] != value}
     assert vision <= {"out_hidden_size", "hidden_size"}
-    config = CONFIG_MAPPING[str(after["model_type"])].from_dict(after)
-    assert config.get_text_config().hidden_size == 16
+    config = CONFIG_MAPPING[str(after["model_type"])].from_dict(as_transformers_reads(after))
+    assert config.get_text_config().hidden_size == 16 and config.get_text_config().num_hidden_layers == 3
 
 
 def test_a_tower_takes_memory_and_no_time(model: Path) -> None:
@@ -197,7 +241,8 @@ def test_a_tower_takes_memory_and_no_time(model: Path) -> None:
     parameters = spec.parameters()
     on_disk = Checkpoint(model)
     tower = sum(on_disk.headers[name].numel for name in on_disk.extras(spec))
-    assert parameters.by_component["vision_tower"] == tower
+    towers = [rule.component for rule in spec.family.rules["tower"]]
+    assert "vision_tower" in towers and sum(parameters.by_component[one] for one in towers) == tower
     for weights, least in (("bf16", 2 * tower), ("fp8", 2 * tower)):
         lines = footprint(spec, Workload(16, 1, weights, "bf16", "fp32", "bf16"))
         text = replace(spec.family, rules={kind: own for kind, own in spec.family.rules.items() if kind != "tower"})
@@ -223,10 +268,48 @@ def test_released_configs_are_read_as_they_are(name: str, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(config))
     built = AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"), no_init_weights():
-        theirs = dict(AutoModelForImageTextToText.from_config(built).named_parameters())
+        theirs = AutoModelForImageTextToText.from_config(built).state_dict()
     assert sum(one.numel() for name, one in theirs.items() if not (spec.is_tied and "lm_head" in name)) == published
-    small = spec.resized({"intermediate_size": 1024}, (0, 1, 2))
+    key = "intermediate_size" if "intermediate_size" in spec.named_sizes else "moe_intermediate_size"
+    small = spec.resized({key: 1024}, (0, 1, 2))
     assert len(small.layers) == 3 and small.parameters().total < published
+
+
+def test_what_released_files_leave_out_and_hold_beside_is_carried(tmp_path: Path) -> None:
+    """RADIO's files have no scales of layers, Parakeet's the filters that its processor has too (modeling files)."""
+    model = save_family(tmp_path / "model", "nemotron_h_omni", **FAMILY_SIZES["nemotron_h_omni"][0])
+    stored = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if "layer_scale" not in name}
+    kept["sound_encoder.encoder.feature_extractor.fb"] = torch.ones(1, 16, 5)
+    kept["language_model.backbone.embedding.weight"] = kept.pop("language_model.backbone.embeddings.weight")
+    assert len(kept) == len(stored) - 3
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(model)
+    prune(model, make_plan(spec, cuts(spec), (0, 1, 2, 3), random_scores(spec), rotate=False), tmp_path / "small")
+    written = load_file(tmp_path / "small" / "model.safetensors")
+    assert {name.replace("embeddings", "embedding") for name in written} == kept.keys()
+    seen(tmp_path / "small")
+
+
+def test_older_keys_count_where_the_newer_ones_do_not() -> None:
+    sizes = json.loads(json.dumps(FAMILY_SIZES["nemotron_h_omni"][0])) | {"model_type": "nemotron_h_omni"}
+    older = dict(sizes)
+    for key, old in (
+        ("text_config", "llm_config"),
+        ("audio_config", "sound_config"),
+        ("vision_hidden_size", "vit_hidden_size"),
+    ):
+        older[old] = older.pop(key)
+    both = older | {key: sizes[key] for key in ("text_config", "audio_config", "vision_hidden_size")}
+    both |= {"llm_config": sizes["text_config"] | {"hidden_size": 64}, "vit_hidden_size": 64}
+    both["sound_config"] = sizes["audio_config"] | {"hidden_size": 64}
+    for config in (sizes, older, both):
+        theirs = CONFIG_MAPPING["nemotron_h_omni"].from_dict(config)
+        assert (theirs.text_config.hidden_size, theirs.audio_config.hidden_size, theirs.vision_hidden_size) == (
+            *(32, 12),
+            16,
+        )
+        assert spec_of(config).parameters() == spec_of(sizes).parameters()
 
 
 def test_what_absent_keys_mean_is_what_the_classes_say() -> None:

@@ -113,6 +113,21 @@ _GEMMA4: Final = (
     " + 3*hidden_size*intermediate_size + 4*hidden_size + 2*head_dim + 28*use_clipped_linears)"
     " + 2*standardize*hidden_size"
 )
+_RADIO: Final = (
+    "hidden_size*((1 + video_temporal_patch_size)*num_channels*patch_area + positions + num_cls_tokens + num_registers)"
+    " + num_hidden_layers*(3*hidden_size*inner + 3*qkv_bias*inner + inner*hidden_size + hidden_size + mlp"
+    " + 6*hidden_size) + summaries"
+)
+_PARAKEET: Final = (
+    "subsampling_conv_channels*(kernel_area + 1)"
+    " + behind_the_first*subsampling_conv_channels*(kernel_area + 2 + subsampling_conv_channels)"
+    " + subsampling_conv_channels*bins*hidden_size + hidden_size"
+    " + num_hidden_layers*(4*hidden_size*intermediate_size + 2*attention_bias*(intermediate_size + hidden_size)"
+    " + 5*hidden_size*inner + attention_bias*(3*inner + hidden_size) + 2*inner"
+    " + hidden_size*(3*hidden_size + conv_kernel_size) + 4*convolution_bias*hidden_size"
+    " + 4*hidden_size + 1 + 10*hidden_size)"
+)
+"""With what its batch normalisation has seen: two numbers a channel and how many batches they are of."""
 
 
 def _merged(width: str) -> Callable[[Sub], int]:
@@ -131,6 +146,36 @@ def _qwen(width: str) -> dict[str, Callable[[Sub], int]]:
         "merged": _merged(width),
         "deepstack": lambda said: len(said["deepstack_visual_indexes"]),
     }
+
+
+def _heads_width(said: Sub) -> int:
+    """The width of all heads of attention together."""
+    heads = whole("num_attention_heads", said["num_attention_heads"])
+    own = said.get("head_dim")
+    return heads * (whole("hidden_size", said["hidden_size"]) // max(heads, 1) if own is None else int(own))
+
+
+def _positions(said: Sub) -> int:
+    return (whole("max_img_size", said["max_img_size"]) // max(whole("patch_size", said["patch_size"]), 1)) ** 2
+
+
+def _radio_mlp(said: Sub) -> int:
+    hidden = whole("hidden_size", said["hidden_size"])
+    inner = int(hidden * said["mlp_ratio"])
+    if not said["use_swiglu_ffn"]:
+        return inner * (2 * hidden + 1) + hidden
+    # As transformers' class rounds it.
+    inner = (int(inner * 2 / 3) + 7) // 8 * 8
+    return inner * (3 * hidden + 2) + hidden
+
+
+def _subsamplings(said: Sub) -> int:
+    return whole("subsampling_factor", said["subsampling_factor"]).bit_length() - 1
+
+
+def _bins_left(said: Sub) -> int:
+    stride = whole("subsampling_conv_stride", said["subsampling_conv_stride"])
+    return whole("num_mel_bins", said["num_mel_bins"]) // int(stride ** _subsamplings(said))
 
 
 _QWEN_DEFAULTS: Final = {"in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2, "patch_size": 14}
@@ -206,6 +251,54 @@ TOWERS: Final[dict[str, Tower]] = {
         },
         _IMAGE,
     ),
+    "radio": Tower(
+        _RADIO,
+        {
+            "hidden_size": 1280,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "mlp_ratio": 4.0,
+            "use_swiglu_ffn": False,
+            "qkv_bias": True,
+            "num_channels": 3,
+            "patch_size": 16,
+            "max_img_size": 2048,
+            "num_cls_tokens": 3,
+            "num_registers": 7,
+            "summary_idxs": [0, 1],
+        },
+        {
+            "patch_area": _area("patch_size"),
+            "positions": _positions,
+            "inner": _heads_width,
+            "mlp": _radio_mlp,
+            "summaries": lambda said: len(said["summary_idxs"]),
+            "video_temporal_patch_size": lambda said: int(said.get("video_temporal_patch_size") or 0),
+        },
+    ),
+    "parakeet_encoder": Tower(
+        _PARAKEET,
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 8,
+            "intermediate_size": 4096,
+            "attention_bias": True,
+            "convolution_bias": True,
+            "conv_kernel_size": 9,
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": 256,
+            "num_mel_bins": 80,
+            "subsampling_conv_kernel_size": 3,
+            "subsampling_conv_stride": 2,
+        },
+        {
+            "kernel_area": _area("subsampling_conv_kernel_size"),
+            "behind_the_first": lambda said: _subsamplings(said) - 1,
+            "bins": _bins_left,
+            "inner": _heads_width,
+        },
+    ),
 }
 """model_type of the tower's config -> what it holds."""
 
@@ -216,6 +309,7 @@ _OTHER_NAMES: Final = {
     "qwen3_5": "qwen3_5_vision",
     "qwen3_5_moe": "qwen3_5_vision",
     "qwen3_5_moe_vision": "qwen3_5_vision",
+    "parakeet": "parakeet_encoder",
 }
 
 

@@ -4,6 +4,8 @@ the documents."""
 from typing import Final
 
 UNSUPPORTED: Final[dict[str, str]] = {
+    "NemotronH_Nano_Omni_Reasoning_V3": "code that comes with the checkpoint; transformers has the model as "
+    "nemotron_h_omni and reads its files where config.json says so and sound_config says no model_type",
     "axk1": "a correction bias that released checkpoints leave out, beside norms that transformers passes over",
     "cohere2_moe": "norms of which the config says whether they are RMSNorm or LayerNorm",
     "dbrx": "experts that stand one below the other in one matrix, sizes in two objects of the config",

@@ -77,9 +77,60 @@ def _gemma4_tower(config: Config) -> int:
     return _tower("gemma4_vision")["vision_tower"](config) if config.get(VISION) else 0
 
 
+def _sound(config: Config) -> Config | None:
+    """The config of what hears, None in models that do not."""
+    found = next((config[key] for key in ("audio_config", "sound_config") if config.get(key) is not None), None)
+    # What is absent means other than in the tower's own class.
+    return None if found is None else {"attention_bias": False, **found}
+
+
+def _sound_size(key: str) -> Size:
+    def size(config: Config) -> int:
+        sound = _sound(config) or {}
+        return whole(f"audio_config.{key}", sound.get(key))
+
+    return size
+
+
+def _omni_size(key: str, default: int, older: str = "") -> Size:
+    """A number at the top of config.json; one under its `older` key counts where that under `key` is the default."""
+
+    def size(config: Config) -> int:
+        found = whole(key, config.get(key, default))
+        return whole(older, config[older]) if found == default and config.get(older) is not None else found
+
+    return size
+
+
+_OMNI_VISION: Final = _omni_size("vision_hidden_size", 1280, "vit_hidden_size")
+_OMNI_INNER: Final = _omni_size("projector_hidden_size", 4096)
+
+
+def _omni_sees(config: Config) -> int:
+    """RADIO, and the normalised first linear of its projector, which reads several patches side by side."""
+    frames = config.get("video_temporal_patch_size", 2)
+    tower, own = tower_of(config, VISION, "radio")
+    width = _OMNI_VISION(config)
+    read = width * int(1 / config.get("downsample_ratio", 0.5)) ** 2
+    predicts = (config.get("text_config") or config.get("llm_config") or {}).get("num_nextn_predict_layers")
+    # The tower's last norm stands in models with a multi-token-prediction block alone.
+    last = 2 * width if predicts else 0
+    return tower.count({**own, "video_temporal_patch_size": frames}) + read * (1 + _OMNI_INNER(config)) + last
+
+
+def _omni_hears(config: Config) -> int:
+    sound = _sound(config)
+    if sound is None:
+        return 0
+    tower, own = tower_of({"audio_config": sound}, "audio_config", "parakeet_encoder")
+    inner = _sound_size("projection_hidden_size")(config)
+    return tower.count(own) + tower.value(f"hidden_size*{inner + 1}", own) + bool(sound.get("projection_bias")) * inner
+
+
 _QWEN_MERGER: Final = _writer("(model.visual|visual).merger.mlp.2", "merged", "")
 _QWEN3_MERGER: Final = _writer("(model.visual|visual).merger.linear_fc2", "merged", "")
 _QWEN3_DEEPSTACK: Final = _writer("(model.visual|visual).deepstack_merger_list.{deepstack}.linear_fc2", "merged", "")
+_SOUND_WRITER: Final = "(embed_audio.linear_2|sound_projection.linear2)"
 _QWEN2_TEXTS: Final = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2"}
 
 _SHARED_WIDTH: Final[dict[str, Any]] = {
@@ -202,6 +253,30 @@ _ROWS: Final = (
         towers={"vision_tower": _gemma4_tower},
         refused={"audio_config": "a tower that hears"},
         summary="Gemma 4 with vision",
+    ),
+    Wrapper(
+        "nemotron_h_omni",
+        "nemotron_h",
+        carried=(
+            *("vision_model", "multi_modal_projector", "mlp1", "vision_final_layernorm"),
+            *("audio_tower", "embed_audio", "sound_encoder", "sound_projection"),
+        ),
+        projector=(
+            *_writer("(multi_modal_projector.linear_2|mlp1.3)", "projector_inner"),
+            Rule(f"{_SOUND_WRITER}.weight", "hidden, sound_inner", "projector", when="hears"),
+            Rule(f"{_SOUND_WRITER}.bias", "hidden", "projector", when="hears_biased"),
+        ),
+        sizes={
+            "projector_inner": _OMNI_INNER,
+            "sound_inner": _sound_size("projection_hidden_size"),
+            "hears": lambda config: int(_sound(config) is not None),
+            "hears_biased": lambda config: int(bool((_sound(config) or {}).get("projection_bias"))),
+        },
+        towers={"vision_tower": _omni_sees, "audio_tower": _omni_hears},
+        held=AROUND,
+        keys=("text_config", "llm_config"),
+        ties="inside",
+        summary="Nemotron 3 Nano Omni",
     ),
     *(
         Wrapper(

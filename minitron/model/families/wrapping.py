@@ -43,7 +43,8 @@ class Wrapper:
 
     projector: tuple[Rule, ...]
     """The tensors that write what is seen or heard to the residual stream, and those that make what they read where
-    their width follows it.  Shapes may name `sizes`, names one in braces for so many tensors, numbered from 0."""
+    their width follows it.  Shapes may name `sizes`, names one in braces for so many tensors, numbered from 0, and
+    `when` one that is then not 0."""
 
     sizes: Mapping[str, Size]
     """word in the projector's shapes and names -> how large it is."""
@@ -134,6 +135,7 @@ def _wrapped(wrapper: Wrapper, inner: Family, nesting: Nesting, config: Config) 
         rules={**rules, PROJECTOR: projector, **({TOWER: towers} if towers else {})},
         mtp_rules=tuple(_renamed(rule, wrapper.held) for rule in inner.mtp_rules),
         axes=axes,
+        older_names={rf"((?:language_model\.)?){old}": rf"\1{_later(new)}" for old, new in inner.older_names.items()},
         equal=(*inner.equal, *wrapper.equal),
         extras=(carried, *(_moved(extra) for extra in inner.extras)),
         nesting=nesting,
@@ -150,7 +152,8 @@ def _projector(wrapper: Wrapper, config: Config) -> tuple[Rule, ...]:
     said = {**wrapper.defaults, **config}
     found = []
     for rule in wrapper.projector:
-        if rule.when and not said.get(rule.when):
+        counted = wrapper.sizes.get(rule.when)
+        if rule.when and not (said.get(rule.when) if counted is None else counted(config)):
             continue
         own = replace(rule, shape=re.sub(r"[a-z_]+", number, rule.shape), when="")
         word = next(iter(rule.pattern.axes), None)
@@ -183,6 +186,11 @@ def _outer(name: str, held: str) -> str:
         places = [f"{one}." for one in roots] + [f"language_model.{one}." for one in roots]
         places = places if held == INSIDE else places[::-1]
     return f"({'|'.join(dict.fromkeys(places))}){rest}"
+
+
+def _later(replacement: str) -> str:
+    """What a match is replaced with where another group stands before its own."""
+    return re.sub(r"\\(\d)", lambda found: rf"\{int(found[1]) + 1}", replacement)
 
 
 def _moved(extra: Extra) -> Extra:
