@@ -22,6 +22,7 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "mimo_v2_flash": "layers in a sliding window with other numbers of KV heads, and a window one token longer than "
     "the config says",
     "minimax_m3_vl": "an indexer of groups of keys",
+    "qwen3_vl_moe": "experts whose inputs and outputs change places between the file and memory",
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
         "several residual streams that are mixed, embeddings of hashed n-grams, an indexer beside attention",
