@@ -257,7 +257,10 @@ def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]
 
 def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
     """The tally of the whole model, in plain numbers."""
-    return tally(spec, precision, [range(len(spec.layers))]).first
+    if precision not in spec.tallies:
+        spec.tallies[precision] = tally(spec, precision, [range(len(spec.layers))]).first
+    found: Tally = spec.tallies[precision]
+    return found
 
 
 def _tally_one(

@@ -59,6 +59,11 @@ class ModelSpec(Sizes):
         return quantisation_of(self.config)
 
     @cached_property
+    def tallies(self) -> dict[Any, Any]:
+        """What minitron.memory.precision counted of the whole model, which a plan asks for at every context length."""
+        return {}
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the config, whatever it says of quantisation: scores and plans are those of the same model."""
         return hashlib.sha256(json.dumps(plain_config(self.config), sort_keys=True).encode()).hexdigest()
