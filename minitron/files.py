@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
         raise MinitronError(f"{path} does not exist; check the path.") from None
     except IsADirectoryError:
         raise MinitronError(f"{path} is a folder; give a file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise MinitronError(f"{path} is not valid JSON ({error}); write it again or check the path.") from None
 
 

@@ -59,7 +59,8 @@ def random_scores(spec: ModelSpec, seed: int = 0) -> Scores:
     rng = np.random.default_rng(seed)
     importance: dict[Any, np.ndarray] = {("layer", None): rng.random(len(spec.layers))}
     for layer, kind in places(spec):
-        for axis in axes_at(spec, kind) - {"kv_head", "mamba_head", "mamba_head_dim"}:
+        # Sorted: a set has another order in every process, and the numbers are drawn in that order.
+        for axis in sorted(axes_at(spec, kind) - {"kv_head", "mamba_head", "mamba_head_dim"}):
             shape = (spec.sizes["expert"], spec.sizes[axis]) if axis == "expert_ffn" else (spec.sizes[axis],)
             importance[axis, layer] = rng.random(shape)
         if "mamba_head" in axes_at(spec, kind):

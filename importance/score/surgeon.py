@@ -21,6 +21,7 @@ from importance.score.moments import RIDGES, SHARE_KEPT, Moments
 from importance.score.totals import Array, Totals, wide
 from minitron.cut.refit import RIDGE, InputSite
 from minitron.cut.scores import Key
+from minitron.errors import MinitronError
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import weight_of
@@ -39,6 +40,7 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
 
     `weight` is [O, C], `moments` E[a a^T] [C, C], `ridge` a share of the mean of its diagonal.  Groups stand in `parts`
     equal runs, of each of which the same number goes: the heads of a KV group."""
+    _require_finite(moments)
     inverse = torch.from_numpy(np.array(moments, dtype=np.float64))
     count = inverse.shape[0] // width
     scale = float(inverse.diagonal().mean())
@@ -156,6 +158,7 @@ def refit_error(
 
     `weight` [O, C] is W; `fitted` and `judged` are E[a a^T] [C, C] of the two sets of tokens; `ridge` is a share of the
     mean of the diagonal of `fitted`."""
+    _require_finite(fitted)
     inner = torch.from_numpy(fitted[np.ix_(kept, kept)])
     strength = ridge * float(np.diag(fitted).mean())
     inner.diagonal().add_(strength)
@@ -169,3 +172,10 @@ def refit_error(
         change[:, kept] -= reads
         total += float(((change @ unseen) * change).sum())
     return total
+
+
+def _require_finite(moments: Array) -> None:
+    if not np.isfinite(moments).all():
+        raise MinitronError(
+            "the model's activations are not finite on the calibration text; check its weights, or try --dtype fp32."
+        )

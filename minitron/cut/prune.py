@@ -23,10 +23,11 @@ from minitron.cut.selection import layer_of, norm_groups, pick
 from minitron.errors import MinitronError
 from minitron.files import new_folder, refuse_existing, refuse_pointer, write_json, write_text
 from minitron.model.axes import EXPERT, HIDDEN
-from minitron.model.checkpoint import DTYPE_BYTES, SHARD_BYTES, Checkpoint, ShardWriter
+from minitron.model.checkpoint import SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dequantised import open_plain
 from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import PROJECTOR, Extra, Rule
+from minitron.model.headers import BITS
 from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
@@ -327,7 +328,7 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
             if placed is not None:
                 count = math.prod(cutter.shape(placed[1]))
                 parameters += count
-                weight_bytes += count * DTYPE_BYTES[checkpoint.headers[name].dtype]
+                weight_bytes += count * BITS[checkpoint.headers[name].dtype] // 8
     for name, extra in checkpoint.extras(cutter.spec).items():
         if extra.carried:
             parameters += checkpoint.headers[name].numel

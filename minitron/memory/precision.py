@@ -270,9 +270,9 @@ def _tally_one(
     kinds = {kind: layers.count(kind) for kind in dict.fromkeys(spec.layers)}
     kinds |= {kind: spec.mtp_layers.count(kind) for kind in spec.mtp_layers}
     attends = [_attends(spec, kind) for kind in layers]
+    # The last layer has none behind it.
     feeds = {
-        kind: sum(own == kind and after for own, after in zip(layers, [*attends[1:], False], strict=True))
-        for kind in kinds
+        kind: sum(own == kind and after for own, after in zip(layers, attends[1:], strict=False)) for kind in kinds
     }
     parts: dict[tuple[str, int, Format], int] = {}
     for kind, rules in spec.rules.items():

@@ -23,25 +23,6 @@ if TYPE_CHECKING:
 SHARD_BYTES: Final = 5 * 10**9
 """The size at which Hugging Face starts a new shard, too."""
 
-DTYPE_BYTES: Final = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "U16": 2,
-    "U32": 4,
-    "U64": 8,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-}
-
 
 class Checkpoint:
     """The weights of a folder; headers at once, tensors when asked."""

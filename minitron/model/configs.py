@@ -31,8 +31,8 @@ CHOOSE_OTHERS: Final = "choose other sizes"
 def spec_if_known(folder: Path) -> ModelSpec | None:
     """The spec of the model in `folder`; None for a model type that no family reads."""
     config = read_json(config_path(folder))
-    known = isinstance(config, dict) and family_of(config) is not None
-    return read_spec(folder) if known else None
+    named = isinstance(config, dict) and isinstance(config.get("model_type"), str)
+    return None if named and family_of(config) is None else read_spec(folder)
 
 
 def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORRECT_IT) -> PreTrainedConfig:
@@ -68,7 +68,7 @@ def refusals(advice: str) -> Iterator[None]:
     `advice`."""
     try:
         yield
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
         # The first line of a validation error names the field and the second what is wrong with it.
         why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         named = f"{type(error).__name__}: {why}" if isinstance(error, KeyError) else why
@@ -117,7 +117,7 @@ def _number(found: dict[str, Any]) -> Any:
 def require_head(spec: ModelSpec, folder: Path) -> None:
     """Raise MinitronError for a model without an output layer: nothing that compares predictions can be done to it."""
     if not spec.has_head:
-        named = ", ".join(map(str, spec.config["architectures"]))
+        named = ", ".join(spec.architectures)
         raise MinitronError(
             f"{folder} holds a {named}, which has no output layer over the vocabulary; Minitron inspects and plans such"
             " models, but scores, cuts, distils and evaluates language models alone; give the one it was made from."

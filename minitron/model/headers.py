@@ -20,6 +20,18 @@ LONGEST: Final = 100 * 10**6
 
 _CHUNK: Final = 2**24
 
+_DTYPES: Final = {
+    4: ("F4",),
+    6: ("F6_E2M3", "F6_E3M2"),
+    8: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
+    16: ("F16", "BF16", "I16", "U16"),
+    32: ("F32", "I32", "U32"),
+    64: ("F64", "I64", "U64", "C64"),
+}
+
+BITS: Final = {dtype: bits for bits, dtypes in _DTYPES.items() for dtype in dtypes}
+"""The bits of a number of each dtype that safetensors knows."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -57,9 +69,13 @@ def read_headers(file: Path) -> dict[str, Header]:
             headers = parse_header(stream.read(length), file)
     except FileNotFoundError:
         raise MinitronError(f"{file} is missing; download or copy the checkpoint again.") from None
+    except IsADirectoryError:
+        raise MinitronError(f"{file} is a folder, not a file of weights; copy the checkpoint again.") from None
     wanted = 8 + length + sum(header.num_bytes for header in headers.values())
     if size < wanted:
         raise MinitronError(f"{file} is truncated: {size} bytes of {wanted} are there; download or copy it again.")
+    if size > wanted:
+        raise MinitronError(f"{file} has {size - wanted} bytes after its tensors; download or copy it again.")
     return headers
 
 
@@ -101,10 +117,11 @@ def header_length(start: bytes, file: Path | str) -> int:
 
 
 def parse_header(text: bytes, file: Path) -> dict[str, Header]:
-    """name -> header, of the JSON after a file's first eight bytes; raises MinitronError where it is no such JSON."""
+    """name -> header, of the JSON after a file's first eight bytes; raises MinitronError where it is no such JSON, or
+    describes tensors that safetensors does not read."""
     try:
         entries: Mapping[str, Any] = json.loads(text)
-        return {
+        found = {
             name: Header(
                 file,
                 entry["dtype"],
@@ -115,8 +132,27 @@ def parse_header(text: bytes, file: Path) -> dict[str, Header]:
             for name, entry in entries.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        metadata = entries.get("__metadata__")
+        if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError
+        ends = 8 + len(text)
+        for name, header in sorted(found.items(), key=lambda one: (one[1].start, one[1].num_bytes)):
+            if not _is_sound(header) or header.start != ends:
+                raise MinitronError(
+                    f"{file}: what its header says of {name} does not fit its bytes; download or copy it again."
+                )
+            ends += header.num_bytes
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise MinitronError(f"{file} is no safetensors file: its header does not parse; copy it again.") from None
+    return found
+
+
+def _is_sound(header: Header) -> bool:
+    """Whether a shape is one, and a dtype is known and gives as many bytes as there are."""
+    return (
+        all(type(size) is int and size >= 0 for size in (*header.shape, header.start, header.num_bytes))
+        and header.numel * BITS[header.dtype] == 8 * header.num_bytes
+    )
 
 
 def same_numbers(one: Header, other: Header) -> bool:

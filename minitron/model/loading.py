@@ -65,6 +65,7 @@ def load_model(
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
     if spec is not None:
         require_head(spec, folder)
+        checkpoint.check(spec)
     if spec is not None and spec.is_inside:
         return _language_model(folder, spec, dtype, device or default_device())
     config = transformers_config(folder, spec)
@@ -75,6 +76,7 @@ def load_model(
             dtype=dtype,
             output_loading_info=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # told of below, by name
             key_mapping=None if spec is None else _renamed(spec, checkpoint),
         )
     unexpected = sorted(set(info["unexpected_keys"]) - _left_over(spec, info["unexpected_keys"]))
@@ -160,7 +162,7 @@ def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrain
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; raises MinitronError where there is none."""
+    """The tokenizer in `folder`; raises MinitronError where there is none, or none that transformers reads."""
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise MinitronError(f"{folder} holds no tokenizer; copy the tokenizer files of the original model into it.")
     for file in folder.iterdir():
@@ -168,7 +170,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             refuse_pointer(file)
     spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
     config = None if spec is None else transformers_config(folder, spec)
-    return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+    # Of a file that is not what it should be transformers and tokenizers raise whatever they fall over.
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MinitronError(
+            f"the tokenizer in {folder} cannot be read ({why:.200}); copy the tokenizer files of the original model "
+            "into it."
+        ) from error
 
 
 def require_same_tokenizer(student: Path, teacher: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from minitron.errors import MinitronError
 from minitron.model.axes import Axis, Config
 from minitron.model.blocks import Blocks, read_blocks, tell_apart
 from minitron.model.families import Cache, Family
@@ -111,5 +112,14 @@ class Reading:
     @cached_property
     def has_head(self) -> bool:
         """Whether the model has an output layer: a base model (MistralModel) or one that classifies has none."""
-        names = self.config.get("architectures") or ()
-        return not names or not all(HEADLESS.search(str(name)) for name in names)
+        return not self.architectures or not all(HEADLESS.search(name) for name in self.architectures)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that config.json names; raises MinitronError where it gives no list of them."""
+        names = self.config.get("architectures") or []
+        if not isinstance(names, str | list):
+            raise MinitronError(
+                f"config.json: architectures is {names!r:.40}; give a list with the name of the model's class."
+            )
+        return (names,) if isinstance(names, str) else tuple(map(str, names))

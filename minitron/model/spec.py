@@ -149,7 +149,7 @@ class ModelSpec(Sizes):
         outside, names = self.family.rules["model"], self.known_as(files)
         stored = {names.get(name, name): (file, name) for name, file in files.items()}
         if not self.has_head and has_head(stored, outside):
-            named = [re.sub(HEADLESS, "ForCausalLM", str(name)) for name in self.config["architectures"]]
+            named = [re.sub(HEADLESS, "ForCausalLM", name) for name in self.architectures]
             return ModelSpec(self.family, {**self.config, "architectures": named}, self.stored).as_loaded(files)
         return self.untied() if self.is_tied and differing_head(stored, outside) else self
 

@@ -53,8 +53,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder.  Raises MinitronError where it holds none, an adapter stands beside
     them, or an index names a file outside the folder."""
     refuse_adapter(folder)
-    names = names_in(folder)
-    first = first_file(names, explicit_file(folder))
+    names, explicit = names_in(folder), explicit_file(folder)
+    if explicit is not None and explicit not in names:
+        raise MinitronError(
+            f"{folder / 'config.json'} names {explicit} as its {_EXPLICIT}, which is not in the folder; copy it, or "
+            "remove the key."
+        )
+    first = first_file(names, explicit)
     if first is None:
         raise MinitronError(f"{folder} holds neither {SINGLE} nor {INDEX}{what_it_is(folder)}.")
     if first.endswith(".json"):
@@ -78,14 +83,16 @@ def names_in(folder: Path) -> list[str]:
 def shards(index: object, path: Path | str) -> list[str]:
     """The files that an index of shards names.  Raises MinitronError where it names none, or one outside the folder:
     an index comes from elsewhere, and must not make us read, and later write, beyond its folder."""
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    document = index if isinstance(index, dict) else {}
+    weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MinitronError(f"{path} has no weight_map; copy the checkpoint again.")
-    files = list(dict.fromkeys(weight_map.values()))
-    for file in files:
+    for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise MinitronError(f"{path} names {file!r}, a file outside the folder; do not use this checkpoint.")
-    return sorted(files)
+    if not isinstance(document.get("metadata"), dict):
+        raise MinitronError(f'{path} has no metadata, which transformers reads; add "metadata": {{}} to it.')
+    return sorted(set(weight_map.values()))
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -173,11 +180,15 @@ def written(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explicit_file(folder: Path) -> str | None:
-    """The file that config.json gives as transformers_weights; None where it gives none."""
+    """The file that config.json gives as transformers_weights; None where it gives none.
+
+    Raises MinitronError where that is no name."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     name = config.get(_EXPLICIT) if isinstance(config, dict) else None
-    return name if isinstance(name, str) else None
+    if not isinstance(name, str | None):
+        raise MinitronError(f"{path}: {_EXPLICIT} is {name!r:.40}; give the name of a file, or remove the key.")
+    return name
 
 
 def _base_model(path: Path) -> str:

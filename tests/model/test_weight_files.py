@@ -48,7 +48,7 @@ def test_a_git_lfs_pointer_is_named(model: Path, name: str, read: Callable[[Path
 
 
 def test_a_pointer_to_a_shard_or_the_index_is_named(model: Path, tmp_path: Path) -> None:
-    index = {"weight_map": dict.fromkeys(Checkpoint(model).headers, "model-00001-of-00001.safetensors")}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(Checkpoint(model).headers, "model-00001-of-00001.safetensors")}
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     Checkpoint(model).check(read_spec(model))
