@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ def rows(file: Path) -> Iterator[Row]:
         yield from _KINDS.get(kind, _sniffed)(file)
     except UnicodeDecodeError as error:
         raise MinitronError(f"{file} is not UTF-8 text ({error}); convert it first.") from None
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError) as error:
+    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        # gzip and bz2 tell of broken data by an OSError, too: one without the system's number.
+        if getattr(error, "errno", None) is not None:
+            raise
         raise MinitronError(f"{file} cannot be unpacked ({error}); copy it again.") from None
 
 
@@ -84,7 +88,7 @@ def _lines(file: Path) -> Iterator[Row]:
             where = f"{file} line {number}"
             try:
                 yield Row(where, json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Row(where, None, f"is not JSON ({error})")
 
 
@@ -96,7 +100,7 @@ def _json(file: Path) -> Iterator[Row]:
     with _open(file) as stream:
         try:
             whole = json.load(stream)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MinitronError(
                 f"{file} is neither one JSON document nor JSON lines ({error}); correct it, or name it .txt where it "
                 "is plain text."
@@ -111,7 +115,7 @@ def _first_line_is_a_record(file: Path) -> bool:
             if line.strip():
                 try:
                     return isinstance(json.loads(line), dict)
-                except ValueError:
+                except (ValueError, RecursionError):
                     return False
     return False
 
