@@ -23,7 +23,6 @@ import typer
 
 from cli import show
 from cli.options import MODEL_HELP, JsonOption
-from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
 from pipeline.inspection import Inspection
 from pipeline.inspection import inspect as inspected
@@ -44,7 +43,7 @@ def command(model: OptionalModelArgument = None, list_types: ListOption = False,
         _print_types(as_json=as_json)
         return
     if model is None:
-        raise MinitronError("there is nothing to inspect; give a MODEL, or --list for the model types.")
+        raise typer.BadParameter("give one, or --list for the model types", param_hint="MODEL")
     found = inspected(model, note=show.note)
     if as_json:
         show.document(found.to_json())

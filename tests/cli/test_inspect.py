@@ -120,7 +120,7 @@ def test_the_list_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines if line.split()} >= {*FAMILIES, *WRAPPERS}
     assert app.run(["inspect"]) == 2
-    assert "give a MODEL, or --list" in capsys.readouterr().err
+    assert "or --list for the model types" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
