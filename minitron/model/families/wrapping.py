@@ -104,8 +104,8 @@ def family_inside(
     inner = families.get(model_type)
     if inner is None:
         raise MinitronError(
-            f"config.json: the language model inside this {wrapper.model_type} model is of the type {named!r}; the "
-            f"supported types are {', '.join(sorted(families))}."
+            f"config.json: the language model inside this {wrapper.model_type} model is of the type {named!r}, which "
+            "Minitron does not support; `minitron inspect --list` prints the types that it does."
         )
     nesting = replace(nesting, model_type=model_type, defaults=absent.get(named, {}))
     return _wrapped(wrapper, inner, nesting, config)
