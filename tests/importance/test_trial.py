@@ -122,7 +122,7 @@ def test_plans_that_cut_the_same_have_one_digest(tiny_hybrid: Path) -> None:
     )
     assert plan_digest(plan) == plan_digest(again)
     others = [
-        make_plan(spec, {"hidden_size": 24}, layers, random_scores(spec, 1)),
+        make_plan(spec, {"hidden_size": 24}, layers, random_scores(spec, 2)),
         make_plan(spec, {"hidden_size": 24}, layers[1:], random_scores(spec)),
         make_plan(spec, {"hidden_size": 28}, layers, random_scores(spec)),
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import EXPERTS_IN_GROUPS, gain
-from minitron.model.families.family import Cache, Family, Norm, Rule
+from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, keep_layers, read_layout, read_pattern, read_words
 from minitron.model.families.mamba import STATES, mamba2
 
@@ -148,6 +148,8 @@ NEMOTRON_H = Family(
         "block_configs": "sizes that differ from layer to layer",
         "per_layer_config": "sizes that differ from layer to layer",
     },
+    # transformers passes over it, and so it is where the config does not say how its layers stand.
+    extras=(Extra(r"mtp\..*", "the multi-token-prediction block", when="!num_nextn_predict_layers"),),
     summary="Mamba-2, attention, MLP, mixture of experts (also latent, with shared experts), multi-token prediction "
     "(Nemotron-H, Nemotron Nano 2, Nemotron 3)",
 )
