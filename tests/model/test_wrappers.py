@@ -327,7 +327,7 @@ def test_what_absent_keys_mean_is_what_the_classes_say() -> None:
     [
         (
             {"text_config": {"model_type": "t5"}},
-            "inside this gemma3 model is of the type 't5'; the supported types are",
+            "inside this gemma3 model is of the type 't5', which Minitron does not support",
         ),
         ({"text_config": None}, "text_config says nothing of the language model inside"),
         ({"vision_config": {"model_type": "vit"}}, "vision_config is of the type 'vit'.*does not know how large it is"),
