@@ -137,6 +137,8 @@ def test_debug_shows_the_traceback(
 def test_control_c_leaves_with_130() -> None:
     code = """
         import os, signal, time
+        # What a shell starts in the background, and with it the tests, ignores the signal from the start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from cli import app
         def command() -> None:
             os.kill(os.getpid(), signal.SIGINT)
