@@ -39,6 +39,8 @@ ListOption = Annotated[bool, typer.Option("--list", help="List the model types t
 
 def command(model: OptionalModelArgument = None, list_types: ListOption = False, as_json: JsonOption = False) -> None:
     """Describe a checkpoint: layers, sizes, parameters, bytes. Reads no weights. With --list: the model types."""
+    if list_types and model is not None:
+        raise typer.BadParameter("--list prints all model types; leave MODEL out", param_hint="--list")
     if list_types:
         _print_types(as_json=as_json)
         return

@@ -119,6 +119,8 @@ def test_the_list_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["inspect", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines if line.split()} >= {*FAMILIES, *WRAPPERS}
+    assert app.run(["inspect", "--list", "some/model"]) == 2
+    assert "leave MODEL out" in capsys.readouterr().err
     assert app.run(["inspect"]) == 2
     assert "or --list for the model types" in capsys.readouterr().err
 
