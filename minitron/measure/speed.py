@@ -107,7 +107,13 @@ def _times(
     prefill: list[float] = []
     for _ in range(repeats + 1):
         start = _clock(model.device)
-        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        try:
+            output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        except ValueError as error:
+            # A hybrid without an attention layer has nothing that counts the tokens of the cache.
+            raise MinitronError(
+                f"transformers cannot run {model.name_or_path} with its cache ({error}); pass --no-speed."
+            ) from None
         prefill.append(_clock(model.device) - start)
     decode: list[float] = []
     for _ in range(decode_tokens + 1):

@@ -105,6 +105,13 @@ RULES: Final = (
         _NANO_2,
     ),
     Rule(
+        "no_attention",
+        lambda cut: cut.hybrid and cut.attention == 0,
+        "No attention layer stays: transformers 5.23 cannot generate from such a hybrid, as its cache counts tokens in "
+        "an attention layer; keep at least one.",
+        "transformers 5.23, DynamicCache.get_seq_length",
+    ),
+    Rule(
         "parameters",
         lambda cut: cut.parameters < 0.5,
         "{parameters:.0%} of the parameters stay: to cut more than half, prune in steps: cut 30 %, "

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,16 @@ def test_a_token_without_an_embedding_is_named(tmp_path: Path, short_text: Path,
     tokenizer.save_pretrained(large)
     assert len(load_tokenizer(large)) == tiny_models.VOCAB_SIZE + 1
     assert evaluate_folders([large], short_text, options)[0].quality.tokens == 32
+
+
+def test_a_hybrid_that_transformers_cannot_run_with_its_cache_has_quality_and_no_speed(
+    tmp_path: Path, short_text: Path
+) -> None:
+    folder = tiny_models.save_hybrid(tmp_path / "model", pattern="ME")
+    options = EvaluationOptions(sequence_length=16, samples=2)
+    with pytest.raises(MinitronError, match=r"cannot run .*model with its cache .* pass --no-speed"):
+        evaluate_folders([folder], short_text, options)
+    assert evaluate_folders([folder], short_text, replace(options, speed=False))[0].quality.tokens == 32
 
 
 @pytest.mark.parametrize("kind", ["tiny_hybrid", "tiny_hybrid_latent", "tiny_llama", "tiny_llama_tied"])
