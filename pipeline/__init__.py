@@ -8,6 +8,10 @@
 Requests are frozen dataclasses in plain types that check themselves; results are frozen dataclasses.  Nothing prints:
 progress goes to a minitron.progress.Progress and remarks to a `note`, both silent by default.  Errors that a user can
 fix are minitron.errors.MinitronError.  Only functions that read weights import torch.
+
+On a CPU, set ONEDNN_PRIMITIVE_CACHE_CAPACITY=128 and LRU_CACHE_CAPACITY=128 in the environment before torch is
+imported, as the command line does: else oneDNN keeps up to 2,048 compiled matmuls, of 0.7 MiB each, and the memory of
+a mixture of experts climbs with every new count of tokens that an expert gets.
 """
 
 from distill.recipe import Recipe
