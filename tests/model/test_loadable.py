@@ -55,6 +55,11 @@ def singular(tensors: Tensors) -> Tensors:
     return {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
+def untold_block(tensors: Tensors) -> Tensors:
+    """A multi-token-prediction block, of which the config says nothing."""
+    return tensors | {"mtp.layers.0.eh_proj.weight": torch.ones(32, 64), "mtp.layers.0.norm.weight": torch.ones(32)}
+
+
 def as_is(tensors: Tensors) -> Tensors:
     return tensors
 
@@ -75,6 +80,7 @@ CASES: dict[str, tuple[str, Callable[[Tensors], Tensors], dict[str, Any], str]] 
     "rotary frequencies": ("tiny_llama", frequencies, {}, "transformers"),
     "torch's name of a dtype": ("tiny_llama", as_is, {"dtype": "torch.float32"}, "source"),
     "an older spelling": ("tiny_hybrid", singular, {}, "source"),
+    "a block that the config does not tell of": ("tiny_hybrid", untold_block, {}, "transformers"),
 }
 """name -> (checkpoint, what is done to its tensors and its config, whether transformers reads what comes of it or its
 answers are those of the checkpoint before)."""
