@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from minitron.cut.cutter import Cutter
 from minitron.cut.plan import Plan
-from minitron.cut.prune import Cutter
 from minitron.errors import MinitronError
 from minitron.model.configs import as_transformers_reads, config_inside
 from minitron.model.layerwise import compute_buffers
