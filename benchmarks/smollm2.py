@@ -61,8 +61,10 @@ def find_gguf(work: Path) -> Path:
 
 def convert(gguf: Path, output: Path) -> None:
     """Write the model in `gguf`, its 4-bit weights spelled out in bf16, as a Hugging Face folder."""
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     values = loaded.config.to_dict()
     # A model that was loaded from GGUF refuses to be saved as anything else, so a new one takes its weights.
     for key in ("quantization_config", "_model_name_or_path"):

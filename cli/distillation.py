@@ -48,8 +48,8 @@ DISTILLATION: Final[dict[str, Option]] = {
     "data": Option(
         option(
             "--data",
-            "Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, or hf:NAME for a dataset on the "
-            "hub. Repeat as WEIGHT:PATH for a blend.",
+            "Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, or hf:OWNER/NAME for a dataset on "
+            "the hub. Repeat as WEIGHT:PATH for a blend.",
             "[WEIGHT:]PATH",
         ),
         type=list[str] | None,

@@ -90,14 +90,16 @@ def write_model(work: Path, target: Path) -> dict[str, Any]:
 @torch.no_grad()
 def check(folder: Path, model: NemotronHForCausalLM) -> None:
     """No key missing, unexpected or mismatched; the same logits to the bit; text comes back from the tokenizer."""
-    loaded, info = NemotronHForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+    loaded, info = NemotronHForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+    )
     found = {key: value for key, value in info.items() if value}
     if found:
         raise ValueError(f"{folder} does not load cleanly: {found}")
     tokens = torch.arange(3, 203).view(2, 100)
     if not torch.equal(loaded.eval()(tokens).logits, model(tokens).logits):
         raise ValueError(f"{folder} computes other logits than the model it was saved from")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     sample = 'He said, "It is 3 o\'clock."\n\n  Naïve — 雪'
     if tokenizer.decode(tokenizer(sample)["input_ids"]) != sample:
         raise ValueError(f"the tokenizer in {folder} does not give text back")

@@ -90,7 +90,7 @@ def build(model_type: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     if model_type not in TYPES:
         raise MinitronError(f"{model_type} has no tiny config in examples/train_tiny.py; choose {', '.join(TYPES)}.")
     config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **COMMON | TYPES[model_type])
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return model
 
 

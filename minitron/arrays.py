@@ -21,7 +21,7 @@ def store(array: NDArray[Any], folder: Path | None, name: str) -> NDArray[Any]:
         return array
     path = folder / f"{name}.npy"
     np.save(path, array)
-    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped
 
 

@@ -77,6 +77,7 @@ def compress(
 
     A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
     where the folder holds another run, unless it may be overwritten."""
+    from minitron.cut.companions import companions
     from minitron.measure.text import documents
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain
@@ -87,6 +88,7 @@ def compress(
     for path in {request.calibration_text, request.data, request.heldout or request.data}:
         next(documents(path))
     request = replace(request, model=local_folder(request.model, progress, note))
+    companions(request.model)
     record = _open_run(request, overwrite=overwrite)
     request = _hold_out(_dequantised(request, progress))
     for number, (name, step) in enumerate(STEPS.items(), 1):
@@ -256,7 +258,7 @@ def _distill(request: Compression, progress: Progress, note: Note) -> dict[str, 
 
 
 def _evaluate(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
-    from minitron.cut.prune import DISTILLATION
+    from minitron.cut.companions import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
     from minitron.report.document import add_training
 

@@ -54,7 +54,7 @@ def distill(
     from distill.processes import joined
     from distill.run.stages import distill_stages
     from distill.run.train import distill as train
-    from minitron.cut.prune import DISTILLATION
+    from minitron.cut.companions import DISTILLATION, companions
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain
     from minitron.report.document import add_training, require_report
@@ -70,6 +70,7 @@ def distill(
         first = processes.is_first
         seen, told = (progress, note) if first else (silent, no_note)
         student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))
+        companions(student)
         asked = replace(request, device=device, student=student, teacher=teacher)
         if isinstance(recipe, Recipe):
             results = [train(asked, recipe, processes=processes, progress=seen, note=told)]

@@ -136,6 +136,7 @@ def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note
 
     Raises MinitronError, with nothing written, where the checkpoint is not understood whole, nothing fits, the output
     exists, or nothing says which parts matter."""
+    from minitron.cut.companions import companions
     from minitron.cut.prune import prune as write
     from minitron.model.dequantised import open_plain
     from minitron.model.sources import local_folder
@@ -146,6 +147,7 @@ def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note
     if not request.dequantise:
         require_plain(request.model)
     request = replace(request, model=local_folder(request.model, progress, note))
+    companions(request.model)
     if request.dequantise and request.data is not None:
         return _scored_in_bf16(request, progress)
     spec, checkpoint, _ = open_plain(request.model, dequantise=request.dequantise)

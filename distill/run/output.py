@@ -2,7 +2,6 @@
 it the last or the best one where that is another."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from distill.run.mtp import PREFIX, Predictor
 from distill.run.request import beside
 from distill.run.result import DistillResult
 from distill.run.trainer import Trainer
+from minitron.cut.companions import DISTILLATION, RECORD, copy_companions, copy_own
 from minitron.cut.in_memory import tensors
-from minitron.cut.prune import DISTILLATION, RECORD, copy_companions
 from minitron.files import new_folder, read_json, write_json, write_text
 from minitron.model.checkpoint import Checkpoint, ShardWriter
 from minitron.model.loading import load_model
@@ -61,10 +60,10 @@ def write_student(
                 writer.add(name, tensor.detach().to("cpu", DTYPES.get(header.dtype, tensor.dtype)))
         copy_companions(student, folder)
         if (student / RECORD).is_file():
-            shutil.copyfile(student / RECORD, folder / RECORD)
+            copy_own(student / RECORD, folder)
         config = written(spec.config)
         if config == read_json(student / "config.json"):
-            shutil.copyfile(student / "config.json", folder / "config.json")
+            copy_own(student / "config.json", folder)
         else:
             # What the weights say beside it: an output layer that is not tied after all.
             write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")

@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from minitron.cut.companions import RECORD, companions, copy_companions
 from minitron.cut.cutter import Cutter
 from minitron.cut.plan import Plan
-from minitron.files import new_folder, refuse_existing, refuse_pointer, write_json, write_text
+from minitron.files import new_folder, refuse_existing, write_json, write_text
 from minitron.model.checkpoint import SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dequantised import open_plain
 from minitron.model.families import Extra
 from minitron.model.headers import BITS
-from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.sources import title
-from minitron.model.weight_files import SUFFIXES, written
+from minitron.model.weight_files import written
 from minitron.progress import Progress, silent
 from minitron.units import format_bytes, format_parameters
-
-RECORD: Final = "minitron.json"
-"""The file in which a pruned folder says what was promised of it and what it was made from."""
-
-DISTILLATION: Final = "distillation.json"
-"""What a distilled folder holds of its training: `training` of minitron/report.schema.json."""
-
-NOT_COPIED: Final = {
-    "config.json": "written anew",
-    "README.md": "written anew",
-    RECORD: "of the parent",
-    DISTILLATION: "of the parent",
-    "*.index.json": "of the parent's shards",
-    "*.index.*.json": "of the parent's shards",
-    "params.json": "the sizes of the parent, in its makers' format",
-    "adapter_config.json": "of an adapter, whose weights are not copied",
-    "trainer_state.json": "of the parent's training",
-    **dict.fromkeys(COMPANIONS, "of the parent's quantisation"),
-    **{f"*{suffix}": "weights" for suffix in SUFFIXES},
-}
-"""Names of files beside the weights that an output does not take over -> why; all others are copied."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +62,7 @@ def prune(
     Reads one tensor and holds one output shard at a time.  Raises MinitronError, with nothing written, where the
     checkpoint is not understood whole, the plan is another model's, or what was written is not what was promised."""
     refuse_existing(output, overwrite=overwrite, inputs=[model])
+    companions(model)
     spec, checkpoint, undone = open_plain(model, dequantise=dequantise)
     checkpoint.check(spec)
     names = checkpoint.stored_names(spec)
@@ -148,16 +126,6 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
             parameters += checkpoint.headers[name].numel
             weight_bytes += checkpoint.headers[name].num_bytes
     return {"parameters": parameters, "weight_bytes": weight_bytes}
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what stands beside the weights: tokenizer, generation config, chat template, licence."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not any(fnmatchcase(file.name, name) for name in NOT_COPIED):
-            if file.suffix in (".json", ".model", ".txt", ".tiktoken"):
-                refuse_pointer(file)
-            # Not copy2, which carries over the mode: what is in the hub's cache is only to be read.
-            shutil.copyfile(file, folder / file.name)
 
 
 def _write_rest(

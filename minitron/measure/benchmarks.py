@@ -45,7 +45,7 @@ class Benchmarks:
         harness = _harness()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         judge = harness.models.huggingface.HFLM(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, trust_remote_code=False
         )
         results: Results = {}
         for task in self.tasks:
@@ -58,6 +58,7 @@ class Benchmarks:
                         task_manager=self._manager,
                         limit=self.limit,
                         log_samples=False,
+                        confirm_run_unsafe_code=False,
                     )
             except (FileNotFoundError, ConnectionError) as error:
                 raise MinitronError(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from minitron.cut.prune import RECORD
+from minitron.cut.companions import RECORD
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.measure.benchmarks import Benchmarks, Results

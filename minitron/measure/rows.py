@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,19 +145,29 @@ def _parquet(file: Path) -> Iterator[Row]:
     import pyarrow
 
     try:
-        found = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+        found = datasets.load_dataset(
+            "parquet", data_files=str(file), split="train", streaming=True, trust_remote_code=False
+        )
         for number, row in enumerate(found, 1):
             yield Row(f"{file} row {number}", row)
     except pyarrow.ArrowInvalid as error:
         raise MinitronError(f"{file} is not a readable Parquet file ({error}); write it again.") from None
 
 
+_DATASET: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
 def rows_from_hub(name: str) -> Iterator[Row]:
-    """The rows of a dataset on the hub, one after the other; raises MinitronError where it cannot be had."""
+    """The rows of a dataset on the hub, one after the other; raises MinitronError where it cannot be had, or the name
+    is not one of the hub's: datasets would take a path, too, and a name of its own formats for the folder it is in."""
+    if _DATASET.fullmatch(name) is None or ".." in name:
+        raise MinitronError(f"hf:{name} is no dataset on the hub; write it like hf:owner/name, or a path without hf:.")
+    if Path(name).exists():
+        raise MinitronError(f"hf:{name} is also a path here; give {name} for that, or run elsewhere.")
     import datasets
 
     try:
-        found = datasets.load_dataset(name, split="train", streaming=True)
+        found = datasets.load_dataset(name, split="train", streaming=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MinitronError(
             f"the dataset {name} cannot be loaded from the hub ({error}); check the name and the network, or give a "

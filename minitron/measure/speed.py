@@ -133,7 +133,7 @@ def _clock(device: torch.device) -> float:
 def _import_architecture(folder: Path) -> None:
     """Import the code of the model's architecture, which would otherwise count as memory of the model."""
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(transformers_config(folder, spec_if_known(folder)))
+        AutoModelForCausalLM.from_config(transformers_config(folder, spec_if_known(folder)), trust_remote_code=False)
 
 
 def _resident(line: str) -> int:

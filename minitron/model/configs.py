@@ -46,8 +46,42 @@ def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORR
             f"{folder} holds a {spec.family.name} model, which is inspected and planned for and nothing else, as "
             f"{spec.family.unbuilt}; choose a model that it builds."
         )
+    _refuse_foreign_code(folder)
     with refusals(advice.format(folder)):
         return _transformers_config(folder, spec)
+
+
+def _refuse_foreign_code(folder: Path) -> None:
+    """Raise MinitronError for a config.json by which a model's own code, or code that is fetched, would be run."""
+    document = read_json(folder / "config.json")
+    if not isinstance(document, dict):
+        return  # refused where it is read
+    if document.get("auto_map") and str(document.get("model_type")) not in CONFIG_MAPPING:
+        raise MinitronError(
+            f"{folder / 'config.json'} names Python code of the model's own (auto_map), which Minitron never runs, and "
+            f"transformers has no model type {document.get('model_type')!r:.40} itself; choose a model that it has."
+        )
+    for key, value in _implementations(document):
+        if "/" in value:
+            raise MinitronError(
+                f"{folder / 'config.json'} names code of the hub ({key} is {value!r:.80}), which Minitron never runs; "
+                f"remove {key} from it."
+            )
+
+
+_IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
+"""Keys of config.json whose value is the name of a kernel of transformers' own, or of one on the hub."""
+
+
+def _implementations(value: Any) -> Iterator[tuple[str, str]]:
+    """(key, name) of every kernel that a document of config.json names, however deep."""
+    found = list(value.items()) if isinstance(value, dict) else [("", item) for item in value]
+    for key, inside in found:
+        named = inside.values() if isinstance(inside, dict) else [inside]
+        if key.removeprefix("_") in _IMPLEMENTATIONS:
+            yield from ((key, name) for name in named if isinstance(name, str))
+        if isinstance(inside, dict | list):
+            yield from _implementations(inside)
 
 
 def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConfig:
@@ -56,7 +90,7 @@ def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConf
         inside.name_or_path = str(folder)
         return inside
     if spec is None or dict(spec.config) == read_json(folder / "config.json"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return config
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[spec.config["model_type"]]
     return config_class.from_dict(as_transformers_reads(spec.config))
@@ -96,12 +130,12 @@ def config_inside(family: Family, document: Mapping[str, Any]) -> PreTrainedConf
 
 def whole_model(folder: Path) -> PreTrainedModel:
     """All of the model in `folder` on the meta device, what sees and hears too, of the class that config.json names."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     with torch.device("meta"), no_init_weights():
         if named and named[0] is not None:
             return named[0]._from_config(config)
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def as_transformers_reads(config: Mapping[str, Any]) -> Any:

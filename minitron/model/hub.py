@@ -27,8 +27,8 @@ _FIRST_BYTES: Final = 100_000
 _AT_ONCE: Final = 8
 """Headers that are fetched at the same time."""
 
-_BESIDE: Final = (".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken", "")
-"""How the names of files end that are fetched with the weights: tokenizer, configs, code, licence."""
+_BESIDE: Final = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", "")
+"""How the names of files end that are fetched with the weights: tokenizer, configs, licence."""
 
 _FETCHED: Final = ("config.json", INDEX)
 """Files that are fetched before it is known what else is."""
@@ -62,6 +62,8 @@ def parse_name(text: str) -> HubName | None:
     bare = text.removeprefix(_PREFIX)
     found = _NAME.fullmatch(bare) or (_ALONE.fullmatch(bare) if bare != text else None)
     if found is None or found["repo"].endswith((".json", *SUFFIXES)):
+        return None
+    if ".." in text or (found["revision"] or "").startswith("/"):  # it becomes a path in the hub's cache
         return None
     return HubName(found["repo"], found["revision"])
 

@@ -52,7 +52,7 @@ class LayerwiseModel:
         require_head(spec, folder)
         config = transformers_config(folder, spec)
         with refusals(CORRECT_IT.format(folder)), torch.device("meta"), no_init_weights():
-            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         self.model.requires_grad_(False)
         self.model.eval()
         for name, tensor in self.model.state_dict().items():

@@ -76,6 +76,8 @@ def load_model(
             dtype=dtype,
             output_loading_info=True,
             local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # told of below, by name
             key_mapping=None if spec is None else _renamed(spec, checkpoint),
         )
@@ -131,7 +133,7 @@ def require_buildable(folder: Path) -> None:
     spec = read_spec(folder)
     config = transformers_config(folder, spec, CHOOSE_OTHERS)
     with refusals(CHOOSE_OTHERS), torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()
         around = whole_model(folder).state_dict() if spec.is_inside else {}
     state = once(model.state_dict(keep_vars=True))
@@ -158,7 +160,7 @@ def once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def build_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model of the architecture of `folder`'s config.json with fresh random weights."""
     config = transformers_config(folder, spec_if_known(folder))
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -171,9 +173,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
     config = None if spec is None else transformers_config(folder, spec)
     try:
-        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
     # Of a file that is not what it should be transformers and tokenizers raise whatever they fall over.
     except (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise MinitronError(
+                f"the tokenizer in {folder} is Python code of the model's own (auto_map), which Minitron never runs; "
+                "choose a model whose tokenizer transformers has itself."
+            ) from None
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise MinitronError(
             f"the tokenizer in {folder} cannot be read ({why:.200}); copy the tokenizer files of the original model "

@@ -175,8 +175,9 @@ def cached_name(place: Path) -> str:
 
 
 def written(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json as an output has it, whose weights are in SINGLE or behind INDEX whatever the source's were in."""
-    return {key: value for key, value in config.items() if key != _EXPLICIT}
+    """A config.json as an output has it: its weights are in SINGLE or behind INDEX whatever the source's were in, and
+    the model's own code, which `auto_map` names, is not copied."""
+    return {key: value for key, value in config.items() if key not in (_EXPLICIT, "auto_map")}
 
 
 def explicit_file(folder: Path) -> str | None:

@@ -143,14 +143,37 @@ def test_a_weight_stands_before_the_path(typed: str, wanted: Source) -> None:
     assert parse_source(typed) == wanted
 
 
-def test_a_dataset_is_read_by_the_library(tmp_path: Path) -> None:
-    """What `datasets` takes for a name is also a folder on the disk, which needs no network."""
-    (tmp_path / "set").mkdir()
-    write_rows(tmp_path / "set/train.jsonl", [{"text": "one"}, {"text": "two"}])
-    source = parse_source(f"0.5:hf:{tmp_path / 'set'}")
+def test_a_dataset_is_read_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def load(name: str, **how: object) -> list[dict[str, str]]:
+        asked.append((name, how))
+        return [{"text": "one"}, {"text": "two"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    source = parse_source("0.5:hf:owner/set")
     assert source.path is None and [record.text for record in records(source, Broken())] == ["one", "two"]
+    assert asked == [("owner/set", {"split": "train", "streaming": True, "trust_remote_code": False})]
+
+
+def test_a_dataset_that_cannot_be_had_is_told() -> None:
     with pytest.raises(MinitronError, match="cannot be loaded from the hub"):
-        list(records(parse_source(f"hf:{tmp_path / 'absent'}"), Broken()))
+        list(records(parse_source("hf:owner/absent"), Broken()))
+
+
+@pytest.mark.parametrize("name", ["", "/etc", "../x", "./x", "a/../b", "json", "imagefolder", "a/b/c", "a\\b", "~/x"])
+def test_what_is_no_name_on_the_hub_is_refused(name: str) -> None:
+    """`datasets` takes a path for a name, and a format's name for the files of the folder that it runs in."""
+    with pytest.raises(MinitronError, match=r"is no dataset on the hub; write it like hf:owner/name"):
+        list(records(Source(f"hf:{name}"), Broken()))
+
+
+def test_a_folder_of_a_datasets_name_is_not_read_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner/set").mkdir(parents=True)
+    write_rows(tmp_path / "owner/set/train.jsonl", [{"text": "one"}])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MinitronError, match="is also a path here"):
+        list(records(Source("hf:owner/set"), Broken()))
 
 
 @pytest.mark.parametrize(
