@@ -122,6 +122,9 @@ class Axis:
     """The config keys that dialects give its size, `one.other` for a key of the object under `one`; the first present
     one counts, all present ones are written.  Empty for a size that follows from others (`default`, `follows`)."""
 
+    repeats: tuple[str, ...] = ()
+    """Config keys that must say the same number: never read, and all written with a new size."""
+
     from_key: Callable[[Config, int], int] | None = None
     """(config, the number under the key) -> the size, where that is another number: a share of it, rounded up."""
 
@@ -209,13 +212,14 @@ class Axis:
         return next((key for key in keys if has_entry(config, key)), keys[0])
 
     def write(self, config: dict[str, Any], size: int) -> None:
-        """Write a new size into a config, under every key of it that is there, for every layer of those it lists."""
+        """Write a new size into a config, under every key of it that is there, for every layer of those it lists, and
+        under those that repeat it."""
         own = self.key(config)
         for key in self.keys:
             if key == own or has_entry(config, key):
                 listed = entry(config, key)
                 write_entry(config, key, [size] * len(listed) if isinstance(listed, list) else size)
-        config.update(self.beside)
+        config.update(self.beside | dict.fromkeys(self.repeats, size))
 
 
 def _as_many_as_queries(config: Config) -> int:

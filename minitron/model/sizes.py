@@ -185,6 +185,12 @@ def _check_sizes(spec: Sizes, sizes: Mapping[str, int]) -> None:
     for axis, size in sizes.items():
         if size < 1:
             raise MinitronError(f"config.json: {spec.key(axis)} is {size}; give at least 1.")
+        for key in spec.axis(axis).repeats:
+            if spec.text.get(key) not in (None, size):
+                raise MinitronError(
+                    f"config.json: {spec.key(axis)} = {size} and {key} = {spec.text[key]!r:.40} differ, and "
+                    f"{spec.family.name} models have as many of both; make them equal."
+                )
     for axis, group in spec.family.grouped.items():
         if axis in sizes and group in sizes and sizes[axis] % sizes[group]:
             raise MinitronError(

@@ -92,7 +92,7 @@ def shared_mlp(bias: str | None = None) -> tuple[Rule, ...]:
 
 
 LATENT_HEADS: Final[dict[str, dict[str, Any]]] = {
-    "query_head": {"keys": ("num_attention_heads", "num_key_value_heads"), "group": ""},
+    "query_head": {"keys": ("num_attention_heads",), "repeats": ("num_key_value_heads",), "group": ""},
     "v_head_dim": {"keys": ("v_head_dim",), "linear": False},
 }
 """The rows of heads that have keys and values each, made from the latent."""

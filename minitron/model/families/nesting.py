@@ -66,7 +66,7 @@ class Nesting:
         found = {**self.defaults, **own, "model_type": self.model_type}
         for key in self.ignored:
             found.pop(key, None)
-        said = [value for value in (document.get(TIES), place.get(TIES)) if value is not None]
+        said = [bool(part[TIES]) for part in (document, place) if TIES in part]
         if self.ties != "inside" and said:
             found[TIES] = any(said) if self.ties == "either" else said[0]
         return found

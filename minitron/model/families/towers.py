@@ -313,12 +313,20 @@ _OTHER_NAMES: Final = {
 }
 
 
+def object_under(config: Config, key: str) -> Sub:
+    """The object under `key` of a config.json document, an empty one where there is none; raises MinitronError for
+    what is no object."""
+    found = config.get(key)
+    if not isinstance(found, Mapping | None):
+        raise MinitronError(f"config.json: {key} is {found!r:.40}, not an object; copy config.json again.")
+    return found or {}
+
+
 def tower_of(config: Config, key: str, default: str) -> tuple[Tower, Sub]:
     """The tower under `key` of a config.json document, of the type `default` where it does not say, and its config.
 
     Raises MinitronError for a type that TOWERS does not have."""
-    own = config.get(key)
-    found: Sub = own if isinstance(own, Mapping) else {}
+    found = object_under(config, key)
     named = str(found.get("model_type") or default)
     tower = TOWERS.get(_OTHER_NAMES.get(named, named))
     if tower is None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from minitron.model.axes import Config, whole
 from minitron.model.families.family import Rule
-from minitron.model.families.towers import tower_of
+from minitron.model.families.towers import object_under, tower_of
 from minitron.model.families.wrapping import AROUND, Size, Wrapper
 
 VISION: Final = "vision_config"
@@ -79,9 +79,9 @@ def _gemma4_tower(config: Config) -> int:
 
 def _sound(config: Config) -> Config | None:
     """The config of what hears, None in models that do not."""
-    found = next((config[key] for key in ("audio_config", "sound_config") if config.get(key) is not None), None)
+    found = next((key for key in ("audio_config", "sound_config") if config.get(key) is not None), None)
     # What is absent means other than in the tower's own class.
-    return None if found is None else {"attention_bias": False, **found}
+    return None if found is None else {"attention_bias": False, **object_under(config, found)}
 
 
 def _sound_size(key: str) -> Size:
