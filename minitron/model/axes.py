@@ -219,7 +219,7 @@ class Axis:
             if key == own or has_entry(config, key):
                 listed = entry(config, key)
                 write_entry(config, key, [size] * len(listed) if isinstance(listed, list) else size)
-        config.update(self.beside | dict.fromkeys(self.repeats, size))
+        config.update({**self.beside, **dict.fromkeys(self.repeats, size)})
 
 
 def _as_many_as_queries(config: Config) -> int:

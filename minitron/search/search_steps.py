@@ -12,6 +12,7 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.model.axes import AXES, HIDDEN, LAYER, Step
 from minitron.model.spec import DEPTH, ModelSpec
+from minitron.search.alignment import PIECE, multiple_for_experts
 from minitron.search.depth import LayerLimits
 
 _MOST_STEPS: Final = 16
@@ -126,9 +127,10 @@ def default_sizes(spec: ModelSpec, axis: str, options: LatticeOptions | None = N
 def _wholes(spec: ModelSpec, axis: str, options: LatticeOptions) -> set[int]:
     """The numbers of which the axis must keep a multiple: one for every size of its groups and of its unit."""
     group, unit = spec.family.grouped.get(axis), spec.family.multiples.get(axis)
+    aligned = multiple_for_experts(spec, spec.key(axis))
     groups = _tried(spec, group, options) if group else (spec.equal_groups(axis),)
     units = _tried(spec, unit, options) if unit else (1,)
-    return {lcm(*pair) for pair in product(groups, units)}
+    return {lcm(*pair, aligned) for pair in product(groups, units)}
 
 
 def _tried(spec: ModelSpec, axis: str, options: LatticeOptions) -> tuple[int, ...]:
@@ -191,6 +193,12 @@ def _checked(spec: ModelSpec, key: str, size: int) -> int:
     parent = spec.named_sizes[key]
     if not 1 <= size <= parent:
         raise MinitronError(f"{key} = {size} cannot be reached by pruning from {parent}; choose 1 to {parent}.")
+    if size % (multiple := multiple_for_experts(spec, key)):
+        below, above = size // multiple * multiple, -(-size // multiple) * multiple
+        raise MinitronError(
+            f"{key} = {size} is no multiple of {multiple}, and transformers multiplies the experts of a layer in "
+            f"pieces of {PIECE} bytes; choose {f'{below} or {above}' if below else above}."
+        )
     for axis in spec.keys[key]:
         if size < spec.least(axis):
             raise MinitronError(

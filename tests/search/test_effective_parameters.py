@@ -50,7 +50,7 @@ def test_kept_shares_are_those_of_the_indices_that_are_chosen(seed: int) -> None
         "mamba_head_dim": "6",
         "num_attention_heads": "2",
         "n_routed_experts": "4",
-        "moe_intermediate_size": "10",
+        "moe_intermediate_size": "12",
         "moe_shared_expert_intermediate_size": "25",
     }
     lattice = Lattice(spec, (tuple(range(8)),), parse_widths(spec, sizes))
