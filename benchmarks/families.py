@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.builtin import CALIBRATION, DISTILL, HELDOUT
+from minitron.cut.rotation import unrotatable
 from minitron.files import read_json, write_json
 from minitron.model.spec import read_spec
 
@@ -95,6 +96,14 @@ def measured(options: argparse.Namespace, model_type: str) -> dict[str, dict[str
     return {name: results[str(folder)] for name, folder in found.items()}
 
 
+def not_rotated(work: Path) -> str:
+    """Why the stream of the parent in the work folder of its type is not rotated by default; empty where it is."""
+    spec = read_spec(work / "parent")
+    if unrotatable(spec) is not None:
+        return "its norms multiply what is written to the stream"
+    return "its output layer is tied to the embedding, which a rotation would part" if spec.is_tied else ""
+
+
 def report(options: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
     lines = [
@@ -112,6 +121,8 @@ def report(options: argparse.Namespace) -> str:
     cuts = "; ".join(
         f"{name}: {', '.join(f'{key} {size}' for key, size in CUTS[name].items())}" for name in options.types
     )
+    reasons = "; ".join(f"{name}, as {why}" for name in options.types if (why := not_rotated(options.work / name)))
+    unrotated = f" Not rotated: {reasons}." if reasons else ""
     layers = ", ".join(
         f"{name} {len(read_spec(options.work / name / 'parent').layers)} layers" for name in options.types
     )
@@ -123,7 +134,7 @@ def report(options: argparse.Namespace) -> str:
             f"Cut to {cuts}, after 128 sequences of {SEQUENCE_LENGTH} tokens of calibration text. Where channels are "
             "selected, those of highest activation stay (heads and experts too) and no weight changes; the default "
             "rotates the residual stream where the type allows it, selects by the best estimator of each axis, and "
-            f"refits. Distilled on {options.tokens:,} tokens, 2,048 a step, highest learning rate "
+            f"refits.{unrotated} Distilled on {options.tokens:,} tokens, 2,048 a step, highest learning rate "
             f"{options.learning_rate:g}. Quality: {options.samples} held-out sequences.",
             "",
         ]
