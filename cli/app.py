@@ -17,9 +17,10 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score
+from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score, show
 from cli.invocation import remember
 from minitron.errors import MinitronError
+from minitron.escapes import one_line, visible
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "inspect": inspect.command,
@@ -113,6 +114,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if sys.stdout is None:  # closed by the caller; the next file to be opened would become stdout
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the process ends
+    show.guard_libraries()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -157,8 +159,8 @@ def _call(arguments: list[str]) -> int:
 
 def _tell(message: str, code: int) -> int:
     if _Settings.debug:
-        traceback.print_exc()
-    print(f"minitron: error: {message}", file=sys.stderr)
+        sys.stderr.write(visible(traceback.format_exc(), keep="\n"))
+    print(f"minitron: error: {one_line(message)}", file=sys.stderr)
     return code
 
 

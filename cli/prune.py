@@ -107,7 +107,8 @@ def print_cut(spec: "ModelSpec", target: "ModelSpec", plan: "Plan") -> None:
     show.table("The cut", ["size", "parent", "pruned", "kept"], rows)
     if len(plan.layers) < len(spec.layers):
         marks = "".join(letter if i in plan.layers else "." for i, letter in enumerate(spec.letters))
-        show.line(f"layers  {spec.letters}\nkept    {marks}")
+        show.line(f"layers  {spec.letters}")
+        show.line(f"kept    {marks}")
 
 
 def _share(spec: "ModelSpec", target: "ModelSpec") -> Any:

@@ -9,14 +9,17 @@
     bar                             a minitron.progress.Progress: `with bar("Scoring", total, "tokens") as advance:`
     run_document(...)               the document of a command that wrote something
 
+Every text is shown in visible characters (minitron.escapes): a name from a config or a file gives a terminal no orders.
 A command with --json calls `document` once and neither `table` nor `line`.  In a terminal a table that is too wide is
 split between columns, its first column repeated; in a pipe it keeps its full width, so that a line stays a line.
 """
 
 import json
+import logging
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +32,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgres
 from rich.table import Column, Table
 from rich.text import Text
 
+from minitron.escapes import visible
 from minitron.progress import Advance
 from minitron.units import format_bytes
 
@@ -58,9 +62,10 @@ def cell(value: Cell) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """Print a table on stdout; numbers and all columns but the first are set to the right."""
-    texts = [[cell(value) for value in row] for row in rows]
+    texts = [[visible(cell(value)) for value in row] for row in rows]
+    heads = [visible(name) for name in columns]
     widths = [
-        max(cell_len(text) for text in [name, *(row[i] for row in texts)]) + _PADDING for i, name in enumerate(columns)
+        max(cell_len(text) for text in [name, *(row[i] for row in texts)]) + _PADDING for i, name in enumerate(heads)
     ]
     room = _RESULTS.width if _RESULTS.is_terminal else sum(widths)
     if title:
@@ -69,7 +74,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
         drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i in shown:
             left = i == 0 or _is_words([row[i] for row in rows])
-            drawn.add_column(Text(columns[i]), justify="left" if left else "right", overflow="fold")
+            drawn.add_column(Text(heads[i]), justify="left" if left else "right", overflow="fold")
         for row in texts:
             drawn.add_row(*(Text(row[i]) for i in shown))
         _RESULTS.print(drawn, width=min(room, sum(widths[i] for i in shown)))
@@ -93,7 +98,7 @@ def _split(widths: Sequence[int], room: int) -> list[list[int]]:
 
 def line(text: str) -> None:
     """Print a line of the result on stdout."""
-    _RESULTS.print(Text(text), soft_wrap=not _RESULTS.is_terminal)
+    _RESULTS.print(Text(visible(text)), soft_wrap=not _RESULTS.is_terminal)
 
 
 _SHADES: Final = "█▓▒░"
@@ -128,7 +133,11 @@ def document(value: Any) -> None:
     """Print one JSON document on stdout, a path in it as text.
 
     Raises ValueError for NaN and infinity, which are no JSON: give None for what could not be measured."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not text.isprintable():
+        # What visible() would spell out stands in strings alone, where JSON has its own spelling.
+        text = "".join(one if visible(one, keep="\n") == one else json.dumps(one)[1:-1] for one in text)
+    sys.stdout.write(text + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +167,19 @@ def run_document(
 
 def note(text: str) -> None:
     """Print a remark on stderr, above any bar that is drawn."""
-    _MESSAGES.print(Text(text), soft_wrap=not _MESSAGES.is_terminal)
+    _MESSAGES.print(Text(visible(text)), soft_wrap=not _MESSAGES.is_terminal)
+
+
+class _VisibleRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return visible(super().getMessage(), keep="\n")
+
+
+def guard_libraries() -> None:
+    """From here on what libraries log and warn of is shown in visible characters, too: they name what they read."""
+    logging.setLogRecordFactory(_VisibleRecord)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *about, **more: visible(plain(*about, **more), keep="\n")
 
 
 class _RateColumn(ProgressColumn):
@@ -166,7 +187,7 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else _rate(speed, str(task.fields["unit"])))
+        return Text("" if speed is None else visible(_rate(speed, str(task.fields["unit"]))))
 
 
 def _rate(speed: float, unit: str) -> str:
@@ -205,12 +226,12 @@ def _live_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
         )
         _drawn.start()
     progress = _drawn
-    task = progress.add_task(description, total=total, unit=unit, note="")
+    task = progress.add_task(visible(description), total=total, unit=unit, note="")
 
     def advance(amount: float, note: str = "") -> None:
         progress.advance(task, amount)
         if note:
-            progress.update(task, note=note)
+            progress.update(task, note=visible(note))
 
     try:
         yield advance

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.run import mtp, router_load
 from distill.run.tasks import task_metrics
+from minitron.escapes import code, markdown
 from minitron.model.sources import title
 from minitron.units import format_bytes
 
@@ -28,9 +29,9 @@ def model_card(
         "---",
         "tags: [minitron, distilled]",
         "---",
-        f"# {title(student)}, distilled",
+        f"# {markdown(title(student))}, distilled",
         "",
-        f"`{title(student)}`, trained by Minitron on the logits of `{title(teacher)}` "
+        f"{code(title(student))}, trained by Minitron on the logits of {code(title(teacher))} "
         f"({result.teacher_precision}): {result.steps:,} steps of {recipe.batch_tokens:,} tokens, "
         f"{result.tokens:,} tokens in all.",
         "",
@@ -42,7 +43,7 @@ def model_card(
         "",
     ]
     for metric, value in task_metrics(after).items():
-        lines.insert(-1, f"| {metric} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
+        lines.insert(-1, f"| {markdown(metric)} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
     for sentence in (router_load.told(before, after), mtp.told(before, after)):
         if sentence is not None:
             lines += [sentence, ""]
@@ -62,10 +63,12 @@ def model_card(
     lines += ["## Data", ""]
     for use, file in source.items():
         weight = f", weight {file['weight']:g}" if "weight" in file else ""
-        lines.append(f"- {use}: `{file['name']}`, SHA-256 `{file['sha256']}`{weight}")
+        lines.append(f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}")
     lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
     lines += [
-        f"- {name.replace('_', ' ')}: {value}" for name, value in recipe.to_json().items() if value not in (None, [])
+        "- " + markdown(f"{name.replace('_', ' ')}: {value}")
+        for name, value in recipe.to_json().items()
+        if value not in (None, [])
     ]
     return "\n".join(lines) + "\n"
 
@@ -79,4 +82,5 @@ def _curve(result: "DistillResult") -> list[str]:
         ]
         for point in result.curve
     ]
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    lines = [f"| {' | '.join(map(markdown, cells))} |" for cells in (head, *rows)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]

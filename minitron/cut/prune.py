@@ -13,6 +13,7 @@ from typing import Any
 from minitron.cut.companions import RECORD, companions, copy_companions
 from minitron.cut.cutter import Cutter
 from minitron.cut.plan import Plan
+from minitron.escapes import code, markdown
 from minitron.files import new_folder, refuse_existing, write_json, write_text
 from minitron.model.checkpoint import SHARD_BYTES, Checkpoint, ShardWriter
 from minitron.model.dequantised import open_plain
@@ -154,7 +155,7 @@ def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: M
     """The README.md of a pruned checkpoint: what was done to what."""
     old, new = cutter.spec, cutter.target
     rows = [
-        f"| {key} | {size:,} | {new.named_sizes[key]:,} |"
+        f"| {markdown(key)} | {size:,} | {new.named_sizes[key]:,} |"
         for key, size in old.named_sizes.items()
         if new.named_sizes.get(key, size) != size
     ]
@@ -163,9 +164,9 @@ def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: M
         "---",
         "tags: [minitron, pruned]",
         "---",
-        f"# {title(model)}, pruned",
+        f"# {markdown(title(model))}, pruned",
         "",
-        f"Cut from `{title(model)}` by Minitron. "
+        f"Cut from {code(title(model))} by Minitron. "
         f"{format_parameters(promised['parameters'])} parameters, {format_bytes(promised['weight_bytes'])} of weights. "
         "Not trained since: distil it from its parent before use (`minitron distill`).",
         "",
@@ -173,10 +174,12 @@ def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: M
         "|---|---|---|",
         *(rows or ["| (none changed) | | |"]),
         "",
-        f"Layers: `{old.letters}` to `{new.letters}`; dropped: {', '.join(map(str, dropped)) or 'none'}.",
+        f"Layers: {code(old.letters)} to {code(new.letters)}; dropped: {', '.join(map(str, dropped)) or 'none'}.",
         "",
     ]
     if plan_scores := cutter.plan.scores:
-        lines.append(f"Chosen by activation importance on calibration text (SHA-256 `{plan_scores['data'][:16]}...`).")
-    lines += [f"{key}: {value}" for key, value in note.items()]
+        lines.append(
+            f"Chosen by activation importance on calibration text (SHA-256 {code(str(plan_scores['data'])[:16])}...)."
+        )
+    lines += [markdown(f"{key}: {value}") for key, value in note.items()]
     return "\n".join(lines) + "\n"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any, Final
+
+from minitron.escapes import html as escape
 
 BUDGET_LINE: Final = {"color": "var(--ink)", "width": 1.4, "dash": "dash"}
 """The line at which the budget ends."""

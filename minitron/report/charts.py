@@ -7,10 +7,10 @@ report.js looks up when it draws.  Memory has one unit on every axis.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import log10
 from typing import Any, Final
 
+from minitron.escapes import html as escape
 from minitron.memory.footprint_lines import TITLES
 from minitron.report.chart_axes import BUDGET_LINE, axis_title, layout_of, memory_axis, note, shape
 from minitron.report.sieves import sieves_figure

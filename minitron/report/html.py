@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from minitron.escapes import html as escape
 from minitron.report.charts import bar_models, called, figures, line_colour, series_style
 from minitron.report.page import Cell, Markup, badge, chart, class_of, json_text, legend, section, table
 from minitron.report.sieves import sieves_section

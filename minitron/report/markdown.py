@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minitron.escapes import Markdown, code, markdown, one_line, visible
 from minitron.report import training as report_training
 from minitron.report.sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
 from minitron.report.text import (
@@ -30,7 +31,11 @@ from minitron.units import format_bytes, format_parameters
 def to_markdown(document: Document) -> str:
     """The report as GitHub-flavoured Markdown, from the document alone."""
     sections = [
-        [f"## {_text(document['model']['name'])} on {_text(device(document))}", "", _text(document["summary"])],
+        [
+            f"## {markdown(document['model']['name'])} on {markdown(device(document))}",
+            "",
+            markdown(document["summary"]),
+        ],
         _memory(document),
         _candidates(document),
         _layers(document),
@@ -41,32 +46,20 @@ def to_markdown(document: Document) -> str:
         _remedies(document),
         _warnings(document),
         _speed(document),
-        ["### How the numbers were obtained", "", *(f"- {_text(line)}" for line in how_obtained(document))],
+        ["### How the numbers were obtained", "", *(f"- {markdown(line)}" for line in how_obtained(document))],
         _command(document),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def _text(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table and on one line."""
-    for sign in "\\`*_[]<>|#":
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
-
-
-def _code(text: str) -> str:
-    """Text as code: fenced by more backticks than it holds in a row."""
-    text = " ".join(text.splitlines())
-    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
-    fence = "`" * (longest + 1)
-    # A bar would end the cell even inside code.
-    return f"{fence}{' ' if longest else ''}{text.replace('|', chr(92) + '|')}{' ' if longest else ''}{fence}"
-
-
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """A table whose first `words` columns are set to the left, the others to the right."""
+    """A table whose first `words` columns are set to the left, the others to the right; a cell is text, or Markdown."""
     rule = [":--" if place < words else "--:" for place in range(len(columns))]
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
+    return [f"| {' | '.join(map(markdown, cells))} |" for cells in (columns, map(Markdown, rule), *rows)]
+
+
+def _bold(text: str) -> Markdown:
+    return Markdown(f"**{markdown(text)}**")
 
 
 def _memory(document: Document) -> list[str]:
@@ -76,11 +69,11 @@ def _memory(document: Document) -> list[str]:
     rows = [
         [line_label(name), *(format_bytes(model["lines_bytes"].get(name, 0)) for model in models)] for name in names
     ]
-    rows.append(["**total**", *(f"**{format_bytes(model['total_bytes'])}**" for model in models)])
+    rows.append([_bold("total"), *(_bold(format_bytes(model["total_bytes"])) for model in models)])
     rows.append(["budget", *(format_bytes(document["budget"]["available_bytes"]) for _ in models)])
     rows.append(["to spare", *(format_bytes(model["spare_bytes"]) for model in models)])
     columns = ["", "the model", *(f"chosen ({model['label']})" for model in models[1:])]
-    head = f"### Memory at {_text(serving(document))}, budget {_text(budget_sum(document))}"
+    head = f"### Memory at {markdown(serving(document))}, budget {markdown(budget_sum(document))}"
     return [head, "", *_table(columns, rows)]
 
 
@@ -103,12 +96,12 @@ def _candidates(document: Document) -> list[str]:
         ]
 
     labels = [candidate["label"] + (" (!)" if warned(document, candidate) else "") for candidate in found]
-    labels[document["chosen_index"]] = f"**{labels[document['chosen_index']]} chosen**"
-    columns = ["", *(_text(model["size_labels"][key]) for key in keys), "parameters"]
+    labels[document["chosen_index"]] = _bold(f"{labels[document['chosen_index']]} chosen")
+    columns = ["", *(model["size_labels"][key] for key in keys), "parameters"]
     columns += [*(["effective"] if _ranked_otherwise(document) else []), "memory", "to spare"]
     rows = [row(document["parent"], "the model"), *(row(c, label) for c, label in zip(found, labels, strict=True))]
     told = f"{document['feasible_architectures']:,} of {document['searched_architectures']:,} architectures fit; "
-    return ["### Candidates", "", told + _text(document["ranking"]) + ":", "", *_table(columns, rows)]
+    return ["### Candidates", "", told + markdown(document["ranking"]) + ":", "", *_table(columns, rows)]
 
 
 def _ranked_otherwise(document: Document) -> bool:
@@ -125,31 +118,32 @@ def _layers(document: Document) -> list[str]:
     marks = "".join(letter if layer in kept else "." for layer, letter in enumerate(letters))
     legend = ", ".join(f"{letter} {kind}" for letter, kind in document["model"]["kinds"].items())
     gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "No layer is dropped."
-    return ["### Layers", "", "```", f"model   {letters}", f"chosen  {marks}", "```", "", f"{legend}. {gone}"]
+    told = markdown(f"{legend}. {gone}")
+    return ["### Layers", "", "```", visible(f"model   {letters}"), visible(f"chosen  {marks}"), "```", "", told]
 
 
 def _sieves(document: Document) -> list[str]:
     if document["sieves"] is None:
         return []
     verdicts = in_order(document)
-    rows = [[_text(cell) for cell in cells(document, verdict)] for verdict in verdicts[:ROWS]]
+    rows = [list(cells(document, verdict)) for verdict in verdicts[:ROWS]]
     for row, verdict in zip(rows, verdicts, strict=False):
         if is_built(document, verdict):
-            row[0] = f"**{row[0]}**"
+            row[0] = _bold(row[0])
     left = len(verdicts) - len(rows)
     more = ["", f"{left} more were measured; see report.html and report.json."] if left else []
-    told = [f"- {_text(line)}" for line in sentences(document)]
+    told = [f"- {markdown(line)}" for line in sentences(document)]
     return ["### How it was chosen", "", *told, "", *_table(COLUMNS, rows), *more]
 
 
 def _training(document: Document) -> list[str]:
     if document.get("training") is None:
         return []
-    found = [[_text(cell) for cell in row] for row in report_training.rows(document)]
+    found = report_training.rows(document)
     place = document["training"]["selected_index"]
-    found[place][0] = f"**{found[place][0]}**"
-    head = [_text(column) for column in report_training.columns(document)]
-    said = _text(report_training.sentence(document))
+    found[place][0] = _bold(found[place][0])
+    head = report_training.columns(document)
+    said = markdown(report_training.sentence(document))
     return ["### Distillation", "", said, "", *_table(head, found, 0)]
 
 
@@ -176,22 +170,29 @@ def _terms(document: Document) -> list[str]:
     best = chosen(document)
     which = "parent" if best is None or is_parent(document, best) else "chosen"
     found = document["terms"][which]
-    rows = [
-        [term["title"], f"{term['bytes']:,}", _text(term["formula"]), _text(term["filled"]), term["origin"]]
-        for term in found
-    ]
+    rows = [[term["title"], f"{term['bytes']:,}", term["formula"], term["filled"], term["origin"]] for term in found]
     what = "the model" if which == "parent" or best is None else f"the chosen architecture, {best['label']}"
     columns = ["", "bytes", "formula", "filled in", "origin"]
     origins = dict.fromkeys(term["origin"] for term in found)
     legend = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
-    return [f"### How each term of {what} is computed", "", *_table(columns, rows, 5), "", legend + "."] if rows else []
+    return (
+        [
+            f"### How each term of {markdown(what)} is computed",
+            "",
+            *_table(columns, rows, 5),
+            "",
+            f"{markdown(legend)}.",
+        ]
+        if rows
+        else []
+    )
 
 
 def _remedies(document: Document) -> list[str]:
     rows = [
         [
-            _text(r["change"]),
-            _code(r["flags"]) if r["flags"] else "",
+            r["change"],
+            code(r["flags"], cell=True) if r["flags"] else "",
             format_bytes(r["total_bytes"]),
             format_bytes(r["spare_bytes"]),
         ]
@@ -204,7 +205,7 @@ def _remedies(document: Document) -> list[str]:
 
 def _warnings(document: Document) -> list[str]:
     told = [
-        f"- {_text(warning_text(warning))}" + (f" ({_text(warning['source'])})" if warning["source"] else "")
+        f"- {markdown(warning_text(warning))}" + (f" ({markdown(warning['source'])})" if warning["source"] else "")
         for warning in document["warnings"]
     ]
     return ["### Warnings", "", *told] if told else []
@@ -216,7 +217,7 @@ def _speed(document: Document) -> list[str]:
         return []
     rows = [
         [
-            _text(row["label"]),
+            row["label"],
             f"{row['batch_sequences']:,}",
             f"{row['output_tokens_per_s']:,.4g}",
             f"{row['decode_tokens_per_s']:,.4g}",
@@ -226,11 +227,11 @@ def _speed(document: Document) -> list[str]:
         for row in speed["rows"]
     ]
     columns = list(SPEED_COLUMNS)
-    return ["### Speed, an estimate", "", _text(speed["note"]), "", *_table(columns, rows)]
+    return ["### Speed, an estimate", "", markdown(speed["note"]), "", *_table(columns, rows)]
 
 
 def _command(document: Document) -> list[str]:
     # On one line, so that nothing in it ends the code.
-    typed = [" ".join(document[name].splitlines()) for name in ("command", "serve") if document[name]]
-    made = f"Made by Minitron {_text(document['minitron'])}"
+    typed = [one_line(document[name]) for name in ("command", "serve") if document[name]]
+    made = f"Made by Minitron {markdown(document['minitron'])}"
     return [made + ":", "", "~~~~sh", *typed, "~~~~"] if typed else [made + "."]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from typing import Any
+
+from minitron.escapes import html as escape
 
 
 def json_text(value: Any) -> str:

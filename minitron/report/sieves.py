@@ -6,9 +6,9 @@ document = build_report(..., sieves=sieves_document(measured, finalists))
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Final
 
+from minitron.escapes import html as escape
 from minitron.report.chart_axes import BUDGET_LINE, axis_title, layout_of, memory_axis, note, shape
 from minitron.report.page import Cell, badge, chart, section, table
 from minitron.report.text import Document, architecture, memory_unit
