@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from distill.run.trainer import Trainer
 from minitron.cut.companions import DISTILLATION, RECORD, copy_companions, copy_own
 from minitron.cut.in_memory import tensors
 from minitron.files import new_folder, read_json, write_json, write_text
-from minitron.model.checkpoint import Checkpoint, ShardWriter
+from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
+from minitron.model.shards import Entry, ShardWriter
+from minitron.model.slabs import dtypes
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import written
 from minitron.report.training import training_document
-
-DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F64": torch.float64}
 
 
 def write_student(
@@ -49,7 +49,8 @@ def write_student(
     trained = dict(tensors(model, spec))
     drafts = {} if mtp is None else dict(mtp.stored(student))
     with new_folder(output, overwrite=overwrite) as folder:
-        with ShardWriter(folder) as writer:
+        promised = [Entry.of(name, header) for name, header in source.headers.items()]
+        with ShardWriter(folder, promised) as writer:
             for name, header in source.headers.items():
                 own = _plain(spec, name)
                 tensor = drafts[own] if own in drafts else trained.get(own)
@@ -57,7 +58,7 @@ def write_student(
                     tensor = _untrained(model, spec, name, source)
                 if tuple(tensor.shape) != header.shape:
                     raise RuntimeError(f"{name} has the shape {tuple(tensor.shape)}, in {student} {header.shape}")
-                writer.add(name, tensor.detach().to("cpu", DTYPES.get(header.dtype, tensor.dtype)))
+                writer.add(name, tensor.detach().to("cpu", dtypes()[header.dtype]))
         copy_companions(student, folder)
         if (student / RECORD).is_file():
             copy_own(student / RECORD, folder)

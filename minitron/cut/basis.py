@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron.model.dims import Dim, Indices, Product, Stack, Word, axes_of, numel, rows
+from minitron.model.slabs import runs
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -49,7 +52,7 @@ class Basis:
         """How many coordinates stay."""
         return int(self.matrix.shape[-1])
 
-    @property
+    @cached_property
     def flipped(self) -> Basis:
         """The same cut for those who read."""
         return self if self.dual is None else Basis(self.dual, self.matrix)
@@ -60,11 +63,12 @@ Pick = Callable[[str], "Cut | None"]
 """The cut of an axis for the tensor at hand; None where the axis stays whole."""
 
 
-def cut(tensor: Tensor, shape: Iterable[Dim], sizes: Mapping[str, int], pick: Pick) -> Tensor:
+def cut(tensor: Tensor, shape: Iterable[Dim], sizes: Mapping[str, int], pick: Pick, start: int = 0) -> Tensor:
     """`tensor` with every axis cut as `pick` says, dimension by dimension.
 
-    Kept indices copy entries bit for bit; a basis multiplies in fp32 (float64 for float64) and rounds once.  Of a basis
-    with a dual the caller picks the side (Basis.flipped)."""
+    It may be the rows from `start` on alone, where no basis cuts them and the indices that stay ascend.  Kept indices
+    copy entries bit for bit; a basis multiplies in fp32 (float64 for float64) and rounds once.  Of a basis with a dual
+    the caller picks the side (Basis.flipped)."""
     for place, dim in enumerate(shape):
         cuts = {axis: chosen for axis in axes_of(dim) if (chosen := pick(axis)) is not None}
         if any(isinstance(chosen, Basis) for chosen in cuts.values()):
@@ -72,6 +76,8 @@ def cut(tensor: Tensor, shape: Iterable[Dim], sizes: Mapping[str, int], pick: Pi
         elif cuts:
             keep = {axis: chosen for axis, chosen in cuts.items() if not isinstance(chosen, Basis)}
             kept = rows(dim, sizes, keep)
+            if place == 0 and len(tensor) < numel(dim, sizes):
+                kept = kept[slice(*np.searchsorted(kept, (start, start + len(tensor))))] - start
             if len(kept) < tensor.shape[place]:
                 tensor = tensor.index_select(place, _tensor(kept, tensor))
     return tensor
@@ -84,7 +90,7 @@ def _project(tensor: Tensor, place: int, dim: Dim, sizes: Mapping[str, int], cut
             chosen = cuts[name]
             if not isinstance(chosen, Basis):
                 return tensor.index_select(place, _tensor(chosen, tensor))
-            return _multiply(tensor, place, chosen.matrix)
+            return _multiply(tensor, place, chosen)
         case Product(factors):
             tensor = tensor.reshape(
                 *tensor.shape[:place], *(numel(factor, sizes) for factor in factors), *tensor.shape[place + 1 :]
@@ -105,15 +111,36 @@ def _project(tensor: Tensor, place: int, dim: Dim, sizes: Mapping[str, int], cut
     return tensor
 
 
-def _multiply(tensor: Tensor, place: int, matrix: NDArray[np.float64]) -> Tensor:
-    """`tensor` [..., size, ...] times [size, kept], or [..., n, size, ...] times [groups, size, kept] run by run."""
-    wide = tensor.double() if tensor.dtype.itemsize == 8 else tensor.float()
-    factor = _tensor(matrix, tensor).to(wide.dtype)
-    if factor.ndim == 2:
-        return (wide.movedim(place, -1) @ factor).movedim(-1, place).to(tensor.dtype)
-    moved = wide.movedim((place - 1, place), (-2, -1))
-    runs = moved.reshape(*moved.shape[:-2], len(factor), -1, moved.shape[-1]) @ factor
-    return runs.flatten(-3, -2).movedim((-2, -1), (place - 1, place)).to(tensor.dtype)
+def _multiply(tensor: Tensor, place: int, basis: Basis) -> Tensor:
+    """`tensor` [..., size, ...] times [size, kept], or [..., n, size, ...] times [groups, size, kept] run by run.
+
+    A large one is multiplied in parts along its longest other dimension: no more than a part is held in fp32."""
+    factor = _factor(basis, tensor.device, tensor.dtype.itemsize)
+    if factor.ndim == 3:
+        moved = tensor.to(factor.dtype).movedim((place - 1, place), (-2, -1))
+        groups = moved.reshape(*moved.shape[:-2], len(factor), -1, moved.shape[-1]) @ factor
+        return groups.flatten(-3, -2).movedim((-2, -1), (place - 1, place)).to(tensor.dtype)
+
+    def product(part: Tensor) -> Tensor:
+        return (part.to(factor.dtype).movedim(place, -1) @ factor).movedim(-1, place).to(tensor.dtype)
+
+    along = max((dim for dim in range(tensor.ndim) if dim != place), key=lambda dim: tensor.shape[dim], default=None)
+    parts = [] if along is None else runs(tensor.shape[along], tensor.numel() * tensor.element_size())
+    if along is None or len(parts) < 2:
+        return product(tensor)
+    result = tensor.new_empty((*tensor.shape[:place], basis.kept, *tensor.shape[place + 1 :]))
+    for start, stop in parts:
+        part = tensor.narrow(along, start, stop - start)
+        result.narrow(along, start, stop - start).copy_(product(part))
+    return result
+
+
+@lru_cache(maxsize=1)
+def _factor(basis: Basis, device: torch.device, itemsize: int) -> Tensor:
+    """The matrix in the type to reckon in; that of the residual stream serves one tensor after the other."""
+    import torch
+
+    return torch.from_numpy(basis.matrix).to(device, torch.float64 if itemsize == 8 else torch.float32)
 
 
 def _tensor(array: NDArray[Any], like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from minitron.errors import MinitronError
 from minitron.model.axes import EXPERT, HIDDEN
 from minitron.model.dims import Word, axes_of, numel
 from minitron.model.families import PROJECTOR, Rule
+from minitron.model.slabs import row_runs
 from minitron.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,6 +27,18 @@ if TYPE_CHECKING:
 
     Weights = Callable[[str], Tensor]
     """A tensor of the model by its name in the family's first dialect."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of the cut model, and what it is made of."""
+
+    name: str
+    """The new one."""
+
+    rule: Rule
+    index: Mapping[str, int]
+    """The indices in the name of the tensor that it is made of."""
 
 
 class Cutter:
@@ -40,11 +54,23 @@ class Cutter:
         self.spec, self.plan, self.target = spec, plan, plan.target(spec)
         self.weights = weights
         self._new_layer = {old: new for new, old in enumerate(plan.layers)}
-        self._read = {rule: norms for rules in spec.rules.values() for rule, norms in norms_read(rules).items()}
+        # An output layer that was tied is a rule of the cut model alone.
+        of_all = (self.target.rules["model"], *spec.rules.values())
+        self._read = {rule: norms for rules in of_all for rule, norms in norms_read(rules).items()}
 
-    def place(self, name: str) -> tuple[str, Rule, dict[str, int]] | None:
-        """(new name, rule, indices) of a tensor that stays; None for one that goes."""
+    def makes(self, name: str) -> tuple[Made, ...]:
+        """What comes of a tensor of the model: what the cut leaves of it, unless it goes, and of the embedding the
+        output layer that shared it and is one of its own in the cut model."""
         rule, index = self.spec.find(name)
+        new = self._renumbered(index)
+        found = () if new is None else (Made(rule.pattern.rename(name, new), rule, index),)
+        for output in self.target.rules["model"]:
+            if output.tied_to == rule.name and output not in self.spec.rules["model"]:
+                return *found, Made(output.pattern.format(index), output, {})
+        return found
+
+    def _renumbered(self, index: Mapping[str, int]) -> dict[str, int] | None:
+        """The indices in a tensor's name after the cut; None for one that goes."""
         new = dict(index)
         if "layer" in index:
             if index["layer"] not in self._new_layer:
@@ -57,60 +83,66 @@ class Cutter:
                 if rank == len(kept) or kept[rank] != index[EXPERT]:
                     return None
                 new[EXPERT] = rank
-        return rule.pattern.rename(name, new), rule, index
+        return new
 
     def shape(self, rule: Rule) -> tuple[int, ...]:
         """The shape that a tensor of this rule has after the cut."""
         return tuple(int(numel(dim, self.target.sizes)) for dim in rule.dims)
 
-    def cut(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """(new name, smaller tensor), or None where the tensor goes.  What is not cut comes back bit for bit."""
-        placed = self.place(name)
-        if placed is None:
-            return None
-        new_name, rule, index = placed
-        return new_name, self._cut(tensor, rule, index, self._read.get(rule, ()))
+    def cut(self, made: Made, tensor: Tensor) -> Tensor:
+        """What stays of a tensor; where that is all, the tensor itself."""
+        # The same runs as of a file, so that the products of a projection are rounded alike.
+        runs = row_runs(tuple(tensor.shape), tensor.numel() * tensor.element_size())
+        if len(runs) == 1 or not self.in_runs(made):
+            return self.cut_rows(made, tensor)
+        parts = [(tensor[start:stop], start) for start, stop in runs]
+        small = [self.cut_rows(made, rows, start) for rows, start in parts]
+        if all(left is rows for left, (rows, _) in zip(small, parts, strict=True)):
+            return tensor
+        return _cat(small)
 
-    def untied(self, name: str) -> tuple[str, Rule] | None:
-        """(name, rule) of the output layer that the cut model has of its own, where `name` is the embedding that it
-        shared in the model; None for other tensors and where nothing changes."""
-        rule, index = self.spec.find(name)
-        for output in self.target.rules["model"]:
-            if output.tied_to == rule.name and output not in self.spec.rules["model"]:
-                return output.pattern.format(index), output
-        return None
+    def in_runs(self, made: Made) -> bool:
+        """Whether a tensor may be cut a run of rows at a time: no row depends on another one."""
+        rule = made.rule
+        if len(rule.dims) < 2 or rule.norm is not None:
+            return False
+        if rule.is_stacked:
+            return True
+        if rule.transposed and (self.plan.rotates or rule.pattern.format(made.index) in self.plan.folds):
+            return False
+        layer, expert = layer_of(self.spec, made.index), made.index.get(EXPERT)
+        cuts = {axis: pick(self.plan.keep, axis, layer, expert) for axis in axes_of(rule.dims[0])}
+        return all(chosen is None or (isinstance(chosen, np.ndarray) and _ascends(chosen)) for chosen in cuts.values())
 
-    def untie(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """(name, tensor) of that output layer, made from the embedding `tensor` of that name."""
-        found = self.untied(name)
-        if found is None:
-            return None
-        return found[0], self._cut(tensor, found[1], {}, norms_read(self.target.rules["model"])[found[1]])
-
-    def _cut(self, tensor: Tensor, rule: Rule, index: Mapping[str, int], norms: tuple[Rule, ...]) -> Tensor:
+    def cut_rows(self, made: Made, rows: Tensor, start: int = 0) -> Tensor:
+        """What stays of the `rows` of a tensor from `start` on: all of them, or a run where `in_runs` allows it.  What
+        is not cut comes back bit for bit."""
+        rule, index = made.rule, made.index
         name = rule.pattern.format(index)
         if self.plan.rotates and reads_stream(rule):
             (gain,) = self.plan.gains[name]
             assert rule.norm is not None
-            return tensor.new_full((self.target.sizes[HIDDEN],), gain - rule.norm.offset)
-        whole = tensor
-        if self.plan.rotates and norms:
-            gains = _cat([self._gain(norm, index) for norm in norms]).to(tensor.device)
-            whole = _widened(tensor) * (gains[:, None] if rule.transposed else gains)
+            return rows.new_full((self.target.sizes[HIDDEN],), gain - rule.norm.offset)
+        whole = rows
+        if self.plan.rotates and (norms := self._read.get(rule, ())):
+            gains = _cat([self._gain(norm, index) for norm in norms]).to(rows.device)
+            whole = _widened(rows) * (gains[:, None] if rule.transposed else gains)
         fold = self.plan.folds.get(name)
         if not rule.is_stacked:
-            small = self._cut_matrix(whole, rule, index, fold)
+            small = self._cut_matrix(whole, rule, index, fold, start)
         else:
-            small = _stack(
-                self._cut_matrix(whole[expert], rule, {**index, EXPERT: expert}, None if fold is None else fold[expert])
-                for expert in self._experts(layer_of(self.spec, index))
-            )
-        return self._rescale(small, rule, name).to(tensor.dtype)
+            experts = [one for one in self._experts(layer_of(self.spec, index)) if start <= one < start + len(rows)]
+            parts = [
+                self._cut_matrix(whole[one - start], rule, {**index, EXPERT: one}, None if fold is None else fold[one])
+                for one in experts
+            ]
+            small = _stack(parts) if parts else rows.new_empty((0, *self.shape(rule)[1:]))
+        return self._rescale(small, rule, name).to(rows.dtype)
 
     def _cut_matrix(
-        self, tensor: Tensor, rule: Rule, index: Mapping[str, int], fold: NDArray[np.float32] | None
+        self, rows: Tensor, rule: Rule, index: Mapping[str, int], fold: NDArray[np.float32] | None, start: int = 0
     ) -> Tensor:
-        """One expert's tensor, or one that no experts share, cut along all its dimensions."""
+        """One expert's tensor, or of one that no experts share the rows from `start` on, cut along all dimensions."""
         layer, expert = layer_of(self.spec, index), index.get(EXPERT)
 
         def choose(axis: str) -> Cut | None:
@@ -121,11 +153,11 @@ class Cutter:
 
         dims = rule.matrix
         if fold is None:
-            return cut(tensor, dims, self.spec.sizes, choose)
+            return cut(rows, dims, self.spec.sizes, choose, start)
         # The inputs that stay take over what those that go can be foretold from: that cuts the inputs.
         if not rule.transposed:
-            return cut(_fold(tensor, fold), dims[:-1], self.spec.sizes, choose)
-        return cut(_fold(tensor.mT, fold), (dims[1],), self.spec.sizes, choose).mT.contiguous()
+            return cut(_fold(rows, fold), dims[:-1], self.spec.sizes, choose, start)
+        return cut(_fold(rows.mT, fold), (dims[1],), self.spec.sizes, choose).mT.contiguous()
 
     def _experts(self, layer: int | None) -> Iterable[int]:
         """The experts of a layer that stay."""
@@ -171,6 +203,10 @@ class Cutter:
                     rule for rule in rules if rule.norm is None and (rule.writes or rule.matrix[0]) == Word(HIDDEN)
                 }
         return frozenset(found)
+
+
+def _ascends(indices: NDArray[np.int64]) -> bool:
+    return bool(np.all(np.diff(indices) > 0))
 
 
 def _widened(tensor: Tensor) -> Tensor:

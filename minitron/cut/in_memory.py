@@ -1,6 +1,6 @@
 """Cut a loaded model: from a plan and a transformers model to a smaller transformers model, without files.
 
-The code that cuts is that of files (minitron.cut.prune.Cutter), so a candidate that is measured in memory is the one
+The code that cuts is that of files (minitron.cut.cutter.Cutter), so a candidate that is measured in memory is the one
 that is written later.
 """
 
@@ -36,9 +36,8 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
     cutter = Cutter(spec, plan, whole.__getitem__)
     pieces: dict[str, Tensor] = {}
     for name, tensor in whole.items():
-        for small in (cutter.cut(name, tensor), cutter.untie(name, tensor)):
-            if small is not None:
-                pieces[small[0]] = small[1]
+        for made in cutter.makes(name):
+            pieces[made.name] = cutter.cut(made, tensor)
     document, family = cutter.target.config, spec.family
     config = (
         config_inside(family, document)

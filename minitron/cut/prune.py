@@ -1,27 +1,28 @@
-"""Prune: a plan and a checkpoint in, a smaller checkpoint out, a tensor at a time."""
+"""Prune: a plan and a checkpoint in, a smaller checkpoint out, some rows of a tensor at a time."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron.cut.companions import RECORD, companions, copy_companions
-from minitron.cut.cutter import Cutter
+from minitron.cut.cutter import Cutter, Made
 from minitron.cut.plan import Plan
 from minitron.escapes import code, markdown
 from minitron.files import new_folder, refuse_existing, write_json, write_text
-from minitron.model.checkpoint import SHARD_BYTES, Checkpoint, ShardWriter
+from minitron.model.checkpoint import Checkpoint
 from minitron.model.dequantised import open_plain
 from minitron.model.families import Extra
-from minitron.model.headers import BITS
+from minitron.model.shards import SHARD_BYTES, Entry, ShardWriter
+from minitron.model.slabs import Slab, read_ahead
 from minitron.model.sources import title
 from minitron.model.weight_files import written
-from minitron.progress import Progress, silent
+from minitron.progress import Advance, Progress, silent
 from minitron.units import format_bytes, format_parameters
 
 
@@ -60,47 +61,75 @@ def prune(
     """Write to `output` what `plan` leaves of the checkpoint `model`; `note` goes into the record and the model card.
 
     With `dequantise` the checkpoint is a quantised one, whose tensors are turned into bf16 one by one as they are read.
-    Reads one tensor and holds one output shard at a time.  Raises MinitronError, with nothing written, where the
-    checkpoint is not understood whole, the plan is another model's, or what was written is not what was promised."""
+    Holds some megabytes of a tensor at a time, or one tensor where its rows are projected, beside as much read ahead
+    and not written yet.  Raises MinitronError, with nothing written, where the checkpoint is not understood whole, the
+    plan is another model's, or what was written is not what was promised."""
     refuse_existing(output, overwrite=overwrite, inputs=[model])
     companions(model)
     spec, checkpoint, undone = open_plain(model, dequantise=dequantise)
     checkpoint.check(spec)
     names = checkpoint.stored_names(spec)
-    extras = checkpoint.extras(spec)
     cutter = Cutter(spec, plan, lambda name: checkpoint.tensor(names[name]))
-    promised = promise(checkpoint, cutter)
+    made = promise(checkpoint, cutter)
+    promised = [entry for entries in made.values() for entry, _ in entries]
     with new_folder(output, overwrite=overwrite) as folder:
         with (
-            ShardWriter(folder, shard_bytes=shard_bytes) as writer,
+            ShardWriter(folder, promised, shard_bytes=shard_bytes) as writer,
             progress("cutting", checkpoint.weight_bytes, "B") as advance,
         ):
-            for name, tensor in checkpoint.tensors():
-                if name not in extras:
-                    made = (cutter.cut(name, tensor), cutter.untie(name, tensor))
-                else:
-                    made = ((name, tensor) if extras[name].carried else None, None)
-                for small in made:
-                    if small is not None:
-                        writer.add(*small)
-                advance(checkpoint.headers[name].num_bytes)
+            _write(checkpoint, cutter, made, writer, advance)
+        extras = _told(checkpoint.extras(spec))
         result = Pruned(
             parameters=writer.num_parameters,
             weight_bytes=writer.weight_bytes,
             source_parameters=checkpoint.num_parameters,
             source_weight_bytes=checkpoint.stored_bytes,
-            extras=_told(extras),
+            extras=extras,
         )
-        wrote = {"parameters": result.parameters, "weight_bytes": result.weight_bytes}
-        if promised != wrote:
-            raise RuntimeError(f"promised {promised}, wrote {wrote}: a rule of {spec.family.name} is wrong")
         Checkpoint(folder).check(cutter.target)
-        _write_rest(model, folder, cutter, promised, {**(note or {}), **undone, **result.extras})
+        told = {"parameters": result.parameters, "weight_bytes": result.weight_bytes}
+        _write_rest(model, folder, cutter, told, {**(note or {}), **undone, **extras})
         # Before the folder gets its name: what transformers does not build is no result.
         from minitron.model.loading import require_buildable
 
         require_buildable(folder)
     return result
+
+
+Promised = Mapping[str, "tuple[tuple[Entry, Made | None], ...]"]
+"""A tensor's name -> what will be written of it, with what it is made of; None for one that is copied."""
+
+
+def promise(checkpoint: Checkpoint, cutter: Cutter) -> Promised:
+    """What a cut will write, from headers alone, in the order in which tensors are read."""
+    extras = checkpoint.extras(cutter.spec)
+    found: dict[str, tuple[tuple[Entry, Made | None], ...]] = {}
+    for name in checkpoint.in_order():
+        header = checkpoint.headers[name]
+        if name not in extras:
+            found[name] = tuple(
+                (Entry(made.name, header.dtype, cutter.shape(made.rule)), made) for made in cutter.makes(name)
+            )
+        else:
+            found[name] = ((Entry.of(name, header), None),) if extras[name].carried else ()
+    return found
+
+
+def _write(checkpoint: Checkpoint, cutter: Cutter, promised: Promised, writer: ShardWriter, advance: Advance) -> None:
+    """Cut and write, slab by slab; what goes is not read."""
+
+    def slabs() -> Iterator[Slab]:
+        for name, entries in promised.items():
+            if entries:
+                in_runs = all(made is None or cutter.in_runs(made) for _, made in entries)
+                yield from checkpoint.slabs(name, whole=not in_runs)
+
+    with closing(read_ahead(slabs())) as ahead:
+        for slab, rows in ahead:
+            for entry, made in promised[slab.name]:
+                writer.add(entry.name, rows if made is None else cutter.cut_rows(made, rows, slab.start))
+            advance(slab.num_bytes)
+    advance(sum(checkpoint.headers[name].num_bytes for name, entries in promised.items() if not entries))
 
 
 def _told(extras: Mapping[str, Extra]) -> dict[str, str]:
@@ -111,22 +140,6 @@ def _told(extras: Mapping[str, Extra]) -> dict[str, str]:
         if counts:
             found[key] = "; ".join(f"{count} x {what}" for what, count in counts.items())
     return found
-
-
-def promise(checkpoint: Checkpoint, cutter: Cutter) -> dict[str, int]:
-    """{"parameters", "weight_bytes"} of what a cut will write, from headers alone."""
-    parameters = weight_bytes = 0
-    for name, _, _ in checkpoint.named_tensors(cutter.spec):
-        for placed in (cutter.place(name), cutter.untied(name)):
-            if placed is not None:
-                count = math.prod(cutter.shape(placed[1]))
-                parameters += count
-                weight_bytes += count * BITS[checkpoint.headers[name].dtype] // 8
-    for name, extra in checkpoint.extras(cutter.spec).items():
-        if extra.carried:
-            parameters += checkpoint.headers[name].numel
-            weight_bytes += checkpoint.headers[name].num_bytes
-    return {"parameters": parameters, "weight_bytes": weight_bytes}
 
 
 def _write_rest(

@@ -1,27 +1,22 @@
-"""Checkpoints: folders of safetensors, read a tensor at a time and written a shard at a time."""
+"""Checkpoints: folders of safetensors, read a tensor or a part of one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from minitron.errors import MinitronError
-from minitron.files import write_json, write_tensors
 from minitron.model.families import Extra, Rule
 from minitron.model.headers import Header, stored_headers
+from minitron.model.slabs import Slab, read_rows, row_runs
 from minitron.model.spec import ModelSpec, read_spec
-from minitron.model.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SHARD_BYTES: Final = 5 * 10**9
-"""The size at which Hugging Face starts a new shard, too."""
 
 
 class Checkpoint:
@@ -108,74 +103,29 @@ class Checkpoint:
         found = {name: spec.extra(name) for name in self.headers}
         return {name: row for name, row in found.items() if row is not None}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, one at a time, file by file."""
-        from safetensors import safe_open
-
+    def in_order(self) -> list[str]:
+        """The names in the order in which tensors are best read: file by file."""
         names: dict[Path, list[str]] = {}
         for name, header in self.headers.items():
             names.setdefault(header.file, []).append(name)
-        for file, inside in names.items():
-            with safe_open(file, "pt") as stream:
-                for name in inside:
-                    yield name, stream.get_tensor(self.headers[name].stored or name)
+        return [name for inside in names.values() for name in inside]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, one at a time, file by file."""
+        for name in self.in_order():
+            yield name, self.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor."""
-        from safetensors import safe_open
+        """One tensor, in memory of its own.  Raises MinitronError where its file has become shorter."""
+        return read_rows(self.headers[name])
 
+    def slabs(self, name: str, *, whole: bool = False) -> Iterator[Slab]:
+        """What a tensor is read in: runs of its rows of some megabytes, or `whole`."""
         header = self.headers[name]
-        with safe_open(header.file, "pt") as stream:
-            tensor: Tensor = stream.get_tensor(header.stored or name)
-        return tensor
-
-
-class ShardWriter:
-    """Writes tensors into shards of at most `shard_bytes` and, when closed, an index; holds one shard in memory."""
-
-    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
-        self._shards: list[list[str]] = []
-        self.num_parameters = 0
-        self.weight_bytes = 0
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor."""
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + size > self.shard_bytes:
-            self._flush()
-        # A view would be written with all of its storage kept alive.
-        self._pending[name] = tensor.contiguous()
-        self._pending_bytes += size
-        self.num_parameters += tensor.numel()
-        self.weight_bytes += size
-
-    def _flush(self) -> None:
-        write_tensors(self.folder / f"shard-{len(self._shards)}", self._pending, {"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
-
-    def close(self) -> None:
-        """Write what is pending, give the shards their names, write the index."""
-        if self._pending:
-            self._flush()
-        if len(self._shards) == 1:
-            (self.folder / "shard-0").rename(self.folder / SINGLE)
+        runs = row_runs(header.shape, header.num_bytes)
+        if whole or len(runs) == 1:
+            yield Slab(name, 0, header.num_bytes, partial(self.tensor, name))
             return
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(self._shards):
-            file = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
-            (self.folder / f"shard-{number}").rename(self.folder / file)
-            weight_map |= dict.fromkeys(names, file)
-        write_json(self.folder / INDEX, {"metadata": {"total_size": self.weight_bytes}, "weight_map": weight_map})
+        for start, stop in runs:
+            num_bytes = header.num_bytes // header.shape[0] * (stop - start)
+            yield Slab(name, start, num_bytes, partial(read_rows, header, start, stop))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.decoding import BESIDE, decode
 from minitron.model.headers import Header
+from minitron.model.slabs import Slab, read_rows
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.stored import owners, plain, quantisation_in, require_plain
 from minitron.model.tensors import Expected
@@ -39,7 +41,7 @@ class Dequantised(Checkpoint):
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         """`spec` is that of the model in plain numbers.  Raises MinitronError where tensors are missing or unknown."""
         super().__init__(folder)
-        self._stored, self._open = self.headers, dict[Path, Any]()
+        self._stored = self.headers
         self._pieces: dict[str, dict[str, str]] = {}
         expected = {one.name: one for one in spec.expected()}
         self.headers = {}
@@ -48,7 +50,7 @@ class Dequantised(Checkpoint):
             if owner:
                 grouped.setdefault(owner, []).append(name)
             elif spec.extra(name) is not None:
-                self.headers[name] = self._stored[name]
+                self.headers[name] = _plain_header(self._stored[name])
             elif not name.endswith(BESIDE):
                 spec.find(name)  # raises
         for owner, names in grouped.items():
@@ -70,8 +72,7 @@ class Dequantised(Checkpoint):
         first = self._stored[name or names[0]]
         alone = len([piece for piece in pieces if piece not in BESIDE]) == 1
         if name and alone and first.dtype in _PLAIN:
-            dtype = "BF16" if first.dtype == _HALF else first.dtype
-            self.headers[name] = Header(first.file, dtype, first.shape, first.num_bytes)
+            self.headers[name] = _plain_header(first)
             return
         name = name or (stem if one.name.removesuffix(".weight") == one.name else f"{stem}.weight")
         count = 2
@@ -85,10 +86,13 @@ class Dequantised(Checkpoint):
         """The bytes of all tensors as they are stored."""
         return sum(header.num_bytes for header in self._stored.values())
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, one at a time, file by file."""
-        for name in sorted(self.headers, key=lambda name: str(self.headers[name].file)):
-            yield name, self.tensor(name)
+    def in_order(self) -> list[str]:
+        """The names, file by file."""
+        return sorted(self.headers, key=lambda name: str(self.headers[name].file))
+
+    def slabs(self, name: str, *, whole: bool = False) -> Iterator[Slab]:
+        """A tensor whole: its scales may be of any shape."""
+        yield Slab(name, 0, self.headers[name].num_bytes, partial(self.tensor, name))
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, decoded.  Raises MinitronError where what stands for it is in no layout that is known."""
@@ -110,13 +114,13 @@ class Dequantised(Checkpoint):
         return decoded
 
     def _read(self, name: str) -> Tensor:
-        from safetensors import safe_open
+        return read_rows(self._stored[name])
 
-        header = self._stored[name]
-        if header.file not in self._open:
-            self._open[header.file] = safe_open(header.file, "pt")
-        tensor: Tensor = self._open[header.file].get_tensor(header.stored or name)
-        return tensor
+
+def _plain_header(header: Header) -> Header:
+    """That of a tensor which is no part of a quantised matrix: its numbers in F16 are told in BF16."""
+    dtype = "BF16" if header.dtype == _HALF else header.dtype
+    return Header(header.file, dtype, header.shape, header.num_bytes)
 
 
 def open_plain(folder: Path, *, dequantise: bool = False) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:

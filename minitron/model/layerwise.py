@@ -123,8 +123,7 @@ class LayerwiseModel:
             return self.checkpoint.tensor(self._stored[expected.name])
 
         if len(one.expected) == 1:
-            # A copy, for what safetensors gives is a view of the mapped file and holds its pages.
-            return stored(one.expected[0]).to(self.device, dtype, copy=True)
+            return stored(one.expected[0]).to(self.device, dtype)
         return one.assemble(stored, dtype=dtype, device=self.device)
 
     def _dtype(self, name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -330,20 +331,17 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_full_disk_leaves_nothing_behind(tiny_hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = read_spec(tiny_hybrid)
-    written = []
-
-    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        if written:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        written.append(path)
-        save_file(tensors, path, metadata=metadata)
-
-    monkeypatch.setattr("safetensors.torch.save_file", save)
-    with pytest.raises(OSError, match="No space left"):
-        prune(tiny_hybrid, make_plan(spec, {}, tuple(range(8))), tmp_path / "small", shard_bytes=30_000)
-    assert written
+def test_a_disk_that_takes_no_more_leaves_nothing_behind(tiny_hybrid: Path, tmp_path: Path) -> None:
+    # As on a full disk, the last write before the limit is a short one, and the next fails.
+    plan = make_plan(read_spec(tiny_hybrid), {}, tuple(range(8)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_001, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*model-0000.-of-000.*\.safetensors") as raised:
+            prune(tiny_hybrid, plan, tmp_path / "small", shard_bytes=30_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.errno == errno.EFBIG
     assert not list(tmp_path.iterdir())
 
 
