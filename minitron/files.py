@@ -1,8 +1,9 @@
 """Files and folders that are complete or absent: written to a temporary sibling, then renamed."""
 
-import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.errors import MinitronError
+from minitron.locks import held, holds, locked, resolved
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,6 +29,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document, indented, in one step."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own checksum, in one step; `read_sealed` reads it."""
+    write_json(path, dict(value) | {_SEAL: _sealed(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The object that `write_sealed` wrote; raises MinitronError where there is none or a bit of it has changed."""
+    found = read_json(path)
+    if not isinstance(found, dict) or found.pop(_SEAL, None) != _sealed(found):
+        raise MinitronError(
+            f"{path} is damaged or of another version of Minitron (its checksum differs); put a copy of it back, or "
+            "pass --overwrite to start again."
+        )
+    return found
+
+
+_SEAL: Final = "sha256"
+
+
+def _sealed(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -71,13 +96,16 @@ def read_json(path: Path) -> Any:
 def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raise MinitronError where `path` may not become an output: called before long work, not after it.
 
-    It may not where it exists and `overwrite` is not given, nor where replacing it would destroy one of `inputs`, the
-    working directory or the user's home."""
+    It may not where it exists and `overwrite` is not given, is neither file nor folder, nor where replacing it would
+    destroy one of `inputs`, the working directory or the user's home."""
+    place = resolved(path)
     for source in inputs:
-        if source.exists() and source.resolve().is_relative_to(path.resolve()):
+        if source.exists() and source.resolve().is_relative_to(place):
             raise MinitronError(f"{path} is or holds the input {source}; choose another output.")
-    if path.is_dir() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+    if path.is_dir() and any(inside.is_relative_to(place) for inside in (Path.cwd(), Path.home())):
         raise MinitronError(f"{path} contains the current or the home folder; choose another output.")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MinitronError(f"{path} is neither a file nor a folder; choose another output.")
     if path.exists() and not overwrite:
         raise MinitronError(f"{path} exists already; choose another output or pass --overwrite.")
 
@@ -86,59 +114,115 @@ def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ())
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write; it replaces `path` when the block ends well and is removed when not.
 
-    Raises MinitronError where `path` is a folder."""
-    path = path.resolve()  # written through a symbolic link, not over it
+    Raises MinitronError where `path` is a folder, or another process writes it."""
+    path = resolved(path)  # written through a symbolic link, not over it
     if path.is_dir():
         raise MinitronError(f"{path} is a folder; choose a file as the output.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    partial = partial_of(path, os.getpid())
-    try:
-        yield partial
-        # The name must not reach the disk before the bytes do.
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with sole(path):
+        partial = partial_of(path, os.getpid())
+        try:
+            yield partial
+            # The name must not reach the disk before the bytes do.
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` to write into; it becomes `path` when the block ends well and is removed when not.
 
-    Raises MinitronError where `path` exists and `overwrite` is not given, or where it is a file."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Raises MinitronError where `path` exists and `overwrite` is not given, where it is a file, or another process writes
+    it."""
+    path = resolved(path)
     # First of all: it may bring a folder back.
-    _remove_leftovers(path)
-    refuse_existing(path, overwrite=overwrite)
-    if path.is_file():
-        raise MinitronError(f"{path} is a file; choose a folder as the output.")
+    with sole(path):
+        refuse_existing(path, overwrite=overwrite)
+        if path.is_file():
+            raise MinitronError(f"{path} is a file; choose a folder as the output.")
+        partial = partial_of(path, os.getpid())
+        partial.mkdir()
+        try:
+            with held(partial):
+                yield partial
+            if path.exists():
+                _swap(partial, path)
+            else:
+                partial.rename(path)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+
+
+@contextmanager
+def sole(*paths: Path, first: bool = True) -> Iterator[None]:
+    """As minitron.locks.locked, with what a killed run left beside the outputs removed, or put back."""
+    # What stands beside an output that is held already may be in use.
+    fresh = [place for place in map(resolved, paths if first else ()) if not holds(place)]
+    with locked(*paths, first=first):
+        for path in fresh:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+        yield
+
+
+def remove(path: Path) -> None:
+    """Remove a folder or a file, if it is there.  A folder loses its name first: a kill leaves no half of it behind
+    under the name of the whole."""
+    if path.is_dir() and not path.is_symlink():
+        partial = partial_of(path, os.getpid())
+        gone = partial.with_name(partial.name + _GONE)
+        path.rename(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder beside the output `path`, which is gone when the block ends; after a kill it goes with the next run of
+    the same output, as do all leftovers."""
+    path = resolved(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path, os.getpid())
-    partial.mkdir()
+    folder = partial.with_name(partial.name + _SCRATCH)
+    folder.mkdir()
     try:
-        yield partial
-        if path.exists():
-            _swap(partial, path)
-        else:
-            partial.rename(path)
+        with held(folder):
+            yield folder
     finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+        shutil.rmtree(folder)
 
 
 def _swap(partial: Path, path: Path) -> None:
     # Two renames, not delete and rename: whatever happens between them, both folders are whole on the disk, and the
     # next write puts the old one back.
-    old = partial.with_name(partial.name + ".old")
+    old = partial.with_name(partial.name + _OLD)
     path.rename(old)
     try:
         partial.rename(path)
     except OSError:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+    # Half of it must not come back when the new one is removed one day.
+    gone = partial.with_name(partial.name + _GONE)
+    old.rename(gone)
+    shutil.rmtree(gone)
+
+
+_OLD: Final = ".old"
+"""Behind the name of a folder that another is replacing."""
+
+_GONE: Final = ".gone"
+"""Behind the name of one that is being removed."""
+
+_SCRATCH: Final = ".scratch"
+"""Behind the name of one in which files lie for the while."""
+
+_LEFTOVER: Final = rf"\.partial-\d+(?P<kind>{_OLD}|{_GONE}|{_SCRATCH})?"
+"""What stands behind the name of an output, where it is not one yet or any more."""
 
 
 def partial_of(path: Path, process: int) -> Path:
@@ -146,20 +230,20 @@ def partial_of(path: Path, process: int) -> Path:
     return path.with_name(f".{path.name}.partial-{process}")
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed run left beside `path`: siblings whose process is gone."""
-    import psutil
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is what a killed run leaves: half an output, or a lock that nobody holds."""
+    return re.fullmatch(rf"\..+{_LEFTOVER}|\..+\.lock", name) is not None
 
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        number = leftover.name.rpartition("-")[2].removesuffix(".old")
-        if not number.isdigit():
-            continue
-        # Our own number is left over too: in a container every run may get the same one.
-        if int(number) != os.getpid() and psutil.pid_exists(int(number)):
-            continue
-        if leftover.name.endswith(".old") and not path.exists():
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed runs left beside `path`: the caller holds it, so that no living one is writing there."""
+    name = re.compile(rf"\.{re.escape(path.name)}{_LEFTOVER}")
+    with os.scandir(path.parent) as entries:
+        found = [(match, Path(entry)) for entry in entries if (match := name.fullmatch(entry.name)) is not None]
+    for match, leftover in found:
+        if match["kind"] == _OLD and not path.exists():
             leftover.rename(path)
-        elif leftover.is_dir():
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
             leftover.unlink()

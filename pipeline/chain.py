@@ -1,12 +1,12 @@
 """The chain of `compress` and `demo`: score, plan, prune, distill, evaluate. Each step writes one artefact of a folder.
 
 An artefact is complete or absent, so a step is done when its artefact exists, and a killed run resumes with the first
-step that is not done.  run.json holds the request; a run is not resumed with another one."""
+step that is not done.  run.json holds the request, and what came of every step: it is written when an artefact is whole
+and has not got its name yet, so that one rename makes both true.  A run is not resumed with another request."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -15,9 +15,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron.errors import MinitronError
-from minitron.files import new_folder, read_json, refuse_existing, write_json, write_text
+from minitron.files import is_leftover, new_folder, read_json, remove, sole, write_json, write_text
+from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.progress import Note, Progress, no_note, silent
+from minitron.run_folder import Begun, RunFolder, part
 from pipeline.compression import (
     DEQUANTISED,
     DISTILLED,
@@ -27,10 +28,13 @@ from pipeline.compression import (
     REPORT,
     RUN,
     SCORES,
+    SEARCH,
     TEXT,
+    TRIALS,
     Compression,
 )
-from pipeline.stages import cut_depth_first
+from pipeline.finalists import FOLDER as FINALISTS
+from pipeline.stages import Done, cut_depth_first
 
 if TYPE_CHECKING:
     from minitron.measure.records import Record
@@ -40,6 +44,13 @@ _HELD_OUT: Final = 0.05
 
 _MANY: Final = 40
 """Records from which on they are held out whole: of fewer the last twentieth is none."""
+
+
+_NAMES: Final = (
+    *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", EVALUATION, TEXT, TRIALS),
+    *(SEARCH, REPORT, FINALISTS, "depth*"),
+)
+"""What a run leaves in its folder."""
 
 
 @dataclass(frozen=True)
@@ -89,56 +100,53 @@ def compress(
         next(documents(path))
     request = replace(request, model=local_folder(request.model, progress, note))
     companions(request.model)
-    record = _open_run(request, overwrite=overwrite)
-    request = _hold_out(_dequantised(request, progress))
-    for number, (name, step) in enumerate(STEPS.items(), 1):
-        artefact, function = step
-        if (request.output / artefact).exists():
-            note(f"[{number}/{len(STEPS)}] {name}: already done, {artefact} is kept")
-            continue
-        note(f"[{number}/{len(STEPS)}] {name}")
-        started = time.monotonic()
-        results = function(request, progress, note)
-        record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": results}
-        write_json(request.output / RUN, record)
-    return Compressed(request.output, record["steps"], read_json(request.output / EVALUATION)["models"])
+    with sole(request.output):
+        run, record = _open_run(request, overwrite=overwrite)
+        request = _hold_out(_dequantised(request, progress))
+        for number, (name, step) in enumerate(STEPS.items(), 1):
+            artefact, function = step
+            if (request.output / artefact).exists():
+                note(f"[{number}/{len(STEPS)}] {name}: already done, {artefact} is kept")
+                continue
+            note(f"[{number}/{len(STEPS)}] {name}")
+            started = time.monotonic()
+
+            def done(results: Mapping[str, Any], name: str = name, started: float = started) -> None:
+                record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": dict(results)}
+                run.write(record)
+
+            function(request, done, progress, note)
+        _tidy(request.output)
+        return Compressed(request.output, record["steps"], read_json(request.output / EVALUATION)["models"])
 
 
-def _open_run(request: Compression, *, overwrite: bool) -> dict[str, Any]:
+def _open_run(request: Compression, *, overwrite: bool) -> tuple[RunFolder, dict[str, Any]]:
     """run.json of a new folder, or of the one to go on with."""
     from minitron.measure.records import Source
     from minitron.model.spec import read_spec
 
-    folder = request.output
     # No name is one of the settings', or the one would hide the other.
     texts = {"calibration": request.calibration_text, "data": request.data, "heldout": request.heldout}
-    hashes = {name: Source(str(path)).fingerprint() for name, path in texts.items() if path is not None}
-    about = {"model": read_spec(request.model).fingerprint, **hashes, **request.settings}
-    asked = json.loads(json.dumps(about))
-    path = folder / RUN
-    if folder.exists() and overwrite:
-        if not path.is_file() and any(folder.iterdir()):
-            raise MinitronError(
-                f"{folder} is not a run folder of minitron, so it is not overwritten; choose another output."
-            )
-        inputs = [request.model, *(text for text in texts.values() if text is not None)]
-        refuse_existing(folder, overwrite=True, inputs=inputs)
-        shutil.rmtree(folder)
-    if path.is_file():
-        record: dict[str, Any] = read_json(path)
-        before = record["asked"]
-        for key in sorted(asked.keys() | before.keys()):
-            if asked.get(key) != before.get(key):
-                raise MinitronError(
-                    f"{folder} holds a run with another {key} ({before.get(key)!r}, now "
-                    f"{asked.get(key)!r}); use the same, choose another output or pass --overwrite."
-                )
-        return record
-    if folder.exists() and any(folder.iterdir()):
-        raise MinitronError(f"{folder} exists and is not a run folder of minitron; choose another output.")
-    record = {"asked": asked, "steps": {}}
-    write_json(path, record)
-    return record
+    given = [text for text in texts.values() if text is not None]
+
+    def asked(before: Begun) -> dict[str, Any]:
+        hashes = {name: Source(str(path)).fingerprint() for name, path in texts.items() if path is not None}
+        weights = weights_of(request.model, part(before, "weights"))
+        about = {"model": read_spec(request.model).fingerprint, "weights": weights, **hashes, **request.settings}
+        return about | {"tokenizer": tokenizer_hash(request.model)}
+
+    run = RunFolder(request.output, RUN, "a run folder of minitron", _NAMES)
+    record = run.open(asked, key="asked", overwrite=overwrite, anew=overwrite, inputs=(request.model, *given))
+    record.setdefault("steps", {})
+    return run, record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what steps that were killed left behind."""
+    for place in (folder, folder / FINALISTS):
+        for left in list(place.iterdir()) if place.is_dir() else []:
+            if is_leftover(left.name) or left.name == f"{DISTILLED}.work":
+                remove(left)
 
 
 def _dequantised(request: Compression, progress: Progress) -> Compression:
@@ -192,7 +200,7 @@ def _dealt(found: list[Record]) -> tuple[str, str]:
     return "".join(lines[:first]), "".join(lines[first:])
 
 
-def _score(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+def _score(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from importance.score.calibrate import calibrate
 
     scores = calibrate(
@@ -200,15 +208,15 @@ def _score(request: Compression, progress: Progress, note: Note) -> dict[str, An
         request.calibration_text,
         request.scoring,
         held_back=request.searching.held_back,
-        moments_folder=request.output,
+        output=request.output / SCORES,
         device=request.device,
         progress=progress,
     )
+    done(scores.settings)
     scores.save(request.output / SCORES)
-    return dict(scores.settings)
 
 
-def _plan(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+def _plan(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.scores import load_scores
     from minitron.model.spec import read_spec
     from pipeline.choosing import choose
@@ -216,18 +224,20 @@ def _plan(request: Compression, progress: Progress, note: Note) -> dict[str, Any
     spec, scores = read_spec(request.model), load_scores(request.output / SCORES)
     choice = choose(request, spec, scores, progress, note)
     choice.write_report(request.output / REPORT)
+    result = choice.result
+    done(
+        {
+            "chosen": result.best.to_json(),
+            "searched": result.searched,
+            "feasible": result.feasible,
+            "measured": choice.measured,
+        }
+    )
     # The last of all that this step writes: it says that the step is done.
     choice.plan.save(request.output / PLAN, overwrite=True)
-    result = choice.result
-    return {
-        "chosen": result.best.to_json(),
-        "searched": result.searched,
-        "feasible": result.feasible,
-        "measured": choice.measured,
-    }
 
 
-def _prune(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+def _prune(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.plan import load_plan
     from minitron.cut.prune import prune
     from minitron.model.spec import read_spec
@@ -238,11 +248,12 @@ def _prune(request: Compression, progress: Progress, note: Note) -> dict[str, An
         and plan.sizes
         and len(plan.layers) < len(read_spec(request.model).layers)
     ):
-        return dict(cut_depth_first(request, plan, progress))
-    return prune(request.model, plan, request.output / PRUNED, progress=progress).to_json()
+        cut_depth_first(request, plan, done, progress)
+        return
+    prune(request.model, plan, request.output / PRUNED, done=lambda cut: done(cut.to_json()), progress=progress)
 
 
-def _distill(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+def _distill(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from distill.run.distillation import Distillation
     from distill.run.train import distill
 
@@ -254,10 +265,10 @@ def _distill(request: Compression, progress: Progress, note: Note) -> dict[str, 
         teacher_precision=request.teacher_precision,
         device=request.device,
     )
-    return dict(distill(asked, request.recipe, progress=progress, note=note).to_json())
+    distill(asked, request.recipe, done=lambda result, _: done(result.to_json()), progress=progress, note=note)
 
 
-def _evaluate(request: Compression, progress: Progress, note: Note) -> dict[str, Any]:
+def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.companions import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
     from minitron.report.document import add_training
@@ -275,15 +286,15 @@ def _evaluate(request: Compression, progress: Progress, note: Note) -> dict[str,
         progress=progress,
     )
     models = {name: evaluation.to_json() for name, evaluation in zip(folders, measured, strict=True)}
+    done({})
     write_json(folder / EVALUATION, {"models": models})
-    return {}
 
 
-STEPS: Final[dict[str, tuple[str, Callable[[Compression, Progress, Note], dict[str, Any]]]]] = {
+STEPS: Final[dict[str, tuple[str, Callable[[Compression, Done, Progress, Note], None]]]] = {
     "score": (SCORES, _score),
     "plan": (PLAN, _plan),
     "prune": (PRUNED, _prune),
     "distill": (DISTILLED, _distill),
     "evaluate": (EVALUATION, _evaluate),
 }
-"""step -> (the artefact that says it is done, what makes it)."""
+"""step -> (the artefact that says it is done, what makes it, and tells what came of it before that has its name)."""

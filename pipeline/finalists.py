@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from distill.recipe import Recipe
-from minitron.files import read_json, write_json
+from minitron.files import read_json, remove, write_json
 from minitron.progress import Note, Progress
 from pipeline.compression import Compression
 
 if TYPE_CHECKING:
+    from distill.run.result import DistillResult
     from importance.search.sieves import Planner
     from minitron.cut.plan import Plan
     from minitron.search.candidate import Candidate
@@ -42,6 +42,7 @@ def race(
         if not file.exists():
             note(f"finalist {number} of {len(candidates)}: {recipe.total_tokens:,} tokens")
             _distil(request, plan(candidate.sizes, candidate.kept), file, recipe, progress)
+        remove(file.with_suffix(""))
         found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_json(file))
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
     least = found[chosen]["kl_after"]
@@ -59,30 +60,25 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
     from minitron.cut.prune import prune
 
     folder = file.with_suffix("")
-    pruned, distilled = folder / "pruned", folder / "distilled"
-    if distilled.exists():
-        # Stopped between the last two steps: what it was worth was not written.
-        shutil.rmtree(distilled)
+    pruned = folder / "pruned"
     if not pruned.exists():
         prune(request.model, plan, pruned, progress=progress)
+
+    def done(result: DistillResult, partial: Path) -> None:
+        found = {name: getattr(result, name) for name in ("kl_before", "kl_after", "perplexity_after")}
+        write_json(file, found)
+
     asked = Distillation(
         student=pruned,
         teacher=request.model,
         data=request.data,
-        output=distilled,
+        output=folder / "distilled",
         teacher_precision=request.teacher_precision,
         device=request.device,
+        # What stands there was written by a run that was stopped then.
+        overwrite=True,
     )
-    result = distill(asked, replace(recipe, validate_every=recipe.total_steps), progress=progress)
-    write_json(
-        file,
-        {
-            "kl_before": result.kl_before,
-            "kl_after": result.kl_after,
-            "perplexity_after": result.perplexity_after,
-        },
-    )
-    shutil.rmtree(folder)
+    distill(asked, replace(recipe, validate_every=recipe.total_steps), done=done, progress=progress)
 
 
 def short(recipe: Recipe, tokens: int | None) -> Recipe:

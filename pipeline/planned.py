@@ -101,8 +101,12 @@ def plan(model: Path, planning: Planning, *, scores: Path | Scores | None = None
     `scores` are what `score` gave, or their file.  Raises NothingFits where there are none, MinitronError where the
     request contradicts itself or the scores are another model's."""
     from minitron.cut.scores import load_scores
+    from minitron.model.identity import require_weights
     from minitron.model.stored import read_stored_spec
+    from minitron.model.weight_files import is_complete
 
     spec = read_stored_spec(model)
     known = load_scores(scores) if isinstance(scores, Path) else scores
+    if known is not None and is_complete(model):
+        require_weights(known.weights, model, "the scores were", "score this model with minitron score")
     return Planned(model, planning, spec, known, planning.search(spec, known))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError
-from minitron.files import refuse_existing
+from minitron.files import refuse_existing, scratch, sole
+from minitron.model.identity import require_weights
 from minitron.progress import Note, Progress, no_note, silent
 from pipeline.cutting import Cutting
 from pipeline.planning import Planning
@@ -143,32 +143,32 @@ def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note
     from minitron.model.stored import require_plain
 
     inputs = [path for path in (request.model, request.plan, request.scores, request.data) if path]
-    refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)
-    if not request.dequantise:
-        require_plain(request.model)
-    request = replace(request, model=local_folder(request.model, progress, note))
-    companions(request.model)
-    if request.dequantise and request.data is not None:
-        return _scored_in_bf16(request, progress)
-    spec, checkpoint, _ = open_plain(request.model, dequantise=request.dequantise)
-    plan = _plan(request, spec, checkpoint, progress)
-    written = write(
-        request.model,
-        plan,
-        request.output,
-        overwrite=request.overwrite,
-        dequantise=request.dequantise,
-        progress=progress,
-    )
-    return Cut(spec, plan, written)
+    with sole(request.output):
+        refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)
+        if not request.dequantise:
+            require_plain(request.model)
+        request = replace(request, model=local_folder(request.model, progress, note))
+        companions(request.model)
+        if request.dequantise and request.data is not None:
+            return _scored_in_bf16(request, progress)
+        spec, checkpoint, _ = open_plain(request.model, dequantise=request.dequantise)
+        plan = _plan(request, spec, checkpoint, progress)
+        written = write(
+            request.model,
+            plan,
+            request.output,
+            overwrite=request.overwrite,
+            dequantise=request.dequantise,
+            progress=progress,
+        )
+        return Cut(spec, plan, written)
 
 
 def _scored_in_bf16(request: Pruning, progress: Progress) -> Cut:
     """Cut by scores of a quantised checkpoint, which need it in bf16: a copy of it stands beside the output for the
     while."""
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=request.output.parent, prefix="minitron-") as between:
-        whole = Path(between) / request.model.resolve().name
+    with scratch(request.output) as between:
+        whole = between / request.model.resolve().name
         prune(Pruning(request.model, whole, dequantise=True), progress=progress)
         return prune(replace(request, model=whole, dequantise=False), progress=progress)
 
@@ -186,6 +186,7 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
     if request.plan is not None:
         given = load_plan(request.plan)
         given.require(spec)
+        _require_weights(request, given.weights, "the plan's scores")
         if given.has_indices:
             return given
     if planning.device is not None or planning.budget is not None:
@@ -202,6 +203,12 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
     result = planning.search(*cutting.counted(spec, scores))
     best = result.best
     return make_plan(spec, best.sizes, best.kept, scores, report=result.to_json(), **how)
+
+
+def _require_weights(request: Pruning, found: Mapping[str, Any], what: str) -> None:
+    """Raise MinitronError where the model has other weights than those that scores were made of."""
+    if not request.dequantise:  # whose scores were made of a copy in bf16
+        require_weights(found, request.model, f"{what} were", "score this model with minitron score")
 
 
 def _layers(spec: ModelSpec, planning: Planning, count: int, scores: Scores) -> tuple[int, ...]:
@@ -222,12 +229,15 @@ def _scores(request: Pruning, spec: ModelSpec, progress: Progress) -> Scores:
     if request.scores is not None:
         scores = load_scores(request.scores)
         scores.require(spec)
+        _require_weights(request, scores.weights, "the scores")
         return scores
     if request.data is None:
         raise MinitronError("there are no scores; give --data with calibration text, or --scores.")
     from importance.score.calibrate import calibrate
 
-    place = request.output.parent
     return calibrate(
-        request.model, request.data, request.scoring, moments_folder=place, device=request.device, progress=progress
+        *(request.model, request.data, request.scoring),
+        output=request.output,
+        device=request.device,
+        progress=progress,
     )

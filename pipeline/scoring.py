@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from importance.score.options import ScoringOptions
-from minitron.files import refuse_existing
+from minitron.files import refuse_existing, sole
 from minitron.progress import Note, Progress, no_note, silent
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def score(
     from minitron.model.stored import require_plain
 
     asked = options or ScoringOptions()
-    if output is not None:
-        refuse_existing(output, overwrite=overwrite)
-    place = None if output is None else output.parent
-    require_plain(model)
-    folder = local_folder(model, progress, note)
-    scores = calibrate(folder, data, asked, moments_folder=place, device=device, progress=progress)
-    if output is not None:
-        scores.save(output, overwrite=overwrite)
+    with nullcontext() if output is None else sole(output):
+        if output is not None:
+            refuse_existing(output, overwrite=overwrite, inputs=[model, data])
+        require_plain(model)
+        folder = local_folder(model, progress, note)
+        scores = calibrate(folder, data, asked, output=output, device=device, progress=progress)
+        if output is not None:
+            scores.save(output, overwrite=overwrite)
     found, length = scores.settings["samples"], asked.sequence_length
     if found < asked.samples:
         note(f"{data} holds {found:,} sequences of {length:,} tokens, not the {asked.samples:,} asked for.")

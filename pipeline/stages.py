@@ -5,8 +5,9 @@ Dropping a layer changes the importance of the others.  The architecture is that
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.compression import PRUNED, Compression
 
@@ -18,9 +19,14 @@ FOLDER: Final = "depth"
 SCORES: Final = "depth-scores.safetensors"
 
 
-def cut_depth_first(request: Compression, plan: Plan, progress: Progress) -> dict[str, int]:
-    """Cut the model to the architecture of `plan` in two steps and write it into the run folder; the results of the
-    second.  The model without its layers and the scores of it are left there too: what is there is not made again."""
+Done = Callable[[Mapping[str, Any]], None]
+"""Is told what came of a step, when its artefact is whole and has not got its name yet."""
+
+
+def cut_depth_first(request: Compression, plan: Plan, done: Done, progress: Progress) -> None:
+    """Cut the model to the architecture of `plan` in two steps and write it into the run folder; `done` is told the
+    results of the second.  The model without its layers and the scores of it are left there too: what is there is not
+    made again."""
     from importance.score.calibrate import calibrate
     from minitron.cut.magnitude import weight_magnitude
     from minitron.cut.plan import make_plan
@@ -39,11 +45,11 @@ def cut_depth_first(request: Compression, plan: Plan, progress: Progress) -> dic
             request.calibration_text,
             replace(request.scoring, layers="none"),
             held_back=request.searching.held_back,
-            moments_folder=run,
+            output=path,
             device=request.device,
             progress=progress,
         ).save(path)
     spec, scores = read_spec(shallow), load_scores(path)
     layers, fallback = tuple(range(len(spec.layers))), weight_magnitude(Checkpoint(shallow), spec)
     narrow = make_plan(spec, plan.sizes, layers, scores, fallback=fallback, **request.cutting.arguments)
-    return prune(shallow, narrow, run / PRUNED, progress=progress).to_json()
+    prune(shallow, narrow, run / PRUNED, done=lambda cut: done(cut.to_json()), progress=progress)

@@ -1,6 +1,5 @@
 """A file or a folder is complete or absent, whatever happens to the process that writes it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -62,7 +61,7 @@ def test_a_killed_folder_is_absent_and_its_remains_go_with_the_next_one(tmp_path
     output = tmp_path / "model [1]"
     kill_in_the_middle(HALF_A_FOLDER, output)
     assert not output.exists()
-    assert len(names(tmp_path)) == 1
+    assert [name.rstrip("0123456789") for name in names(tmp_path)] == [".model [1].lock", ".model [1].partial-"]
     with files.new_folder(output) as folder:
         (folder / "whole").write_text("whole")
     assert names(tmp_path) == ["model [1]"]
@@ -124,12 +123,23 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "text").read_text() == "old"
 
 
-def test_what_another_living_process_writes_is_left_alone(tmp_path: Path) -> None:
-    other = tmp_path / f".model.partial-{os.getppid()}"
-    other.mkdir()
-    with files.new_folder(tmp_path / "model"):
-        pass
-    assert other.is_dir()
+@pytest.mark.parametrize("script", [HALF_A_FILE, HALF_A_FOLDER])
+def test_what_another_living_process_writes_is_left_alone(script: str, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    with subprocess.Popen([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        before = names(tmp_path)
+        held = rf"model is being written by process {process.pid} on \S+ since 20.*; wait until it ends"
+        for place in (output, output / "inside"):
+            with pytest.raises(MinitronError, match=held), files.new_folder(place, overwrite=True):
+                pass
+            with pytest.raises(MinitronError, match=held):
+                files.write_text(place, "text")
+        assert names(tmp_path) == before
+        process.kill()
+    assert names(tmp_path) == before
+    files.write_text(output, "text")
+    assert names(tmp_path) == ["model"]
 
 
 def test_a_folder_is_written_through_a_link(tmp_path: Path) -> None:

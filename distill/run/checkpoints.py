@@ -3,18 +3,19 @@
     checkpoints/step-00000100   safetensors files of torch.distributed.checkpoint; state.json: where the run stood
     best                        the same, of the weights alone, of the best validation that is not the last
 
-A folder gets its name when all of its files are on the disk.  Several machines must see the same folder.
+A folder gets its name when all of its files are on the disk; state.json has the checksums of the others and its own.
+Several machines must see the same folder.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial as partial_call
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +29,16 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from distill.processes import Processes
 from minitron.errors import MinitronError
-from minitron.files import new_folder, partial_of, read_json, write_json
+from minitron.files import new_folder, partial_of, read_sealed, remove, write_sealed
 from minitron.model.headers import read_headers
+from minitron.model.identity import file_hashes
+from minitron.progress import Note, no_note
 
 STATE: Final = "state.json"
 WEIGHTS: Final = "weights."
 """What the names of weights begin with."""
+
+_AGAIN: Final = "put a copy of it back, or pass --overwrite to start again"
 
 # The library takes a run of one process for a mistake.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -46,8 +51,8 @@ _FILE_BYTES: Final = 2**28
 class _Pending:
     """A checkpoint that is being written."""
 
-    written: Future[Any]
-    """Done when the files of all processes are."""
+    written: Future[dict[str, Any]]
+    """Done when the files of all processes are: name -> size and SHA-256, at the first process."""
 
     folder: ExitStack
     """Of the first process: gives the folder its name when it is closed well."""
@@ -66,6 +71,7 @@ class Checkpoints:
         the run goes on; every process must make this object, and save at the same moments."""
         self.folder, self.keep, self.behind = folder, keep, behind
         self._processes, self._pending = processes, list[_Pending]()
+        self._behind = ThreadPoolExecutor(1)
         # What is written behind the steps must not meet their own messages.
         self._group = torch.distributed.new_group(backend="gloo") if processes.world_size > 1 else None
 
@@ -87,28 +93,54 @@ class Checkpoints:
             return
         pending = self._pending.pop()
         with pending.folder:
-            _result(pending.written)
+            files = pending.written.result()
             if self._processes.is_first:
-                files = {path.name: path.stat().st_size for path in sorted(pending.partial.iterdir())}
-                write_json(pending.partial / STATE, dict(pending.state) | {"files": files})
+                write_sealed(pending.partial / STATE, dict(pending.state) | {"files": files})
         if self._processes.is_first:
             for old in self._saved()[self.keep :]:
-                shutil.rmtree(old)
+                remove(old)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; None where there is none."""
-        return next((folder for folder in self._saved() if _is_whole(folder)), None)
+        return next((folder for folder in self._saved() if flaw(folder) is None), None)
+
+    def sound(self, note: Note = no_note) -> Path | None:
+        """The same, found by the first process for all, for a run that goes on; `note` is told of newer ones.
+
+        Going on from an older one gives the same weights.  Raises MinitronError where checkpoints are there and all
+        damaged, and where the weights of the best validation are."""
+        saved, number = self._saved(), -1
+        if self._processes.is_first:
+            flaws = list[str]()
+            for folder in saved:
+                if (found := flaw(folder)) is None:
+                    number = len(flaws)
+                    break
+                flaws.append(found)
+            if saved and number < 0:
+                raise MinitronError(f"{flaws[0]}, and no other checkpoint is whole; {_AGAIN}.")
+            if self._best.exists() and (found := flaw(self._best)) is not None:
+                raise MinitronError(f"{found}; {_AGAIN}.")
+            for found in flaws:
+                note(f"{found}; resuming from {saved[number].name}.")
+        if self._group is not None:
+            agreed = torch.tensor(number)
+            torch.distributed.broadcast(agreed, 0, group=self._group)
+            number = int(agreed)
+        return None if number < 0 else saved[number]
 
     def restore(self, folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the checkpoint `folder` into `tensors`, each process its part of them, however many wrote it; returns
         the state."""
         reader = HuggingFaceStorageReader(str(folder))
         load(dict(tensors), storage_reader=reader, process_group=self._group, no_dist=self._group is None)
-        return dict(read_json(folder / STATE))
+        return read_sealed(folder / STATE)
 
     def best_weights(self, step: int) -> dict[str, Tensor]:
         """What `save_best` kept of `step`, whole, by the names of parameters."""
-        if read_json(self._best / STATE)["step"] != step:
+        if (found := flaw(self._best)) is not None:
+            raise MinitronError(f"{found}; {_AGAIN}.")
+        if read_sealed(self._best / STATE)["step"] != step:
             raise RuntimeError(f"{self._best} does not hold step {step}")
         return read_weights(self._best)
 
@@ -121,16 +153,15 @@ class Checkpoints:
             partial = self._agreed(folder)
             writer = HuggingFaceStorageWriter(str(partial), _files(named), save_distributed=True)
             how: dict[str, Any] = {"process_group": self._group, "no_dist": self._group is None}
-            written: Future[Any] = Future()
+            # Files are read once more for their checksums, behind the steps as well.
+            place = partial if self._processes.is_first else None
             if behind:
                 asked = async_save(named, storage_writer=writer, **how)
                 assert isinstance(asked, Future)  # as long as the copy is made before it returns
-                written = asked
+                written = self._behind.submit(_sums, asked.result, place)
             else:
-                try:
-                    written.set_result(save(named, storage_writer=writer, **how))
-                except CheckpointException as error:
-                    written.set_exception(error)
+                written = Future()
+                written.set_result(_sums(partial_call(save, named, storage_writer=writer, **how), place))
             self._pending.append(_Pending(written, stack.pop_all(), partial, state))
         self.settle(wait=not behind)
 
@@ -182,21 +213,31 @@ def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: order[number] for name, number in numbers.items()}
 
 
-def _result(written: Future[Any]) -> None:
-    """Wait for `written`; raises the failure of the first process that had one as it was there."""
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, as the beginning of a sentence; None where every bit is as it was written."""
     try:
-        written.result()
+        files = read_sealed(folder / STATE).get("files", {})
+        paths = [folder / name for name in files]
+        for path in paths:
+            if path.stat().st_size != files[path.name]["bytes"]:
+                return f"{path} is damaged (its size differs)"
+        for path, digest in zip(paths, file_hashes(paths), strict=True):
+            if files[path.name]["sha256"] != digest:
+                return f"{path} is damaged (its checksum differs)"
+        return None if files else f"{folder} is empty"
+    except (MinitronError, OSError, LookupError, TypeError, AttributeError):
+        return f"{folder} is damaged ({STATE} or a file that it names cannot be read)"
+
+
+def _sums(write: Callable[[], Any], folder: Path | None) -> dict[str, Any]:
+    """Write, and return name -> size and SHA-256 of the files in `folder`; raises the failure of the first process that
+    had one as it was there."""
+    try:
+        write()
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        files = read_json(folder / STATE).get("files", {})
-        for name, size in files.items():
-            read_headers(folder / name)
-            if (folder / name).stat().st_size != size:
-                return False
-        return bool(files)
-    except (MinitronError, OSError):
-        return False
+    paths = [] if folder is None else sorted(folder.iterdir())
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, file_hashes(paths), strict=True)
+    }

@@ -38,13 +38,14 @@ def write_student(
     mtp: Predictor | None = None,
     training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    done: Callable[[Path], None] = lambda partial: None,
 ) -> None:
     """Write the trained `model` of the folder `student` to `output` under the names and in the types `student` has.
 
     transformers would lose parts of the config, drop multi-token-prediction blocks (`mtp` is the trained one) and what
     stands beside a language model, and write the type it trained in.  So only tensors are taken from the model;
     everything else, and every tensor that it does not build, comes from `student`.  `card` becomes README.md,
-    `training` distillation.json."""
+    `training` distillation.json.  `done` is told the folder when it is whole, before it gets its name."""
     source, spec = Checkpoint(student), read_spec(student)
     trained = dict(tensors(model, spec))
     drafts = {} if mtp is None else dict(mtp.stored(student))
@@ -71,6 +72,7 @@ def write_student(
         write_text(folder / "README.md", card)
         if training is not None:
             write_json(folder / DISTILLATION, dict(training))
+        done(folder)
 
 
 def _plain(spec: ModelSpec, name: str) -> str:
@@ -103,14 +105,24 @@ def write_outputs(
     origin: Path,
     earlier: Sequence[DistillResult],
     overwrite: bool,
+    done: Callable[[Path], None],
     note: Callable[[str], None],
 ) -> None:
-    """Write `result.output`, and first the folder beside it: where the output is there, all is.
+    """Write `result.output`, and first the folder beside it: where the output is there, all is.  A folder that the run
+    has written before it was stopped is not written again; `done` is told the output when it is whole.
 
     `student` is the folder that was trained, `origin` the one that the first of several stages began with, `source` the
     text as distill.text.data.Text tells it."""
     for point, folder in reversed(_written(trainer, result.output)):
+        if trainer.work.has_written(folder):
+            continue
         step = int(point["step"])
+
+        def whole(partial: Path, folder: Path = folder) -> None:
+            if folder == result.output:
+                done(partial)
+            trainer.work.write_written(partial, folder)
+
         written = replace(result, selected_step=step)
         model, mtp = _weights_of(trainer, step, student)
         write_student(
@@ -121,6 +133,7 @@ def write_outputs(
             card=model_card(origin, teacher, source, written, earlier),
             training=training_document(written.to_json(), written.losses),
             overwrite=overwrite,
+            done=whole,
         )
         if folder != result.output:
             note(f"Also written: {folder}, the student after step {step:,}, KL {point['kl']:.4f}.")

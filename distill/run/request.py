@@ -1,6 +1,6 @@
 """The checked inputs of a run: student, teacher, text and recipe, and whether they fit each other."""
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
+from distill.run.work import Work
 from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
@@ -20,8 +21,10 @@ from minitron.files import refuse_existing
 from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
+from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.loading import find_device, require_same_tokenizer
 from minitron.model.stored import require_plain
+from minitron.run_folder import part
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ class Request:
     def check(self) -> None:
         """Raise MinitronError where the inputs do not fit each other or the output exists; nothing is loaded."""
         asked, student, teacher = self.asked, self.asked.student, self.asked.teacher
-        texts = [source.path for source in asked.sources]
-        inputs = [path for path in (student, teacher, *texts, asked.validation) if path is not None]
+        # The output comes last of what this very run writes: where it stands, what is beside it is the run's too.
+        work = Work(asked.work_folder)
         for path in (asked.output, beside(asked.output, self.recipe)):
-            refuse_existing(path, overwrite=asked.overwrite, inputs=inputs)
+            ours = work.has_written(asked.output) or work.has_written(path)
+            refuse_existing(path, overwrite=asked.overwrite or ours, inputs=self.inputs)
         if student.resolve() == teacher.resolve():
             raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
         require_plain(student, teacher)
@@ -67,13 +71,24 @@ class Request:
             require_block(student)
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
-        """All that the run's result depends on.  Raises MinitronError where a text is missing."""
-        asked, student = self.asked, self.asked.student
+    def inputs(self) -> tuple[Path, ...]:
+        """What is read, and must not be destroyed."""
+        texts = [source.path for source in self.asked.sources]
+        found = (self.asked.student, self.asked.teacher, *texts, self.asked.validation)
+        return tuple(path for path in found if path is not None)
+
+    def fingerprint(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All that the run's result depends on; `before` is what this gave earlier, which saves reading weights that
+        have not changed.  Raises MinitronError where a text is missing."""
+        asked, student, known = self.asked, self.asked.student, before or {}
         return {
-            "student": {"config": text_hash(student / "config.json"), "weights": _weights_hash(student)},
+            "student": {
+                "config": text_hash(student / "config.json"),
+                "tokenizer": tokenizer_hash(student),
+                "weights": weights_of(student, part(known, "student", "weights")),
+            },
             "recipe": self.recipe.to_json(),
-            **self.teaching.fingerprint,
+            **self.teaching.fingerprint(part(known, "teacher", "weights")),
             "text": describe(asked.sources, asked.validation),
             # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
             **({"teacher_offloaded": True} if asked.offload_teacher else {}),
@@ -110,8 +125,3 @@ def _has_plain_logits(folder: Path) -> bool:
 def beside(output: Path, recipe: Recipe) -> Path:
     """Where the weights that are not selected go: OUTPUT.best, or OUTPUT.last where the best are."""
     return output.with_name(f"{output.name}.{'last' if recipe.select == 'best' else 'best'}")
-
-
-def _weights_hash(folder: Path) -> str:
-    files = sorted({header.file for header in Checkpoint(folder).headers.values()})
-    return hashlib.sha256("".join(text_hash(file) for file in files).encode()).hexdigest()

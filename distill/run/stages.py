@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -18,14 +16,14 @@ from distill.run.request import Request
 from distill.run.result import DistillResult
 from distill.run.trackers import require_tracker
 from distill.run.train import distill
+from distill.run.work import STAGES, Work, run_folder
 from distill.teacher.drift import Drift
 from minitron.errors import MinitronError
-from minitron.files import read_json, write_json
+from minitron.files import read_sealed, sole, write_sealed
 from minitron.measure.records import Source
 from minitron.model.loading import find_device
 from minitron.progress import Note, Progress, no_note, silent
-
-STAGES: Final = "stages.json"
+from minitron.run_folder import Begun
 
 
 def distill_stages(
@@ -39,9 +37,17 @@ def distill_stages(
     """Every stage's result; `asked.data` is the text of stages that name none.
 
     Each stage is a run of its own, with its own warm-up and optimiser, in the folder of checkpoints, and goes on where
-    it stopped; a stage that is done is not run again.  Raises MinitronError where a stage has no text, and where the
-    folder was begun with another recipe."""
-    processes, folder, own = processes or Processes(), asked.work_folder, find_device(asked.device)
+    it stopped; a stage that is done is not run again.  Raises MinitronError where a stage has no text, where the
+    folder was begun with another recipe, and where another process writes it or the output."""
+    processes = processes or Processes()
+    with sole(asked.output, asked.work_folder, first=processes.is_first):
+        return _distill_stages(asked, stages, processes, progress, note)
+
+
+def _distill_stages(
+    asked: Distillation, stages: Sequence[Stage], processes: Processes, progress: Progress, note: Note
+) -> list[DistillResult]:
+    work, own = Work(asked.work_folder), find_device(asked.device)
     requests = [
         Request(replace(asked, data=_text(stage, number, asked.sources)), stage.recipe)
         for number, stage in enumerate(stages, 1)
@@ -54,12 +60,12 @@ def distill_stages(
             require_compiler(own)
     require_tracker(asked.track)
     if processes.is_first:
-        _begin(folder, [request.fingerprint for request in requests], overwrite=asked.overwrite)
+        _begin(work.folder, requests, overwrite=asked.overwrite)
     processes.wait()
     results: list[DistillResult] = []
     for number, request in enumerate(requests, 1):
         place = _Place(number, len(stages), asked)
-        if place.record.is_file():
+        if place.is_done:
             results.append(_read(place.record))
             continue
         note(f"Stage {number} of {len(stages)}: {request.recipe.total_tokens:,} tokens.")
@@ -70,15 +76,14 @@ def distill_stages(
             earlier=results,
             origin=asked.student,
             tracked=place.name,
+            done=place.write_record,
             progress=progress,
             note=note,
         )
         results.append(found)
-        if processes.is_first and not place.is_last:
-            write_json(place.record, _written(found))
         processes.wait()
     if processes.is_first:
-        shutil.rmtree(folder)
+        work.close()
     processes.wait()
     return results
 
@@ -98,8 +103,26 @@ class _Place:
 
     @property
     def record(self) -> Path:
-        """The file that says that it is done."""
+        """The file that tells its result."""
         return self.asked.work_folder / f"stage-{self.number}.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its student is there.  The record is, then: it is written first."""
+        if self.is_last:
+            return Work(self.asked.work_folder).has_written(self.asked.output)
+        return self.record.is_file() and self.output.is_dir()
+
+    @property
+    def output(self) -> Path:
+        """Its student."""
+        return self.asked.output if self.is_last else self.asked.work_folder / f"stage-{self.number}"
+
+    def write_record(self, result: DistillResult, partial: Path) -> None:
+        """Keep what came of it; its student, whole in `partial`, gets its name next."""
+        write_sealed(self.record, _written(result))
+        if self.is_last:
+            Work(self.asked.work_folder).write_written(partial, self.output)
 
     @property
     def name(self) -> Path:
@@ -113,7 +136,7 @@ class _Place:
         return replace(
             asked,
             student=self.asked.student if self.number == 1 else folder / f"stage-{self.number - 1}",
-            output=self.asked.output if self.is_last else folder / f"stage-{self.number}",
+            output=self.output,
             work=folder / f"stage-{self.number}.work",
             cache=None if cache is None else cache / f"stage-{self.number}",
             # A student without a record is one whose stage died between the two.
@@ -129,22 +152,15 @@ def _text(stage: Stage, number: int, data: Sequence[Source]) -> tuple[Source, ..
     return found
 
 
-def _begin(folder: Path, plan: list[dict[str, Any]], *, overwrite: bool) -> None:
-    path = folder / STAGES
-    if path.is_file():
-        if read_json(path) == json.loads(json.dumps(plan)):
-            return
-        if not overwrite:
-            raise MinitronError(
-                f"{folder} holds a run with another recipe, model or text; use those of that run, or pass --overwrite."
-            )
-        shutil.rmtree(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MinitronError(
-            f"{folder} exists and is not the working folder of a distillation; move it or give another --work."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, plan)
+def _begin(folder: Path, requests: Sequence[Request], *, overwrite: bool) -> None:
+    def asked(begun: Begun) -> dict[str, Any]:
+        before = list((begun or {}).values())
+        known = before if len(before) == len(requests) else [None] * len(requests)
+        found = [request.fingerprint(each) for request, each in zip(requests, known, strict=True)]
+        return {f"stage {number}": each for number, each in enumerate(found, 1)}
+
+    inputs = tuple(path for request in requests for path in request.inputs)
+    run_folder(folder, STAGES).open(asked, overwrite=overwrite, inputs=inputs)
 
 
 def _written(result: DistillResult) -> dict[str, Any]:
@@ -156,7 +172,7 @@ def _written(result: DistillResult) -> dict[str, Any]:
 
 
 def _read(path: Path) -> DistillResult:
-    found = read_json(path)
+    found = read_sealed(path)
     return DistillResult(
         **found
         | {

@@ -1,6 +1,7 @@
 """A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from distill.run.distillation import Distillation
 from distill.run.loop import train
 from distill.run.mtp import Predictor
 from distill.run.output import write_outputs
-from distill.run.request import Request
+from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.tasks import asker
 from distill.run.trackers import TRACKERS, require_tracker
@@ -23,10 +24,14 @@ from distill.run.work import Work
 from distill.teacher.drift import Drift
 from distill.teacher.loading import known_spec
 from distill.text.data import Text, read_text
-from minitron.errors import MinitronError
+from distill.text.tokens import require_sound
+from minitron.files import sole
 from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
 from minitron.progress import Note, Progress, no_note, silent
+from minitron.run_folder import part
 from minitron.units import format_bytes
+
+Done = Callable[[DistillResult, Path], None]
 
 
 def distill(
@@ -37,6 +42,7 @@ def distill(
     earlier: Sequence[DistillResult] = (),
     origin: Path | None = None,
     tracked: Path | None = None,
+    done: Done = lambda result, partial: None,
     progress: Progress = silent,
     note: Note = no_note,
 ) -> DistillResult:
@@ -46,41 +52,45 @@ def distill(
     arguments, and gives the same weights bit for bit on the same machine.  The folder of checkpoints is removed when
     the output is complete.  `note` is told what was measured before training.  `earlier` are the stages before this
     one, which began with `origin`: the model card tells of them.  A tracker knows the run by the name of `tracked`, or
-    else of the output.
+    else of the output.  `done` is told the result, and the folder that is whole, before that gets the output's name.
 
-    Raises MinitronError, before anything is loaded, where the inputs do not fit each other or the output exists, and
-    where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in hand is saved."""
+    Raises MinitronError, before anything is loaded, where the inputs do not fit each other, the output exists or
+    another process writes it, and where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in
+    hand is saved."""
     place, processes = find_device(asked.device), processes or Processes()
-    request, work = Request(asked, recipe), Work(asked.work_folder)
-    request.check()
-    require_tracker(asked.track)
-    if recipe.compile:
-        require_compiler(place)
-    processes.require_share(recipe.sequences_per_step)
-    if processes.is_first:
-        work.open(request.fingerprint, overwrite=asked.overwrite)
-    processes.wait()
-    text = _read(request, work, processes)
-    if text.broken:
-        note(text.told_of_broken())
-    trainer, start = _prepare(request, text, work, processes, place, progress, note)
-    tracker = TRACKERS[asked.track if processes.is_first else "none"]
-    train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
-    result = result_of(trainer, start, asked.output, asked.teacher_precision)
-    if processes.is_first:
-        write_outputs(
-            trainer,
-            result,
-            asked.student,
-            teacher=asked.teacher,
-            source=text.source,
-            origin=origin or asked.student,
-            earlier=earlier,
-            overwrite=asked.overwrite,
-            note=note,
-        )
-        work.close()
-    processes.wait()
+    request, work, first = Request(asked, recipe), Work(asked.work_folder), processes.is_first
+    with sole(asked.output, beside(asked.output, recipe), work.folder, first=first):
+        request.check()
+        require_tracker(asked.track)
+        if recipe.compile:
+            require_compiler(place)
+        processes.require_share(recipe.sequences_per_step)
+        if first:
+            work.open(request.fingerprint, overwrite=asked.overwrite, inputs=request.inputs)
+        processes.wait()
+        with work.beginning() if first else nullcontext():
+            text = _read(request, work, processes)
+            if text.broken:
+                note(text.told_of_broken())
+            trainer, start = _prepare(request, text, work, processes, place, progress, note)
+        tracker = TRACKERS[asked.track if first else "none"]
+        train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
+        result = result_of(trainer, start, asked.output, asked.teacher_precision)
+        if first:
+            write_outputs(
+                trainer,
+                result,
+                asked.student,
+                teacher=asked.teacher,
+                source=text.source,
+                origin=origin or asked.student,
+                earlier=earlier,
+                overwrite=asked.overwrite,
+                done=partial(done, result),
+                note=note,
+            )
+            work.close()
+        processes.wait()
     return result
 
 
@@ -102,15 +112,11 @@ def _read(request: Request, work: Work, processes: Processes) -> Text:
 
     text = None
     if processes.is_first:
-        try:
-            text = read()
-            for folder in (asked.student, asked.teacher):
-                require_embeddings(folder, text.validation, *(part.tokens.ids for part in text.parts))
-        except MinitronError:
-            # Nothing has been trained yet: a text that does not do leaves nothing behind.
-            if work.read_start() is None:
-                work.close()
-            raise
+        for number in range(len(asked.sources)):
+            require_sound(work.tokens / f"{number}")
+        text = read()
+        for folder in (asked.student, asked.teacher):
+            require_embeddings(folder, text.validation, *(part.tokens.ids for part in text.parts))
     processes.wait()
     return read() if text is None else text
 
@@ -126,12 +132,13 @@ def _prepare(
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer where the run stands, and what was measured before the first step, which `note` is told."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
-    reference, measured = request.teaching.prepare(asked.student, text, recipe, start, processes, progress)
+    identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
+    reference, measured = request.teaching.prepare(asked.student, text, recipe, start, identity, processes, progress)
     model = load_model(asked.student, dtype=torch.float32, device=place)
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
-    is_new, start = start is None, _begin(trainer, measured, start)
+    is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
@@ -139,7 +146,7 @@ def _prepare(
     return trainer, start
 
 
-def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:
+def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None, note: Note) -> dict[str, Any]:
     """Put the trainer where the run stood; returns what was measured before the first step: of the teacher (`measured`)
     and of the student."""
     torch.manual_seed(trainer.recipe.seed)
@@ -151,7 +158,7 @@ def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | N
         if first:
             work.write_start(start)
     trainer.curve = [start["before"]]
-    if (checkpoint := trainer.checkpoints.newest()) is not None:
+    if (checkpoint := trainer.checkpoints.sound(note)) is not None:
         trainer.restore(checkpoint)
     trainer.processes.wait()
     if first:

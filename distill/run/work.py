@@ -5,62 +5,97 @@ start.json                  what was measured before the first step
 tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
 checkpoints, best           see distill.run.checkpoints
+written.json                which output folders are this run's, before they get their names
+
+All but metrics.jsonl, of which no weight depends, carries checksums.
 """
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from minitron.errors import MinitronError
-from minitron.files import read_json, write_json, write_text
+from minitron.files import read_sealed, remove, write_sealed, write_text
+from minitron.locks import resolved
+from minitron.run_folder import Begun, RunFolder
 
 RUN: Final = "run.json"
 START: Final = "start.json"
 METRICS: Final = "metrics.jsonl"
+CHECKPOINTS: Final = "checkpoints"
+WRITTEN: Final = "written.json"
+STAGES: Final = "stages.json"
+"""Of a run of several stages, instead of RUN."""
+
+_NAMES: Final = (RUN, START, METRICS, "tokens", CHECKPOINTS, "best", WRITTEN, STAGES, "stage-*")
+
+
+def run_folder(folder: Path, record: str) -> RunFolder:
+    """A working folder whose record has that name."""
+    return RunFolder(folder, record, "the working folder of a distillation", _NAMES)
 
 
 class Work:
     """One run's folder on the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = resolved(folder)
+        self._run = run_folder(self.folder, RUN)
 
-    def open(self, run: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Begin a run, or go on with the one that stopped here.
+    def open(
+        self, asked: Callable[[Begun], Mapping[str, Any]], *, overwrite: bool, inputs: tuple[Path, ...] = ()
+    ) -> None:
+        """Begin a run, or go on with the one that stopped here (minitron.run_folder.RunFolder.open).
 
-        Raises MinitronError where the folder is another run's (unless `overwrite`, which begins anew) or no run's."""
-        if (self.folder / RUN).is_file():
-            # Through JSON, so that tuples and lists are the same.
-            begun, wanted = read_json(self.folder / RUN), json.loads(json.dumps(run))
-            if begun == wanted:
-                return
-            if not overwrite:
-                raise MinitronError(
-                    f"{self.folder} holds a run with another {', '.join(_differences(begun, wanted))}; "
-                    "use that of the run, or pass --overwrite to start again."
-                )
-            shutil.rmtree(self.folder)
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise MinitronError(
-                f"{self.folder} exists and is not the working folder of a distillation; move it or give another --work."
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / RUN, run)
+        Raises MinitronError where the folder is another run's that has saved a step (unless `overwrite`, which begins
+        anew) or no run's."""
+        saved = any((self.folder / CHECKPOINTS).glob("step-*"))
+        self._run.open(asked, overwrite=overwrite or not saved, inputs=inputs)
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Where an error ends the block before anything was measured, the folder is gone: whatever is asked for next
+        can begin.  What was interrupted stays."""
+        with ExitStack() as stack:
+
+            @stack.push
+            def gone(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+                if kind is not None and issubclass(kind, Exception) and not (self.folder / START).is_file():
+                    self.close()
+                return False
+
+            yield
+
+    def has_written(self, output: Path) -> bool:
+        """Whether the folder `output` is what this run wrote, and not one that stood there before."""
+        output = resolved(output)
+        path = self.folder / WRITTEN
+        return output.is_dir() and path.is_file() and read_sealed(path).get(output.name) == _known(output)
+
+    def write_written(self, partial: Path, output: Path) -> None:
+        """Keep that `partial`, which is whole, is what becomes `output` next."""
+        path = self.folder / WRITTEN
+        before = read_sealed(path) if path.is_file() else {}
+        write_sealed(path, before | {resolved(output).name: _known(partial)})
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What `open` wrote or found."""
+        return read_sealed(self.folder / RUN)
 
     def close(self) -> None:
         """Remove the folder: the run is complete."""
-        shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def read_start(self) -> dict[str, Any] | None:
         """What `write_start` wrote."""
         path = self.folder / START
-        return dict(read_json(path)) if path.is_file() else None
+        return read_sealed(path) if path.is_file() else None
 
     def write_start(self, start: Mapping[str, Any]) -> None:
         """Keep what was measured before the first step."""
-        write_json(self.folder / START, dict(start))
+        write_sealed(self.folder / START, start)
 
     def append_metrics(self, **values: Any) -> None:
         """Add a line to metrics.jsonl."""
@@ -70,11 +105,9 @@ class Work:
     def cut_metrics(self, step: int) -> None:
         """Drop the lines after `step`, which will be written again, and a last line that was cut off by a kill."""
         path = self.folder / METRICS
-        kept = (
-            [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            if path.is_file()
-            else []
-        )
+        # Of a line that is damaged nothing depends: it goes.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        kept = [line for line in text.splitlines() if _step_of(line) <= step]
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     @property
@@ -83,20 +116,14 @@ class Work:
         return self.folder / "tokens"
 
 
+def _known(folder: Path) -> list[int]:
+    """What a folder keeps when it is renamed, and no other folder has."""
+    found = folder.stat()
+    return [found.st_dev, found.st_ino, found.st_mtime_ns]
+
+
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return float("inf")
-
-
-def _differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The names of what differs, one level deep: `recipe.seed`."""
-    names = []
-    for key in sorted(begun.keys() | wanted.keys()):
-        one, other = begun.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += [f"{key}.{name}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
-        elif one != other:
-            names.append(key)
-    return names

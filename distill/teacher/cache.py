@@ -27,11 +27,12 @@ from distill.losses.slopes import chunks, rows_at_once
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
-from minitron.files import new_file, read_json, write_json, write_tensors
+from minitron.files import is_leftover, new_file, read_json, write_json, write_tensors
 from minitron.measure import quality
 from minitron.model.families.logits import LogitMap
 from minitron.model.output_layer import OutputLayer, widened
 from minitron.progress import Progress, silent
+from minitron.run_folder import without_stamps
 
 ABOUT: Final = "about.json"
 HELDOUT: Final = "heldout.safetensors"
@@ -51,13 +52,13 @@ class TeacherCache:
         wanted = json.loads(json.dumps(dict(about)))
         path = folder / ABOUT
         if path.is_file():
-            found = read_json(path)
-            apart = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            found, asked = without_stamps(read_json(path)), without_stamps(wanted)
+            apart = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))
             if apart:
                 raise MinitronError(
                     f"{folder} caches a teacher with another {', '.join(apart)}; give this run another folder."
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not all(is_leftover(each.name) for each in folder.iterdir()):
             raise MinitronError(f"{folder} exists and is not a teacher cache; give another folder.")
         else:
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,20 +13,22 @@ from transformers import PreTrainedModel
 from distill.losses.divergences import parse_loss
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.teacher.cache import TeacherCache
+from distill.teacher.cache import ABOUT, TeacherCache
 from distill.teacher.drift import Drift, drift_by_layer, is_large, warning
 from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.loading import Teacher, known_spec, load_teacher, require_precision
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
+from minitron.files import read_json, sole
 from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
 from minitron.measure.records import text_hash
-from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
+from minitron.model.identity import weights_of
 from minitron.model.spec import read_spec
 from minitron.progress import Progress, silent
+from minitron.run_folder import part
 
 Reference: TypeAlias = PreTrainedModel | TeacherCache | StreamedTeacher
 """What a student is compared with."""
@@ -74,10 +76,10 @@ class TeacherSource:
                 "--temperature and --cosine-weight, or drop --cache-teacher."
             )
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What a run depends on of its teacher.  It may be very large: its weights are named by their headers."""
-        config, weights = text_hash(self.folder / "config.json"), Checkpoint(self.folder).fingerprint
+    def fingerprint(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a run depends on of its teacher.  It may be very large: `before`, what was found of its weights earlier,
+        or what its cache says of them, saves reading them while they have not changed."""
+        config, weights = text_hash(self.folder / "config.json"), weights_of(self.folder, before or self._cached)
         found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
         found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
         return found
@@ -88,18 +90,21 @@ class TeacherSource:
         text: Text,
         recipe: Recipe,
         start: Mapping[str, Any] | None,
+        identity: Mapping[str, Any],
         processes: Processes,
         progress: Progress = silent,
     ) -> tuple[Reference, dict[str, Any]]:
         """(what to learn from, what was measured of it: its perplexity and its drift, on the held-out sequences); the
-        second from `start` where a run that began before knows it."""
+        second from `start` where a run that began before knows it.  `identity` is what `fingerprint` gave: a cache is
+        used with no other teacher."""
         if self.cache is None:
             if self.offload:
                 return self._streamed(text, recipe, progress)
             kept = self._load(text if start is None else None, recipe, progress)
             return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
         vocab = min(size for folder in (student, self.folder) if (size := vocabulary_of(folder)) is not None)
-        about = self.fingerprint | {
+        about = {
+            **identity,
             "text": text.source,
             "loss": recipe.loss,
             "seed": recipe.seed,
@@ -115,20 +120,28 @@ class TeacherSource:
         # All have seen the same before any of them writes.
         processes.wait()
         if not complete:
-            teacher, measured = self._answering(text, recipe, progress)
-            cache.write(
-                teacher,
-                parse_loss(recipe.loss),
-                measured,
-                missing=missing[processes.share(len(missing))],
-                held_out=processes.is_first,
-                vocab=vocab,
-                seed=recipe.seed,
-                batch_size=recipe.sequences_per_pass,
-                progress=progress,
-            )
-            processes.wait()
+            # Runs may share it, but one alone fills it.
+            with sole(self.cache, first=processes.is_first):
+                teacher, measured = self._answering(text, recipe, progress)
+                cache.write(
+                    teacher,
+                    parse_loss(recipe.loss),
+                    measured,
+                    missing=missing[processes.share(len(missing))],
+                    held_out=processes.is_first,
+                    vocab=vocab,
+                    seed=recipe.seed,
+                    batch_size=recipe.sequences_per_pass,
+                    progress=progress,
+                )
+                processes.wait()
         return cache, cache.start
+
+    @property
+    def _cached(self) -> Mapping[str, Any] | None:
+        """What the cache says of the teacher's weights."""
+        path = None if self.cache is None else self.cache / ABOUT
+        return part(read_json(path), "teacher", "weights") if path is not None and path.is_file() else None
 
     def warn(self, start: Mapping[str, Any], text: Text, recipe: Recipe, progress: Progress = silent) -> str | None:
         """What to tell of a large drift, with the layers that make up most of it where the family is known."""

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from minitron.errors import MinitronError
-from minitron.files import new_folder, read_json, write_json
+from minitron.files import new_folder, read_sealed, write_sealed
 from minitron.measure.records import Broken, Record, Source, records
 from minitron.measure.text import BrokenRecordError, end_of_text, rendered, token_ids
+from minitron.model.identity import file_hashes
 
 AT_ONCE: Final = 2**20
 """Tokens in memory before they are written."""
 
+ABOUT: Final = "about.json"
 ASSISTANT: Final = "assistant"
 
 
@@ -69,13 +71,27 @@ def tokenise(
                 ids.tofile(ids_file)
                 if assistant_only:
                     counted.tofile(counted_file)
-        about = {"assistant_only": assistant_only, "broken": broken.count, "named": broken.named}
-        write_json(partial / "about.json", about)
+        names = ("ids", "counted")
+        sums = dict(zip(names, file_hashes([partial / name for name in names]), strict=True))
+        about = {"assistant_only": assistant_only, "broken": broken.count, "named": broken.named, "files": sums}
+        write_sealed(partial / ABOUT, about)
     return _mapped(folder)
 
 
+def require_sound(folder: Path) -> None:
+    """Raise MinitronError where the tokens that `tokenise` left in `folder`, if any, are not as it wrote them."""
+    if not folder.exists():
+        return
+    sums = read_sealed(folder / ABOUT)["files"]
+    for name, digest in zip(sums, file_hashes([folder / name for name in sums]), strict=True):
+        if sums[name] != digest:
+            raise MinitronError(
+                f"{folder / name} is damaged (its checksum differs); remove {folder}, and it is made again."
+            )
+
+
 def _mapped(folder: Path) -> Tokens:
-    about = read_json(folder / "about.json")
+    about = read_sealed(folder / ABOUT)
 
     def load(name: str, dtype: type) -> NDArray[np.generic]:
         path = folder / name

@@ -25,9 +25,11 @@ from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import require_cuttable
 from minitron.errors import MinitronError
+from minitron.files import scratch
 from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
 from minitron.model.backbone import backbone
+from minitron.model.identity import weights_of
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
@@ -43,7 +45,7 @@ def calibrate(
     *,
     held_back: int = 0,
     device: str | None = None,
-    moments_folder: Path | None = None,
+    output: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Score the model in `model_folder` on the text in `data`, in one forward pass over it and, for layers, a few more.
@@ -51,8 +53,8 @@ def calibrate(
     Reads as many sequences as the text holds where those are fewer than asked for: the settings of the scores say how
     many it was.  Raises MinitronError where the text holds not one whole sequence or the model's rotary positions do
     not reach that far.  `held_back` sequences of the text are left for others to measure on (`calibration_blocks`).
-    Scored layer by layer, second moments, which are large, are kept in `moments_folder` while it lasts, beside the
-    hidden states unless given.  For the rest see `score_model` and `score_layerwise`."""
+    Scored layer by layer, second moments, which are large, are kept in a folder beside `output` while it lasts, or
+    where the hidden states are.  For the rest see `score_model` and `score_layerwise`."""
     started, options = time.monotonic(), options or ScoringOptions()
     find_estimator(options.estimator)
     require_plain(model_folder)
@@ -63,14 +65,18 @@ def calibrate(
     if options.offload:
         source = LayerwiseModel(model_folder, spec, dtype=dtype, device=find_device(device))
         between = options.offload_folder
-        with _between(between) as folder, _between(moments_folder or between) as large:
+        with _between(between) as folder, _between(between) if output is None else scratch(output) as large:
             scores = score_layerwise(
                 source, blocks, options, data=text, folder=folder, moments_folder=large, progress=progress
             )
     else:
         model = load_model(model_folder, dtype=dtype, device=find_device(device))
         scores = score_model(model, spec, blocks, options, data=text, progress=progress)
-    return replace(scores, settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)})
+    return replace(
+        scores,
+        weights=weights_of(model_folder),
+        settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)},
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from minitron.cut.refit import folds_of
 from minitron.cut.scores import Key, Scores, read_key, write_key
 from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_existing, write_bytes, write_json
+from minitron.files import read_json, refuse_existing, sole, write_bytes, write_json
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
@@ -55,6 +55,9 @@ class Plan:
 
     scores: Mapping[str, Any] | None = None
     """Fingerprint of the scores that chose the indices."""
+
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """The weights that these were made of (minitron.model.identity.weights_of)."""
 
     report: Mapping[str, Any] = field(default_factory=dict)
     """The search that led here: budget, workload, candidates."""
@@ -102,12 +105,14 @@ class Plan:
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write the plan, and what it holds of bases beside it (`beside`), the plan last.
 
-        Raises MinitronError where one of the two exists and may not be replaced."""
-        refuse_existing(path, overwrite=overwrite)
-        if self.arrays:
-            refuse_existing(beside(path), overwrite=overwrite)
-            write_bytes(beside(path), self.arrays)
-        write_json(path, self.to_json())
+        Raises MinitronError where the plan exists and may not be replaced."""
+        with sole(path, beside(path)):
+            refuse_existing(path, overwrite=overwrite)
+            if self.arrays:
+                # Bases without a plan are what a run has left that was killed between the two.
+                refuse_existing(beside(path), overwrite=overwrite or not path.exists())
+                write_bytes(beside(path), self.arrays)
+            write_json(path, self.to_json())
 
     def files(self) -> dict[str, Any]:
         """The plan as files of a folder of its own: name -> JSON document or bytes."""
@@ -123,6 +128,7 @@ class Plan:
             "layers": _write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
+            "weights": dict(self.weights),
             "keep": {write_key(key): _write_cut(chosen) for key, chosen in self.keep.items()},
             "bases": hashlib.sha256(self.arrays).hexdigest() if self.arrays else None,
             "gains": {name: list(factors) for name, factors in self.gains.items()},
@@ -152,6 +158,7 @@ def load_plan(path: Path) -> Plan:
             folds={name.removeprefix("fold/"): array for name, array in bases.items() if name.startswith("fold/")},
             parameters=int(value["parameters"]),
             scores=value["scores"],
+            weights=value.get("weights") or {},
             report=value["report"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -204,6 +211,7 @@ def make_plan(
         folds=folds,
         parameters=int(target.parameters().total),
         scores=None if scores is None else scores.fingerprint,
+        weights={} if scores is None else scores.weights,
         report=report or {},
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +56,11 @@ def prune(
     dequantise: bool = False,
     shard_bytes: int = SHARD_BYTES,
     note: Mapping[str, Any] | None = None,
+    done: Callable[[Pruned], None] = lambda result: None,
     progress: Progress = silent,
 ) -> Pruned:
     """Write to `output` what `plan` leaves of the checkpoint `model`; `note` goes into the record and the model card.
+    `done` is told the result when the folder is whole and has not got its name yet.
 
     With `dequantise` the checkpoint is a quantised one, whose tensors are turned into bf16 one by one as they are read.
     Holds some megabytes of a tensor at a time, or one tensor where its rows are projected, beside as much read ahead
@@ -93,6 +95,7 @@ def prune(
         from minitron.model.loading import require_buildable
 
         require_buildable(folder)
+        done(result)
     return result
 
 

@@ -74,6 +74,9 @@ class Scores:
     last: a basis of a space that is linear on both sides, and what each direction is worth, the strongest first
     (importance.score.balanced_bases)."""
 
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """The weights that were scored (minitron.model.identity.weights_of); empty where they lay in memory only."""
+
     def __post_init__(self) -> None:
         keyed = [(str(key), value) for table in (self.importance, self.covariance) for key, value in table.items()]
         keyed += [(f"a basis of {key}", part) for key, parts in self.bases.items() for part in parts]
@@ -117,6 +120,7 @@ class Scores:
             }
         tensors |= {f"energy/{name}": np.ascontiguousarray(values) for name, values in self.energy.items()}
         metadata = {"version": VERSION, "model": self.model, "data": self.data, "settings": dict(self.settings)}
+        metadata["weights"] = dict(self.weights)
         metadata["ridges"] = {write_key(key): ridge for key, ridge in self.ridges.items()}
         with new_file(path) as partial:
             save_arrays(partial, tensors, {"minitron": json.dumps(metadata)})
@@ -157,6 +161,7 @@ def load_scores(path: Path) -> Scores:
         keyed["covariance"],
         {read_key(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
         {key: (matrix, keyed["dual"][key], keyed["strength"][key]) for key, matrix in keyed["matrix"].items()},
+        header.get("weights", {}),
     )
 
 

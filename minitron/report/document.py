@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from minitron import __version__
 from minitron.errors import MinitronError
-from minitron.files import new_folder, read_json, write_bytes, write_json, write_text
+from minitron.files import new_folder, read_json, sole, write_bytes, write_json, write_text
 from minitron.memory.budget import Budget
 from minitron.memory.curves import Curves, batch_curves, context_curves
 from minitron.memory.footprint_lines import FootprintLine, footprint_lines
@@ -138,10 +138,11 @@ def require_report(folder: Path) -> dict[str, Any]:
 
 def add_training(folder: Path, training: Mapping[str, Any]) -> None:
     """Write the learning curve into the report that is in `folder`, in place of one that was there."""
-    document = require_report(folder) | {"training": dict(training)}
-    for name, text in report_files(document).items():
-        write_text(folder / name, text)
-    write_json(folder / "report.json", document)
+    with sole(folder):
+        document = require_report(folder) | {"training": dict(training)}
+        for name, text in report_files(document).items():
+            write_text(folder / name, text)
+        write_json(folder / "report.json", document)
 
 
 def read_schema() -> dict[str, Any]:

@@ -100,10 +100,10 @@ def test_another_recipe_does_not_go_on_there(
         assert run(arguments(folder, tiny_llama)) == 130
     (folder / "recipe.toml").write_text(RECIPE.replace("steps = 3", "steps = 2"))
     assert run(arguments(folder, tiny_llama)) == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert "another stage 1.recipe.steps (3, now 2)" in capsys.readouterr().err
     (folder / "recipe.toml").write_text(RECIPE)
     assert run([*arguments(folder, tiny_llama), "--teacher-precision", "fp8"]) == 2
-    assert "another recipe, model or text" in capsys.readouterr().err
+    assert "stage 1.teacher_precision ('bf16', now 'fp8')" in capsys.readouterr().err
     assert run([*arguments(folder, tiny_llama), "--overwrite"]) == 0
 
 

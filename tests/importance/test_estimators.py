@@ -317,7 +317,7 @@ def test_prune_and_compress_pass_it_on(
     name = "model.layers.0.mlp.up_proj.weight"
     np.testing.assert_array_equal(weight_of(loaded(small)[0], name), weight_of(model, name)[kept])
 
-    def stop(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def stop(request: Any, *rest: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "plan", (pipeline.chain.STEPS["plan"][0], stop))

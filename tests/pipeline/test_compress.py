@@ -39,7 +39,7 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
 ) -> None:
     steps = dict(pipeline.chain.STEPS)
 
-    def stop(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def stop(request: Any, *rest: Any) -> None:
         raise KeyboardInterrupt
 
     before: dict[str, int] = {}
@@ -73,7 +73,7 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
 def test_another_request_does_not_go_on_from_a_run(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def done(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def done(request: Any, *rest: Any) -> None:
         (request.output / "scores.safetensors").write_bytes(b"")
         raise KeyboardInterrupt
 
@@ -91,7 +91,7 @@ def test_another_training_text_does_not_go_on_from_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def done(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def done(request: Any, *rest: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(pipeline.chain.STEPS, "score", ("scores.safetensors", done))
@@ -133,7 +133,7 @@ def test_judging_text_is_not_trained_on(arguments: list[str], short_text: Path, 
 def test_text_held_back_is_the_end_of_the_data(
     arguments: list[str], short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(request: Any, progress: Any, note: Any) -> dict[str, Any]:
+    def look(request: Any, *rest: Any) -> None:
         assert request.data.read_text() + request.heldout.read_text() == short_text.read_text()
         assert 0.03 < len(request.heldout.read_text()) / len(short_text.read_text()) < 0.06
         assert request.calibration == request.data
