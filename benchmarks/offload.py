@@ -9,7 +9,6 @@ compares the scores.  The table goes into benchmarks/RESULTS.md.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from random_checkpoint import make
 from smollm2 import write_section
 
 from minitron import builtin
 from minitron.cut.scores import load_scores
 from minitron.files import read_json, write_json
-from minitron.model.checkpoint import ShardWriter
 from minitron.model.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
-from minitron.model.loading import load_tokenizer
 from minitron.model.spec import read_spec
 from minitron.units import format_bytes
 
@@ -59,29 +57,11 @@ sys.exit(code)
 """
 
 
-def make(folder: Path, blocks: int) -> None:
-    """A checkpoint of `blocks` times PATTERN with random weights."""
+def config_of(blocks: int) -> dict[str, Any]:
+    """The config of `blocks` times PATTERN."""
     pattern = PATTERN * blocks
-    config = read_json(builtin.MODEL / "config.json") | SIZES
-    config |= {"hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_json(partial / "config.json", config)
-    load_tokenizer(builtin.MODEL).save_pretrained(partial)
-    torch.manual_seed(0)
-    with ShardWriter(partial, shard_bytes=2**30) as writer:
-        for expected in read_spec(partial).expected():
-            writer.add(expected.name, _random(expected.name, expected.shape))
-    partial.rename(folder)
-
-
-def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    if len(shape) == 1:
-        # Gains near one, decays and biases of small size; the correction bias is kept in fp32.
-        dtype = torch.float32 if "correction_bias" in name else torch.bfloat16
-        return (torch.ones(shape) if "norm" in name else torch.rand(shape) * 0.1).to(dtype)
-    return (torch.randn(shape) / shape[-1] ** 0.5).to(torch.bfloat16)
+    config: dict[str, Any] = read_json(builtin.MODEL / "config.json") | SIZES
+    return config | {"hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
 
 
 def score(model: Path, output: Path, *options: str) -> int:
@@ -116,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     model = options.work / "model"
     if not model.exists():
-        make(model, options.blocks)
+        make(model, config_of(options.blocks), shard_bytes=2**30)
     spec = read_spec(model)
     source = LayerwiseModel(model, spec, dtype=torch.bfloat16, device=torch.device("cpu"))
     layer = max(source.bytes_of(number) for number in range(len(spec.layers)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ def cut(tensor: Tensor, shape: Iterable[Dim], sizes: Mapping[str, int], pick: Pi
             if place == 0 and len(tensor) < numel(dim, sizes):
                 kept = kept[slice(*np.searchsorted(kept, (start, start + len(tensor))))] - start
             if len(kept) < tensor.shape[place]:
-                tensor = tensor.index_select(place, _tensor(kept, tensor))
+                tensor = _select(tensor, place, kept)
     return tensor
 
 
@@ -89,7 +89,7 @@ def _project(tensor: Tensor, place: int, dim: Dim, sizes: Mapping[str, int], cut
         case Word(name) if name in cuts:
             chosen = cuts[name]
             if not isinstance(chosen, Basis):
-                return tensor.index_select(place, _tensor(chosen, tensor))
+                return _select(tensor, place, chosen)
             return _multiply(tensor, place, chosen)
         case Product(factors):
             tensor = tensor.reshape(
@@ -143,7 +143,13 @@ def _factor(basis: Basis, device: torch.device, itemsize: int) -> Tensor:
     return torch.from_numpy(basis.matrix).to(device, torch.float64 if itemsize == 8 else torch.float32)
 
 
-def _tensor(array: NDArray[Any], like: Tensor) -> Tensor:
+def _select(tensor: Tensor, place: int, kept: Indices) -> Tensor:
+    """The entries of a dimension that stay."""
     import torch
 
-    return torch.from_numpy(array).to(like.device)
+    indices = torch.from_numpy(kept).to(tensor.device)
+    if place == 0 or place < tensor.ndim - 1:
+        return tensor.index_select(place, indices)
+    # Ten times as fast as index_select, which copies bf16 along the last dimension one number at a time.
+    bits = tensor.view((torch.uint8, torch.int16, torch.int32, torch.int64)[tensor.dtype.itemsize.bit_length() - 1])
+    return bits.gather(place, indices.expand(*tensor.shape[:-1], -1)).view(tensor.dtype)

@@ -172,16 +172,16 @@ class Cutter:
         return gain + norm.norm.offset if norm.norm.offset else gain
 
     def _rescale(self, tensor: Tensor, rule: Rule, name: str) -> Tensor:
-        wide = _widened(tensor)
         if factors := self.plan.gains.get(name):
             assert rule.norm is not None
+            wide = _widened(tensor)
             groups, offset = wide.reshape(norm_groups(self.spec, rule), -1), rule.norm.offset
             scale = wide.new_tensor(factors)[:, None]
             # Where the tensor holds the gain less one, it is the gain that is scaled.
             scaled = (groups + offset) * scale - offset if offset else groups * scale
             return scaled.reshape(tensor.shape).to(tensor.dtype)
         factor = self._factor(rule)
-        return tensor if factor == 1 else (wide * factor).to(tensor.dtype)
+        return tensor if factor == 1 else (_widened(tensor) * factor).to(tensor.dtype)
 
     def _factor(self, rule: Rule) -> float:
         """By what a cut of an axis scales a linear that is no norm: queries by what the model divides their products
