@@ -5,8 +5,10 @@ Shape letters: N tokens of all records.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from distill.text.answers import answers
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_sealed, write_sealed
 from minitron.measure.records import Broken, Record, Source, records
-from minitron.measure.text import BrokenRecordError, end_of_text, rendered, token_ids
+from minitron.measure.text import BrokenRecordError, Renderer, end_of_text, token_ids
 from minitron.model.identity import file_hashes
 
 AT_ONCE: Final = 2**20
 """Tokens in memory before they are written."""
 
 ABOUT: Final = "about.json"
-ASSISTANT: Final = "assistant"
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ def tokenise(
     """The tokens of a source; given a folder they are mapped from files in it, and not made again where it is there.
 
     Conversations go through the tokenizer's chat template; `assistant_only` counts what the assistant says and the end
-    of its turn.  Raises MinitronError where there is no chat template, or it changes earlier messages when later
-    ones come."""
+    of its turn.  Raises MinitronError where there is no chat template."""
     if folder is not None and folder.exists():
         return _mapped(folder)
     broken = Broken(most_broken, "--most-broken")
@@ -125,38 +126,39 @@ def _batches(runs: Iterator[Run]) -> Iterator[list[Run]]:
 
 def _runs(tokenizer: PreTrainedTokenizerBase, source: Source, broken: Broken, assistant_only: bool) -> Iterator[Run]:
     end = end_of_text(tokenizer)
-    for record in records(source, broken):
-        try:
-            ids, counted = _record(tokenizer, record, assistant_only)
-        except BrokenRecordError as error:
-            broken.add(record.where, str(error))
-            continue
-        # What ends a record counts as what came before it.
-        yield ids + end, counted + counted[-1:] * len(end) if counted else [not assistant_only] * len(end)
+    with Renderer(tokenizer) as renderer:
+        for record in records(source, broken):
+            try:
+                ids, counted = _record(renderer, record, assistant_only)
+            except BrokenRecordError as error:
+                broken.add(record.where, str(error))
+                continue
+            # What ends a record counts as what came before it.
+            yield ids + end, counted + counted[-1:] * len(end) if counted else [not assistant_only] * len(end)
 
 
-def _record(tokenizer: PreTrainedTokenizerBase, record: Record, assistant_only: bool) -> Run:
-    whole = token_ids(tokenizer, rendered(tokenizer, record))
-    counted = [not assistant_only] * len(whole)
-    if assistant_only:
-        for number, message in enumerate(record.messages):
-            if message["role"] == ASSISTANT:
-                start = len(_prefix(tokenizer, record, number, whole, prompt=True))
-                stop = len(_prefix(tokenizer, record, number + 1, whole, prompt=False))
-                counted[start:stop] = [True] * (stop - start)
-    return whole, counted
+def _record(renderer: Renderer, record: Record, assistant_only: bool) -> Run:
+    if not assistant_only or record.text is not None:
+        ids = token_ids(renderer.tokenizer, renderer.text(record))
+        return ids, [not assistant_only] * len(ids)
+    text, spans = answers(renderer, record)
+    ids = token_ids(renderer.tokenizer, text)
+    counted = [False] * len(ids)
+    starts = _first_characters(renderer.tokenizer, text, ids)
+    for start, stop in spans:
+        first, last = bisect_left(starts, start), bisect_left(starts, stop)
+        counted[first:last] = [True] * (last - first)
+    return ids, counted
 
 
-def _prefix(
-    tokenizer: PreTrainedTokenizerBase, record: Record, first: int, whole: list[int], prompt: bool
-) -> list[int]:
-    """The first messages as the whole conversation has them."""
-    if not first and not prompt:
-        return []
-    found = token_ids(tokenizer, rendered(tokenizer, record, record.messages[:first], prompt=prompt))
-    if whole[: len(found)] != found:
+def _first_characters(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """The character with which each token of a text begins."""
+    if not tokenizer.is_fast:
         raise MinitronError(
-            "the chat template changes earlier messages when later ones are added, so assistant "
-            "tokens cannot be identified; drop --assistant-only."
+            "this tokenizer does not say where its tokens stand, so assistant tokens cannot be identified; drop "
+            "--assistant-only."
         )
-    return found
+    told = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    assert list(told["input_ids"]) == ids
+    # Never back: a token without characters of its own stands where the one before it does.
+    return list(accumulate((start for start, _ in told["offset_mapping"]), max))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
 from minitron.measure.rows import KINDS, Row, is_data, rows, rows_from_hub
@@ -24,7 +24,7 @@ Message = dict[str, Any]
 
 UNREADABLE: Final = (
     "has no string `text`, no `messages` or `conversations` with role and content, no `prompt` and `completion`, and "
-    "no `instruction` and `output`"
+    "no `instruction` and `output`, or its content is no text"
 )
 
 
@@ -180,11 +180,22 @@ def _record(row: Row) -> Record | None:
         if isinstance(found, str):
             return Record(row.where, found)
         if found:
-            template = {key: row.value[key] for key in ("tools", "documents") if row.value.get(key)}
+            template = {key: _parsed(row.value[key]) for key in ("tools", "documents") if row.value.get(key)}
             more = row.value.get("chat_template_kwargs")
-            return Record(row.where, None, tuple(found), {**template, **(more if isinstance(more, dict) else {})})
+            own = more.items() if isinstance(more, dict) else ()
+            return Record(
+                row.where, None, tuple(found), {**template, **{key: one for key, one in own if key not in _RESERVED}}
+            )
     return None
 
+
+_RESERVED: Final = frozenset(
+    {
+        *("conversation", "conversations", "messages", "chat_template", "add_generation_prompt", "tokenize"),
+        *("continue_final_message", "return_assistant_tokens_mask"),
+    }
+)
+"""What a record may not decide of its rendering."""
 
 Found = str | list[Message] | None
 
@@ -270,19 +281,33 @@ def _conversation(value: Any) -> list[Message] | None:
 def _message(message: Any) -> Message | None:
     """A message as chat templates expect it; None for one that says nothing.
 
-    An absent content is the empty text: templates that join strings would write `None`.  The arguments of a tool call
-    are the mapping that templates write as JSON, where an API gives them as text."""
+    An absent content is the empty text: templates that join strings would write `None`.  Parts of text are joined, as
+    templates that know parts do: others would write the list.  The arguments of a tool call are the mapping that
+    templates write as JSON, where an API gives them as text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return None
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and not (calls or message.get("reasoning_content")):
         return None
-    if not (content is None or isinstance(content, str | list)):
+    if isinstance(content, list):
+        content = _joined(content)
+    if not (content is None or isinstance(content, str)) or not isinstance(
+        message.get("reasoning_content"), str | None
+    ):
         return None
     found = {key: value for key, value in message.items() if value is not None} | {"content": content or ""}
-    if isinstance(calls, list) and calls:
+    if calls is not None and not isinstance(calls, list):
+        return None
+    if calls:
         found["tool_calls"] = [_call(call) for call in calls]
     return found
+
+
+def _joined(parts: list[Any]) -> str | Literal[False]:
+    """Parts of text as one; False where one is no text."""
+    said = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts = [text for text in said if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(said) else False
 
 
 def _call(call: Any) -> Any:

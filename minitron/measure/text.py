@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
-from minitron.measure.records import Broken, Message, Record, Source, no_text, records
+from minitron.measure.records import Broken, Record, Source, no_text, records
+from minitron.measure.rendering import BrokenRecordError, Renderer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +21,6 @@ tokenizer needs a minute for 60 MB."""
 
 _CHARACTERS: Final = 8
 """Characters of a long record that are turned into tokens at once, for each token that is wanted."""
-
-
-class BrokenRecordError(Exception):
-    """A record that no text can be made of; says what is wrong with it."""
 
 
 def documents(path: Path) -> Iterator[Record]:
@@ -53,9 +50,11 @@ def token_blocks(
     if samples is not None:
         length = sum(record.length for record in documents(path))
         if length > max(LARGE, 4 * _CHARACTERS * samples * sequence_length):
-            return np.stack(list(_spread(tokenizer, path, sequence_length, samples, length)))
+            with Renderer(tokenizer) as renderer:
+                return np.stack(list(_spread(renderer, path, sequence_length, samples, length)))
     end = end_of_text(tokenizer)
-    runs = [np.asarray([*_ids(tokenizer, record), *end], dtype=np.int32) for record in documents(path)]
+    with Renderer(tokenizer) as renderer:
+        runs = [np.asarray([*_ids(renderer, record), *end], dtype=np.int32) for record in documents(path)]
     ids = np.concatenate(runs)
     whole = len(ids) // sequence_length
     if whole == 0:
@@ -70,12 +69,12 @@ def token_blocks(
 
 
 def _spread(
-    tokenizer: PreTrainedTokenizerBase, path: Path, sequence_length: int, samples: int, length: int
+    renderer: Renderer, path: Path, sequence_length: int, samples: int, length: int
 ) -> Iterator[NDArray[np.int64]]:
     """One block after each of `samples` places, which are evenly far apart in the `length` characters of a text."""
     import numpy as np
 
-    end = end_of_text(tokenizer)
+    end = end_of_text(renderer.tokenizer)
     block: list[int] = []
     passed = made = 0
     for record in documents(path):
@@ -86,7 +85,7 @@ def _spread(
                 if passed + record.length <= place:
                     break
                 at = _word(record, place - passed, at)
-            ids, at = _some(tokenizer, record, at, sequence_length - len(block))
+            ids, at = _some(renderer, record, at, sequence_length - len(block))
             block += ids
             if at >= record.length:
                 block += end
@@ -106,17 +105,17 @@ def _word(record: Record, place: int, at: int) -> int:
     return place if found < 0 else found
 
 
-def _some(tokenizer: PreTrainedTokenizerBase, record: Record, at: int, wanted: int) -> tuple[list[int], int]:
+def _some(renderer: Renderer, record: Record, at: int, wanted: int) -> tuple[list[int], int]:
     """Tokens of a record from a character on, at least as many as wanted where there are, and how far they reach."""
     if record.text is None:
-        return _ids(tokenizer, record), max(1, record.length)
+        return _ids(renderer, record), max(1, record.length)
     stop = at + max(1, wanted) * _CHARACTERS
-    return _ids(tokenizer, Record(record.where, record.text[at:stop])), min(stop, max(1, record.length))
+    return _ids(renderer, Record(record.where, record.text[at:stop])), min(stop, max(1, record.length))
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[int]:
+def _ids(renderer: Renderer, record: Record) -> list[int]:
     try:
-        return token_ids(tokenizer, rendered(tokenizer, record))
+        return token_ids(renderer.tokenizer, renderer.text(record))
     except BrokenRecordError as error:
         Broken().add(record.where, str(error))
         raise
@@ -135,32 +134,4 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def rendered(
-    tokenizer: PreTrainedTokenizerBase,
-    record: Record,
-    messages: tuple[Message, ...] | None = None,
-    *,
-    prompt: bool = False,
-) -> str:
-    """A record as text: a conversation as the chat template writes it, with its tools; or only the given `messages` of
-    it, and with `prompt` what comes before the next answer.
-
-    Raises BrokenRecordError for a conversation that the template refuses, MinitronError where there is none."""
-    import jinja2
-
-    if record.text is not None:
-        return record.text
-    if not tokenizer.chat_template:
-        raise MinitronError(
-            f"{record.where} is a conversation, but the tokenizer has no chat template; give a tokenizer with one, or "
-            "plain text."
-        )
-    shown: list[dict[str, Any]] = list(record.messages if messages is None else messages)
-    try:
-        text = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=prompt, **record.template)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-        raise BrokenRecordError(f"is refused by the chat template ({str(error) or type(error).__name__})") from error
-    return str(text)
-
-
-__all__ = ["LARGE", "BrokenRecordError", "documents", "end_of_text", "rendered", "token_blocks", "token_ids"]
+__all__ = ["LARGE", "BrokenRecordError", "Renderer", "documents", "end_of_text", "token_blocks", "token_ids"]
