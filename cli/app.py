@@ -4,7 +4,6 @@ A command is a function `command` in cli/<name>.py with typer annotations (see c
 help.  Exit codes: 0 success, 1 an unexpected error, 2 an error the user can fix, 130 interrupted.
 """
 
-import errno
 import functools
 import inspect as signatures
 import os
@@ -18,6 +17,7 @@ import typer
 
 import minitron
 from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score, show
+from cli.failures import shortened, told_of
 from cli.invocation import remember
 from minitron.errors import MinitronError
 from minitron.escapes import one_line, visible
@@ -35,7 +35,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
 }
 
 # Set before torch and transformers are imported, where the user has not decided otherwise.
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     # Waiting OpenMP threads that spin take the processor from every other process on the machine.
     "OMP_WAIT_POLICY": "passive",
     # For every new shape of a matmul, such as each count of tokens that an expert gets, oneDNN keeps a compiled
@@ -110,7 +110,7 @@ def build(only: str = "") -> typer.Typer:
 
 def main() -> None:
     """What the command `minitron` runs: leaves the process with the exit code."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if sys.stdout is None:  # closed by the caller; the next file to be opened would become stdout
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- open until the process ends
@@ -139,11 +139,12 @@ def run(arguments: list[str]) -> int:
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         return _EXIT_FAILURE  # whoever read our output left early, as `head` does: nothing to complain of
-    except Exception as error:  # noqa: BLE001 -- the last stop of every error: a user sees one line, not a traceback
-        if _is_disk_full(error):
-            place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-            return _tell(f"the disk is full{place}; free some space or choose another output.", _EXIT_USER)
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    # The last stop of every error, the panics of libraries in Rust among them, which are no Exception: a user sees one
+    # line, not a traceback.
+    except BaseException as error:  # noqa: BLE001
+        if (mendable := told_of(error)) is not None:
+            return _tell(mendable, _EXIT_USER)
+        told = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         hint = "" if _Settings.debug else " (run again with --debug to see where)"
         return _tell(f"unexpected {told}{hint}", _EXIT_FAILURE)
 
@@ -160,10 +161,5 @@ def _call(arguments: list[str]) -> int:
 def _tell(message: str, code: int) -> int:
     if _Settings.debug:
         sys.stderr.write(visible(traceback.format_exc(), keep="\n"))
-    print(f"minitron: error: {one_line(message)}", file=sys.stderr)
+    print(f"minitron: error: {shortened(one_line(message))}", file=sys.stderr)
     return code
-
-
-def _is_disk_full(error: Exception) -> bool:
-    # Libraries written in Rust, safetensors among them, wrap the system's error in one of their own.
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error)

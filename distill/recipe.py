@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from distill.losses.divergences import DEFAULT_LOSS, parse_loss
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
+from minitron.typed import misfit
 
 if TYPE_CHECKING:
     import torch
@@ -254,7 +255,9 @@ class Recipe:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_json` told, or a file; raises TypeError for a value of the wrong kind."""
+        """The recipe that `to_json` told, or a file; raises MinitronError for a value of the wrong kind."""
+        if wrong := misfit(values, cls):
+            raise MinitronError(f"{wrong}; correct the recipe.")
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }

@@ -79,18 +79,51 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
+def require_file(path: Path) -> None:
+    """Raise MinitronError unless `path` is a file: not missing, no folder, and no pipe, which would be waited for."""
+    if path.is_dir():
+        raise MinitronError(f"{path} is a folder; give a file.")
+    if not path.exists():
+        what = "is a symbolic link that leads nowhere" if path.is_symlink() else "does not exist"
+        raise MinitronError(f"{path} {what}; check the path.")
+    if not path.is_file():
+        raise MinitronError(f"{path} is neither a file nor a folder; give a file on a disk.")
+
+
+_DEEPEST: Final = 100
+"""Lists and objects inside each other in a document; a model's config has four or five."""
+
+
 def read_json(path: Path) -> Any:
-    """The JSON document at `path`; raises MinitronError where there is none, it does not parse, or a git-lfs pointer
-    stands in for it."""
+    """The JSON document at `path`; raises MinitronError where there is none, it does not parse, has lists or objects
+    more than _DEEPEST deep, or a git-lfs pointer stands in for it."""
+    require_file(path)
+    refuse_pointer(path)
     try:
-        refuse_pointer(path)
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinitronError(f"{path} does not exist; check the path.") from None
-    except IsADirectoryError:
-        raise MinitronError(f"{path} is a folder; give a file.") from None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if _is_too_deep(document):
+            raise RecursionError(f"lists or objects are more than {_DEEPEST} deep")
     except (ValueError, RecursionError) as error:
         raise MinitronError(f"{path} is not valid JSON ({error}); write it again or check the path.") from None
+    return document
+
+
+def _is_too_deep(document: Any) -> bool:
+    level = [document]
+    for _ in range(_DEEPEST):
+        level = (
+            [
+                inside
+                for one in level
+                for inside in (one.values() if isinstance(one, dict) else one)
+                if isinstance(inside, dict | list)
+            ]
+            if isinstance(document, dict | list)
+            else []
+        )
+        if not level:
+            return False
+    return True
 
 
 def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

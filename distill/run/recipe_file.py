@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from distill.recipe import Recipe
 from minitron.errors import MinitronError
+from minitron.files import require_file
 from minitron.measure.records import HUB, Source, parse_source
 from minitron.units import parse_count
 
@@ -41,11 +42,12 @@ class Stage:
 
 def read_recipe(path: Path) -> tuple[Stage, ...]:
     """The stages of a recipe file; raises MinitronError where it is no TOML, has no stages or names no setting."""
+    if not path.exists():
+        raise MinitronError(f"{path} does not exist; check the path of --recipe.")
+    require_file(path)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinitronError(f"{path} does not exist; check the path of --recipe.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise MinitronError(f"{path} is not valid TOML ({error}); correct it.") from None
     stages = found.pop("stages", None)
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -71,12 +73,13 @@ def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
             values[name] = parse_count(values[name])
     if isinstance(values.get("tasks"), list):
         values["tasks"] = [
-            str(path.parent / one) if one.endswith((".yaml", ".yml")) else one for one in values["tasks"]
+            str(path.parent / one) if isinstance(one, str) and one.endswith((".yaml", ".yml")) else one
+            for one in values["tasks"]
         ]
     try:
         recipe = Recipe.of(values)
-    except TypeError as error:
-        raise MinitronError(f"{path}, stage {number}: a value has the wrong type ({error}); correct it.") from None
+    except MinitronError as error:
+        raise MinitronError(f"{path}, stage {number}: {error}") from None
     return Stage(recipe, tuple(_beside(path, parse_source(one)) for one in data))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
+from minitron.cut.fitting import require_cuts, require_factors, require_folds, require_layers
 from minitron.cut.refit import folds_of
 from minitron.cut.scores import Key, Scores, read_key, write_key
 from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, sole, write_bytes, write_json
+from minitron.model.axes import LARGEST
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
+from minitron.typed import require
 
 VERSION: Final = 1
 
@@ -79,9 +83,14 @@ class Plan:
         return bool(self.keep) or not self.sizes
 
     def require(self, spec: ModelSpec) -> None:
-        """Raise MinitronError unless this plan was made for this very model."""
+        """Raise MinitronError unless this plan was made for this very model, and fits it in every part."""
         if self.model != spec.fingerprint:
             raise MinitronError("the plan was made for a model with another config.json; plan for this model again.")
+        require_layers(spec, self.layers)
+        target = self.target(spec)
+        require_cuts(spec, target, self.layers, self.keep)
+        require_factors(spec, self.gains)
+        require_folds(spec, target, self.folds)
 
     def target(self, spec: ModelSpec) -> ModelSpec:
         """The spec of the model that is left."""
@@ -141,28 +150,49 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".bases.safetensors")
 
 
+_AGAIN: Final = "make the plan again with minitron plan -o"
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A plan's JSON document."""
+
+    version: int
+    model: str
+    sizes: dict[str, int]
+    layers: str
+    parameters: int
+    scores: dict[str, Any] | None
+    keep: dict[str, str | list[str]]
+    gains: dict[str, list[float]]
+    report: dict[str, Any]
+    bases: str | None = None
+    weights: dict[str, Any] | None = None
+
+
 def load_plan(path: Path) -> Plan:
     """The plan in a file that `Plan.save` wrote, or in the folder of a report; raises MinitronError for any other."""
     path = path / FILE if path.is_dir() else path
     value = read_json(path)
     if not isinstance(value, dict) or value.get("version") != VERSION or "layers" not in value:
         raise MinitronError(f"{path} is not a plan of this version of Minitron; make one with minitron plan -o.")
+    require(value, _Document, path, _AGAIN)
     bases = _read_bases(path, value.get("bases"))
     try:
         return Plan(
             model=value["model"],
-            sizes={key: int(size) for key, size in value["sizes"].items()},
+            sizes=value["sizes"],
             layers=tuple(_read_ranges(value["layers"]).tolist()),
             keep=_read_keep(value["keep"], bases),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
             folds={name.removeprefix("fold/"): array for name, array in bases.items() if name.startswith("fold/")},
-            parameters=int(value["parameters"]),
+            parameters=value["parameters"],
             scores=value["scores"],
             weights=value.get("weights") or {},
             report=value["report"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MinitronError(f"{path} is damaged ({error!r}); make the plan again with minitron plan -o.") from None
+    except (KeyError, ValueError) as error:
+        raise MinitronError(f"{path} is damaged ({error}); {_AGAIN}.") from None
 
 
 def make_plan(
@@ -219,12 +249,18 @@ def make_plan(
 def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float32]]:
     if wanted is None:
         return {}
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     file = beside(path)
     if not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
         raise MinitronError(f"{path} needs {file}, which is missing or belongs to another plan; make the plan again.")
-    bases: dict[str, NDArray[np.float32]] = load(data)
+    try:
+        bases: dict[str, NDArray[np.float32]] = load(data)
+    except SafetensorError as error:
+        raise MinitronError(f"{file} is no readable safetensors file ({error}); {_AGAIN}.") from None
+    if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in bases.values()):
+        raise MinitronError(f"{file} holds numbers that are not finite, or of another kind; {_AGAIN}.")
     return bases
 
 
@@ -261,5 +297,12 @@ def _write_ranges(kept: Indices) -> str:
 
 
 def _read_ranges(text: str) -> Indices:
-    pieces = [piece.split("-") for piece in text.split(",")]
-    return np.concatenate([np.arange(int(ends[0]), int(ends[-1]) + 1, dtype=np.int64) for ends in pieces])
+    if re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII) is None:
+        raise ValueError(f"{text!r:.40} are no indices")
+    pieces = [[int(end) for end in piece.split("-")] for piece in text.split(",")]
+    if max(end for ends in pieces for end in ends) > LARGEST:
+        raise ValueError(f"{text!r:.40} are too many indices")
+    found = np.concatenate([np.arange(ends[0], ends[-1] + 1, dtype=np.int64) for ends in pieces])
+    if not len(found) or (np.diff(found) <= 0).any():
+        raise ValueError(f"the indices {text!r:.40} do not ascend")
+    return found

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis
+from minitron.cut.scored_axes import input_axes, input_name
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import Keep, kept_rows
-from minitron.model.axes import EXPERT, HIDDEN
-from minitron.model.dims import Dim, Indices, Product, Word
+from minitron.model.axes import EXPERT
+from minitron.model.dims import Indices
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 
@@ -52,16 +53,7 @@ def input_sites(spec: ModelSpec) -> Iterator[InputSite]:
             if rule.reads is not None and (axes := input_axes(rule.reads)):
                 size = int(np.prod([spec.sizes[axis] for axis in axes]))
                 nested = rule.per_expert and spec.axis(axes[0]).nested_in == EXPERT
-                name = rule.inputs or spec.axis(axes[0]).joint or axes[0]
-                yield InputSite((name, layer), rule, layer, size, nested)
-
-
-def input_axes(dim: Dim) -> tuple[str, ...]:
-    """The one axis along which a linear's inputs lie, or the two of heads and their channels; empty for what no cut
-    refits: the residual stream, which many linears read, and what is spelled otherwise."""
-    parts = dim.factors if isinstance(dim, Product) else (dim,)
-    names = tuple(part.name for part in parts if isinstance(part, Word))
-    return names if len(names) == len(parts) <= 2 and names != (HIDDEN,) else ()
+                yield InputSite((input_name(spec, rule), layer), rule, layer, size, nested)
 
 
 def fold(moments: NDArray[np.float64], kept: Indices, ridge: float) -> NDArray[np.float64]:

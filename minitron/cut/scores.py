@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from minitron.arrays import release, save_arrays
 from minitron.cut.rotation import Directions
+from minitron.cut.scored_axes import ScoredAxes
 from minitron.errors import MinitronError
 from minitron.files import new_file, refuse_existing
+from minitron.model.headers import open_tensors, read_headers
 from minitron.model.spec import ModelSpec
+from minitron.typed import require
 
 Key = tuple[str, int | None]
 """(axis, layer); the layer is None for an axis that all layers share."""
@@ -101,6 +104,31 @@ class Scores:
             raise MinitronError(
                 "the scores were made from a model with another config.json; score this one with minitron score."
             )
+        for name, found, wanted in self._shapes(spec):
+            if found != wanted:
+                raise MinitronError(
+                    f"the scores hold {name} with the shape {list(found)}, not {list(wanted)}; score the model again."
+                )
+        negative = [f"energy of {name}" for name, values in self.energy.items() if (values < 0).any()]
+        negative += [f"covariance of {write_key(key)}" for key, one in self.covariance.items() if _is_negative(one)]
+        if negative:
+            raise MinitronError(f"the scores hold a negative {negative[0]}; score the model again.")
+
+    def _shapes(self, spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """(name, shape, the shape that it has in scores of this model) of every array."""
+        known = ScoredAxes(spec)
+        for key, values in self.importance.items():
+            yield f"importance of {write_key(key)}", values.shape, known.indices(*key)
+        for key, values in self.covariance.items():
+            yield f"covariance of {write_key(key)}", values.shape[-2:], (known.inputs(*key),) * 2
+        for key, (matrix, dual, strength) in self.bases.items():
+            size = known.size(*key)
+            for part in (matrix, dual):
+                yield f"a basis of {write_key(key)}", part.shape[-2:], (size,) * 2
+            yield f"the strengths of {write_key(key)}", strength.shape[-1:], (size,)
+        norms = {one.name: one.shape[-1:] for one in spec.expected() if one.rule.norm is not None and self.energy}
+        for name, values in self.energy.items():
+            yield f"energy of {name:.80}", values.shape, norms.get(name, ())
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file in one step; raises MinitronError where it exists and may not be replaced."""
@@ -126,48 +154,79 @@ class Scores:
             save_arrays(partial, tensors, {"minitron": json.dumps(metadata)})
 
 
+@dataclass(frozen=True)
+class _Metadata:
+    """What a file of scores says beside its arrays, by the names of JSON."""
+
+    version: int
+    model: str
+    data: str
+    settings: dict[str, Any]
+    ridges: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
 def load_scores(path: Path) -> Scores:
     """The scores in a file that `Scores.save` wrote; raises MinitronError for any other file."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise MinitronError(f"{path} does not exist; make it with minitron score.")
+    read_headers(path)
+    with open_tensors(path, "np") as file:
+        text = (file.metadata() or {}).get("minitron", "null")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     try:
-        with safe_open(path, "np") as file:
-            header = json.loads((file.metadata() or {}).get("minitron", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except SafetensorError as error:
-        raise MinitronError(f"{path} is not a readable safetensors file ({error}); score the model again.") from None
-    if header is None or header.get("version") != VERSION:
-        raise MinitronError(f"{path} does not hold scores of this version of Minitron; make them with minitron score.")
-    keyed: dict[str, dict[Key, NDArray[np.float64]]] = {
-        "importance": {},
-        "covariance": {},
-        **{table: {} for table in _BASIS},
-    }
+        found = json.loads(text, parse_constant=_refuse)
+        if not isinstance(found, dict) or found.get("version") != VERSION:
+            raise MinitronError(
+                f"{path} does not hold scores of this version of Minitron; make them with minitron score."
+            )
+        require(found, _Metadata, path, "score the model again")
+        return _scores(_Metadata(**found), tensors)
+    except (ValueError, KeyError, RecursionError) as error:
+        raise MinitronError(f"{path} is damaged ({error}); score the model again.") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it says {constant}")
+
+
+def _scores(metadata: _Metadata, tensors: Mapping[str, NDArray[Any]]) -> Scores:
+    """Raises ValueError or KeyError where an array is not one that scores have."""
+    tables: dict[str, dict[Key, NDArray[Any]]] = {"importance": {}, "covariance": {}, **{name: {} for name in _BASIS}}
     energy: dict[str, NDArray[np.float64]] = {}
     for name, values in tensors.items():
         table, _, rest = name.partition("/")
+        if values.dtype.kind != "f" or table not in (*tables, "energy"):
+            raise ValueError(f"{name} is no array of scores")
         if table == "energy":
             energy[rest] = values
         else:
-            keyed[table][read_key(rest)] = values
+            tables[table][read_key(rest)] = values
+    if not tables["matrix"].keys() == tables["dual"].keys() == tables["strength"].keys():
+        raise ValueError("a basis is not whole")
     return Scores(
-        keyed["importance"],
+        tables["importance"],
         energy,
-        header["model"],
-        header["data"],
-        header["settings"],
-        keyed["covariance"],
-        {read_key(key): float(ridge) for key, ridge in header.get("ridges", {}).items()},
-        {key: (matrix, keyed["dual"][key], keyed["strength"][key]) for key, matrix in keyed["matrix"].items()},
-        header.get("weights", {}),
+        metadata.model,
+        metadata.data,
+        metadata.settings,
+        tables["covariance"],
+        {read_key(key): float(ridge) for key, ridge in metadata.ridges.items()},
+        {key: (matrix, tables["dual"][key], tables["strength"][key]) for key, matrix in tables["matrix"].items()},
+        metadata.weights,
     )
+
+
+def _is_negative(moments: NDArray[Any]) -> bool:
+    """Whether second moments are not those of anything."""
+    return bool((np.diagonal(moments, axis1=-2, axis2=-1) < 0).any())
 
 
 def read_key(text: str) -> Key:
     """A key from the text that `write_key` made of it."""
     axis, _, layer = text.partition("/")
+    if not axis or (layer and not layer.isdecimal()):
+        raise ValueError(f"{text!r:.60} names no axis")
     return axis, int(layer) if layer else None
 
 

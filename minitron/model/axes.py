@@ -19,6 +19,13 @@ from minitron.errors import MinitronError
 Config = Mapping[str, Any]
 
 
+LARGEST: Final = 2**24
+"""The largest size of an axis unless its row says otherwise: what is larger is a mistake, and would take all memory or
+days before it showed."""
+
+_LARGEST_NUMBER: Final = 2**40
+
+
 def shown(value: Any) -> str:
     """A config value, cut short."""
     text = repr(value)
@@ -28,7 +35,9 @@ def shown(value: Any) -> str:
 def whole(key: str, value: Any) -> int:
     """The number that a config gives under `key`; raises MinitronError where it is none."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise MinitronError(f"config.json: {key} is {value!r}; it must be a whole number.")
+        raise MinitronError(f"config.json: {key} is {shown(value)}; it must be a whole number.")
+    if abs(value) > _LARGEST_NUMBER:
+        raise MinitronError(f"config.json: {key} is {shown(value)}, which no model has; correct it.")
     return value
 
 
@@ -196,6 +205,9 @@ class Axis:
     fixed: str = ""
     """Why no plan may cut it; empty where plans may."""
 
+    largest: int = LARGEST
+    """The largest size that is read in a config."""
+
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"{self.name!r} is no word for an axis")
@@ -241,6 +253,7 @@ _ROWS: Final = (
         "layers",
         ("num_hidden_layers",),
         aliases=("depth",),
+        largest=10_000,
         step=Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
     ),
     Axis(
@@ -327,6 +340,7 @@ _ROWS: Final = (
         EXPERT,
         "experts",
         ("num_experts",),
+        largest=2**16,
         least_key="num_experts_per_tok",
         step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts are redundant"),
     ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from minitron.errors import MinitronError
 from minitron.model.families import Extra, Rule
+from minitron.model.finite import require_finite
 from minitron.model.headers import Header, stored_headers
 from minitron.model.slabs import Slab, read_rows, row_runs
 from minitron.model.spec import ModelSpec, read_spec
@@ -116,8 +117,13 @@ class Checkpoint:
             yield name, self.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, in memory of its own.  Raises MinitronError where its file has become shorter."""
-        return read_rows(self.headers[name])
+        """One tensor, in memory of its own.  Raises MinitronError where its file has become shorter, or a number of it
+        is not finite."""
+        return self._rows(name)
+
+    def _rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        header = self.headers[name]
+        return require_finite(header.file, name, read_rows(header, start, stop))
 
     def slabs(self, name: str, *, whole: bool = False) -> Iterator[Slab]:
         """What a tensor is read in: runs of its rows of some megabytes, or `whole`."""
@@ -128,4 +134,4 @@ class Checkpoint:
             return
         for start, stop in runs:
             num_bytes = header.num_bytes // header.shape[0] * (stop - start)
-            yield Slab(name, start, num_bytes, partial(read_rows, header, start, stop))
+            yield Slab(name, start, num_bytes, partial(self._rows, name, start, stop))

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
+from minitron.foreign import told
 from minitron.model.axes import AXES, VOCAB
 from minitron.model.families import Family, family_of
 from minitron.model.families.nesting import TIES
@@ -100,15 +100,8 @@ def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConf
 def refusals(advice: str) -> Iterator[None]:
     """Turn what transformers raises for a config that it cannot build a model of into a MinitronError that ends with
     `advice`."""
-    try:
+    with told("transformers cannot build a model of these sizes and settings", advice):
         yield
-    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # The first line of a validation error names the field and the second what is wrong with it.
-        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        named = f"{type(error).__name__}: {why}" if isinstance(error, KeyError) else why
-        raise MinitronError(
-            f"transformers cannot build a model of these sizes and settings ({named}); {advice}."
-        ) from error
 
 
 def config_inside(family: Family, document: Mapping[str, Any]) -> PreTrainedConfig:

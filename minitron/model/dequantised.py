@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.decoding import BESIDE, decode
+from minitron.model.finite import require_finite
 from minitron.model.headers import Header
 from minitron.model.slabs import Slab, read_rows
 from minitron.model.spec import ModelSpec, read_spec
@@ -100,7 +101,7 @@ class Dequantised(Checkpoint):
 
         pieces = self._pieces.get(name)
         if pieces is None:
-            found = self._read(name)
+            found = require_finite(self.folder, name, self._read(name))
             return found.to(torch.bfloat16) if found.dtype == torch.float16 else found
         decoded = decode({suffix: self._read(stored) for suffix, stored in pieces.items()}, self.headers[name].shape)
         if decoded is None:
@@ -111,7 +112,7 @@ class Dequantised(Checkpoint):
                 f"{self.folder}: {name} is stored as {told}, which Minitron cannot turn into bf16; give the checkpoint "
                 "it was quantised from."
             )
-        return decoded
+        return require_finite(self.folder, name, decoded)
 
     def _read(self, name: str) -> Tensor:
         return read_rows(self._stored[name])

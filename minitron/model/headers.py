@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
-from minitron.files import read_json, refuse_pointer
+from minitron.files import read_json, refuse_pointer, require_file
 from minitron.model.weight_files import explicit_file, first_file, names_in, shards, weight_files
 
 LONGEST: Final = 100 * 10**6
 """The bytes of the longest header that safetensors reads."""
+
+_LONGEST_NAME: Final = 500
+"""Characters of a tensor's name."""
+
+_LARGEST: Final = 2**48
+"""What no dimension and no offset reaches."""
 
 _CHUNK: Final = 2**24
 
@@ -59,18 +66,18 @@ class Header:
 def read_headers(file: Path) -> dict[str, Header]:
     """name -> header of every tensor in one safetensors file; raises MinitronError where it is missing, truncated, a
     git-lfs pointer or no such file."""
-    try:
-        refuse_pointer(file)
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            length = header_length(stream.read(8), file)
-            if length > size - 8:
-                raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
-            headers = parse_header(stream.read(length), file)
-    except FileNotFoundError:
-        raise MinitronError(f"{file} is missing; download or copy the checkpoint again.") from None
-    except IsADirectoryError:
-        raise MinitronError(f"{file} is a folder, not a file of weights; copy the checkpoint again.") from None
+    if not file.exists() and not file.is_symlink():
+        raise MinitronError(f"{file} is missing; download or copy the checkpoint again.")
+    if file.is_dir():
+        raise MinitronError(f"{file} is a folder, not a file of weights; copy the checkpoint again.")
+    require_file(file)
+    refuse_pointer(file)
+    with file.open("rb") as stream:
+        size = file.stat().st_size
+        length = header_length(stream.read(8), file)
+        if length > size - 8:
+            raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
+        headers = parse_header(stream.read(length), file)
     wanted = 8 + length + sum(header.num_bytes for header in headers.values())
     if size < wanted:
         raise MinitronError(f"{file} is truncated: {size} bytes of {wanted} are there; download or copy it again.")
@@ -120,6 +127,8 @@ def parse_header(text: bytes, file: Path) -> dict[str, Header]:
     """name -> header, of the JSON after a file's first eight bytes; raises MinitronError where it is no such JSON, or
     describes tensors that safetensors does not read."""
     try:
+        if text[:1] != b"{":
+            raise ValueError  # the library reads no header that begins with a space
         entries: Mapping[str, Any] = json.loads(text)
         found = {
             name: Header(
@@ -137,6 +146,8 @@ def parse_header(text: bytes, file: Path) -> dict[str, Header]:
             raise ValueError
         ends = 8 + len(text)
         for name, header in sorted(found.items(), key=lambda one: (one[1].start, one[1].num_bytes)):
+            if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+                raise MinitronError(f"{file}: {name!r:.60} is no name of a tensor; download or copy it again.")
             if not _is_sound(header) or header.start != ends:
                 raise MinitronError(
                     f"{file}: what its header says of {name} does not fit its bytes; download or copy it again."
@@ -150,7 +161,7 @@ def parse_header(text: bytes, file: Path) -> dict[str, Header]:
 def _is_sound(header: Header) -> bool:
     """Whether a shape is one, and a dtype is known and gives as many bytes as there are."""
     return (
-        all(type(size) is int and size >= 0 for size in (*header.shape, header.start, header.num_bytes))
+        all(type(size) is int and 0 <= size < _LARGEST for size in (*header.shape, header.start, header.num_bytes))
         and header.numel * BITS[header.dtype] == 8 * header.num_bytes
     )
 
@@ -180,12 +191,24 @@ def _same_numbers(one: Header, other: Header, when: tuple[int, ...]) -> bool:
     return True
 
 
+@contextmanager
+def open_tensors(file: Path, library: Literal["pt", "np"] = "pt") -> Iterator[Any]:
+    """A safetensors file whose headers were read, open to read tensors from: all that read weights or scores do so
+    here.  Raises MinitronError where the library does not read it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, library) as stream:
+            yield stream
+    except SafetensorError as error:
+        raise MinitronError(f"{file} is no readable safetensors file ({error}); download or copy it again.") from None
+
+
 def _same_values(one: Header, other: Header) -> bool:
     import torch
-    from safetensors import safe_open
 
     def tensor(header: Header, name: str) -> torch.Tensor:
-        with safe_open(header.file, "pt") as stream:
+        with open_tensors(header.file) as stream:
             found: torch.Tensor = stream.get_tensor(name)
         return found
 

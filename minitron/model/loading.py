@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
-from minitron.files import refuse_pointer
+from minitron.files import read_json, refuse_pointer, require_file
+from minitron.foreign import told
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import (
     CHOOSE_OTHERS,
@@ -25,12 +26,15 @@ from minitron.model.configs import (
     whole_model,
 )
 from minitron.model.families.nesting import PROJECTOR
+from minitron.model.finite import require_finite
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.tensor_map import held, memory_name, tied_names
 
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which a tokenizer has one."""
+
+GENERATION: Final = "generation_config.json"
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -63,6 +67,7 @@ def load_model(
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
     would fill such a weight at random and go on.  So it does for a model without an output layer."""
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
+    _require_generation_config(folder)
     if spec is not None:
         require_head(spec, folder)
         checkpoint.check(spec)
@@ -93,8 +98,22 @@ def load_model(
                 f"{folder}: {len(keys)} {kind} weights, the first {keys[0]}; "
                 "the checkpoint does not fit its config.json."
             )
+    for name, tensor in model.state_dict().items():
+        require_finite(folder, name, tensor)
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
+
+
+def _require_generation_config(folder: Path) -> None:
+    """Raise MinitronError where there is a generation_config.json that transformers does not read: it would blame
+    config.json for it."""
+    file = folder / GENERATION
+    if not file.exists() and not file.is_symlink():
+        return
+    if not isinstance(read_json(file), dict):
+        raise MinitronError(f"{file} holds no JSON object; copy it again or remove it.")
+    with told(f"transformers cannot read {file}", "correct or remove it"):
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _renamed(spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, str]:
@@ -113,7 +132,7 @@ def _language_model(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: t
     """The language model of a larger model, whose class transformers would fill at random from such a folder."""
     source = LayerwiseModel(folder, spec, dtype=dtype, device=device)
     source.load(lambda name: None)
-    if (folder / "generation_config.json").is_file():
+    if (folder / GENERATION).is_file():
         source.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return source.model
 
@@ -169,23 +188,36 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise MinitronError(f"{folder} holds no tokenizer; copy the tokenizer files of the original model into it.")
     for file in folder.iterdir():
         if file.name in _TOKENIZERS or file.name.startswith(("tokenizer", "special_tokens_map", "added_tokens")):
+            require_file(file)
             refuse_pointer(file)
     spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
     config = None if spec is None else transformers_config(folder, spec)
-    try:
-        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
-    # Of a file that is not what it should be transformers and tokenizers raise whatever they fall over.
-    except (ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, RuntimeError) as error:
-        if "trust_remote_code" in str(error):
+    remedy = "copy the tokenizer files of the original model into it"
+    with told(f"the tokenizer in {folder} cannot be read", remedy):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, OSError) as error:
+            if "trust_remote_code" not in str(error):
+                raise
             raise MinitronError(
                 f"the tokenizer in {folder} is Python code of the model's own (auto_map), which Minitron never runs; "
                 "choose a model whose tokenizer transformers has itself."
             ) from None
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise MinitronError(
-            f"the tokenizer in {folder} cannot be read ({why:.200}); copy the tokenizer files of the original model "
-            "into it."
-        ) from error
+    with told(f"the tokenizer in {folder} does not work", remedy):
+        _try_out(tokenizer)
+    return tokenizer
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Do once what commands do after long work: a tokenizer may be read well and fail then."""
+    ids = tokenizer("A word, and 1 more.", add_special_tokens=False)["input_ids"]
+    tokenizer.decode(ids)
+    known = tokenizer.get_vocab()
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if not known or not all(isinstance(one, int) for one in [*ids, *ends, *known.values()]):
+        raise ValueError("its tokens are not numbered")
 
 
 def require_same_tokenizer(student: Path, teacher: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Axis, Config
+from minitron.model.axes import AXES, LAYER, Axis, Config
 from minitron.model.blocks import Blocks, read_blocks, tell_apart
 from minitron.model.families import Cache, Family
 from minitron.model.families.family import value_of
@@ -92,8 +92,13 @@ class Reading:
     @cached_property
     def blocks(self) -> Blocks:
         """The layers, those of the multi-token-prediction block behind the others."""
+        for letters in (self.letters, mtp := self.family.mtp_layout(self.text)):
+            if len(letters) > AXES[LAYER].largest:
+                raise MinitronError(
+                    f"config.json describes {len(letters):,} layers; Minitron reads at most {AXES[LAYER].largest:,}."
+                )
         own = tuple(self.family.letters[letter] for letter in self.letters)
-        ahead = tuple(MTP + self.family.letters[letter] for letter in self.family.mtp_layout(self.text))
+        ahead = tuple(MTP + self.family.letters[letter] for letter in mtp)
         if not self.family.blocks:
             return Blocks(own + ahead)
         # A block that is not named layer by layer has the sizes that the config gives for all.

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import AUTO, EXPERT, Config, entry, has_entry, whole
+from minitron.model.axes import AUTO, EXPERT, Config, entry, has_entry, shown, whole
 from minitron.model.dims import axes_of, numel, parse
 from minitron.model.families import Rule
 from minitron.model.families.layer_lists import size_under
 from minitron.model.families.nesting import ASIDE
 from minitron.model.reading import Reading
 from minitron.model.routing import Choice, choice_of
+
+DTYPE_KEYS: Final = ("dtype", "torch_dtype")
+"""Where a config says in what numbers the model is computed, the newer key first."""
+
+DTYPES: Final = (
+    *("bfloat16", "float16", "float32", "float64", "half", "float", "double"),
+    *("float8_e4m3fn", "float8_e5m2", "uint8", "int8"),
+)
+"""What may stand there: the names of torch."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,12 @@ def _check_settings(spec: Sizes) -> None:
                 f"config.json: {key} is {spec.value(key)!r:.40}, which Minitron does not support for "
                 f"{spec.family.name} models ({why}); use a model without it."
             )
+    for key in DTYPE_KEYS:
+        dtype = spec.stated.get(key)
+        if dtype is not None and dtype not in DTYPES:
+            raise MinitronError(
+                f"config.json: {key} is {shown(dtype)}, which torch does not know; write one of {', '.join(DTYPES)}."
+            )
     _ = spec.logit_map  # raises where it cannot be read
     for key, values in spec.family.known.items():
         if spec.value(key) not in values:
@@ -191,6 +206,10 @@ def _check_sizes(spec: Sizes, sizes: Mapping[str, int]) -> None:
                     f"config.json: {spec.key(axis)} = {size} and {key} = {spec.text[key]!r:.40} differ, and "
                     f"{spec.family.name} models have as many of both; make them equal."
                 )
+        if size > spec.axis(axis).largest:
+            raise MinitronError(
+                f"config.json: {spec.key(axis)} is {shown(size)}; Minitron reads at most {spec.axis(axis).largest:,}."
+            )
     for axis, group in spec.family.grouped.items():
         if axis in sizes and group in sizes and sizes[axis] % sizes[group]:
             raise MinitronError(

@@ -23,7 +23,7 @@ from minitron.model.families.nesting import ASIDE, PROJECTOR
 from minitron.model.headers import tensor_files
 from minitron.model.quantised import ORIGINAL, Quantisation, Source, plain_config, quantisation_of, with_companions
 from minitron.model.reading import HEADLESS
-from minitron.model.sizes import Sizes
+from minitron.model.sizes import DTYPE_KEYS, Sizes
 from minitron.model.sources import config_path
 from minitron.model.spellings import differing_head, has_head, known_as
 from minitron.model.tensors import Expected, Parameters, count_parameters, is_read
@@ -230,9 +230,7 @@ def spec_of(config: Mapping[str, Any], names: Collection[str] = ()) -> ModelSpec
     family = find_family(config).of(names)
     stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
     # Some tools write what torch prints, which transformers does not read.
-    plain = {
-        key: config[key].removeprefix("torch.") for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)
-    }
+    plain = {key: config[key].removeprefix("torch.") for key in DTYPE_KEYS if isinstance(config.get(key), str)}
     return ModelSpec(family, {**config, **plain}, frozenset(stored))
 
 

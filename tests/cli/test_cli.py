@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import minitron
@@ -100,7 +101,18 @@ def test_python_dash_m_is_the_same_command() -> None:
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full; free some space"),
         (ZeroDivisionError("division by\nzero"), 1, "unexpected ZeroDivisionError: division by zero (run again with"),
         (AssertionError(), 1, "unexpected AssertionError (run again with --debug"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "unexpected FileNotFoundError: "),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2, "x: it does not exist; check the path."),
+        (OSError(errno.ELOOP, "loop", "x"), 2, "x: its symbolic links lead in a circle; correct them."),
+        (OSError(errno.EPIPE + 10_000, "strange", "x"), 2, "x: "),
+        (OSError("8 requested and 4 written"), 2, "the disk is full; free some space"),
+        (MemoryError(), 2, "the memory of this machine is not enough; "),
+        (np.linalg.LinAlgError("Singular matrix"), 2, "a matrix of the scores or weights cannot be solved for"),
+        (GeneratorExit("a panic is no Exception"), 1, "unexpected GeneratorExit: a panic is no Exception"),
+        (
+            MinitronError("a \x1b[31mname\x1b]0;x\x07\u202e\ud800 of\na tensor"),
+            2,
+            r"a \x1b[31mname\x1b]0;x\x07\u202e\ud800",
+        ),
     ],
 )
 def test_an_error_is_one_line_on_stderr(
@@ -112,6 +124,17 @@ def test_an_error_is_one_line_on_stderr(
     assert seen.out == ""
     assert seen.err.startswith(f"minitron: error: {told}")
     assert seen.err.count("\n") == 1
+
+
+def test_a_long_error_keeps_its_beginning_and_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "x\x1b" * 5000
+    monkeypatch.setitem(app.COMMANDS, "demo", failing(MinitronError(f"the name {name} is long; shorten it.")))
+    assert app.run(["demo"]) == 2
+    told = capsys.readouterr().err
+    assert len(told) < 500 and told.isprintable() is False and told[:-1].isprintable()
+    assert told.startswith("minitron: error: the name x") and told.endswith(" is long; shorten it.\n")
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--debug"], ["--debug", "demo"]])

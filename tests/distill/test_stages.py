@@ -132,7 +132,7 @@ def test_a_later_stages_mistake_is_told_before_the_first_begins(
         ("[[stages]]\nsteps = 3\ndata = 'a.txt'", "not a list of texts"),
         ("[[stages]]\nlearning_rate = 1", "either tokens or steps"),
         ("[[stages]]\nsteps = 'three'", "three"),
-        ("[[stages]]\nsteps = 3\nlearning_rate = 'high'", "wrong type"),
+        ("[[stages]]\nsteps = 3\nlearning_rate = 'high'", "learning_rate is 'high', not a number"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(folder: Path, text: str, words: str) -> None:

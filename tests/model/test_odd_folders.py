@@ -1,6 +1,7 @@
 """Folders that are not what they should be: each is refused in a sentence that names what is wrong, by all who read."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from importance.score.surgeon import removal_scores
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, NotFinite
 from minitron.memory.workload import Workload
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import spec_if_known
@@ -77,6 +78,36 @@ def more_bytes(folder: Path) -> None:
         file.write(b"x" * 100)
 
 
+def renamed(name: str) -> Change:
+    """A tensor under another name."""
+
+    def change(folder: Path) -> None:
+        data = (folder / WEIGHTS).read_bytes()
+        length = struct.unpack("<Q", data[:8])[0]
+        found = json.loads(data[8 : 8 + length])
+        found[name] = found.pop(NORM)
+        text = json.dumps(found).encode()
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+    return change
+
+
+def spaced(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", length + 1) + b" " + data[8:])
+
+
+def a_pipe(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def a_link_to_itself(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(WEIGHTS)
+
+
 WEIGHT_CASES: dict[str, tuple[Change, str]] = {
     "a dtype that is none": (header(dtype="F33"), "its header does not parse"),
     "a dtype of another width": (header(dtype="F16"), f"what its header says of {NORM} does not fit its bytes"),
@@ -84,6 +115,13 @@ WEIGHT_CASES: dict[str, tuple[Change, str]] = {
     "a shape of another size": (header(shape=[3]), f"what its header says of {NORM} does not fit its bytes"),
     "tensors that overlap": (header(data_offsets=[0, 128]), "does not fit its bytes"),
     "metadata that are a list": (header(metadata=[]), "its header does not parse"),
+    "a header behind a space": (spaced, "its header does not parse"),
+    "a dimension that no machine has": (header(shape=[2**63, 0], data_offsets=[0, 0]), "does not fit its bytes"),
+    "a name of no letters": (renamed(""), "'' is no name of a tensor"),
+    "a name with a NUL": (renamed("a\0b"), "is no name of a tensor"),
+    "a name of 5,000 letters": (renamed("x" * 5000), "x+'?: is no name of a tensor|xx+ is no name of a tensor"),
+    "a pipe in place of the weights": (a_pipe, "is neither a file nor a folder"),
+    "a link to itself": (a_link_to_itself, "is a symbolic link that leads nowhere"),
     "bytes behind the tensors": (more_bytes, "has 100 bytes after its tensors"),
     "a folder in place of the weights": (a_folder, "is a folder, not a file of weights"),
     "a list in an index": (index(weight_map={NORM: ["a"]}), r"names \['a'\], a file outside the folder"),
@@ -116,6 +154,11 @@ CONFIG_CASES: dict[str, tuple[Change, str]] = {
     "brackets without an end": (replaced("config.json", "[" * 10**5), "is not valid JSON"),
     "a number of too many digits": (replaced("config.json", "1" * 5000), "is not valid JSON"),
     "a list of types": (config(model_type=["llama"]), r"model_type is \['llama'\]"),
+    "a document of 200 floors": (replaced("config.json", '{"a":' * 200 + "1" + "}" * 200), "more than 100 deep"),
+    "a width that no machine has": (config(hidden_size=2**64), "hidden_size is 18446744073709551616, which no model"),
+    "a width of a million million": (config(hidden_size=2**30), "hidden_size is 1073741824; Minitron reads at most"),
+    "ten million layers": (config(num_hidden_layers=10**7), "num_hidden_layers is 10000000; Minitron reads at most"),
+    "a dtype of our own": (config(dtype="bf16"), "dtype is 'bf16', which torch does not know; write one of bfloat16"),
     "a number of classes": (config(architectures=5), "architectures is 5; give a list"),
 }
 
@@ -129,10 +172,31 @@ def test_configs_that_are_none_are_refused(case: str, folder: Path) -> None:
             read(folder)
 
 
+def tokenizer_config(**said: Any) -> Change:
+    def change(folder: Path) -> None:
+        found = json.loads((folder / "tokenizer_config.json").read_text()) | said
+        (folder / "tokenizer_config.json").write_text(json.dumps(found))
+
+    return change
+
+
+def tokenizer_file(old: str, new: str) -> Change:
+    def change(folder: Path) -> None:
+        text = (folder / "tokenizer.json").read_text()
+        assert old in text
+        (folder / "tokenizer.json").write_text(text.replace(old, new, 1))
+
+    return change
+
+
 TOKENIZER_CASES: dict[str, Change] = {
     "no tokens": replaced("tokenizer.json", "{}"),
     "half of it": replaced("tokenizer.json", '{"version": "1.0", "tr'),
     "a list of settings": replaced("tokenizer_config.json", "[]"),
+    "a length that is a text": tokenizer_config(model_max_length="long"),
+    "a class that does not fit its vocabulary": tokenizer_config(tokenizer_class="BertTokenizer"),
+    "words that are not numbered": tokenizer_file('"id": 0', '"id": "0"'),
+    "half of a pair": tokenizer_file('"<pad>"', '"\\ud800"'),
     "a template in another encoding": lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
 }
 
@@ -141,9 +205,42 @@ TOKENIZER_CASES: dict[str, Change] = {
 def test_tokenizers_that_transformers_cannot_read_are_refused(case: str, folder: Path) -> None:
     TOKENIZER_CASES[case](folder)
     with pytest.raises(
-        MinitronError, match=r"the tokenizer in .*model cannot be read \(.+\); copy the tokenizer files"
+        MinitronError, match=r"the tokenizer in .*model (cannot be read|does not work) \(.+\); copy the tokenizer files"
     ):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]", "generation_config.json holds no JSON object"),
+        ('{"watermarking_config": 5}', "transformers cannot read .*generation_config.json"),
+    ],
+)
+def test_a_generation_config_is_blamed_for_itself(text: str, told: str, folder: Path) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(MinitronError, match=told):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named_by_all_who_read_them(number: float, folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = number
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    told = "model.layers.2.mlp.up_proj.weight holds numbers that are NaN or infinite"
+    for read in (load_model, lambda folder: list(Checkpoint(folder).tensors())):
+        with pytest.raises(NotFinite, match=told):
+            read(folder)
+    with pytest.raises(NotFinite, match=told):
+        Checkpoint(folder).tensor("model.layers.2.mlp.up_proj.weight")
+
+
+def test_large_weights_are_finite(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["lm_head.weight"][:] = 3e38
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert torch.isinf(Checkpoint(folder).tensor("lm_head.weight").sum())
 
 
 def test_weights_of_another_size_are_named_by_who_loads_them(folder: Path) -> None:

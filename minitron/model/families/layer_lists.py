@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.axes import Config, number_of, whole
+from minitron.model.axes import AXES, LAYER, Config, number_of, shown, whole
 
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
@@ -76,7 +76,11 @@ def layer_count(config: Config) -> int:
     """num_hidden_layers; raises MinitronError where it is no positive whole number."""
     count = config.get("num_hidden_layers")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise MinitronError(f"config.json: num_hidden_layers is {count!r}; a model needs at least one layer.")
+        raise MinitronError(f"config.json: num_hidden_layers is {shown(count)}; a model needs at least one layer.")
+    if count > AXES[LAYER].largest:
+        raise MinitronError(
+            f"config.json: num_hidden_layers is {shown(count)}; Minitron reads at most {AXES[LAYER].largest:,} layers."
+        )
     return count
 
 

@@ -1,0 +1,88 @@
+"""Whether a plan is one of a model: a file may have been edited, or damaged, in any part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.cut.basis import Basis, Cut
+from minitron.cut.selection import Keep, axes_at, norm_groups, places
+from minitron.errors import MinitronError
+from minitron.model.axes import EXPERT
+from minitron.model.dims import numel
+from minitron.model.spec import ModelSpec
+
+_AGAIN = "make the plan again with minitron plan -o"
+
+
+def require_layers(spec: ModelSpec, layers: tuple[int, ...]) -> None:
+    """Raise MinitronError for kept layers that the model does not have."""
+    if layers[-1] >= len(spec.layers):
+        raise MinitronError(f"the plan keeps layer {layers[-1]} of {len(spec.layers)}; {_AGAIN}.")
+
+
+def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], keep: Keep) -> None:
+    """Raise MinitronError where what is kept of each axis is not what makes `target` of `spec`."""
+    for axis, size in target.sizes.items():
+        if size > spec.sizes[axis]:
+            raise MinitronError(
+                f"the plan gives {spec.key(axis)} = {size}, more than the model's {spec.sizes[axis]}; {_AGAIN}."
+            )
+    if not keep:
+        return  # an architecture without a choice of indices
+    known = {
+        (axis, layer): target.sizes[axis] < spec.sizes[axis]
+        for layer, kind in places(spec)
+        if layer is None or layer >= len(spec.layers) or layer in layers
+        for axis in axes_at(spec, kind)
+    }
+    for (axis, layer), chosen in keep.items():
+        where = f"{axis:.60}" if layer is None else f"{axis:.60} in layer {layer}"
+        if (axis, layer) not in known:
+            raise MinitronError(f"the plan keeps a part of {where}, which is not there; {_AGAIN}.")
+        if not _fits(chosen, spec, target, axis):
+            raise MinitronError(
+                f"the plan does not keep {target.sizes[axis]} of the {spec.sizes[axis]} indices of {where}; {_AGAIN}."
+            )
+    for axis, layer in {key for key, shrinks in known.items() if shrinks} - keep.keys():
+        where = axis if layer is None else f"{axis} in layer {layer}"
+        raise MinitronError(f"the plan does not say what it keeps of {where}; {_AGAIN}.")
+
+
+def _fits(chosen: Cut, spec: ModelSpec, target: ModelSpec, axis: str) -> bool:
+    size, kept = spec.sizes[axis], target.sizes[axis]
+    if isinstance(chosen, Basis):
+        return chosen.matrix.shape[-2:] == (size, kept)
+    nested = spec.axis(axis).nested_in
+    shape = (spec.sizes[nested], kept) if nested else (kept,)
+    return chosen.shape == shape and int(chosen.max()) < size
+
+
+def require_factors(spec: ModelSpec, gains: Mapping[str, tuple[float, ...]]) -> None:
+    """Raise MinitronError for factors of what is no norm of the model."""
+    groups = {one.name: norm_groups(spec, one.rule) for one in spec.expected() if one.rule.norm is not None}
+    for name, factors in gains.items():
+        if (
+            len(factors) not in (1, groups.get(name, 0))
+            or name not in groups
+            or not all(math.isfinite(factor) for factor in factors)
+        ):
+            raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm of this model; {_AGAIN}.")
+
+
+def require_folds(spec: ModelSpec, target: ModelSpec, folds: Mapping[str, NDArray[Any]]) -> None:
+    """Raise MinitronError for matrices that no linear of the model can be multiplied by."""
+    for name, fold in folds.items():
+        rule, _ = spec.find(name)
+        if rule.reads is None:
+            raise MinitronError(f"the plan refits {name:.80}, which is no linear layer; {_AGAIN}.")
+        matrix = (int(numel(rule.reads, spec.sizes)), int(numel(rule.reads, target.sizes)))
+        shape = (spec.sizes[EXPERT], *matrix) if rule.is_stacked else matrix
+        if fold.shape != shape or not np.isfinite(fold).all():
+            raise MinitronError(
+                f"the plan refits {name:.80} by numbers of the shape {list(fold.shape)}, not {list(shape)}; {_AGAIN}."
+            )
