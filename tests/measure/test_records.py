@@ -57,8 +57,7 @@ def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
     files = files_of_all_kinds(folder)
     (folder / "notes.pdf").write_text("no text")
     (folder / "dataset_info.json").write_text("{}")
-    # Files whose names say nothing are read only where they are named outright.
-    assert texts_of(folder) == TEXTS * sum(bool(file.suffix) for file in files)
+    assert texts_of(folder) == TEXTS * len(files)
     before = Source(str(folder)).fingerprint()
     write_rows(folder / "a.jsonl", [{"text": "other"}])
     assert Source(str(folder)).fingerprint() != before
