@@ -29,26 +29,52 @@ def weight_magnitude(checkpoint: Checkpoint, spec: ModelSpec) -> Fallback:
             if axis not in rule.axes and axis not in index:
                 continue
             nested = nested and rule.per_expert and axis != EXPERT
-            squares = checkpoint.tensor(name).double().square().numpy()
-            for expert, own in enumerate(squares) if rule.is_stacked else ((index.get(EXPERT, 0), squares),):
+            for expert, sums in _sums(checkpoint, name, rule).items():
                 place = dict(index) | ({EXPERT: expert} if rule.is_stacked else {})
-                energy[0 if axis == EXPERT else expert] += _energy(spec, rule, own, axis, place)
+                row = place.get(EXPERT, 0)
+                energy[0 if axis == EXPERT else row] += _energy(spec, rule, sums, axis, place)
         return np.sqrt(energy if nested else energy.sum(0))
 
     return importance
 
 
-def _energy(
-    spec: ModelSpec, rule: Rule, squares: NDArray[np.float64], axis: str, index: dict[str, int]
-) -> NDArray[np.float64]:
+Sums = dict[int, NDArray[np.float64]]
+"""Dimension of a matrix -> [length] sums of its squared entries by index; under -1 the sum of all of them."""
+
+
+def _sums(checkpoint: Checkpoint, name: str, rule: Rule) -> dict[int, Sums]:
+    """Expert -> sums of one tensor, which is read in slabs; 0 where not all experts are in one."""
+    found: dict[int, Sums] = {}
+    for slab in checkpoint.slabs(name):
+        squares = slab.read().double().square().numpy()
+        if rule.is_stacked:
+            found |= {expert: _add({}, own, 0, len(own)) for expert, own in enumerate(squares, slab.start)}
+        else:
+            length = checkpoint.headers[name].shape[0] if squares.ndim else 1
+            _add(found.setdefault(0, {}), squares, slab.start, length)
+    return found
+
+
+def _add(sums: Sums, squares: NDArray[np.float64], start: int, length: int) -> Sums:
+    """Add the rows from `start` on of a matrix of `length` rows."""
+    for place in range(squares.ndim):
+        along = squares.sum(axis=tuple(other for other in range(squares.ndim) if other != place))
+        if place == 0:
+            sums.setdefault(0, np.zeros(length))[start : start + len(along)] += along
+        else:
+            sums[place] = sums.get(place, 0.0) + along
+    sums[-1] = sums.get(-1, 0.0) + squares.sum()
+    return sums
+
+
+def _energy(spec: ModelSpec, rule: Rule, sums: Sums, axis: str, index: dict[str, int]) -> NDArray[np.float64]:
     """[size] sum of the squared entries of one expert's tensor, or of one that none has, by index of the axis."""
     energy = np.zeros(spec.sizes[axis])
     if axis in index:
-        energy[index[axis]] += squares.sum()
+        energy[index[axis]] += sums[-1]
     for place, dim in enumerate(rule.matrix):
         if axis in axes_of(dim):
-            along = squares.sum(axis=tuple(other for other in range(squares.ndim) if other != place))
             # Rows of other parts of a stack come back for every index alike, which leaves the order as it is.
             for number in range(spec.sizes[axis]):
-                energy[number] += along[rows(dim, spec.sizes, {axis: np.array([number])})].sum()
+                energy[number] += sums[place][rows(dim, spec.sizes, {axis: np.array([number])})].sum()
     return energy
