@@ -34,7 +34,6 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "demo": demo.command,
 }
 
-# Set before torch and transformers are imported, where the user has not decided otherwise.
 ENVIRONMENT: Final = {
     # Waiting OpenMP threads that spin take the processor from every other process on the machine.
     "OMP_WAIT_POLICY": "passive",
@@ -48,6 +47,7 @@ ENVIRONMENT: Final = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+"""Variables set before torch and transformers are imported, where the user has not decided otherwise."""
 
 _EXIT_FAILURE: Final = 1
 _EXIT_USER: Final = 2
