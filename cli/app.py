@@ -46,6 +46,8 @@ ENVIRONMENT: Final = {
     # stderr belongs to our own bars and remarks; of transformers, errors are enough.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # A panic of a library in Rust is told as an error of ours.
+    "RUST_BACKTRACE": "0",
 }
 """Variables set before torch and transformers are imported, where the user has not decided otherwise."""
 

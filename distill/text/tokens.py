@@ -20,7 +20,7 @@ from distill.text.answers import answers
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_sealed, write_sealed
 from minitron.measure.records import Broken, Record, Source, records
-from minitron.measure.text import BrokenRecordError, Renderer, end_of_text, token_ids
+from minitron.measure.text import BrokenRecordError, Renderer, encoded, end_of_text, token_ids
 from minitron.model.identity import file_hashes
 
 AT_ONCE: Final = 2**20
@@ -158,7 +158,7 @@ def _first_characters(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[i
             "this tokenizer does not say where its tokens stand, so assistant tokens cannot be identified; drop "
             "--assistant-only."
         )
-    told = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    told = encoded(tokenizer, text, return_offsets_mapping=True)
     assert list(told["input_ids"]) == ids
     # Never back: a token without characters of its own stands where the one before it does.
     return list(accumulate((start for start, _ in told["offset_mapping"]), max))

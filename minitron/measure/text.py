@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
+from minitron.foreign import told, why
 from minitron.measure.records import Broken, Record, Source, no_text, records
 from minitron.measure.rendering import BrokenRecordError, Renderer
 
@@ -128,10 +129,23 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text, none added; raises BrokenRecordError for what is no Unicode text."""
+    return list(encoded(tokenizer, text)["input_ids"])
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> Mapping[str, Any]:
+    """What the tokenizer says of a text, no token added; `more` is what it is asked for beside the tokens.
+
+    Raises BrokenRecordError for what is no Unicode text, and where the tokenizer gives up on it: its patterns may need
+    more steps than they are allowed for a text."""
     if flaw := no_text(text):
         raise BrokenRecordError(flaw)
-    # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    try:
+        with told("a tokenizer cannot read a text", "give another"):
+            # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
+            found: Mapping[str, Any] = tokenizer(text, add_special_tokens=False, verbose=False, **more)
+    except MinitronError as error:
+        raise BrokenRecordError(f"is refused by the tokenizer ({why(error.__cause__ or error)})") from error
+    return found
 
 
-__all__ = ["LARGE", "BrokenRecordError", "Renderer", "documents", "end_of_text", "token_blocks", "token_ids"]
+__all__ = ["LARGE", "BrokenRecordError", "Renderer", "documents", "encoded", "end_of_text", "token_blocks", "token_ids"]

@@ -30,6 +30,7 @@ from minitron.model.finite import require_finite
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.tensor_map import held, memory_name, tied_names
+from minitron.model.text_growth import require_bounded, require_bounded_file
 
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which a tokenizer has one."""
@@ -190,6 +191,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if file.name in _TOKENIZERS or file.name.startswith(("tokenizer", "special_tokens_map", "added_tokens")):
             require_file(file)
             refuse_pointer(file)
+    require_bounded_file(folder)
     spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
     config = None if spec is None else transformers_config(folder, spec)
     remedy = "copy the tokenizer files of the original model into it"
@@ -205,6 +207,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 f"the tokenizer in {folder} is Python code of the model's own (auto_map), which Minitron never runs; "
                 "choose a model whose tokenizer transformers has itself."
             ) from None
+    require_bounded(tokenizer, folder)
     with told(f"the tokenizer in {folder} does not work", remedy):
         _try_out(tokenizer)
     return tokenizer
