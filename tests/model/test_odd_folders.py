@@ -191,7 +191,6 @@ def tokenizer_file(old: str, new: str) -> Change:
 
 TOKENIZER_CASES: dict[str, Change] = {
     "no tokens": replaced("tokenizer.json", "{}"),
-    "half of it": replaced("tokenizer.json", '{"version": "1.0", "tr'),
     "a list of settings": replaced("tokenizer_config.json", "[]"),
     "a length that is a text": tokenizer_config(model_max_length="long"),
     "a class that does not fit its vocabulary": tokenizer_config(tokenizer_class="BertTokenizer"),
@@ -199,6 +198,12 @@ TOKENIZER_CASES: dict[str, Change] = {
     "half of a pair": tokenizer_file('"<pad>"', '"\\ud800"'),
     "a template in another encoding": lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
 }
+
+
+def test_half_a_tokenizer_is_refused_by_its_name(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "tr')
+    with pytest.raises(MinitronError, match=r"tokenizer\.json is not valid JSON"):
+        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("case", TOKENIZER_CASES)
