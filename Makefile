@@ -12,7 +12,11 @@ JOBS ?= auto
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs-tables clean
+# How many damaged inputs are tried, and which; ONLY runs one of them again and shows what it was.
+N ?= 1000
+SEED ?= 0
+
+.PHONY: help demo test fuzz check format docs-tables clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +26,9 @@ demo: $(INSTALLED) ## Compress the built-in model to a budget, distil it, compar
 
 test: $(INSTALLED) ## Run the tests, offline, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+fuzz: $(INSTALLED) ## Try N=1000 damaged inputs of SEED=0: one clear sentence for each
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(N) --seed $(SEED) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
 
 check: $(INSTALLED) ## Check the format, the style, the types and the import law
 	$(BIN)/ruff format --check .

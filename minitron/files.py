@@ -133,7 +133,7 @@ def refuse_existing(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ())
     destroy one of `inputs`, the working directory or the user's home."""
     place = resolved(path)
     for source in inputs:
-        if source.exists() and source.resolve().is_relative_to(place):
+        if source.exists() and resolved(source).is_relative_to(place):
             raise MinitronError(f"{path} is or holds the input {source}; choose another output.")
     if path.is_dir() and any(inside.is_relative_to(place) for inside in (Path.cwd(), Path.home())):
         raise MinitronError(f"{path} contains the current or the home folder; choose another output.")

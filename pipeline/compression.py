@@ -10,6 +10,7 @@ from distill.recipe import Recipe
 from distill.run.distillation import Precision
 from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError, require_known
+from minitron.locks import resolved
 from minitron.measure.options import EvaluationOptions
 from pipeline.cutting import Cutting
 from pipeline.planning import Planning
@@ -84,8 +85,8 @@ class Compression:
                 "--offload is for models larger than memory, but candidates are measured in memory; "
                 "add --evaluate 0 or drop --offload."
             )
-        texts = {path.resolve() for path in (self.calibration_text, self.data)}
-        if self.heldout is not None and self.heldout.resolve() in texts:
+        texts = {resolved(path) for path in (self.calibration_text, self.data)}
+        if self.heldout is not None and resolved(self.heldout) in texts:
             raise MinitronError(
                 f"{self.heldout} is both a training and a held-out text; give another file for --text, or drop it."
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError
 from minitron.files import refuse_existing, scratch, sole
+from minitron.locks import resolved
 from minitron.model.identity import require_weights
 from minitron.progress import Note, Progress, no_note, silent
 from pipeline.cutting import Cutting
@@ -168,7 +169,7 @@ def _scored_in_bf16(request: Pruning, progress: Progress) -> Cut:
     """Cut by scores of a quantised checkpoint, which need it in bf16: a copy of it stands beside the output for the
     while."""
     with scratch(request.output) as between:
-        whole = between / request.model.resolve().name
+        whole = between / resolved(request.model).name
         prune(Pruning(request.model, whole, dequantise=True), progress=progress)
         return prune(replace(request, model=whole, dequantise=False), progress=progress)
 

@@ -18,6 +18,7 @@ from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
 from minitron.files import refuse_existing
+from minitron.locks import resolved
 from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
@@ -51,7 +52,7 @@ class Request:
         for path in (asked.output, beside(asked.output, self.recipe)):
             ours = work.has_written(asked.output) or work.has_written(path)
             refuse_existing(path, overwrite=asked.overwrite or ours, inputs=self.inputs)
-        if student.resolve() == teacher.resolve():
+        if resolved(student) == resolved(teacher):
             raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
         require_plain(student, teacher)
         for folder in (student, teacher):

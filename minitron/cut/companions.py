@@ -9,6 +9,7 @@ from typing import Final
 
 from minitron.errors import MinitronError
 from minitron.files import refuse_pointer
+from minitron.locks import resolved
 from minitron.model.quantised.methods import COMPANIONS
 from minitron.model.weight_files import SUFFIXES, names_in
 
@@ -57,7 +58,7 @@ def _left_behind(name: str) -> bool:
 def require_own(file: Path) -> None:
     """Raise MinitronError where a file of a folder is a link to one outside it; the hub's cache keeps what its
     snapshots hold in the folder `blobs` beside them."""
-    folder, target = file.parent.resolve(), file.resolve()
+    folder, target = resolved(file.parent), resolved(file)
     places = [folder]
     if folder.parent.name == "snapshots":
         places.append(folder.parent.parent / "blobs")

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import MinitronError
+from minitron.locks import resolved
 
 Results = dict[str, dict[str, float]]
 """Task -> metric -> value, such as {"piqa": {"acc": 0.68, "acc_stderr": 0.047}}."""
@@ -49,7 +50,7 @@ class Benchmarks:
         )
         results: Results = {}
         for task in self.tasks:
-            path = Path(task).resolve()
+            path = resolved(Path(task))
             try:
                 with contextlib.chdir(path.parent) if _is_file(task) else contextlib.nullcontext():
                     answer = harness.evaluator.simple_evaluate(

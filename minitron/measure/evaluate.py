@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from minitron.cut.companions import RECORD
 from minitron.errors import MinitronError
 from minitron.files import read_json
+from minitron.locks import resolved
 from minitron.measure.benchmarks import Benchmarks, Results
 from minitron.measure.options import EvaluationOptions
 from minitron.measure.quality import Quality, Teacher, measure_quality
@@ -149,7 +150,7 @@ def _time(
 def _load_or_reuse(
     folder: Path, against: Path | None, teacher: Teacher | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    if teacher is not None and against is not None and folder.resolve() == against.resolve():
+    if teacher is not None and against is not None and resolved(folder) == resolved(against):
         return teacher.model
     return load_model(folder, dtype=dtype, device=device)
 

@@ -43,11 +43,14 @@ def decode(pieces: Pieces, shape: tuple[int, ...]) -> Tensor | None:
     kept = {name: piece for name, piece in pieces.items() if name not in BESIDE and name != _FACTOR}
     for names, read in _READERS.items():
         if names <= kept.keys() and not kept.keys() - names - _OPTIONAL:
-            found = read(kept, shape)
-            if found is None or tuple(found.shape) != shape:
-                continue
-            if factor is not None:
-                found = found * factor.float()
+            try:
+                found = read(kept, shape)
+                if found is None or tuple(found.shape) != shape:
+                    continue
+                if factor is not None:
+                    found = found * factor.float()
+            except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError):
+                continue  # shapes or dtypes that are not those of the layout
             return found.to(torch.bfloat16)
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minitron.errors import MinitronError
+from minitron.locks import resolved
 from minitron.model.hub import HubName, fetch_config, fetch_model, parse_name
 from minitron.model.weight_files import cached_name, is_complete, notes, what_it_is
 from minitron.progress import Note, Progress, no_note, silent
@@ -62,7 +63,7 @@ def title(model: Path) -> str:
         return name.repo.rpartition("/")[2]
     if model.name == "config.json":
         model = model.parent
-    place = model.expanduser().resolve()
+    place = resolved(model.expanduser())
     if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
         return cached_name(place.parent.parent).rpartition("/")[2]
     return place.name.removesuffix(".json")

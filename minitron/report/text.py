@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from minitron.locks import resolved
 from minitron.memory.footprint_lines import TITLES
 from minitron.model.sources import title
 from minitron.units import format_bytes, format_parameters
@@ -32,10 +33,10 @@ def model_name(model: str) -> str:
     """What a model is called: of a path its last part, without `config.json` and the ending."""
     path = Path(model)
     if path.name == "config.json":
-        path = path.resolve().parent if path.parent == Path() else path.parent
+        path = resolved(path).parent if path.parent == Path() else path.parent
     if path.parent.name == "snapshots":
         return title(path)
-    return (path.name.removesuffix(".json") or path.resolve().name) if model else "the model"
+    return (path.name.removesuffix(".json") or resolved(path).name) if model else "the model"
 
 
 def line_label(name: str) -> str:
