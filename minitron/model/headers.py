@@ -119,7 +119,10 @@ def header_length(start: bytes, file: Path | str) -> int:
         raise MinitronError(f"{file} is truncated: its header is cut off; download or copy it again.")
     length: int = struct.unpack("<Q", start[:8])[0]
     if length > LONGEST:
-        raise MinitronError(f"{file} is no safetensors file: it does not begin like one; download or copy it again.")
+        raise MinitronError(
+            f"{file} is no safetensors file: by its first bytes its header has {length:,} bytes, and safetensors reads "
+            f"{LONGEST:,} at most; download or copy it again."
+        )
     return length
 
 
