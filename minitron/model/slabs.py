@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SLAB_BYTES: Final = 2**24
+SLAB_BYTES: Final = 2**23
 """The bytes of a slab: of this size the C library gives the memory of the last one to the next, which a processor's
 caches may hold, and a matrix multiplies as fast as a whole tensor."""
 
