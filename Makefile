@@ -12,11 +12,11 @@ JOBS ?= auto
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-# How many damaged inputs are tried, and which; ONLY runs one of them again and shows what it was.
+# How many damaged inputs or kills are tried, and which; ONLY runs one damaged input again and shows what it was.
 N ?= 1000
 SEED ?= 0
 
-.PHONY: help demo test fuzz check format docs-tables clean
+.PHONY: help demo test fuzz kills check format docs-tables clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## Run the tests, offline, on all cores
 
 fuzz: $(INSTALLED) ## Try N=1000 damaged inputs of SEED=0: one clear sentence for each
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(N) --seed $(SEED) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
+
+kills: $(INSTALLED) ## Kill commands before N=1000 changes of the file system, run them again and compare
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills $(N) $(SEED)
 
 check: $(INSTALLED) ## Check the format, the style, the types and the import law
 	$(BIN)/ruff format --check .

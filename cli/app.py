@@ -48,6 +48,8 @@ ENVIRONMENT: Final = {
     "TRANSFORMERS_VERBOSITY": "error",
     # A panic of a library in Rust is told as an error of ours.
     "RUST_BACKTRACE": "0",
+    # Tensors are read when they have their turn: those read ahead of a merge of many would be in memory twice.
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
 }
 """Variables set before torch and transformers are imported, where the user has not decided otherwise."""
 

@@ -14,8 +14,9 @@ from cli.invocation import command_line
 from cli.option_groups import takes
 from cli.options import JsonOption, ModelArgument, OverwriteOption, ScoresOption
 from cli.planning import PLANNING
+from minitron.cut.plan import beside
 from minitron.errors import MinitronError, NothingFits
-from minitron.files import refuse_existing
+from minitron.files import refuse_existing, sole
 from minitron.units import format_parameters
 from pipeline.planned import Planned, save_part
 from pipeline.planned import plan as planned
@@ -66,15 +67,16 @@ def command(
             raise MinitronError("--solve writes nothing; drop -o, --html and --markdown.")
         _solve(model, planning, solve, as_json=as_json)
         return
-    for path in outputs:
-        refuse_existing(path, overwrite=overwrite)
-    found = _plan(model, planning, scores, as_json=as_json)
-    document = found.document(command_line()) if outputs or as_json else {}
-    if output is not None:
-        found.save(output, document, overwrite=overwrite)
-    for name, part in (("report.html", html), ("report.md", markdown)):
-        if part is not None:
-            save_part(document, name, part, overwrite=overwrite)
+    with sole(*outputs, *(beside(path) for path in outputs if path.suffix == ".json")):
+        for path in outputs:
+            refuse_existing(path, overwrite=overwrite)
+        found = _plan(model, planning, scores, as_json=as_json)
+        document = found.document(command_line()) if outputs or as_json else {}
+        if output is not None:
+            found.save(output, document, overwrite=overwrite)
+        for name, part in (("report.html", html), ("report.md", markdown)):
+            if part is not None:
+                save_part(document, name, part, overwrite=overwrite)
     if as_json:
         show.document(document)
         return

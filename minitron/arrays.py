@@ -11,8 +11,33 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.errors import MinitronError
+
 _DTYPES: Final = {"float64": "F64", "float32": "F32"}
 """numpy's name of a dtype -> safetensors'."""
+
+
+class StoredArray:
+    """Numbers in a file, in a row: read when a slice of them is asked for.
+
+    The file is not mapped, because one that becomes shorter while it is would end the process."""
+
+    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+        self._size = path.stat().st_size // self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: slice) -> NDArray[Any]:
+        """[N] numbers, in memory of their own.  Raises MinitronError where the file has become shorter."""
+        start, stop, _ = place.indices(self._size)
+        count = max(0, stop - start)
+        with self.path.open("rb") as file:
+            found: NDArray[Any] = np.fromfile(file, self.dtype, count, offset=start * self.dtype.itemsize)
+        if len(found) < count:
+            raise MinitronError(f"{self.path} became shorter while it was read; remove its folder and run again.")
+        return found
 
 
 def store(array: NDArray[Any], folder: Path | None, name: str) -> NDArray[Any]:

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.locks import held, holds, locked, resolved
+from minitron.locks import held, holds, lock_of, locked, resolved
 
 
 def write_text(path: Path, text: str) -> None:
@@ -199,6 +199,14 @@ def sole(*paths: Path, first: bool = True) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
         yield
+
+
+def tidy(path: Path) -> None:
+    """Remove what killed runs left beside an output that is only read, unless another process writes it."""
+    path = resolved(path)
+    if lock_of(path).exists():
+        with suppress(MinitronError), sole(path):
+            pass
 
 
 def remove(path: Path) -> None:

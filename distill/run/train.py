@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.processes import Processes
@@ -95,7 +96,7 @@ def distill(
 
 
 def _read(request: Request, work: Work, processes: Processes) -> Text:
-    """The text as tokens in the working folder; one process makes them, the others map the same files."""
+    """The text as tokens in the working folder; one process makes them, the others read the same files."""
     asked, recipe = request.asked, request.recipe
 
     def read() -> Text:
@@ -116,7 +117,7 @@ def _read(request: Request, work: Work, processes: Processes) -> Text:
             require_sound(work.tokens / f"{number}")
         text = read()
         for folder in (asked.student, asked.teacher):
-            require_embeddings(folder, text.validation, *(part.tokens.ids for part in text.parts))
+            require_embeddings(folder, text.validation, np.array([part.tokens.highest for part in text.parts]))
     processes.wait()
     return read() if text is None else text
 

@@ -30,12 +30,17 @@ from minitron.errors import MinitronError
 from minitron.files import is_leftover, new_file, read_json, write_json, write_tensors
 from minitron.measure import quality
 from minitron.model.families.logits import LogitMap
+from minitron.model.headers import Header, read_headers
 from minitron.model.output_layer import OutputLayer, widened
+from minitron.model.slabs import read_rows
 from minitron.progress import Progress, silent
 from minitron.run_folder import without_stamps
 
 ABOUT: Final = "about.json"
 HELDOUT: Final = "heldout.safetensors"
+
+_TOLD: Final = "minitron"
+"""The key, in a file's metadata, of what it says of itself."""
 
 SHARD_TOKENS: Final = 2**18
 """Tokens of a shard: with twelve kept of each it takes 24 MiB."""
@@ -65,7 +70,7 @@ class TeacherCache:
             write_json(path, wanted)
         self.vocab = int(wanted["vocab_size"])
         """Tokens of the vocabulary that were looked at; the others are padding."""
-        self._open: dict[Path, dict[str, Tensor]] = {}
+        self._open: dict[Path, dict[str, Header]] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -116,9 +121,9 @@ class TeacherCache:
         """What was kept of the sequences (part, number), for all of their tokens in a row: [S * T, K] each."""
         found: dict[str, list[Tensor]] = {name: [] for name in DTYPES}
         for part, number in places:
-            shard = self._load(self._shard(part, number - number % self._run))
+            shard, row = self._shard(part, number - number % self._run), number % self._run
             for name, rows in found.items():
-                rows.append(shard[name][number % self._run])
+                rows.append(read_rows(self._headers(shard)[name], row, row + 1)[0])
         whole = {name: torch.cat(rows) for name, rows in found.items()}
         weights = whole["weights"].float()
         # Rounded to sixteen bits they no longer add up to one.
@@ -127,16 +132,16 @@ class TeacherCache:
 
     def answers(self, device: torch.device) -> Answers:
         """The teacher's answers to the held-out text."""
-        tensors = self._load(self.folder / HELDOUT)
-        with _opened(self.folder / HELDOUT) as file:
-            mapped = LogitMap(**json.loads((file.metadata() or {}).get("logits", "{}")))
+        path = self.folder / HELDOUT
+        tensors = {name: read_rows(header) for name, header in self._headers(path).items()}
+        mapped = LogitMap(**_told(path)["logits"])
         return Answers(self.text.validation, tensors["states"], tensors["head"].to(device), mapped)
 
     @property
     def start(self) -> dict[str, Any]:
         """What was measured of the teacher when it was there."""
-        with _opened(self.folder / HELDOUT) as file:
-            return dict(json.loads(file.metadata()["start"]))
+        self._headers(self.folder / HELDOUT)
+        return dict(_told(self.folder / HELDOUT)["start"])
 
     @property
     def _run(self) -> int:
@@ -155,9 +160,11 @@ class TeacherCache:
             if not self._shard(number, first).is_file()
         ]
 
-    def _save(self, path: Path, tensors: dict[str, Tensor], **more: str) -> None:
+    def _save(self, path: Path, tensors: dict[str, Tensor], **told: Any) -> None:
+        # Under one key: safetensors writes several in any order, and the same cache would have other bytes.
+        about = json.dumps(told | {"sha256": _checksum(tensors, told)})
         with new_file(path) as partial:
-            write_tensors(partial, tensors, {"sha256": _checksum(tensors)} | more)
+            write_tensors(partial, tensors, {_TOLD: about})
 
     def _save_heldout(self, teacher: quality.Answers, start: Mapping[str, Any], batch_size: int) -> None:
         blocks = self.text.validation
@@ -167,17 +174,17 @@ class TeacherCache:
         ]
         tensors = {"states": torch.cat(states).contiguous()}
         tensors["head"] = teacher.head.matrix.detach().cpu().contiguous()
-        told = {"start": json.dumps(dict(start)), "logits": json.dumps(asdict(teacher.head.map))}
-        self._save(self.folder / HELDOUT, tensors, **told)
+        self._save(self.folder / HELDOUT, tensors, start=dict(start), logits=asdict(teacher.head.map))
 
-    def _load(self, path: Path) -> dict[str, Tensor]:
-        """A file's tensors, mapped; the first time their checksum is taken."""
+    def _headers(self, path: Path) -> dict[str, Header]:
+        """A file's tensors, where they lie in it; the first time their checksum is taken.  They are read when they are
+        needed, and not mapped: a file that becomes shorter would end the process."""
         if path not in self._open:
-            with _opened(path) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                if _checksum(tensors) != (file.metadata() or {}).get("sha256"):
-                    raise MinitronError(f"{path} is damaged (its checksum differs); remove it and cache it again.")
-            self._open[path] = tensors
+            told, headers = _told(path), read_headers(path)
+            wanted = told.pop("sha256", None)
+            if _checksum({name: read_rows(header) for name, header in headers.items()}, told) != wanted:
+                raise MinitronError(f"{path} is damaged (its checksum differs); remove it and cache it again.")
+            self._open[path] = headers
         return self._open[path]
 
 
@@ -229,15 +236,18 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _opened(path: Path) -> Any:
+def _told(path: Path) -> dict[str, Any]:
+    """What a file says of itself beside its tensors."""
     try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "pt", backend="pread") as file:
+            found = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
+            return found if isinstance(found, dict) else {}
+    except (SafetensorError, OSError, ValueError) as error:
         raise MinitronError(f"{path} cannot be read ({error}); remove it and cache it again.") from None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from distill.teacher.loading import Teacher, known_spec, load_teacher, require_p
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
-from minitron.files import read_json, sole
+from minitron.files import read_json, sole, tidy
 from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
 from minitron.measure.records import text_hash
@@ -113,7 +114,9 @@ class TeacherSource:
             "validation_sequences": recipe.validation_sequences,
         }
         if processes.is_first:
-            TeacherCache(self.cache, text, about)
+            tidy(self.cache)
+            with nullcontext() if (self.cache / ABOUT).is_file() else sole(self.cache):
+                TeacherCache(self.cache, text, about)
         processes.wait()
         cache = TeacherCache(self.cache, text, about)
         complete, missing = cache.is_complete, cache.missing

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distill.text.answers import answers
+from minitron.arrays import StoredArray
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_sealed, write_sealed
 from minitron.measure.records import Broken, Record, Source, records
@@ -33,10 +34,10 @@ ABOUT: Final = "about.json"
 class Tokens:
     """All tokens of a source, every record followed by the end-of-text token."""
 
-    ids: NDArray[np.int32]
+    ids: NDArray[np.int32] | StoredArray
     """[N]."""
 
-    counted: NDArray[np.bool_] | None
+    counted: NDArray[np.bool_] | StoredArray | None
     """[N]: what the student is to learn to say; None is all of it."""
 
     broken: int
@@ -44,6 +45,12 @@ class Tokens:
 
     named: tuple[str, ...]
     """The first of those."""
+
+    @property
+    def highest(self) -> int:
+        """The highest id; -1 where there is none."""
+        parts = (self.ids[start : start + AT_ONCE] for start in range(0, len(self.ids), AT_ONCE))
+        return max((int(part.max()) for part in parts), default=-1)
 
 
 def tokenise(
@@ -54,7 +61,8 @@ def tokenise(
     assistant_only: bool = False,
     most_broken: int = 10,
 ) -> Tokens:
-    """The tokens of a source; given a folder they are mapped from files in it, and not made again where it is there.
+    """The tokens of a source; given a folder they are kept in files in it, read when they are needed, and not made
+    again where it is there.
 
     Conversations go through the tokenizer's chat template; `assistant_only` counts what the assistant says and the end
     of its turn.  Raises MinitronError where there is no chat template."""
@@ -94,13 +102,8 @@ def require_sound(folder: Path) -> None:
 def _mapped(folder: Path) -> Tokens:
     about = read_sealed(folder / ABOUT)
 
-    def load(name: str, dtype: type) -> NDArray[np.generic]:
-        path = folder / name
-        # An empty file cannot be mapped.
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-
-    counted = load("counted", np.bool_) if about["assistant_only"] else None
-    return Tokens(load("ids", np.int32), counted, about["broken"], tuple(about["named"]))  # type: ignore[arg-type]
+    counted = StoredArray(folder / "counted", np.bool_) if about["assistant_only"] else None
+    return Tokens(StoredArray(folder / "ids", np.int32), counted, about["broken"], tuple(about["named"]))
 
 
 Run = tuple[list[int], list[bool]]

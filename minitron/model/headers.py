@@ -197,11 +197,12 @@ def _same_numbers(one: Header, other: Header, when: tuple[int, ...]) -> bool:
 @contextmanager
 def open_tensors(file: Path, library: Literal["pt", "np"] = "pt") -> Iterator[Any]:
     """A safetensors file whose headers were read, open to read tensors from: all that read weights or scores do so
-    here.  Raises MinitronError where the library does not read it."""
+    here.  They are not mapped: a file that became shorter then would end the process.  Raises MinitronError where the
+    library does not read it."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, library) as stream:
+        with safe_open(file, library, backend="pread") as stream:
             yield stream
     except SafetensorError as error:
         raise MinitronError(f"{file} is no readable safetensors file ({error}); download or copy it again.") from None

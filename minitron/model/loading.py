@@ -1,7 +1,8 @@
 """transformers models and tokenizers from a checkpoint folder, whole or not at all."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,9 @@ from minitron.model.configs import (
 )
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.finite import require_finite
+from minitron.model.headers import Header
 from minitron.model.layerwise import LayerwiseModel
+from minitron.model.slabs import read_rows
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.tensor_map import held, memory_name, tied_names
 from minitron.model.text_growth import require_bounded, require_bounded_file
@@ -68,22 +71,27 @@ def load_model(
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
     would fill such a weight at random and go on.  So it does for a model without an output layer."""
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
-    _require_generation_config(folder)
+    generation = _generation_config(folder)
     if spec is not None:
         require_head(spec, folder)
         checkpoint.check(spec)
     if spec is not None and spec.is_inside:
-        return _language_model(folder, spec, dtype, device or default_device())
-    config = transformers_config(folder, spec)
-    with refusals(CORRECT_IT.format(folder)):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+        model = _language_model(folder, spec, dtype, device or default_device())
+        model.generation_config = generation or model.generation_config
+        return model
+    config, failures = transformers_config(folder, spec), list[MinitronError]()
+    with refusals(CORRECT_IT.format(folder)), _first_of(failures):
+        with torch.device("meta"), no_init_weights():
+            architecture = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        # Read by us: transformers would map the files, and one that became shorter then would end the process.
+        model, info = architecture.from_pretrained(
+            None,
             config=config,
+            state_dict={
+                header.stored or name: _Stored(header, failures) for name, header in checkpoint.headers.items()
+            },
             dtype=dtype,
             output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,  # told of below, by name
             key_mapping=None if spec is None else _renamed(spec, checkpoint),
         )
@@ -101,20 +109,47 @@ def load_model(
             )
     for name, tensor in model.state_dict().items():
         require_finite(folder, name, tensor)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    model.generation_config = generation or model.generation_config
     model.requires_grad_(False)
     return model.to(device or default_device()).eval()
 
 
-def _require_generation_config(folder: Path) -> None:
-    """Raise MinitronError where there is a generation_config.json that transformers does not read: it would blame
-    config.json for it."""
+def _generation_config(folder: Path) -> GenerationConfig | None:
+    """What generation_config.json says, where there is one.  Raises MinitronError where transformers does not read it:
+    it would blame config.json for it."""
     file = folder / GENERATION
     if not file.exists() and not file.is_symlink():
-        return
+        return None
     if not isinstance(read_json(file), dict):
         raise MinitronError(f"{file} holds no JSON object; copy it again or remove it.")
     with told(f"transformers cannot read {file}", "correct or remove it"):
-        GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+class _Stored:
+    """A tensor in a file, which transformers reads when it comes to it."""
+
+    def __init__(self, header: Header, failures: list[MinitronError]) -> None:
+        """What keeps it from being read is added to `failures`: transformers wraps it in words of its own."""
+        self._header, self._failures = header, failures
+
+    def __getitem__(self, place: Any) -> Tensor:
+        try:
+            return read_rows(self._header)[place]
+        except MinitronError as error:
+            self._failures.append(error)
+            raise
+
+
+@contextmanager
+def _first_of(failures: list[MinitronError]) -> Iterator[None]:
+    """Raise the first of what was added to `failures` while the block ran, in the place of what it raised."""
+    try:
+        yield
+    finally:
+        if failures:
+            raise failures[0] from None
 
 
 def _renamed(spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, str]:
@@ -133,8 +168,6 @@ def _language_model(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: t
     """The language model of a larger model, whose class transformers would fill at random from such a folder."""
     source = LayerwiseModel(folder, spec, dtype=dtype, device=device)
     source.load(lambda name: None)
-    if (folder / GENERATION).is_file():
-        source.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return source.model
 
 

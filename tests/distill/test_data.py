@@ -46,12 +46,12 @@ def test_of_a_conversation_the_assistants_words_count(tokenizer: PreTrainedToken
     path = write_rows(tmp_path / "talk.jsonl", [{"messages": TALK}, {"text": "not said by anyone"}])
     found = tokenise(tokenizer, Source(str(path)), tmp_path / "tokens", assistant_only=True)
     assert found.counted is not None
-    said = tokenizer.decode(found.ids[found.counted].tolist())
+    said = tokenizer.decode(found.ids[:][found.counted[:]].tolist())
     assert said == "A red apple.</s>Bread and salt.</s></s>"
     everything = tokenise(tokenizer, Source(str(path)), None)
-    assert everything.counted is None and everything.ids.tolist() == found.ids.tolist()
+    assert everything.counted is None and everything.ids[:].tolist() == found.ids[:].tolist()
     again = tokenise(tokenizer, Source("absent"), tmp_path / "tokens", assistant_only=True)
-    assert again.ids.tolist() == found.ids.tolist()
+    assert again.ids[:].tolist() == found.ids[:].tolist()
 
 
 def test_a_conversation_without_a_chat_template_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_templates_are_shown_tools_calls_and_reasoning(tokenizer: PreTrainedToke
         ],
     }
     found = tokenise(tokenizer, source_of(tmp_path, [row]), None)
-    assert tokenizer.decode(found.ids.tolist()) == (
+    assert tokenizer.decode(found.ids[:].tolist()) == (
         '[tool weather]user: Rain?;assistant: <weather {"city": "Oslo"}>;tool: dry;assistant: dry means no.No.;</s>'
     )
 
