@@ -5,16 +5,14 @@ Shape letters: N tokens of all records.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from distill.text.answers import answers
 from minitron.arrays import StoredArray
@@ -145,23 +143,27 @@ def _record(renderer: Renderer, record: Record, assistant_only: bool) -> Run:
         ids = token_ids(renderer.tokenizer, renderer.text(record))
         return ids, [not assistant_only] * len(ids)
     text, spans = answers(renderer, record)
-    ids = token_ids(renderer.tokenizer, text)
-    counted = [False] * len(ids)
-    starts = _first_characters(renderer.tokenizer, text, ids)
-    for start, stop in spans:
-        first, last = bisect_left(starts, start), bisect_left(starts, stop)
-        counted[first:last] = [True] * (last - first)
-    return ids, counted
-
-
-def _first_characters(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """The character with which each token of a text begins."""
-    if not tokenizer.is_fast:
+    told = encoded(renderer.tokenizer, text)
+    if not renderer.tokenizer.is_fast:
         raise MinitronError(
             "this tokenizer does not say where its tokens stand, so assistant tokens cannot be identified; drop "
             "--assistant-only."
         )
-    told = encoded(tokenizer, text, return_offsets_mapping=True)
-    assert list(told["input_ids"]) == ids
-    # Never back: a token without characters of its own stands where the one before it does.
-    return list(accumulate((start for start, _ in told["offset_mapping"]), max))
+    ids = list(told["input_ids"])
+    counted = [False] * len(ids)
+    for start, stop in spans:
+        first, last = _token_from(told, start, len(text)), _token_from(told, stop, len(text))
+        counted[first:last] = [True] * (last - first)
+    return ids, counted
+
+
+def _token_from(told: BatchEncoding, character: int, length: int) -> int:
+    """The first token that begins with a character of a text of that length or later; how many there are, where none
+    does."""
+    # Characters that no token has, such as spaces that are dropped, are passed over.
+    found = (told.char_to_token(place) for place in range(character, length))
+    token = next((one for one in found if one is not None), None)
+    if token is None:
+        return len(told["input_ids"])
+    begins: int = told.token_to_chars(token).start
+    return int(token) + int(begins < character)

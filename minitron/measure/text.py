@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
 from minitron.foreign import told, why
@@ -14,7 +14,7 @@ from minitron.measure.rendering import BrokenRecordError, Renderer
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 LARGE: Final = 2**23
 """Characters above which a few samples are read from places spread over a text instead of from all of its tokens: a
@@ -132,8 +132,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(encoded(tokenizer, text)["input_ids"])
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> Mapping[str, Any]:
-    """What the tokenizer says of a text, no token added; `more` is what it is asked for beside the tokens.
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
+    """What the tokenizer says of a text, no token added.
 
     Raises BrokenRecordError for what is no Unicode text, and where the tokenizer gives up on it: its patterns may need
     more steps than they are allowed for a text."""
@@ -142,7 +142,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str, **more: Any) -> Mappi
     try:
         with told("a tokenizer cannot read a text", "give another"):
             # verbose=False: a text longer than the model's context is no mistake here, it is cut into blocks.
-            found: Mapping[str, Any] = tokenizer(text, add_special_tokens=False, verbose=False, **more)
+            found: BatchEncoding = tokenizer(text, add_special_tokens=False, verbose=False)
     except MinitronError as error:
         raise BrokenRecordError(f"is refused by the tokenizer ({why(error.__cause__ or error)})") from error
     return found
