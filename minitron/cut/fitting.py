@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
-from minitron.cut.selection import Keep, axes_at, norm_groups, places
+from minitron.cut.selection import Keep, axes_at, factors_of, places
 from minitron.errors import MinitronError
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
@@ -62,16 +62,16 @@ def _fits(chosen: Cut, spec: ModelSpec, target: ModelSpec, axis: str) -> bool:
     return chosen.shape == shape and int(chosen.max()) < size
 
 
-def require_factors(spec: ModelSpec, gains: Mapping[str, tuple[float, ...]]) -> None:
-    """Raise MinitronError for factors of what is no norm of the model."""
-    groups = {one.name: norm_groups(spec, one.rule) for one in spec.expected() if one.rule.norm is not None}
+def require_factors(
+    spec: ModelSpec, layers: tuple[int, ...], keep: Keep, gains: Mapping[str, tuple[float, ...]]
+) -> None:
+    """Raise MinitronError unless there are factors for every norm that averages over fewer channels, and no others."""
+    wanted = factors_of(spec, layers, keep) if keep else {}
     for name, factors in gains.items():
-        if (
-            len(factors) not in (1, groups.get(name, 0))
-            or name not in groups
-            or not all(math.isfinite(factor) for factor in factors)
-        ):
-            raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm of this model; {_AGAIN}.")
+        if len(factors) != wanted.get(name) or not all(math.isfinite(factor) for factor in factors):
+            raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm that it cuts; {_AGAIN}.")
+    if missing := sorted(wanted.keys() - gains.keys()):
+        raise MinitronError(f"the plan has no gains of {missing[0]}, which it cuts; {_AGAIN}.")
 
 
 def require_folds(spec: ModelSpec, target: ModelSpec, folds: Mapping[str, NDArray[Any]]) -> None:

@@ -89,7 +89,7 @@ class Plan:
         require_layers(spec, self.layers)
         target = self.target(spec)
         require_cuts(spec, target, self.layers, self.keep)
-        require_factors(spec, self.gains)
+        require_factors(spec, self.layers, self.keep, self.gains)
         require_folds(spec, target, self.folds)
 
     def target(self, spec: ModelSpec) -> ModelSpec:

@@ -17,6 +17,7 @@ from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.spec import ModelSpec
+from minitron.model.tensors import Expected
 
 Keep = Mapping[Key, Cut]
 """(axis, layer) -> kept indices [kept], or [expert, kept] for an axis inside each expert, or a basis.  The layer is
@@ -219,23 +220,41 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
     sqrt(hidden), all that a norm after a block writes is scaled like the embedding, by sqrt(kept / size): the norms
     that read the stream do not see it.  So is the gain of a norm whose output the model divides by sqrt(size)."""
     found: dict[str, tuple[float, ...]] = {}
+    for tensor, chosen in _norms_cut(spec, keep, layers):
+        rule, size = tensor.rule, tensor.shape[-1]
+        assert rule.norm is not None
+        if isinstance(chosen, Basis):
+            share = scores.directions.share(STREAM, chosen.kept)
+            root = np.sqrt(chosen.kept / size) if rule.norm.over_root else 1.0
+            found[tensor.name] = (float(np.sqrt(size / chosen.kept * share) * root),)
+        else:
+            factors = _factors(scores.energy.get(tensor.name, np.ones(size)), chosen, norm_groups(spec, rule))
+            follows = rule.norm.over_root or (rule.norm.role == "after" and spec.family.scales_stream(spec.told))
+            scale = np.sqrt(len(chosen) / size) if follows else 1.0
+            found[tensor.name] = tuple(float(factor * scale) for factor in factors)
+    return found
+
+
+def factors_of(spec: ModelSpec, layers: tuple[int, ...], keep: Keep) -> dict[str, int]:
+    """Norm gain's name -> how many factors `gains` gives it."""
+    return {
+        tensor.name: 1 if isinstance(chosen, Basis) else norm_groups(spec, tensor.rule)
+        for tensor, chosen in _norms_cut(spec, keep, layers)
+    }
+
+
+def _norms_cut(spec: ModelSpec, keep: Keep, layers: tuple[int, ...]) -> Iterator[tuple[Expected, Cut]]:
+    """(norm gain, the basis or the rows that stay of it) of every norm that averages over fewer channels."""
     for tensor in spec.expected():
         rule = tensor.rule
         layer = layer_of(spec, tensor.index)
         if rule.norm is None or (layer is not None and layer < len(spec.layers) and layer not in layers):
             continue
-        size = tensor.shape[-1]
         chosen = keep.get(STREAM) if reads_stream(rule) else None
         if isinstance(chosen, Basis):
-            share = scores.directions.share(STREAM, chosen.kept)
-            root = np.sqrt(chosen.kept / size) if rule.norm.over_root else 1.0
-            found[tensor.name] = (float(np.sqrt(size / chosen.kept * share) * root),)
-        elif len(kept := kept_rows(spec, keep, rule.dims[-1], layer)) < size:
-            factors = _factors(scores.energy.get(tensor.name, np.ones(size)), kept, norm_groups(spec, rule))
-            follows = rule.norm.over_root or (rule.norm.role == "after" and spec.family.scales_stream(spec.told))
-            scale = np.sqrt(len(kept) / size) if follows else 1.0
-            found[tensor.name] = tuple(float(factor * scale) for factor in factors)
-    return found
+            yield tensor, chosen
+        elif len(kept := kept_rows(spec, keep, rule.dims[-1], layer)) < tensor.shape[-1]:
+            yield tensor, kept
 
 
 def _factors(energy: NDArray[np.float64], kept: Indices, groups: int) -> tuple[float, ...]:
@@ -263,6 +282,7 @@ __all__ = [
     "Keep",
     "axes_at",
     "choose",
+    "factors_of",
     "gains",
     "kept_rows",
     "layer_of",

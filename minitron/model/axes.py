@@ -19,7 +19,7 @@ from minitron.errors import MinitronError
 Config = Mapping[str, Any]
 
 
-LARGEST: Final = 2**24
+LARGEST: Final = 2**18
 """The largest size of an axis unless its row says otherwise: what is larger is a mistake, and would take all memory or
 days before it showed."""
 
@@ -245,7 +245,6 @@ def _shared_out(config: Config) -> int:
 
 _ROTARY: Final = "rotary embeddings pair the channels of a head by position"
 _ATTENTION_KERNELS: Final = "attention kernels are built for 64, 128 and 256"
-_TENSOR_CORES: Final = "full tensor-core tiles"
 
 _ROWS: Final = (
     Axis(
@@ -253,7 +252,7 @@ _ROWS: Final = (
         "layers",
         ("num_hidden_layers",),
         aliases=("depth",),
-        largest=10_000,
+        largest=512,
         step=Step(1, 1, 1 / 6, "62 -> 52 layers ended 6.6 points below 62 -> 56 in Nemotron Nano 2's ablation"),
     ),
     Axis(
@@ -262,7 +261,14 @@ _ROWS: Final = (
         ("hidden_size",),
         step=Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles; a cut affects all layers"),
     ),
-    Axis(VOCAB, "vocabulary", ("vocab_size",), split="padded", fixed="the tokenizer uses all of its ids"),
+    Axis(
+        VOCAB,
+        "vocabulary",
+        ("vocab_size",),
+        split="padded",
+        fixed="the tokenizer uses all of its ids",
+        largest=2**24,
+    ),
     Axis(
         "ffn",
         "FFN",
@@ -340,7 +346,7 @@ _ROWS: Final = (
         EXPERT,
         "experts",
         ("num_experts",),
-        largest=2**16,
+        largest=2**14,
         least_key="num_experts_per_tok",
         step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts are redundant"),
     ),
@@ -357,7 +363,7 @@ _ROWS: Final = (
         "shared_ffn",
         "shared FFN",
         ("shared_expert_intermediate_size",),
-        step=Step(128, 8, 0.5, _TENSOR_CORES),
+        step=Step(128, 8, 0.5, "full tensor-core tiles"),
         scored_at_input=True,
         estimator="surgeon",
         split="even",

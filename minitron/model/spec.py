@@ -32,6 +32,10 @@ DEPTH: Final = AXES[LAYER].keys[0]
 """How the number of layers is named among sizes."""
 
 
+MOST_TENSORS: Final = 2**20
+"""What a checkpoint of ours may hold: the largest published ones have a tenth of it."""
+
+
 @dataclass(frozen=True)
 class ModelSpec(Sizes):
     """A model as data."""
@@ -95,6 +99,11 @@ class ModelSpec(Sizes):
             places.append(("mtp", {"mtp_last": len(self.mtp_layers) - 1}))
         if PROJECTOR in self.rules:
             places.append((PROJECTOR, {}))
+        if self._num_tensors > MOST_TENSORS:
+            raise MinitronError(
+                f"config.json describes a model of {self._num_tensors:,} tensors; Minitron reads at most "
+                f"{MOST_TENSORS:,}; correct its layers or experts."
+            )
         for kind, index in places:
             sizes = self.at(kind, self.sizes)
             for rule in self.rules[kind]:
@@ -102,6 +111,16 @@ class ModelSpec(Sizes):
                 for expert in range(sizes[EXPERT]) if EXPERT in rule.pattern.axes else (None,):
                     full = index if expert is None else index | {EXPERT: expert}
                     yield Expected(rule.pattern.format(full), shape, kind, rule, full)
+
+    @cached_property
+    def _num_tensors(self) -> int:
+        """How many tensors the layers hold."""
+        experts = {kind: self.at(kind, self.sizes).get(EXPERT, 1) for kind in self.rules}
+        each = {
+            kind: sum(experts[kind] if EXPERT in rule.pattern.axes else 1 for rule in self.rules[kind])
+            for kind in self.rules
+        }
+        return sum(count * each[kind] for kind, count in self.kind_counts().items())
 
     def find(self, name: str) -> tuple[Rule, dict[str, int]]:
         """The rule that names a tensor and the indices in its name; raises MinitronError where no rule does."""

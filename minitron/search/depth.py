@@ -86,7 +86,12 @@ def _kind(spec: ModelSpec, name: str) -> str:
 
 def is_attention(spec: ModelSpec, layer: int) -> bool:
     """Whether a layer keeps keys and values."""
-    cache = spec.cache(spec.layers[layer])
+    return has_attention(spec, spec.layers[layer])
+
+
+def has_attention(spec: ModelSpec, kind: str) -> bool:
+    """Whether layers of a kind keep keys and values."""
+    cache = spec.cache(kind)
     return cache is not None and bool(cache.keys_values)
 
 
@@ -328,8 +333,8 @@ class _Dropper:
         left = counts - gone
         if left.total() - self.excess(left) < fewest:
             return False
-        touched = sum(is_attention(self.spec, layer) for layer in block)
-        if touched and sum(is_attention(self.spec, layer) for layer in self.kept) - touched < self.floor:
+        attention = [kind for kind in counts if has_attention(self.spec, kind)]
+        if any(kind in gone for kind in attention) and sum(left[kind] for kind in attention) < self.floor:
             return False
         return all(left[kind] >= self.bounds[kind][0] for kind in gone)
 

@@ -67,7 +67,11 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "does not say what it keeps of ffn in layer",
     ),
     "a larger size": (lambda plan: plan["sizes"].update(intermediate_size=57), "57, more than the model's 56"),
-    "gains of nothing": (lambda plan: plan["gains"].update({"x": [1.0]}), "gains of x are not those of a norm"),
+    "gains of nothing": (
+        lambda plan: plan["gains"].update({"x": [1.0]}),
+        "gains of x are not those of a norm that it cuts",
+    ),
+    "a gain left out": (lambda plan: plan["gains"].pop(next(iter(plan["gains"]))), "has no gains of .*norm"),
     "gains that are not finite": (
         lambda plan: plan["gains"].update({next(iter(plan["gains"])): [float("nan")]}),
         "are not those of a norm",
