@@ -95,6 +95,8 @@ def _spread(
                 block, made = [], made + 1
             if at >= record.length:
                 break
+        if made == samples:
+            return
         passed += record.length
 
 
