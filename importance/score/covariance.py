@@ -117,6 +117,9 @@ def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
 def _squares(weight: Tensor) -> Tensor:
     """[..., H] -> [H], float64: the sum of squares over all but the last."""
     rows = weight.flatten(0, -2)
-    # In parts: of a layer's experts a copy in fp32 takes twice the layer.
-    parts = torch.split(rows, max(1, PART // rows.shape[-1]))
-    return torch.stack([part.float().square().sum(0, dtype=torch.float64) for part in parts]).sum(0)
+    total = torch.zeros(rows.shape[-1], dtype=torch.float64, device=rows.device)
+    # In parts: of a layer's experts a copy in fp32 takes twice the layer.  No part's sum is kept: it would lie in the
+    # room that the copy left, and the next copy would find none large enough.
+    for part in torch.split(rows, max(1, PART // rows.shape[-1])):
+        total += part.float().square_().sum(0, dtype=torch.float64)
+    return total
