@@ -121,5 +121,5 @@ def _squares(weight: Tensor) -> Tensor:
     # In parts: of a layer's experts a copy in fp32 takes twice the layer.  No part's sum is kept: it would lie in the
     # room that the copy left, and the next copy would find none large enough.
     for part in torch.split(rows, max(1, PART // rows.shape[-1])):
-        total += part.float().square_().sum(0, dtype=torch.float64)
+        total += part.float().square().sum(0, dtype=torch.float64)
     return total
