@@ -1,6 +1,7 @@
 """`minitron prune` of a checkpoint of Nemotron-Nano-9B-v2's shapes beside `cp -r`: time and memory.
 
     python benchmarks/prune.py --work runs/prune --config Nemotron-Nano-9B-v2.json [--gib 8] [--repeats 3]
+                              [--cut selection|rotation]
 
 Makes a checkpoint with random weights of at most --gib GiB, with as many of the model's first layers as that holds.
 MLP channels and Mamba heads are cut by selection, the residual stream by rotation.  Every measured run begins with the
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ ALLOWED = 2**29
 """What may come on top of the largest tensor."""
 
 _MINITRON = "from cli.app import main; main()"
-_IMPORTS = "import torch, transformers, minitron.cut.prune; torch.zeros(1)"
+_IMPORTS = "import torch, minitron.cut.prune, minitron.model.loading; torch.zeros(1)"
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,12 @@ def cold(folder: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measured(model: Path, work: Path, plans: Mapping[str, Path], repeats: int) -> dict[str, list[Run]]:
+def measured(model: Path, work: Path, plan: Path, repeats: int) -> dict[str, list[Run]]:
     """`repeats` runs of each kind, one kind after the other."""
     output = work / "out"
     copy = ["sh", "-c", 'cp -r "$1" "$2" && sync "$2"/*', "sh", str(model), str(output)]
-    commands = {"`cp -r`, `sync`": copy}
-    for name, plan in plans.items():
-        commands[name] = [sys.executable, "-c", _MINITRON, "prune", str(model), "--plan", str(plan), "-o", str(output)]
+    cut = [sys.executable, "-c", _MINITRON, "prune", str(model), "--plan", str(plan), "-o", str(output)]
+    commands = {"`cp -r`, `sync`": copy, "`minitron prune`": cut}
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(repeats):
         for name, command in commands.items():
@@ -165,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True, help="config.json of the model whose shapes are taken")
+    parser.add_argument("--cut", choices=list(CUTS), default="selection")
     parser.add_argument("--gib", type=float, default=8.0, help="size of the checkpoint; the whole model has 16.6")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--state", default="busy", help="what is said of the machine")
@@ -176,59 +177,63 @@ def main() -> None:
         document = read_json(options.config)
         make(model, small(document.get("config", document), options.gib * 2**30))
     spec, checkpoint = read_spec(model), Checkpoint(model)
-    plans: dict[str, Callable[[ModelSpec], Plan]] = {"selection": selection, "rotation": rotation}
-    paths = {name: options.work / f"{name}.json" for name in plans}
-    for name, make_one in plans.items():
-        make_one(spec).save(paths[name], overwrite=True)
+    plan = options.work / f"{options.cut}.json"
+    CUTS[options.cut](spec).save(plan, overwrite=True)
     base = watched([sys.executable, "-c", _IMPORTS])
-    found = measured(model, options.work, paths, options.repeats)
-    kept = int(KEPT * spec.sizes["hidden"]) // 64 * 64
-    plain = matmul_speed(spec.sizes["hidden"], kept)
-    lines = section(spec, checkpoint, base, found, options.state, plain, operations(spec, kept))
+    found = measured(model, options.work, plan, options.repeats)
+    lines = section(spec, checkpoint, base, found, options.cut, options.state)
+    if options.cut == "rotation":
+        seconds = median(run.seconds for run in found["`minitron prune`"])
+        lines += arithmetic(spec, seconds)
     write_section(options.results, "\n".join(lines))
     print("\n".join(lines))
 
 
 def section(
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
-    base: Run,
-    found: Mapping[str, list[Run]],
-    state: str,
-    plain: float,
-    work: float,
+    spec: ModelSpec, checkpoint: Checkpoint, base: Run, found: Mapping[str, list[Run]], cut: str, state: str
 ) -> list[str]:
     """The lines for RESULTS.md."""
     largest = max(header.num_bytes for header in checkpoint.headers.values())
     first = next(iter(found.values()))
     copied = median(run.seconds for run in first)
     rows = [
-        f"| {name} | {median(run.seconds for run in runs):.1f} | {min(run.seconds for run in runs):.1f} to "
-        f"{max(run.seconds for run in runs):.1f} | {median(run.seconds for run in runs) / copied:.2f} | "
+        f"| {name} | {median(run.seconds for run in runs):.1f} | "
+        f"{', '.join(f'{run.seconds:.1f}' for run in runs)} | {median(run.seconds for run in runs) / copied:.2f} | "
         f"{format_bytes(max(run.anonymous for run in runs))} | {format_bytes(max(run.mapped for run in runs))} |"
         for name, runs in found.items()
     ]
-    turned = median(run.seconds for run in found["rotation"])
+    what = {"selection": "the MLP channels and Mamba heads stay", "rotation": "the residual stream's directions stay"}
     return [
-        "## Pruning files (`benchmarks/prune.py`)",
+        f"## Pruning files: {cut} (`benchmarks/prune.py --cut {cut}`)",
         "",
         f"Nemotron-Nano-9B-v2's shapes, {len(spec.layers)} layers, random weights in bf16: "
-        f"{format_bytes(checkpoint.weight_bytes)}, the largest tensor {format_bytes(largest)}. {KEPT:.0%} of the MLP "
-        f"channels and Mamba heads stay (selection), or of the residual stream (rotation). Whole commands, imports "
-        f"included, {len(first)} runs of each taking turns, cold page cache, everything on the disk at the end; "
-        f"{torch.get_num_threads()} threads on a {state} machine.",
+        f"{format_bytes(checkpoint.weight_bytes)}, the largest tensor {format_bytes(largest)}. {KEPT:.0%} of "
+        f"{what[cut]}. Whole commands, imports included, taking turns, source out of the page cache, everything on the "
+        f"disk at the end; {torch.get_num_threads()} threads on a {state} machine.",
         "",
         "| | seconds, median | all runs | of `cp` | most anonymous memory | most mapped pages |",
         "|---|--:|--:|--:|--:|--:|",
         *rows,
         "",
-        f"With torch and transformers imported and nothing done a process has {format_bytes(base.anonymous)} of "
-        f"anonymous memory and {format_bytes(base.mapped)} of mapped pages, all of libraries. Allowance: the largest "
-        f"tensor + 512 MiB = {format_bytes(largest + ALLOWED)}. The rotation multiplies and adds {work / 1e12:.1f} * "
-        f"10^12 times: {work / turned / 1e9:.0f} GFLOP/s over the whole command, a plain fp32 product of 2,048 rows "
-        f"{plain:.0f} GFLOP/s.",
+        f"A process that has imported torch and transformers has {format_bytes(base.anonymous)} of anonymous memory "
+        f"and {format_bytes(base.mapped)} of mapped pages, those of libraries. Allowance: the largest "
+        f"tensor + 512 MiB = {format_bytes(largest + ALLOWED)}.",
         "",
     ]
+
+
+def arithmetic(spec: ModelSpec, seconds: float) -> list[str]:
+    """What is said of a rotation's products, made in a command that took so long."""
+    kept = int(KEPT * spec.sizes["hidden"]) // 64 * 64
+    plain, work = matmul_speed(spec.sizes["hidden"], kept), operations(spec, kept)
+    return [
+        f"The rotation multiplies and adds {work / 1e12:.1f} * 10^12 times in fp32: {work / seconds / 1e9:.0f} GFLOP/s "
+        f"over the whole command, {plain:.0f} GFLOP/s in a plain product of 2,048 rows on the same machine.",
+        "",
+    ]
+
+
+CUTS: Final[dict[str, Callable[[ModelSpec], Plan]]] = {"selection": selection, "rotation": rotation}
 
 
 if __name__ == "__main__":
