@@ -81,7 +81,7 @@ class Campaign:
         self._import()
         for name in commands or list(COMMANDS):
             prepare(name, self.inputs)
-            code = self._run(name, counts=True)
+            code = self.run(name, counts=True)
             if code != 0:
                 raise RuntimeError(f"{name} ended with {code} undisturbed: {self._told()}")
             self.whole[name] = _contents(self.inputs.sandbox)
@@ -112,10 +112,10 @@ class Campaign:
             prepare(kill.command, self.inputs)
             findings.tried[kill.command] += 1
             where = f"{kill.command}, killed before change {kill.number}{' torn' if kill.torn else ''} ({kill.change})"
-            died = self._run(kill.command, kill=kill)
+            died = self.run(kill.command, kill=kill)
             if died not in (-signal.SIGKILL, 0):
                 findings.violations.append(f"other exit codes: {where}: {died} before the kill: {self._told()}")
-            code = self._run(kill.command)
+            code = self.run(kill.command)
             told = self._told()
             done = code == 2 and "exists already" in told
             findings.codes[f"exit {code}{' (exists already)' if done else ''}"] += 1
@@ -145,7 +145,7 @@ class Campaign:
             load_model(Path(self.inputs.path(folder)))
             load_tokenizer(Path(self.inputs.path(folder)))
 
-    def _run(self, name: str, *, kill: Kill | None = None, counts: bool = False) -> int | None:
+    def run(self, name: str, *, kill: Kill | None = None, counts: bool = False) -> int | None:
         """Run a command in a process of its own: its exit code, below zero where a signal ended it; None where it did
         not end."""
         process = os.fork()
