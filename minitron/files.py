@@ -33,13 +33,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with its own checksum, in one step; `read_sealed` reads it."""
-    write_json(path, dict(value) | {_SEAL: _sealed(value)})
+    write_json(path, sealed(value))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The object that `write_sealed` wrote; raises MinitronError where there is none or a bit of it has changed."""
-    found = read_json(path)
-    if not isinstance(found, dict) or found.pop(_SEAL, None) != _sealed(found):
+    try:
+        found = unsealed(read_json(path))
+    except MinitronError:
+        if not path.is_file():
+            raise
+        found = None  # no JSON any more
+    if found is None:
         raise MinitronError(
             f"{path} is damaged or of another version of Minitron (its checksum differs); put a copy of it back, or "
             "pass --overwrite to start again."
@@ -50,7 +55,20 @@ def read_sealed(path: Path) -> dict[str, Any]:
 _SEAL: Final = "sha256"
 
 
-def _sealed(value: Mapping[str, Any]) -> str:
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum."""
+    return dict(value) | {_SEAL: _checksum(value)}
+
+
+def unsealed(found: Any) -> dict[str, Any] | None:
+    """The object of which `sealed` made `found`; None where it is another."""
+    if not isinstance(found, dict):
+        return None
+    value = {key: each for key, each in found.items() if key != _SEAL}
+    return value if found.get(_SEAL) == _checksum(value) else None
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -235,6 +253,27 @@ def scratch(path: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def shared_scratch(folder: Path) -> Iterator[Path]:
+    """A folder in `folder`, where several runs may have one, which is gone when the block ends; those of killed runs go
+    too."""
+    partial = partial_of(resolved(folder) / "minitron", os.getpid())
+    place = partial.with_name(partial.name + _SCRATCH)
+    kind = re.compile(rf"\.?(\.minitron\.partial-\d+\{_SCRATCH})(\.lock)?")
+    with locked(place):
+        found = {match[1] for each in place.parent.iterdir() if (match := kind.fullmatch(each.name)) is not None}
+        for other in (place.with_name(name) for name in found - {place.name}):
+            # One that cannot be locked is another living run's.
+            with suppress(MinitronError), locked(other):
+                if other.exists():
+                    shutil.rmtree(other)
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place)
 
 
 def _swap(partial: Path, path: Path) -> None:

@@ -19,6 +19,7 @@ from minitron.files import is_leftover, new_folder, read_json, remove, sole, wri
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.run_folder import Begun, RunFolder, part
+from pipeline.artefacts import missing, require_sound
 from pipeline.compression import (
     DEQUANTISED,
     DISTILLED,
@@ -102,11 +103,19 @@ def compress(
     companions(request.model)
     with sole(request.output):
         run, record = _open_run(request, overwrite=overwrite)
+        require_sound(request.output, record)
         request = _hold_out(_dequantised(request, progress))
+
+        def keep(*artefacts: str) -> None:
+            if missing(request.output, artefacts, record):
+                run.write(record)
+
+        keep(DEQUANTISED, TEXT)
         for number, (name, step) in enumerate(STEPS.items(), 1):
             artefact, function = step
             if (request.output / artefact).exists():
                 note(f"[{number}/{len(STEPS)}] {name}: already done, {artefact} is kept")
+                keep(*_parts(artefact))
                 continue
             note(f"[{number}/{len(STEPS)}] {name}")
             started = time.monotonic()
@@ -116,6 +125,7 @@ def compress(
                 run.write(record)
 
             function(request, done, progress, note)
+            keep(*_parts(artefact))
         _tidy(request.output)
         return Compressed(request.output, record["steps"], read_json(request.output / EVALUATION)["models"])
 
@@ -139,6 +149,13 @@ def _open_run(request: Compression, *, overwrite: bool) -> tuple[RunFolder, dict
     record = run.open(asked, key="asked", overwrite=overwrite, anew=overwrite, inputs=(request.model, *given))
     record.setdefault("steps", {})
     return run, record
+
+
+def _parts(artefact: str) -> tuple[str, ...]:
+    """The files and folders that an artefact is made of."""
+    from minitron.cut.plan import beside
+
+    return (artefact, beside(Path(artefact)).name) if artefact == PLAN else (artefact,)
 
 
 def _tidy(folder: Path) -> None:

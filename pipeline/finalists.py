@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from distill.recipe import Recipe
-from minitron.files import read_json, remove, write_json
+from minitron.files import read_sealed, remove, write_sealed
 from minitron.progress import Note, Progress
 from pipeline.compression import Compression
 
@@ -43,7 +43,7 @@ def race(
             note(f"finalist {number} of {len(candidates)}: {recipe.total_tokens:,} tokens")
             _distil(request, plan(candidate.sizes, candidate.kept), file, recipe, progress)
         remove(file.with_suffix(""))
-        found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_json(file))
+        found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_sealed(file))
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
     least = found[chosen]["kl_after"]
     for place, one in enumerate(found):
@@ -66,7 +66,7 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
 
     def done(result: DistillResult, partial: Path) -> None:
         found = {name: getattr(result, name) for name in ("kl_before", "kl_after", "perplexity_after")}
-        write_json(file, found)
+        write_sealed(file, found)
 
     asked = Distillation(
         student=pruned,

@@ -191,3 +191,20 @@ def test_json_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "nan.json", float("nan"))
     assert not (tmp_path / "nan.json").exists()
+
+
+def test_runs_share_a_scratch_folder_and_remove_what_killed_ones_left(tmp_path: Path) -> None:
+    script = HALF_A_FOLDER.replace("new_folder(Path(sys.argv[1]), overwrite=True)", "shared_scratch(Path(sys.argv[1]))")
+    script = script.replace("import new_folder", "import shared_scratch")
+    kill_in_the_middle(script, tmp_path)
+    (left,) = (name for name in names(tmp_path) if not name.endswith(".lock"))
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as living:
+        assert living.stdout is not None and living.stdout.readline() == "half\n"
+        with files.shared_scratch(tmp_path) as mine:
+            (mine / "states").write_text("states")
+        (other,) = (name for name in names(tmp_path) if not name.endswith(".lock"))
+        assert other != left and names(tmp_path / other) == ["half"]
+        living.kill()
+    with files.shared_scratch(tmp_path):
+        pass
+    assert names(tmp_path) == []

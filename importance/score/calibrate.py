@@ -2,12 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from importance.score.options import ScoringOptions
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import require_cuttable
 from minitron.errors import MinitronError
-from minitron.files import scratch
+from minitron.files import scratch, shared_scratch
 from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
 from minitron.model.backbone import backbone
@@ -58,6 +56,8 @@ def calibrate(
     started, options = time.monotonic(), options or ScoringOptions()
     find_estimator(options.estimator)
     require_plain(model_folder)
+    # Before they are read: other weights in their place during the run are found by whoever uses the scores.
+    weights = weights_of(model_folder)
     spec = read_spec(model_folder)
     require_cuttable(spec)
     blocks, _ = calibration_blocks(model_folder, data, options, held_back=held_back)
@@ -74,20 +74,14 @@ def calibrate(
         scores = score_model(model, spec, blocks, options, data=text, progress=progress)
     return replace(
         scores,
-        weights=weights_of(model_folder),
+        weights=weights,
         settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)},
     )
 
 
-@contextmanager
-def _between(folder: Path | None) -> Iterator[Path | None]:
+def _between(folder: Path | None) -> AbstractContextManager[Path | None]:
     """A folder in `folder` that is gone when the block ends: what is mapped from it stays readable."""
-    if folder is None:
-        yield None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix="minitron-") as made:
-        yield Path(made)
+    return nullcontext() if folder is None else shared_scratch(folder)
 
 
 def calibration_blocks(

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan
 from minitron.errors import MinitronError, NotFinite
+from minitron.files import sealed, unsealed
 from minitron.measure.quality import Quality, Teacher, measure_quality
 from minitron.model.spec import ModelSpec
 
@@ -180,16 +181,17 @@ class Store:
         self._found[key] = trial
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + json.dumps({"key": key} | trial.to_json()) + "\n")
+            file.write(("\n" if self._torn else "") + json.dumps(sealed({"key": key} | trial.to_json())) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._torn = False
 
 
 def _record(line: str) -> dict[str, Any] | None:
+    """What a line holds; None where it was cut off or a bit of it has changed: that candidate is measured again."""
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
+        found = unsealed(json.loads(line))
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(found, dict) and found.keys() == {"key", *(field.name for field in fields(Trial))}
     return found if whole else None

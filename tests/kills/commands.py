@@ -108,7 +108,7 @@ COMMANDS: Final[dict[str, Line]] = {
     "plan -o FOLDER": lambda inputs: _plan(inputs, "out"),
     "plan -o FILE": lambda inputs: _plan(inputs, "out.json"),
     "score": _score,
-    "score --offload": lambda inputs: _score(inputs, "--offload"),
+    "score --offload": lambda inputs: _score(inputs, "--offload", "--offload-folder", str(inputs.sandbox)),
     "prune": _prune,
     "prune --overwrite": lambda inputs: _prune(inputs, "--overwrite"),
     "distill": _plain,

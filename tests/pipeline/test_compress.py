@@ -1,6 +1,7 @@
 """The chain: from a text and a budget to a distilled checkpoint, killed anywhere and gone on with."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,28 @@ def test_contradictions_are_told_before_any_work(
     assert run([*arguments, *more]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_in_what_a_step_left_is_found(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(request: Any, *rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(pipeline.chain.STEPS, "distill", ("distilled", stop))
+        assert run(arguments) == 130
+    folder = tmp_path / "run"
+    for name in ("run.json", "scores.safetensors", "plan.json", "pruned/model.safetensors", "text/heldout.txt"):
+        whole = (folder / name).read_bytes()
+        half = len(whole) // 2
+        (folder / name).write_bytes(whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :])
+        capsys.readouterr()
+        assert run(arguments) == 2
+        assert f"{folder / name} is damaged" in capsys.readouterr().err
+        (folder / name).write_bytes(whole)
+    shutil.rmtree(folder / "pruned")  # as the message says, after which it is made again
+    with monkeypatch.context() as patch:
+        patch.setitem(pipeline.chain.STEPS, "distill", ("distilled", stop))
+        assert run(arguments) == 130
+    assert (folder / "pruned/model.safetensors").exists()
