@@ -39,8 +39,11 @@ _WALL_SECONDS: Final = 20 * SECONDS
 MEMORY: Final = 2**30
 """Bytes for one conversation, beside those that the process has."""
 
-LONGEST: Final = 2**26
-"""Characters of one conversation."""
+ADDED: Final = 2**20
+"""Characters that a template may write beside those of a conversation."""
+
+TIMES: Final = 16
+"""How often it may write these."""
 
 _MARKS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Where a template says itself what the assistant says."""
@@ -109,19 +112,20 @@ class Renderer:
 
     def _render(self, record: Record, messages: list[Message], prompt: bool, *, marked: bool) -> Rendered:
         job = {
+            **self.tokenizer.special_tokens_map,
+            **record.template,
             "chat_template": self._template(record),
             "conversations": [messages],
             "add_generation_prompt": prompt,
             "return_assistant_tokens_mask": marked,
-            **self.tokenizer.special_tokens_map,
-            **record.template,
         }
+        most = ADDED + TIMES * (record.length + len(str(record.template)))
         connection = self._started()
         try:
-            connection.send(job)
+            connection.send((job, most))
             if not connection.poll(_WALL_SECONDS):
                 raise EOFError
-            answer = json.loads(connection.recv_bytes(16 * LONGEST))
+            answer = json.loads(connection.recv_bytes())
         except RecursionError:
             raise BrokenRecordError("is nested too deeply for the chat template") from None
         except (EOFError, OSError):
@@ -164,13 +168,13 @@ def _serve(connection: Connection, other_end: Connection) -> NoReturn:
     _limit(resource.RLIMIT_AS, _size() + MEMORY)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            job = connection.recv()
+            job, most = connection.recv()
             _limit(resource.RLIMIT_CPU, int(_seconds()) + 1 + SECONDS)
-            connection.send_bytes(json.dumps(_answer(job)).encode("ascii"))
+            connection.send_bytes(json.dumps(_answer(job, most)).encode("ascii"))
     os._exit(0)
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
+def _answer(job: dict[str, Any], most: int) -> dict[str, Any]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -179,8 +183,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"refusal": f"it needs more than {format_bytes(MEMORY)}"}
     except Exception as error:  # noqa: BLE001 -- a template is a program, which may raise whatever there is
         return {"refusal": f"{error}"[:1000] or type(error).__name__}
-    if len(texts[0]) > LONGEST:
-        return {"refusal": f"it makes {len(texts[0]):,} characters of it, more than {LONGEST:,}"}
+    if len(texts[0]) > most:
+        return {"refusal": f"it makes {len(texts[0]):,} characters of it, more than {most:,}"}
     return {"text": texts[0], "answers": answers[0] if answers else []}
 
 

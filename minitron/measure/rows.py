@@ -142,6 +142,10 @@ def _first_line_is_json(file: Path) -> bool:
 
 def _first_line(file: Path) -> Any:
     """What the first line that is not empty says as JSON; None where it is none."""
+    with open_text(file) as stream:
+        start = stream.read(2**12).lstrip()
+    if start and start[0] not in "{[":
+        return None  # a text may be one line of gigabytes
     with open_text(file) as lines:
         while line := lines.readline(_LONGEST_LINE):
             if line.strip():

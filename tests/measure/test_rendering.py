@@ -86,6 +86,7 @@ BOMBS: Final = {
     "a filter": "{{ 'x' | center(10**10) }}",
     "doubled": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "long output": "{% for a in range(99999) %}{% for b in range(999) %}0123456789abcdef{% endfor %}{% endfor %}",
+    "some megabytes": "{% for a in range(999) %}{% for b in range(999) %}0123456789{% endfor %}{% endfor %}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "outside": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "not a template": "{% for %}",
@@ -99,7 +100,6 @@ def test_a_bomb_is_a_broken_record(
 ) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 1)
     monkeypatch.setattr(rendering, "MEMORY", 2**28)
-    monkeypatch.setattr(rendering, "LONGEST", 2**22)
     tokenizer.chat_template = (
         "{% if messages[0].content == 'Boom' %}" + BOMBS[name] + "{% endif %}{{ messages[0].content }}"
     )
