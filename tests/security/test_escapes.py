@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from cli import show
 from cli.app import run
+from distill.recipe import Recipe
+from distill.run.card import model_card
 from minitron.escapes import code, html, markdown, visible
 
 HOSTILE: Final = {
@@ -285,3 +288,24 @@ def test_a_report_of_a_hostile_folder(planned: Path) -> None:
     assert not unshown(told)
     outside = outside_code(re.sub(r"^~~~~.*?^~~~~|^```.*?^```", "", told, flags=re.DOTALL | re.MULTILINE))
     assert not re.search(r"(?<!\\)<", outside) and "://evil" not in re.sub(r"\\.", "", outside)
+
+
+def test_a_model_card_of_a_training(name: str, file_name: str, tmp_path: Path) -> None:
+    point = {"step": 1, "tokens": 64, "kl": 0.5, "perplexity": 9.0, "top1_agreement": 0.5, "tasks": {name: {name: 0.5}}}
+    result = SimpleNamespace(
+        recipe=Recipe(tokens=4096, tasks=(name,)),
+        curve=[point],
+        selected=point,
+        teacher_precision="bf16",
+        steps=1,
+        tokens=64,
+        perplexity_teacher=8.0,
+        drift=None,
+    )
+    source = {"data": {"name": name, "sha256": name, "weight": 0.5}}
+    told = model_card(tmp_path / file_name, tmp_path / file_name, source, cast("Any", result))
+    assert not unshown(told)
+    body = outside_code(told.split("---\n", 2)[2])
+    assert not re.search(r"(?<!\\)[<`]", body) and "://evil" not in re.sub(r"\\.", "", body)
+    for line in told.splitlines():
+        assert not line.startswith("|") or len(re.findall(r"(?<!\\)\|", line)) in (5, 6), line
