@@ -92,6 +92,8 @@ def load_model(
             },
             dtype=dtype,
             output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # told of below, by name
             key_mapping=None if spec is None else _renamed(spec, checkpoint),
         )
