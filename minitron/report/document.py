@@ -9,6 +9,7 @@ The document obeys report.schema.json beside this file.  The name of every numbe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron import __version__
 from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, sole, write_bytes, write_json, write_text
+from minitron.foreign import told
 from minitron.memory.budget import Budget
 from minitron.memory.curves import Curves, batch_curves, context_curves
 from minitron.memory.footprint_lines import FootprintLine, footprint_lines
@@ -129,10 +131,15 @@ def write_report(
 
 
 def require_report(folder: Path) -> dict[str, Any]:
-    """The document of a report folder; raises MinitronError where it holds none."""
-    document = read_json(folder / "report.json")
+    """The document of a report folder; raises MinitronError where it holds none, or one that no page can be made of."""
+    path = folder / "report.json"
+    document = read_json(path)
     if not isinstance(document, dict) or "candidates" not in document:
         raise MinitronError(f"{folder} holds no report; give a folder written by `minitron plan -o`.")
+    # The pages read all of it: what they fall over is what is damaged, and is told before training and not after it.
+    with told(f"{path} is damaged", "plan again with `minitron plan -o`"):
+        report_files(document)
+        json.dumps(document, allow_nan=False)
     return document
 
 

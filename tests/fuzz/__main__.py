@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from fuzz.campaign import cleaned, outcomes, sound_inputs, table, told
+from fuzz.cases import kind_of
 from fuzz.runner import run_case
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kind", default="", help="those of one kind alone")
     parser.add_argument("--only", type=int, default=None)
     asked = parser.parse_args()
 
@@ -29,7 +31,8 @@ def main() -> int:
         return int(bool(one.broken))
     began, found = time.monotonic(), []
     sound_inputs(place)
-    for one in outcomes(asked.seed, range(asked.cases), place, asked.jobs):
+    numbers = [n for n in range(asked.cases) if not asked.kind or kind_of(asked.seed, n) == asked.kind]
+    for one in outcomes(asked.seed, numbers, place, asked.jobs):
         found.append(one)
         if one.broken:
             print(told(one), flush=True)

@@ -64,7 +64,7 @@ class Kind:
 def make_case(seed: int, number: int, sound: Path, folder: Path) -> Case:
     """Write the inputs of a case into `folder`, which is its working directory, and give its command line."""
     rng = Random(f"{seed}:{number}")
-    name = rng.choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
+    name = _kind(rng)
     kind = KINDS[name]
     inputs = folder / INPUTS
     for made in (inputs, folder / OUTPUTS):
@@ -76,6 +76,15 @@ def make_case(seed: int, number: int, sound: Path, folder: Path) -> Case:
     what = kind.damaged(rng, inputs, copied)
     arguments = kind.commands(rng, inputs, copied)
     return Case(seed, number, name, what, tuple(arguments))
+
+
+def kind_of(seed: int, number: int) -> str:
+    """The kind of input of a case."""
+    return _kind(Random(f"{seed}:{number}"))
+
+
+def _kind(rng: Random) -> str:
+    return rng.choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
 
 
 def _damage(rng: Random, file: Path) -> str:
@@ -103,6 +112,18 @@ def _whole(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
     path = inputs / copied[-1]
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return _damage(rng, rng.choice(files))
+
+
+def _companion(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
+    """One file beside the usual ones, damaged."""
+    folder = inputs / copied[0]
+    usual = {path.name for path in (options.SOUND[0] / "llama").iterdir()}
+    files = sorted(path for path in folder.iterdir() if path.name not in usual)
+    chosen = rng.choice(files)
+    for other in files:
+        if other != chosen:
+            other.unlink()
+    return _damage(rng, chosen) if rng.random() < 0.9 else f"companions/{chosen.name}"
 
 
 def _index(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
@@ -181,7 +202,7 @@ def _nowhere(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
 def _output(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
     """What stands where the output goes."""
     out = inputs.parent / OUTPUTS
-    what = rng.choice(("a file", "a folder", "a link to itself", "a full folder", "a file above"))
+    what = rng.choice(("a file", "a folder", "a link to itself", "a full folder", "a file above", "a pipe"))
     for path in (out / "x", out / "x.json"):
         if what == "a file":
             path.write_text("x")
@@ -189,6 +210,8 @@ def _output(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
             path.mkdir()
         elif what == "a link to itself":
             path.symlink_to(path.name)
+        elif what == "a pipe":
+            os.mkfifo(path)
         elif what == "a full folder":
             path.mkdir()
             (path / "kept").write_text("x")
@@ -257,6 +280,15 @@ def _scored(rng: Random, inputs: Path, copied: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _reported(rng: Random, inputs: Path, copied: tuple[str, ...]) -> list[str]:
+    """A distillation whose curve goes into the report of the plan; the folder is an output, too."""
+    shutil.move(inputs / "report", inputs.parent / OUTPUTS / "x.report")
+    return [
+        *("distill", "in/student", "--teacher", "in/hybrid", "--data", "in/a.txt", "-o", "out/x", "--steps", "1"),
+        *("--report", "out/x.report", *corpus.TRAINING, *options.json_now_and_then(rng)),
+    ]
+
+
 def _recipe(rng: Random, inputs: Path, copied: tuple[str, ...]) -> list[str]:
     return [
         "distill",
@@ -283,7 +315,7 @@ def _optional(rng: Random, inputs: Path, copied: tuple[str, ...]) -> list[str]:
     return options.command_with_options(rng, what, f"in/{copied[0]}", inputs)
 
 
-ANY = ("hybrid", "llama", "sharded", "vision", "fp8", "blocks")
+ANY = ("hybrid", "llama", "sharded", "vision", "fp8", "blocks", *corpus.FAMILIES)
 
 KINDS: dict[str, Kind] = {
     "config.json": Kind(5, _models(*ANY), _one_of("config.json"), _reading),
@@ -292,6 +324,9 @@ KINDS: dict[str, Kind] = {
     ),
     "quantization_config": Kind(3, _models("llama", "hybrid", "fp8", "blocks"), _quantised, _reading),
     "weights": Kind(5, _models(*ANY), _weights, _reading),
+    "companion": Kind(2, _models("companions"), _companion, _reading),
+    "report": Kind(1, _with("hybrid", "student", "a.txt", "report"), _whole, _reported),
+    "student": Kind(1, lambda rng: ("student", "hybrid", "a.jsonl", "a.txt", "recipe.toml"), _one_of(), _recipe),
     "index": Kind(2, _models("sharded"), _index, _reading),
     "tokenizer": Kind(
         4,

@@ -96,6 +96,9 @@ tokens = "64"
 data = ["a.txt"]
 """
 
+FAMILIES = ("qwen3_moe", "gemma3_text", "deepseek_v3", "gpt_oss", "mamba2", "falcon_h1", "qwen3_next")
+"""Types of further models."""
+
 TRAINING = ("--sequence-length", "16", "--batch-tokens", "32", "--validation-sequences", "2")
 """What makes a distillation short."""
 
@@ -117,6 +120,9 @@ def make_corpus(folder: Path) -> Path:
     blocks = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
     quantise_folder(llama, folder / "blocks", _blocks, blocks)
     _write_texts(folder)
+    for kind in FAMILIES:
+        tiny_models.save_family(folder / kind, kind, **FAMILY_SIZES[kind][0])
+    _write_companions(llama, folder / "companions")
     (folder / "recipe.toml").write_text(RECIPE)
     _run("score", hybrid, "--data", folder / "a.txt", "-o", folder / "scores.safetensors", *SCORING)
     _run(
@@ -174,6 +180,25 @@ def _fp8(_: str, weight: Tensor) -> dict[str, Tensor]:
 def _blocks(_: str, weight: Tensor) -> dict[str, Tensor]:
     rows, columns = (-(-size // 16) for size in weight.shape)
     return {".weight": weight.to(torch.float8_e4m3fn), ".weight_scale_inv": torch.ones(rows, columns)}
+
+
+def _write_companions(source: Path, folder: Path) -> None:
+    """A folder with files that say beside config.json how it is quantised, that it is an adapter's, and what tokens
+    there are: every case has one of them, damaged."""
+    shutil.copytree(source, folder)
+    algorithm = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    files: dict[str, Any] = {
+        "hf_quant_config.json": {"producer": {"name": "modelopt"}, "quantization": algorithm},
+        "quantize_config.json": {"bits": 4, "group_size": 128, "desc_act": False},
+        "quant_config.json": {"zero_point": True, "q_group_size": 128, "w_bit": 4},
+        "special_tokens_map.json": {"eos_token": "</s>", "pad_token": {"content": "<pad>", "lstrip": False}},
+        "added_tokens.json": {"<new>": 300},
+        "adapter_config.json": {"base_model_name_or_path": "org/model", "peft_type": "LORA"},
+        "minitron.json": {"parameters": 1, "weight_bytes": 4},
+        "preprocessor_config.json": {"size": 1},
+    }
+    for name, document in files.items():
+        (folder / name).write_text(json.dumps(document))
 
 
 def _write_texts(folder: Path) -> None:

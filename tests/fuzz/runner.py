@@ -51,7 +51,7 @@ def run_case(seed: int, number: int, sound: Path, place: Path, *, keep: bool = F
     folder = place / f"case-{seed}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
     case = make_case(seed, number, sound, folder)
-    before = _snapshot(folder / INPUTS)
+    before, there = _snapshot(folder / INPUTS), _names(folder / OUTPUTS)
     arguments = [*case.arguments, "--debug"] if debug else list(case.arguments)
     for name in ("home", "tmp"):
         (folder / name).mkdir()
@@ -63,7 +63,7 @@ def run_case(seed: int, number: int, sound: Path, place: Path, *, keep: bool = F
     broken = [] if ended else ["hangs"]
     broken += _judged_exit(code, stderr) + _judged_text(code, stdout, stderr, arguments)
     broken += ["inputs changed"] if _snapshot(folder / INPUTS) != before else []
-    broken += _judged_output(folder, code, case)
+    broken += _judged_output(folder, code, there)
     if not keep:
         shutil.rmtree(folder)
     return Outcome(case, code, seconds, tuple(broken), stderr.decode("utf-8", "replace")[-4000:])
@@ -168,16 +168,18 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _judged_output(folder: Path, code: int, case: Case) -> list[str]:
-    """Nothing beside the output, nothing left behind, and no half of it."""
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _judged_output(folder: Path, code: int, there: set[str]) -> list[str]:
+    """Nothing beside the output, nothing left behind, and no half of it; `there` are the names that stood there."""
     expected = {INPUTS, OUTPUTS, "home", "tmp", "stdout", "stderr"}
     broken = ["wrote elsewhere"] if {path.name for path in folder.iterdir()} - expected else []
     if any((folder / "tmp").iterdir()):
         broken.append("left something in TMPDIR")
     out = folder / OUTPUTS
-    if not out.is_dir() or case.kind == "output":
-        return broken
-    names = {path.name for path in out.iterdir()}
+    names = _names(out) - there
     if any("partial" in name for name in names):
         broken.append("left something beside the output")
     made = {name for name in names if name.split(".")[0] in ("x", "out") and not name.endswith(".work")}

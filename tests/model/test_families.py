@@ -264,7 +264,7 @@ def test_a_width_that_follows_from_its_key_is_written_as_it_stands_once_it_is_cu
         model = AutoModelForCausalLM.from_config(theirs)
     assert sum(one.numel() for one in model.parameters()) == small.parameters().total
     assert not theirs.tie_word_embeddings
-    with pytest.raises(MinitronError, match="block_ffn_dim_multiplier is None; it must be a number"):
+    with pytest.raises(MinitronError, match="block_ffn_dim_multiplier is None; it must be a positive number"):
         spec_of(released | {"block_ffn_dim_multiplier": None}).sizes  # noqa: B018 (read for what it raises)
 
 

@@ -24,6 +24,7 @@ from minitron.model.families.decoders import (
     outside,
     routed_experts,
 )
+from minitron.model.families.factors import factor_of
 from minitron.model.families.family import Cache, Family, Rule
 from minitron.model.families.layer_lists import FULL, SLIDING, attention_types, keep_listed, layer_indices
 
@@ -68,9 +69,7 @@ def _width(config: Config, number: int) -> int:
     """What transformers makes of the number under the key: two thirds, times a factor, rounded up."""
     if not config.get("block_auto_adjust_ff_dim", True):
         return number
-    width, factor = int(2 * number / 3), config.get("block_ffn_dim_multiplier", 1.0)
-    if isinstance(factor, bool) or not isinstance(factor, int | float):
-        raise MinitronError(f"config.json: block_ffn_dim_multiplier is {factor!r}; it must be a number.")
+    width, factor = int(2 * number / 3), factor_of(config, "block_ffn_dim_multiplier", 1.0)
     unit = number_of(config, "block_multiple_of", 256, least=1)
     return unit * -(-int(factor * width) // unit)
 

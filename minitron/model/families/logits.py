@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron.errors import MinitronError
+from minitron.model.families.factors import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +43,9 @@ PLAIN: Final = LogitMap()
 """The products are the logits."""
 
 
+_NEED: Final = "logits need"
+
+
 @dataclass(frozen=True)
 class Logits:
     """The config keys of a family's LogitMap; empty for what its models do not have."""
@@ -65,18 +67,12 @@ class Logits:
     def read(self, value: Callable[[str], Any]) -> LogitMap:
         """The map of a config, of which `value` says what stands under a key; raises MinitronError for what is no
         positive number."""
-        factor = _positive(self.factor, value(self.factor)) if self.factor else 1.0
+        factor = positive(self.factor, value(self.factor), _NEED) if self.factor else 1.0
         if self.divisor:
-            factor /= _positive(self.divisor, value(self.divisor))
+            factor /= positive(self.divisor, value(self.divisor), _NEED)
         capped = bool(self.cap) and value(self.cap) is not None
-        return LogitMap(factor, _positive(self.cap, value(self.cap)) if capped else None)
+        return LogitMap(factor, positive(self.cap, value(self.cap), _NEED) if capped else None)
 
 
 PRODUCTS: Final = Logits()
 """Those of most families: no key, so that products are logits."""
-
-
-def _positive(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
-        raise MinitronError(f"config.json: {key} is {value!r}; logits need a positive number there.")
-    return float(value)

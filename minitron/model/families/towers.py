@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Final
 
 from minitron.errors import MinitronError
+from minitron.foreign import why
 from minitron.model.axes import Config, whole
 from minitron.model.dims import axes_of, numel, parse
 
@@ -39,8 +40,14 @@ class Tower:
         """What an expression in the tower's keys comes to."""
         said = {**self.defaults, **{key: value for key, value in config.items() if value is not None}}
         dim = parse(expression)
-        sizes = {word: self._size(word, said) for word in axes_of(dim)}
-        return int(numel(dim, sizes))
+        try:
+            sizes = {word: self._size(word, said) for word in axes_of(dim)}
+            return int(numel(dim, sizes))
+        # Much of what a tower's size follows from is of no fixed kind: a list, a ratio, a pair.
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise MinitronError(
+                f"config.json: the config of what sees or hears says no size of it ({why(error)}); correct it."
+            ) from None
 
     def _size(self, word: str, said: Sub) -> int:
         if word in self.derived:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from minitron.model.axes import Config, whole
+from minitron.model.families.factors import factor_of
 from minitron.model.families.family import Rule
 from minitron.model.families.towers import object_under, tower_of
 from minitron.model.families.wrapping import AROUND, Size, Wrapper
@@ -111,7 +112,7 @@ def _omni_sees(config: Config) -> int:
     frames = config.get("video_temporal_patch_size", 2)
     tower, own = tower_of(config, VISION, "radio")
     width = _OMNI_VISION(config)
-    read = width * int(1 / config.get("downsample_ratio", 0.5)) ** 2
+    read = width * int(1 / factor_of(config, "downsample_ratio", 0.5)) ** 2
     predicts = (config.get("text_config") or config.get("llm_config") or {}).get("num_nextn_predict_layers")
     # The tower's last norm stands in models with a multi-token-prediction block alone.
     last = 2 * width if predicts else 0
