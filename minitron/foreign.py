@@ -7,8 +7,10 @@ of that means that the file is not what it should be.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from minitron.errors import MinitronError
 
@@ -35,6 +37,25 @@ def told(what: str, remedy: str) -> Iterator[None]:
         if not is_panic(error):
             raise
         raise MinitronError(f"{what} ({why(error)}); {remedy}.") from error
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """What libraries in Rust and C print in the block, past Python, goes nowhere: it would stand among the results,
+    with names from a file as they are."""
+    with ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nothing)
+        for number in (1, 2):
+            with suppress(OSError):  # closed by whoever started us
+                kept = os.dup(number)
+                stack.callback(os.close, kept)
+                stack.callback(os.dup2, kept, number)
+                os.dup2(nothing, number)
+        yield
 
 
 def is_panic(error: BaseException) -> bool:

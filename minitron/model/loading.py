@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_pointer, require_file
-from minitron.foreign import told
+from minitron.foreign import silenced, told
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import (
     CHOOSE_OTHERS,
@@ -230,7 +230,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     spec = spec_if_known(folder) if (folder / "config.json").is_file() else None
     config = None if spec is None else transformers_config(folder, spec)
     remedy = "copy the tokenizer files of the original model into it"
-    with told(f"the tokenizer in {folder} cannot be read", remedy):
+    with told(f"the tokenizer in {folder} cannot be read", remedy), silenced():
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, config=config, local_files_only=True, trust_remote_code=False

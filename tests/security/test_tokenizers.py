@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 from tokenizers import normalizers
+from transformers import AutoTokenizer
 
 from distill.text.tokens import tokenise
 from minitron.errors import MinitronError
@@ -128,3 +129,17 @@ def test_padding_in_the_file_makes_no_tokens(folder: Path) -> None:
     padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
     put(folder, "padding", padding | {"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"})
     assert len(load_tokenizer(folder)("Anna sees", add_special_tokens=False)["input_ids"]) < 10
+
+
+def test_what_the_library_prints_of_a_file_stands_among_no_results(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It writes past Python, with names from the file as they are."""
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    put(folder, "added_tokens", [tokens[0] | {"bogus\x1b[31m": 1}, *tokens[1:]])
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    assert "\x1b" in "".join(capfd.readouterr())
+    load_tokenizer(folder)
+    assert "".join(capfd.readouterr()) == ""
+    print("heard again", flush=True)
+    assert capfd.readouterr().out == "heard again\n"
