@@ -14,7 +14,6 @@ from cli.invocation import command_line
 from cli.option_groups import takes
 from cli.options import JsonOption, ModelArgument, OverwriteOption, ScoresOption
 from cli.planning import PLANNING
-from minitron.cut.plan import beside
 from minitron.errors import MinitronError, NothingFits
 from minitron.files import refuse_existing, sole
 from minitron.units import format_parameters
@@ -67,6 +66,8 @@ def command(
             raise MinitronError("--solve writes nothing; drop -o, --html and --markdown.")
         _solve(model, planning, solve, as_json=as_json)
         return
+    from minitron.cut.plan import beside
+
     with sole(*outputs, *(beside(path) for path in outputs if path.suffix == ".json")):
         for path in outputs:
             refuse_existing(path, overwrite=overwrite)

@@ -64,8 +64,10 @@ def calibrate(
     dtype, text = DTYPES[options.dtype], Source(str(data)).fingerprint()
     if options.offload:
         source = LayerwiseModel(model_folder, spec, dtype=dtype, device=find_device(device))
-        between = options.offload_folder
-        with _between(between) as folder, _between(between) if output is None else scratch(output) as large:
+        with (
+            _between(options.offload_folder) as folder,
+            nullcontext(folder) if output is None else scratch(output) as large,
+        ):
             scores = score_layerwise(
                 source, blocks, options, data=text, folder=folder, moments_folder=large, progress=progress
             )

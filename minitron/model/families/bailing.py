@@ -92,8 +92,8 @@ _DELTA_AXES: Final = (
     Axis(
         "delta_head",
         "linear attention's heads",
-        ("linear_num_heads", "num_attention_heads"),
-        default=32,
+        ("linear_num_heads",),
+        default=lambda config: number_of(config, "num_attention_heads", 32),
         split="even",
     ),
     Axis(
