@@ -21,7 +21,7 @@ UNSUPPORTED: Final[dict[str, str]] = {
     "longcat_flash": "two layers of attention in one layer, and experts that have no tensors",
     "mimo_v2_flash": "layers in a sliding window with other numbers of KV heads, and a window one token longer than "
     "the config says",
-    "minimax_m3_vl": "an indexer of groups of keys",
+    **dict.fromkeys(("minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"), "an indexer of groups of keys"),
     "qwen3_vl_moe": "experts whose inputs and outputs change places between the file and memory",
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
