@@ -73,7 +73,7 @@ def sparse_words(config: Config, *, dense: int = 1) -> str:
     if given is None:
         return "-" * min(dense, count) + "E" * (count - dense)
     letters = {"dense": "-", "sparse": "E"}
-    if not isinstance(given, list | tuple) or len(given) != count or any(word not in letters for word in given):
+    if not isinstance(given, list | tuple) or len(given) != count or any(word not in tuple(letters) for word in given):
         raise MinitronError(
             f"config.json: mlp_layer_types does not say dense or sparse for each of the {count} layers; correct it."
         )

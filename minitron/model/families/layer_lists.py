@@ -46,7 +46,7 @@ def keep_listed(config: dict[str, Any], kept: tuple[int, ...]) -> None:
             config[key] = [config[key][layer] for layer in kept]
     for key in INDICES:
         if isinstance(config.get(key), list):
-            named = set(config[key])
+            named = layer_indices(config, key)
             config[key] = [new for new, layer in enumerate(kept) if layer in named]
     if "num_hidden_layers" in config:
         config["num_hidden_layers"] = len(kept)

@@ -39,8 +39,9 @@ def read_words(config: Config, key: str) -> str:
     words = config[key]
     if not isinstance(words, list | tuple):
         raise MinitronError(f"config.json: {key} is not a list of layer kinds; correct it.")
-    if unknown := [word for word in words if word not in WORDS]:
-        raise MinitronError(f"config.json: {key} has the layer kind {unknown[0]!r}; known are {', '.join(WORDS)}.")
+    # Compared one by one: a word may be anything, also what no table can be asked for.
+    if unknown := [word for word in words if word not in tuple(WORDS)]:
+        raise MinitronError(f"config.json: {key} has the layer kind {unknown[0]!r:.40}; known are {', '.join(WORDS)}.")
     return "".join(WORDS[word] for word in words)
 
 

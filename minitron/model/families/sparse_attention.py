@@ -69,7 +69,9 @@ def _indexers(config: Config) -> Sequence[Any]:
     given = config.get("indexer_types") or config.get("index_topk_pattern")
     if given is None:
         return ["full" if number_of(config, "index_topk_freq", 1) <= 1 else "shared"] * layer_count(config)
-    return [{"F": "full"}.get(kind, kind) for kind in given]
+    if not isinstance(given, Sequence):
+        raise MinitronError(f"config.json: indexer_types is {given!r:.40}; give one word for each layer.")
+    return ["full" if kind == "F" else kind for kind in given]
 
 
 def _edit(config: dict[str, Any], kept: tuple[int, ...]) -> None:

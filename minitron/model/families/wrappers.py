@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from minitron.model.axes import Config, whole
+from minitron.model.axes import Config, number_of, whole
 from minitron.model.families.factors import factor_of
 from minitron.model.families.family import Rule
 from minitron.model.families.towers import object_under, tower_of
@@ -66,7 +66,7 @@ def _vision_features(default: str) -> Size:
 
 
 def _merging(config: Config) -> int:
-    return whole("spatial_merge_size", config.get("spatial_merge_size", 2)) ** 2
+    return number_of(config, "spatial_merge_size", 2, least=1) ** 2
 
 
 def _mistral3_tower(config: Config) -> int:

@@ -115,6 +115,9 @@ def _wrapped(wrapper: Wrapper, inner: Family, nesting: Nesting, config: Config) 
     projector = _projector(wrapper, config)
     rules = {kind: tuple(_renamed(rule, wrapper.held) for rule in own) for kind, own in inner.rules.items()}
     counts = {component: size(config) for component, size in wrapper.towers.items()}
+    for component, count in counts.items():
+        if count < 0:
+            raise MinitronError(f"config.json: the {component} comes to {count} numbers; correct its config.")
     towers = tuple(Rule(component, str(count), component) for component, count in counts.items() if count)
     axes = dict(inner.axes)
     if any(PROJECTOR_FFN in rule.axes for rule in projector):
@@ -144,10 +147,19 @@ def _wrapped(wrapper: Wrapper, inner: Family, nesting: Nesting, config: Config) 
 
 
 def _projector(wrapper: Wrapper, config: Config) -> tuple[Rule, ...]:
-    """The rules of the projector, numbers in the place of the wrapper's own words."""
+    """The rules of the projector, numbers in the place of the wrapper's own words; raises MinitronError for sizes below
+    1."""
 
     def number(found: re.Match[str]) -> str:
-        return str(wrapper.sizes[found[0]](config)) if found[0] in wrapper.sizes else found[0]
+        if found[0] not in wrapper.sizes:
+            return found[0]
+        size = wrapper.sizes[found[0]](config)
+        if size < 1:
+            raise MinitronError(
+                f"config.json: what the projector reads comes to {size} features; correct the config of what sees or "
+                "hears."
+            )
+        return str(size)
 
     said = {**wrapper.defaults, **config}
     found = []

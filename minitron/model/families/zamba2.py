@@ -98,7 +98,7 @@ def _hybrids(config: Config) -> tuple[str, list[int]]:
     words = config.get("layers_block_type")
     if words is None:
         letters = _DEFAULT
-    elif isinstance(words, list | tuple) and words and all(word in _WORDS for word in words):
+    elif isinstance(words, list | tuple) and words and all(word in tuple(_WORDS) for word in words):
         letters = "".join(_WORDS[word] for word in words)
     else:
         raise MinitronError(f"config.json: layers_block_type is not a list of {', '.join(_WORDS)}; correct it.")
