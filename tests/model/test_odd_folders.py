@@ -269,3 +269,13 @@ def test_a_layer_of_one_frees_its_bytes(folder: Path) -> None:
     # 128 tokens with keys and values.
     weights = 32 * 12 * (4 + 2 + 2 + 4) + 3 * 32 * 56 + 2 * 32
     assert freed_bytes(spec, workload, 0) == 2 * weights + 128 * 2 * 2 * 12 * 2
+
+
+@pytest.mark.parametrize(("text", "where"), [("[1]", ""), ('{"quantization": "x"}', " under quantization")])
+def test_what_says_how_weights_are_quantised_is_an_object(
+    tiny_llama: Path, tmp_path: Path, text: str, where: str
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "hf_quant_config.json").write_text(text)
+    with pytest.raises(MinitronError, match=f"hf_quant_config.json holds no JSON object{where}; copy it again"):
+        read_spec(folder)

@@ -58,12 +58,13 @@ _SIGNS: Final = {
 }
 """A key -> the method whose configs have it, for a config that names none."""
 
-_FILES: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
-    "hf_quant_config.json": lambda found: {"quant_method": "modelopt", **dict(found.get("quantization") or {})},
-    "quantize_config.json": lambda found: {"quant_method": "gptq", **found},
-    "quant_config.json": lambda found: {"quant_method": "awq", **found},
+_FILES: Final[Mapping[str, tuple[str, str]]] = {
+    "hf_quant_config.json": ("modelopt", "quantization"),
+    "quantize_config.json": ("gptq", ""),
+    "quant_config.json": ("awq", ""),
 }
-"""A file beside config.json in which some checkpoints say how they are quantised -> that as a config would."""
+"""A file beside config.json in which some checkpoints say how they are quantised -> (the method, the key of the object
+that says it, empty for the whole file)."""
 
 COMPANIONS: Final = tuple(_FILES)
 
@@ -88,13 +89,15 @@ def with_companions(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The config in `path` with what the files beside it say of its quantisation, where it does not say it itself."""
     if path.name != "config.json" or section_of(config) is not None:
         return config
-    for name, read in _FILES.items():
+    for name, (method, key) in _FILES.items():
         file = path.with_name(name)
         if file.is_file():
-            found = read_json(file)
+            whole = read_json(file)
+            found = (whole.get(key) or {}) if key and isinstance(whole, dict) else whole
             if not isinstance(found, dict):
-                raise MinitronError(f"{file} holds no JSON object; copy it again or remove it.")
-            section = read(found)
+                where = f" under {key}" if key and isinstance(whole, dict) else ""
+                raise MinitronError(f"{file} holds no JSON object{where}; copy it again or remove it.")
+            section = {"quant_method": method, **found}
             if len(section) > 1 and section.get("quant_algo", "") is not None:
                 return {**config, KEYS[0]: section}
     return config
