@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,9 @@ from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 
 _AGAIN = "make the plan again with minitron plan -o"
+
+_LARGEST = float(np.finfo(np.float16).max)
+"""What a factor may be: the narrowest type of weights holds no more."""
 
 
 def require_layers(spec: ModelSpec, layers: tuple[int, ...]) -> None:
@@ -70,7 +72,7 @@ def require_factors(
     """Raise MinitronError unless there are factors for every norm that averages over fewer channels, and no others."""
     wanted = factors_of(spec, layers, keep) if keep else {}
     for name, factors in gains.items():
-        if len(factors) != wanted.get(name) or not all(math.isfinite(factor) for factor in factors):
+        if len(factors) != wanted.get(name) or not all(abs(factor) <= _LARGEST for factor in factors):
             raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm that it cuts; {_AGAIN}.")
     if missing := sorted(wanted.keys() - gains.keys()):
         raise MinitronError(f"the plan has no gains of {missing[0]}, which it cuts; {_AGAIN}.")

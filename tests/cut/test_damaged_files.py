@@ -72,6 +72,10 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "gains of x are not those of a norm that it cuts",
     ),
     "a gain left out": (lambda plan: plan["gains"].pop(next(iter(plan["gains"]))), "has no gains of .*norm"),
+    "gains beyond any weight": (
+        lambda plan: plan["gains"].update({next(iter(plan["gains"])): [1e308]}),
+        "are not those of a norm that it cuts",
+    ),
     "gains that are not finite": (
         lambda plan: plan["gains"].update({next(iter(plan["gains"])): [float("nan")]}),
         "are not those of a norm",

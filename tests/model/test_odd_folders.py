@@ -279,3 +279,13 @@ def test_what_says_how_weights_are_quantised_is_an_object(
     (folder / "hf_quant_config.json").write_text(text)
     with pytest.raises(MinitronError, match=f"hf_quant_config.json holds no JSON object{where}; copy it again"):
         read_spec(folder)
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "modelopt"])
+def test_targets_of_a_group_are_names(tiny_llama: Path, tmp_path: Path, method: str) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    group = {"targets": 5, "weights": {"num_bits": 8, "type": "float"}}
+    said = {"quantization_config": {"quant_method": method, "config_groups": {"group_0": group}}}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | said))
+    with pytest.raises(MinitronError, match="targets is 5; it must be a list of names of modules"):
+        _ = read_spec(folder).quantisation

@@ -8,7 +8,7 @@ from typing import Any, Final
 from minitron.model.matrix_layout import Layout, Scheme
 from minitron.model.quantised.integers import HEAD, NO_BITS, ignored
 from minitron.model.quantised.modules import EXPERTS, PROJECTIONS, is_class
-from minitron.model.quantised.quantisation import CAST, Group, Quantisation, Section, number, table, text
+from minitron.model.quantised.quantisation import CAST, Group, Quantisation, Section, entries, number, table, text
 from minitron.model.quantised.schemes import (
     FP16_BYTES,
     FP32_BYTES,
@@ -68,9 +68,9 @@ def read_compressed_tensors(section: Section) -> Quantisation:
     found = table(section, "config_groups")
     for name, own in found.items():
         if isinstance(own, dict):
-            targets = own.get("targets") or ["Linear"]
+            targets = entries(own, "targets") or ("Linear",)
             scheme = _weights(own, text(own, "format") or layout)
-            groups.append(Group(tuple(map(str, targets)), scheme))
+            groups.append(Group(targets, scheme))
         elif isinstance(own, list):
             scheme = _preset(name)
             groups.append(Group(tuple(map(str, own)), scheme))
@@ -216,7 +216,7 @@ def read_modelopt(section: Section) -> Quantisation:
     elif configured:
         for own in configured.values():
             weights = table(own, "weights") if isinstance(own, dict) else {}
-            targets = tuple(map(str, own.get("targets") or ["Linear"])) if isinstance(own, dict) else ()
+            targets = (entries(own, "targets") or ("Linear",)) if isinstance(own, dict) else ()
             if weights:
                 groups.append(Group(_not_routers(targets), _like_modelopt(own, weights)))
     elif text(section, "quant_algo") == "mixed_precision":
