@@ -12,7 +12,7 @@ from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
 from distill.run.recipe_file import Stage
-from distill.run.request import Request
+from distill.run.request import Request, beside
 from distill.run.result import DistillResult
 from distill.run.trackers import require_tracker
 from distill.run.train import distill
@@ -40,7 +40,9 @@ def distill_stages(
     it stopped; a stage that is done is not run again.  Raises MinitronError where a stage has no text, where the
     folder was begun with another recipe, and where another process writes it or the output."""
     processes = processes or Processes()
-    with sole(asked.output, asked.work_folder, first=processes.is_first):
+    # What stands beside the output is the last stage's, and is held with it: what a killed run left there goes too.
+    outputs = asked.output, beside(asked.output, stages[-1].recipe)
+    with sole(*outputs, asked.work_folder, first=processes.is_first):
         return _distill_stages(asked, stages, processes, progress, note)
 
 
