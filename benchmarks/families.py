@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from smollm2 import write_section
+
 from minitron.builtin import CALIBRATION, DISTILL, HELDOUT
 from minitron.cut.rotation import unrotatable
 from minitron.files import read_json, write_json
@@ -141,18 +143,6 @@ def report(options: argparse.Namespace) -> str:
     )
 
 
-def write_section(section: str) -> None:
-    """Put a section into RESULTS.md, in the place of the one with the same heading if there is one."""
-    text, heading = RESULTS.read_text(encoding="utf-8"), section.splitlines()[0]
-    start = text.find(heading + "\n")
-    if start < 0:
-        RESULTS.write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
-        return
-    end = text.find("\n## ", start)
-    rest = "" if end < 0 else text[end:]
-    RESULTS.write_text(text[:start] + section.rstrip() + "\n" + rest, encoding="utf-8")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for all artefacts")
@@ -163,4 +153,4 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=64, help="held-out sequences of the evaluation")
     arguments = parser.parse_args()
     arguments.work = arguments.work.resolve()
-    write_section(report(arguments))
+    write_section(RESULTS, report(arguments))

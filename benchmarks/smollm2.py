@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron.files import new_folder, read_json, write_json, write_text
+from minitron.files import file_hash, new_folder, read_json, write_json, write_text
 from minitron.measure.evaluate import evaluate_folders
 from minitron.measure.options import EvaluationOptions
-from minitron.measure.records import text_hash
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
@@ -165,7 +164,7 @@ def changed_setting(options: argparse.Namespace) -> str | None:
     names = ("tokens", "batch_tokens", "learning_rate", "samples")
     asked = {name: getattr(options, name) for name in names}
     asked |= {"cuts": {str(percent): sizes for percent, sizes in CUTS.items()}}
-    asked |= {name: text_hash(getattr(options, name)) for name in ("data", "text")}
+    asked |= {name: file_hash(getattr(options, name)) for name in ("data", "text")}
     if not path.exists():
         write_json(path, asked)
     begun = read_json(path)

@@ -117,13 +117,13 @@ def _settings(request: Distillation) -> dict[str, Any]:
 
 def _texts(sources: Sequence["Source"], validation: Path | None) -> dict[str, Any]:
     """The texts in --json: paths, hashes and weights."""
-    from minitron.measure.records import text_hash
+    from minitron.files import file_hash
 
     found: dict[str, Any] = {
         "data": [{"path": source.place, "sha256": source.fingerprint(), "weight": source.weight} for source in sources]
     }
     if validation is not None:
-        found["validation"] = {"path": validation, "sha256": text_hash(validation)}
+        found["validation"] = {"path": validation, "sha256": file_hash(validation)}
     return found
 
 

@@ -83,6 +83,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
     path.chmod(mode)
 
 
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, by which scores, plans and runs name what they were made from."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 _POINTER: Final = b"version https://git-lfs"
 """How the file begins that stands in for a large one until `git lfs pull` has fetched it."""
 
@@ -127,18 +133,10 @@ def read_json(path: Path) -> Any:
 
 
 def _is_too_deep(document: Any) -> bool:
-    level = [document]
+    level = [document] if isinstance(document, dict | list) else []
     for _ in range(_DEEPEST):
-        level = (
-            [
-                inside
-                for one in level
-                for inside in (one.values() if isinstance(one, dict) else one)
-                if isinstance(inside, dict | list)
-            ]
-            if isinstance(document, dict | list)
-            else []
-        )
+        insides = (inside for one in level for inside in (one.values() if isinstance(one, dict) else one))
+        level = [inside for inside in insides if isinstance(inside, dict | list)]
         if not level:
             return False
     return True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.errors import MinitronError
-from minitron.model.identity import file_hashes
+from minitron.model.identity import file_hashes, first_changed
 
 FILES: Final = "files"
 """The key of them in the record of a run: path in its folder -> SHA-256."""
@@ -36,9 +36,8 @@ def require_sound(folder: Path, record: dict[str, Any]) -> None:
     for path in paths:
         if not path.is_file():
             raise _damaged(folder, path, "it is missing")
-    for path, wanted, found in zip(paths, known.values(), file_hashes(paths), strict=True):
-        if wanted != found:
-            raise _damaged(folder, path, "its checksum differs")
+    if (changed := first_changed(dict(zip(paths, known.values(), strict=True)))) is not None:
+        raise _damaged(folder, changed, "its checksum differs")
 
 
 def _damaged(folder: Path, path: Path, why: str) -> MinitronError:

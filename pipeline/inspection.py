@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from minitron.errors import MinitronError
+from minitron.model.dtypes import DTYPES, stated_dtype
 from minitron.progress import Note, no_note
 
 if TYPE_CHECKING:
     from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import ModelSpec
-
-_DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,8 @@ def inspect(model: Path, *, note: Note = no_note) -> Inspection:
         return Inspection(spec, mtp, extras, checkpoint.weight_bytes, origin)
     if spec.quantisation is not None:
         return _of_config(spec)
-    dtype = str(spec.stated.get("dtype") or spec.stated.get("torch_dtype") or "bfloat16")
-    if dtype not in _DTYPE_BYTES:
-        raise MinitronError(f"{model}: dtype is {dtype!r}; it must be one of {', '.join(_DTYPE_BYTES)}.")
-    return Inspection(spec, parameters.mtp, {}, parameters.total * _DTYPE_BYTES[dtype], f"every parameter in {dtype}")
+    dtype = stated_dtype(spec.stated) or "bfloat16"
+    return Inspection(spec, parameters.mtp, {}, parameters.total * DTYPES[dtype], f"every parameter in {dtype}")
 
 
 def _opened(model: Path, note: Note) -> tuple[ModelSpec, Checkpoint | None, str]:

@@ -31,7 +31,7 @@ from distill.processes import Processes
 from minitron.errors import MinitronError
 from minitron.files import new_folder, partial_of, read_sealed, remove, write_sealed
 from minitron.model.headers import read_headers
-from minitron.model.identity import file_hashes
+from minitron.model.identity import file_hashes, first_changed
 from minitron.progress import Note, no_note
 
 STATE: Final = "state.json"
@@ -221,9 +221,8 @@ def flaw(folder: Path) -> str | None:
         for path in paths:
             if path.stat().st_size != files[path.name]["bytes"]:
                 return f"{path} is damaged (its size differs)"
-        for path, digest in zip(paths, file_hashes(paths), strict=True):
-            if files[path.name]["sha256"] != digest:
-                return f"{path} is damaged (its checksum differs)"
+        if (changed := first_changed({path: files[path.name]["sha256"] for path in paths})) is not None:
+            return f"{changed} is damaged (its checksum differs)"
         return None if files else f"{folder} is empty"
     except (MinitronError, OSError, LookupError, TypeError, AttributeError):
         return f"{folder} is damaged ({STATE} or a file that it names cannot be read)"

@@ -17,9 +17,8 @@ from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.errors import MinitronError
-from minitron.files import refuse_existing
+from minitron.files import file_hash, refuse_existing
 from minitron.locks import resolved
-from minitron.measure.records import text_hash
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
@@ -84,7 +83,7 @@ class Request:
         asked, student, known = self.asked, self.asked.student, before or {}
         return {
             "student": {
-                "config": text_hash(student / "config.json"),
+                "config": file_hash(student / "config.json"),
                 "tokenizer": tokenizer_hash(student),
                 "weights": weights_of(student, part(known, "student", "weights")),
             },

@@ -21,10 +21,9 @@ from distill.teacher.loading import Teacher, known_spec, load_teacher, require_p
 from distill.teacher.streamed import StreamedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
-from minitron.files import read_json, sole, tidy
+from minitron.files import file_hash, read_json, sole, tidy
 from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
-from minitron.measure.records import text_hash
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import weights_of
 from minitron.model.spec import read_spec
@@ -80,7 +79,7 @@ class TeacherSource:
     def fingerprint(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a run depends on of its teacher.  It may be very large: `before`, what was found of its weights earlier,
         or what its cache says of them, saves reading them while they have not changed."""
-        config, weights = text_hash(self.folder / "config.json"), weights_of(self.folder, before or self._cached)
+        config, weights = file_hash(self.folder / "config.json"), weights_of(self.folder, before or self._cached)
         found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
         found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
         return found

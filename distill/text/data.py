@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.text.tokens import Tokens, tokenise
 from minitron.errors import MinitronError
-from minitron.measure.records import Source, text_hash
+from minitron.files import file_hash
+from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
 
 GOLDEN: Final = 11400714819323198485
@@ -158,7 +159,7 @@ def describe(data: Sequence[Source], validation: Path | None) -> dict[str, Any]:
     if validation is not None:
         if not validation.is_file():
             raise MinitronError(f"{validation} does not exist; give a text file or a .jsonl file for --validation.")
-        about = {"name": validation.name, "sha256": text_hash(validation)}
+        about = {"name": validation.name, "sha256": file_hash(validation)}
         if any(about["sha256"] == other["sha256"] for other in found.values()):
             raise MinitronError(
                 f"{validation} is also a training text; give another file for --validation, or none to "

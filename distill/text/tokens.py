@@ -20,7 +20,7 @@ from minitron.errors import MinitronError
 from minitron.files import new_folder, read_sealed, write_sealed
 from minitron.measure.records import Broken, Record, Source, records
 from minitron.measure.text import BrokenRecordError, Renderer, encoded, end_of_text, token_ids
-from minitron.model.identity import file_hashes
+from minitron.model.identity import file_hashes, first_changed
 
 AT_ONCE: Final = 2**20
 """Tokens in memory before they are written."""
@@ -90,11 +90,8 @@ def require_sound(folder: Path) -> None:
     if not folder.exists():
         return
     sums = read_sealed(folder / ABOUT)["files"]
-    for name, digest in zip(sums, file_hashes([folder / name for name in sums]), strict=True):
-        if sums[name] != digest:
-            raise MinitronError(
-                f"{folder / name} is damaged (its checksum differs); remove {folder}, and it is made again."
-            )
+    if (changed := first_changed({folder / name: digest for name, digest in sums.items()})) is not None:
+        raise MinitronError(f"{changed} is damaged (its checksum differs); remove {folder}, and it is made again.")
 
 
 def _mapped(folder: Path) -> Tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,17 @@ from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 
-_AGAIN = "make the plan again with minitron plan -o"
+AGAIN: Final = "make the plan again with minitron plan -o"
+"""What to do about a plan that does not fit."""
 
-_LARGEST = float(np.finfo(np.float16).max)
+_LARGEST: Final = float(np.finfo(np.float16).max)
 """What a factor may be: the narrowest type of weights holds no more."""
 
 
 def require_layers(spec: ModelSpec, layers: tuple[int, ...]) -> None:
     """Raise MinitronError for kept layers that the model does not have."""
     if layers[-1] >= len(spec.layers):
-        raise MinitronError(f"the plan keeps layer {layers[-1]} of {len(spec.layers)}; {_AGAIN}.")
+        raise MinitronError(f"the plan keeps layer {layers[-1]} of {len(spec.layers)}; {AGAIN}.")
 
 
 def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], keep: Keep) -> None:
@@ -32,7 +33,7 @@ def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], ke
     for axis, size in target.sizes.items():
         if size > spec.sizes[axis]:
             raise MinitronError(
-                f"the plan gives {spec.key(axis)} = {size}, more than the model's {spec.sizes[axis]}; {_AGAIN}."
+                f"the plan gives {spec.key(axis)} = {size}, more than the model's {spec.sizes[axis]}; {AGAIN}."
             )
     if not keep:
         return  # an architecture without a choice of indices
@@ -47,14 +48,14 @@ def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], ke
         if axis in spec.family.axes and axis not in spec.axes:
             continue  # of a part of a larger model that was taken out of the folder since
         if (axis, layer) not in known:
-            raise MinitronError(f"the plan keeps a part of {where}, which is not there; {_AGAIN}.")
+            raise MinitronError(f"the plan keeps a part of {where}, which is not there; {AGAIN}.")
         if not _fits(chosen, spec, target, axis):
             raise MinitronError(
-                f"the plan does not keep {target.sizes[axis]} of the {spec.sizes[axis]} indices of {where}; {_AGAIN}."
+                f"the plan does not keep {target.sizes[axis]} of the {spec.sizes[axis]} indices of {where}; {AGAIN}."
             )
     for axis, layer in {key for key, shrinks in known.items() if shrinks} - keep.keys():
         where = axis if layer is None else f"{axis} in layer {layer}"
-        raise MinitronError(f"the plan does not say what it keeps of {where}; {_AGAIN}.")
+        raise MinitronError(f"the plan does not say what it keeps of {where}; {AGAIN}.")
 
 
 def _fits(chosen: Cut, spec: ModelSpec, target: ModelSpec, axis: str) -> bool:
@@ -73,9 +74,9 @@ def require_factors(
     wanted = factors_of(spec, layers, keep) if keep else {}
     for name, factors in gains.items():
         if len(factors) != wanted.get(name) or not all(abs(factor) <= _LARGEST for factor in factors):
-            raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm that it cuts; {_AGAIN}.")
+            raise MinitronError(f"the plan's gains of {name:.80} are not those of a norm that it cuts; {AGAIN}.")
     if missing := sorted(wanted.keys() - gains.keys()):
-        raise MinitronError(f"the plan has no gains of {missing[0]}, which it cuts; {_AGAIN}.")
+        raise MinitronError(f"the plan has no gains of {missing[0]}, which it cuts; {AGAIN}.")
 
 
 def require_folds(spec: ModelSpec, target: ModelSpec, folds: Mapping[str, NDArray[Any]]) -> None:
@@ -83,10 +84,10 @@ def require_folds(spec: ModelSpec, target: ModelSpec, folds: Mapping[str, NDArra
     for name, fold in folds.items():
         rule, _ = spec.find(name)
         if rule.reads is None:
-            raise MinitronError(f"the plan refits {name:.80}, which is no linear layer; {_AGAIN}.")
+            raise MinitronError(f"the plan refits {name:.80}, which is no linear layer; {AGAIN}.")
         matrix = (int(numel(rule.reads, spec.sizes)), int(numel(rule.reads, target.sizes)))
         shape = (spec.sizes[EXPERT], *matrix) if rule.is_stacked else matrix
         if fold.shape != shape or not np.isfinite(fold).all():
             raise MinitronError(
-                f"the plan refits {name:.80} by numbers of the shape {list(fold.shape)}, not {list(shape)}; {_AGAIN}."
+                f"the plan refits {name:.80} by numbers of the shape {list(fold.shape)}, not {list(shape)}; {AGAIN}."
             )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
-from minitron.cut.fitting import require_cuts, require_factors, require_folds, require_layers
+from minitron.cut.fitting import AGAIN, require_cuts, require_factors, require_folds, require_layers
 from minitron.cut.refit import folds_of
 from minitron.cut.scores import Key, Scores, read_key, write_key
 from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
@@ -150,9 +150,6 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".bases.safetensors")
 
 
-_AGAIN: Final = "make the plan again with minitron plan -o"
-
-
 @dataclass(frozen=True)
 class _Document:
     """A plan's JSON document."""
@@ -176,7 +173,7 @@ def load_plan(path: Path) -> Plan:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("version") != VERSION or "layers" not in value:
         raise MinitronError(f"{path} is not a plan of this version of Minitron; make one with minitron plan -o.")
-    require(value, _Document, path, _AGAIN)
+    require(value, _Document, path, AGAIN)
     bases = _read_bases(path, value.get("bases"))
     try:
         return Plan(
@@ -192,7 +189,7 @@ def load_plan(path: Path) -> Plan:
             report=value["report"],
         )
     except (KeyError, ValueError) as error:
-        raise MinitronError(f"{path} is damaged ({error}); {_AGAIN}.") from None
+        raise MinitronError(f"{path} is damaged ({error}); {AGAIN}.") from None
 
 
 def make_plan(
@@ -258,9 +255,9 @@ def _read_bases(path: Path, wanted: str | None) -> Mapping[str, NDArray[np.float
     try:
         bases: dict[str, NDArray[np.float32]] = load(data)
     except SafetensorError as error:
-        raise MinitronError(f"{file} is no readable safetensors file ({error}); {_AGAIN}.") from None
+        raise MinitronError(f"{file} is no readable safetensors file ({error}); {AGAIN}.") from None
     if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in bases.values()):
-        raise MinitronError(f"{file} holds numbers that are not finite, or of another kind; {_AGAIN}.")
+        raise MinitronError(f"{file} holds numbers that are not finite, or of another kind; {AGAIN}.")
     return bases
 
 

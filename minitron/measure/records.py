@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
+from minitron.files import file_hash
 from minitron.measure.rows import KINDS, Row, is_data, rows, rows_from_hub
 
 NAMED: Final = 5
@@ -91,7 +92,7 @@ class Source:
     def fingerprint(self) -> str:
         """The SHA-256 of a file, of a folder's names and files, or of a dataset's name."""
         if self.path is not None and self.path.is_file():
-            return text_hash(self.path)
+            return file_hash(self.path)
         parts = [self.place] if self.path is None else []
         for file in self.files():
             if not file.is_file():
@@ -99,7 +100,7 @@ class Source:
                     f"{file} does not exist; give text, JSON, .csv or .parquet files, or a folder of them."
                 )
             assert self.path is not None
-            parts += [file.relative_to(self.path).as_posix(), text_hash(file)]
+            parts += [file.relative_to(self.path).as_posix(), file_hash(file)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -319,9 +320,3 @@ def _call(call: Any) -> Any:
     except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
-
-
-def text_hash(path: Path) -> str:
-    """The SHA-256 of a file, by which scores and runs name the text they were made from."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

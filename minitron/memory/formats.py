@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
 
+from minitron.errors import MinitronError
+from minitron.model.axes import shown
+from minitron.model.dtypes import stated_dtype
 from minitron.model.matrix_layout import Layout, Scheme
 
 Use = Literal["weights", "kv", "state"]
@@ -173,8 +176,18 @@ def named_in_config(name: str, *, quantised: bool) -> str | None:
 
 
 def stored_format(config: Mapping[str, Any]) -> str:
-    """The format of the config's dtype; bf16 where it names none."""
-    return named_in_config(str(config.get("dtype") or config.get("torch_dtype")), quantised=False) or "bf16"
+    """The format of the config's dtype; bf16 where it names none, or is that of a quantised model and names that of its
+    packed numbers.  Raises MinitronError for any other dtype that no format has."""
+    from minitron.model.quantised.quantisation import section_of
+
+    dtype = stated_dtype(config)
+    found = "bf16" if dtype is None else named_in_config(dtype, quantised=False)
+    if found is None and section_of(config) is None:
+        known = (name for form in FORMATS.values() if not form.quantised for name in form.config_names)
+        raise MinitronError(
+            f"config.json: dtype is {shown(dtype)}, in which Minitron counts no model; write one of {', '.join(known)}."
+        )
+    return found or "bf16"
 
 
 def mildest_first() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.errors import MinitronError
+from minitron.files import file_hash
 from minitron.model.weight_files import weight_files
 from minitron.run_folder import STAMPS
 
@@ -53,13 +54,14 @@ def tokenizer_hash(folder: Path) -> str:
 
 def file_hashes(files: list[Path]) -> list[str]:
     """The SHA-256 of every file, several at a time."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(digest, files))
+        return list(pool.map(file_hash, files))
+
+
+def first_changed(sums: Mapping[Path, str]) -> Path | None:
+    """The first of some files whose SHA-256 is another than `sums` says; None where all are as they were."""
+    found = zip(sums, file_hashes(list(sums)), strict=True)
+    return next((path for path, digest in found if digest != sums[path]), None)
 
 
 def require_weights(found: Mapping[str, Any], folder: Path, what: str, remedy: str) -> None:

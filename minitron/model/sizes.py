@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.model.axes import AUTO, EXPERT, Config, entry, has_entry, shown, whole
 from minitron.model.dims import axes_of, numel, parse
+from minitron.model.dtypes import DTYPE_KEYS, DTYPES
 from minitron.model.families import Rule
 from minitron.model.families.layer_lists import size_under
 from minitron.model.families.nesting import ASIDE
 from minitron.model.reading import Reading
 from minitron.model.routing import Choice, choice_of
-
-DTYPE_KEYS: Final = ("dtype", "torch_dtype")
-"""Where a config says in what numbers the model is computed, the newer key first."""
-
-DTYPES: Final = (
-    *("bfloat16", "float16", "float32", "float64", "half", "float", "double"),
-    *("float8_e4m3fn", "float8_e5m2", "uint8", "int8"),
-)
-"""What may stand there: the names of torch."""
 
 
 @dataclass(frozen=True)

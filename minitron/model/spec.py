@@ -17,13 +17,14 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AXES, EXPERT, HIDDEN, LAYER
 from minitron.model.dims import numel
+from minitron.model.dtypes import DTYPE_ALIASES, DTYPE_KEYS
 from minitron.model.families import Extra, Rule, find_family
 from minitron.model.families.family import OTHER_HEADS, ROTARY_BUFFERS
 from minitron.model.families.nesting import ASIDE, PROJECTOR
 from minitron.model.headers import tensor_files
 from minitron.model.quantised import ORIGINAL, Quantisation, Source, plain_config, quantisation_of, with_companions
 from minitron.model.reading import HEADLESS
-from minitron.model.sizes import DTYPE_KEYS, Sizes
+from minitron.model.sizes import Sizes
 from minitron.model.sources import config_path
 from minitron.model.spellings import differing_head, has_head, known_as
 from minitron.model.tensors import Expected, Parameters, count_parameters, is_read
@@ -249,7 +250,8 @@ def spec_of(config: Mapping[str, Any], names: Collection[str] = ()) -> ModelSpec
     family = find_family(config).of(names)
     stored = {word for word, held in family.storage.items() if any(re.search(held, name) for name in names)}
     # Some tools write what torch prints, which transformers does not read.
-    plain = {key: config[key].removeprefix("torch.") for key in DTYPE_KEYS if isinstance(config.get(key), str)}
+    words = {key: config[key].removeprefix("torch.") for key in DTYPE_KEYS if isinstance(config.get(key), str)}
+    plain = {key: DTYPE_ALIASES.get(word, word) for key, word in words.items()}
     return ModelSpec(family, {**config, **plain}, frozenset(stored))
 
 

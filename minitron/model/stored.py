@@ -11,6 +11,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.dtypes import DTYPE_KEYS
 from minitron.model.quantised.methods import as_cast, quantisation_of, with_companions
 from minitron.model.quantised.quantisation import Quantisation, plain_config
 from minitron.model.quantised.source import ORIGINAL, Measured, Source
@@ -48,7 +49,7 @@ def quantisation_in(folder: Path) -> Quantisation | None:
 def plain(spec: ModelSpec) -> ModelSpec:
     """The spec of the same model in bf16."""
     config = plain_config(spec.config)
-    config |= {key: "bfloat16" for key in ("dtype", "torch_dtype") if config.get(key)}
+    config |= {key: "bfloat16" for key in DTYPE_KEYS if config.get(key)}
     return replace(spec, config=config, source=ORIGINAL)
 
 

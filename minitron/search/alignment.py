@@ -6,20 +6,20 @@ from math import gcd
 from typing import Final
 
 from minitron.model.dims import numel
+from minitron.model.dtypes import DTYPES, stated_dtype
 from minitron.model.spec import ModelSpec
 
 PIECE: Final = 16
 """The bytes of which every row that an expert multiplies must hold a whole number (torch.nn.functional.grouped_mm)."""
 
-_BYTES: Final = {"bfloat16": 2, "float16": 2}
-_OTHER_BYTES: Final = 4
-"""Of a number where config.json says another dtype or none."""
+_UNTOLD: Final = 4
+"""The bytes of a number where config.json names no dtype."""
 
 
 def multiple_for_experts(spec: ModelSpec, key: str) -> int:
     """The number of which the size under a config key must stay a multiple for a layer's experts to be multiplied at
     once; 1 for widths that are no expert's, and for those of a model that cannot be run so as it is."""
-    width = _BYTES.get(str(spec.stated.get("dtype") or spec.stated.get("torch_dtype")), _OTHER_BYTES)
+    width = DTYPES.get(stated_dtype(spec.stated) or "", _UNTOLD)
     rows = {
         row
         for rules in spec.rules.values()

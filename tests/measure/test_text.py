@@ -9,7 +9,7 @@ import pytest
 from tiny_models import tokenizer
 
 from minitron.errors import MinitronError
-from minitron.measure.records import text_hash
+from minitron.files import file_hash
 from minitron.measure.text import documents, token_blocks
 
 END = 2
@@ -143,4 +143,4 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"abc")
     # The example of FIPS 180-4.
-    assert text_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

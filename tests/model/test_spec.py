@@ -10,6 +10,8 @@ from family_sizes.base import HYBRID_SIZES, LLAMA_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron.errors import MinitronError
+from minitron.memory.footprint import footprint
+from minitron.memory.workload import workload_of
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families.layouts import keep_layers, read_layout
 from minitron.model.spec import read_spec, spec_of
@@ -137,3 +139,18 @@ def test_resizing_writes_every_dialect_of_a_key() -> None:
     renamed = dict(HYBRID)
     renamed["mamba_n_groups"] = renamed.pop("n_groups")
     assert spec_of(renamed).named_sizes["mamba_n_groups"] == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "each"), [("half", 2), ("torch.float16", 2), ("float", 4), ("torch.float32", 4), (None, 2)]
+)
+def test_weights_are_counted_in_the_dtype_that_the_config_names(dtype: str | None, each: int) -> None:
+    spec = spec_of({"model_type": "llama", "dtype": dtype} | LLAMA_SIZES)
+    assert footprint(spec, workload_of(spec, 64)).weights == spec.parameters().total * each
+
+
+@pytest.mark.parametrize("dtype", ["float64", "double", "float8_e4m3fn", "uint8"])
+def test_a_dtype_that_no_format_has_is_named(dtype: str) -> None:
+    spec = spec_of({"model_type": "llama", "dtype": dtype} | LLAMA_SIZES)
+    with pytest.raises(MinitronError, match=r"dtype is '\w+', in which Minitron counts no model; write one of float32"):
+        workload_of(spec, 64)
