@@ -48,9 +48,6 @@ _KEPT: Final = Cache(
     called="attention layers",
 )
 
-_EXPERT_KEYS: Final = ("num_experts", "n_routed_experts", "num_local_experts")
-"""transformers reads the first where several are there."""
-
 _CHOOSES: Final = "calibration does not see which tokens the indexer chooses"
 
 
