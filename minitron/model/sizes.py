@@ -158,7 +158,7 @@ def _check_settings(spec: Sizes) -> None:
             )
     for key in DTYPE_KEYS:
         dtype = spec.stated.get(key)
-        if dtype is not None and dtype not in DTYPES:
+        if dtype is not None and not (isinstance(dtype, str) and dtype in DTYPES):
             raise MinitronError(
                 f"config.json: {key} is {shown(dtype)}, which torch does not know; write one of {', '.join(DTYPES)}."
             )
