@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from distill.losses.slopes import chunks
 from distill.processes import Processes
 from distill.recipe import Recipe
-from distill.run.allocator import keep_freed_memory
 from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.run.compiled import Compiled
 from distill.run.mtp import Predictor, measure_drafts
@@ -30,6 +29,7 @@ from distill.run.work import Work
 from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference, answers
 from distill.text.data import Batch, Text
+from minitron.allocator import keep_freed_memory
 from minitron.errors import MinitronError
 from minitron.measure import quality
 from minitron.measure.benchmarks import Results

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron.allocator import keep_freed_memory
 from minitron.cut.companions import RECORD, companions, copy_companions
 from minitron.cut.cutter import Cutter, Made
 from minitron.cut.plan import Plan
@@ -19,7 +20,7 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.dequantised import open_plain
 from minitron.model.families import Extra
 from minitron.model.shards import SHARD_BYTES, Entry, ShardWriter
-from minitron.model.slabs import Slab, read_ahead
+from minitron.model.slabs import Slab, fetching, read_ahead
 from minitron.model.sources import title
 from minitron.model.weight_files import written
 from minitron.progress import Advance, Progress, silent
@@ -68,6 +69,7 @@ def prune(
     plan is another model's, or what was written is not what was promised."""
     refuse_existing(output, overwrite=overwrite, inputs=[model])
     companions(model)
+    keep_freed_memory()
     spec, checkpoint, undone = open_plain(model, dequantise=dequantise)
     checkpoint.check(spec)
     names = checkpoint.stored_names(spec)
@@ -75,6 +77,13 @@ def prune(
     made = promise(checkpoint, cutter)
     promised = [entry for entries in made.values() for entry, _ in entries]
     with new_folder(output, overwrite=overwrite) as folder:
+        # JSON as people write it, not ours: a config keeps the order of its keys.
+        write_text(folder / "config.json", json.dumps(written(cutter.target.config), indent=2) + "\n")
+        # Before anything is cut: what transformers does not build is no result.
+        with fetching(checkpoint.headers[name] for name, entries in made.items() if entries):
+            from minitron.model.loading import require_buildable
+
+            require_buildable(folder, cutter.target)
         with (
             ShardWriter(folder, promised, shard_bytes=shard_bytes) as writer,
             progress("cutting", checkpoint.weight_bytes, "B") as advance,
@@ -91,10 +100,6 @@ def prune(
         Checkpoint(folder).check(cutter.target)
         told = {"parameters": result.parameters, "weight_bytes": result.weight_bytes}
         _write_rest(model, folder, cutter, told, {**(note or {}), **undone, **extras})
-        # Before the folder gets its name: what transformers does not build is no result.
-        from minitron.model.loading import require_buildable
-
-        require_buildable(folder)
         done(result)
     return result
 
@@ -149,8 +154,6 @@ def _write_rest(
     model: Path, folder: Path, cutter: Cutter, promised: Mapping[str, int], note: Mapping[str, Any]
 ) -> None:
     copy_companions(model, folder)
-    # JSON as people write it, not ours: a config keeps the order of its keys.
-    write_text(folder / "config.json", json.dumps(written(cutter.target.config), indent=2) + "\n")
     plan = cutter.plan
     write_json(
         folder / RECORD,

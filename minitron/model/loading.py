@@ -31,7 +31,7 @@ from minitron.model.finite import require_finite
 from minitron.model.headers import Header
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.slabs import read_rows
-from minitron.model.spec import ModelSpec, read_spec
+from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held, memory_name, tied_names
 from minitron.model.text_growth import require_bounded, require_bounded_file
 
@@ -182,10 +182,9 @@ def _left_over(spec: ModelSpec | None, names: Iterable[str]) -> set[str]:
     return {name for name in names if name in block or spec.extra(name) is not None}
 
 
-def require_buildable(folder: Path) -> None:
+def require_buildable(folder: Path, spec: ModelSpec) -> None:
     """Raise MinitronError where transformers does not build the model of `folder`'s config.json, or builds one whose
-    tensors are not those of the folder.  Nothing is loaded: the model is built on the meta device."""
-    spec = read_spec(folder)
+    tensors are not those of `spec`.  Nothing is loaded: the model is built on the meta device."""
     config = transformers_config(folder, spec, CHOOSE_OTHERS)
     with refusals(CHOOSE_OTHERS), torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

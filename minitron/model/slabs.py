@@ -6,11 +6,15 @@ as soon as it is let go."""
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
@@ -26,6 +30,43 @@ caches may hold, and a matrix multiplies as fast as a whole tensor."""
 
 AHEAD_BYTES: Final = 4 * SLAB_BYTES
 """How much is read ahead, and how much may wait to be written."""
+
+
+_LARGE: Final = 1 / 16
+"""The share of the machine's memory from which a file is not worth the memory in which the system would keep it."""
+
+FETCHED_BYTES: Final = 2**31
+"""How much is asked for before it is read."""
+
+
+@cache
+def _is_passing(file: Path) -> bool:
+    """Whether what is read of a file goes through memory and does not stay there: keeping it costs the system more than
+    reading it again, and what it would push out."""
+    if sys.platform != "linux":
+        return False
+    return file.stat().st_size > _LARGE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def fetching(headers: Iterable[Header]) -> Iterator[None]:
+    """While the block runs the system reads the first FETCHED_BYTES of these tensors, where it can be asked to: the
+    disk works while libraries are loaded."""
+    left, wanted = FETCHED_BYTES, []
+    for header in headers:
+        if left > 0:
+            wanted.append((header.file, header.start, min(left, header.num_bytes)))
+            left -= header.num_bytes
+
+    def fetch() -> None:
+        for file, start, size in wanted:
+            with suppress(OSError), file.open("rb", buffering=0) as stream:
+                os.posix_fadvise(stream.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
+        if sys.platform == "linux":
+            pool.submit(fetch)
+        yield
 
 
 @cache
@@ -102,6 +143,8 @@ def read_rows(header: Header, start: int = 0, stop: int | None = None) -> Tensor
             if not count:
                 raise MinitronError(f"{header.file} became shorter while it was read; copy it again.")
             done += count
+        if _is_passing(header.file):
+            os.posix_fadvise(stream.fileno(), header.start + skipped, size, os.POSIX_FADV_DONTNEED)
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=dtype)
     return buffer.view(dtype).reshape(shape)

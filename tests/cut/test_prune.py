@@ -380,3 +380,19 @@ def test_groups_of_experts_stay_of_one_size(tmp_path: Path) -> None:
         assert (kept < 3).sum() == 2
     with pytest.raises(MinitronError, match="does not divide into the 2 equal groups"):
         make_plan(spec, {"n_routed_experts": 5}, tuple(range(8)), random_scores(spec))
+
+
+def test_a_config_that_transformers_refuses_is_told_before_anything_is_cut(tiny_hybrid: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(tiny_hybrid, parent)
+    config = json.loads((parent / "config.json").read_text())
+    (parent / "config.json").write_text(json.dumps(config | {"mamba_ssm_cache_dtype": None}))
+    spec = read_spec(parent)
+    plan = make_plan(spec, HYBRID_CUTS["ffn"], tuple(range(len(spec.layers))), random_scores(spec))
+
+    def cutting(what: str, total: int | None, unit: str) -> Any:
+        raise AssertionError(f"{what} began")
+
+    with pytest.raises(MinitronError, match="mamba_ssm_cache_dtype"):
+        prune(parent, plan, tmp_path / "small", progress=cutting)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parent"]

@@ -14,6 +14,7 @@ import torch
 from cli.app import run
 from minitron.errors import MinitronError
 from minitron.model.loading import build_model, load_model, load_tokenizer, require_buildable
+from minitron.model.spec import read_spec
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDERS: Final = ("minitron", "importance", "distill", "pipeline", "cli", "benchmarks", "examples", "docs")
@@ -100,10 +101,16 @@ def own_code(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return folder
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, build_model, require_buildable], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, build_model], ids=lambda load: load.__name__)
 def test_a_models_own_code_is_refused(load: Callable[[Path], object], own_code: Path, tmp_path: Path) -> None:
     with pytest.raises(MinitronError):
         load(own_code)
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_a_models_own_code_is_refused_where_it_is_to_be_built(own_code: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinitronError, match="never runs"):
+        require_buildable(own_code, read_spec(tiny_llama))
     assert not (tmp_path / MARKER).exists()
 
 

@@ -1,7 +1,8 @@
-"""Allocator settings for training on a CPU: freed memory is kept for the next step.
+"""Allocator settings for training on a CPU and for cutting files: freed memory is kept for what comes next.
 
-glibc gives blocks of megabytes back to the system at once and asks for them again in the next layer, where every page
-is zeroed: a seventh of a step's time on a CPU (benchmarks/RESULTS.md).
+glibc gives blocks of megabytes back to the system at once and asks for them again in the next layer or the next rows,
+where every page is zeroed: a seventh of a step's time on a CPU, a third of the system's time in cutting
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

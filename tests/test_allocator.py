@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from distill.run.allocator import keep_freed_memory
+from minitron.allocator import keep_freed_memory
 
 FAULTS = """
 import resource, sys
 import torch
-from distill.run.allocator import keep_freed_memory
+from minitron.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 def faults():
