@@ -4,6 +4,7 @@ With one process everything here is the identity.  Under torchrun `joined` makes
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from minitron.errors import MinitronError
 
 _PATIENCE: Final = timedelta(hours=4)
 """How long one waits for the others: they may have more of a teacher's cache to write, or a drift to measure."""
+
+_LOST: Final = re.compile(r"closed by peer|reset by peer|Broken pipe|gloo/transport")
+"""What gloo says, in a plain RuntimeError, of a process that is gone."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
     """(this process among those that torchrun started, its device); where it was not started so, one process alone.
 
     Each process takes the GPU of its number on its machine and talks by NCCL, or by gloo on CPUs.  The group ends with
-    the block.  Raises MinitronError where all of them are to use one GPU."""
+    the block.  Raises MinitronError where all of them are to use one GPU, and in those that lose another one."""
     if not torch.distributed.is_torchelastic_launched():
         yield Processes(), device
         return
@@ -94,7 +98,15 @@ def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+    processes = Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     try:
-        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+        yield processes, device
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and not _LOST.search(str(error)):
+            raise
+        raise MinitronError(
+            f"process {processes.rank} of {processes.world_size} lost another, which had ended or could not be "
+            "reached; read what that one says and start all of them again."
+        ) from error
     finally:
         torch.distributed.destroy_process_group()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from cli.app import run
 from distill.teacher import drift as drift_module
+from minitron.locks import locked
 
 SETTINGS = ["--sequence-length", "16", "--batch-tokens", "64", "--validation-sequences", "4", "--learning-rate", "0.01"]
 
@@ -154,6 +155,25 @@ def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[st
     assert [point["kl"] for point in results["curve"]] == pytest.approx(
         [point["kl"] for point in wanted["curve"]], abs=1e-5
     )
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_process_says_that_the_output_is_taken(arguments: list[str], tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
+    with locked(tmp_path / "out"):
+        done = subprocess.run(
+            [*start, *arguments, "--steps", "3"],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode != 0
+    told = sorted(line for line in done.stderr.splitlines() if line.startswith("minitron: error:"))
+    assert "is being written by process" in told[0]
+    # torchrun may end the other one before it has noticed.
+    assert all("process 1 of 2 lost another" in line for line in told[1:])
+    assert "unexpected" not in done.stderr
 
 
 @pytest.mark.slow
