@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from minitron.memory.budget import WORKSPACE, Budget
+from minitron.engines.plain import WORKSPACE
+from minitron.memory.budget import Budget
 from minitron.memory.workload import workload_of
 from minitron.model.spec import read_spec
 from minitron.search.lattice import LatticeOptions

@@ -23,16 +23,14 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
     """The command that serves the model, or what is to be cut from it where it does not fit; empty for no engine.
 
     Of a model of which only the config is here the name stands in."""
-    from minitron.memory.vllm import serve_line
+    from minitron.memory.serve_line import serve_line
     from minitron.model.sources import hub_name
 
-    if result.workload.engine.name != "vllm":
-        return ""
     found = hub_name(model)
     known = str(model) if model.is_dir() else model_name(model) if found is None else found.repo
     line = serve_line(known if result.parent.fits else PRUNED, spec, result.workload, result.budget)
     revision = found is not None and result.parent.fits and found.revision
-    return f"{line} --revision {revision}" if revision else line
+    return f"{line} --revision {revision}" if line and revision else line
 
 
 def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], int]) -> dict[str, Any] | None:

@@ -108,12 +108,12 @@ class Serving:
 
     def budget_of(self, gpu: Gpu) -> Budget:
         """The bytes that a GPU gives."""
-        from minitron.memory import vllm
-        from minitron.memory.budget import UTILIZATION, Budget
+        from minitron.engines.table import ENGINES
+        from minitron.memory.budget import Budget
 
         return Budget(
             usable=gpu.usable,
-            utilization=self._share(UTILIZATION if self.engine == "plain" else vllm.UTILIZATION),
+            utilization=self._share(ENGINES[self.engine].utilization),
             reserve=self.reserve or 0,
             workspace=self.workspace,
             gpu=gpu,

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.memory.gpus import Gpu
-from minitron.units import GiB, format_bytes
-
-UTILIZATION: Final = 0.95
-"""The share of a GPU that a budget takes where nobody says otherwise: the rest is the driver's and the allocator's."""
-
-WORKSPACE: Final = round(0.65 * GiB)
-"""Activations and buffers where nobody says otherwise: an estimate, in the middle of the 0.5 to 0.8 GiB that make the
-published choice of Nemotron Nano 2 come out.  Engines report 0.8 to 2.5 GiB at their default batch sizes."""
+from minitron.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ Kinds that keep the same are told together.  All numbers are bytes on one GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from minitron.engines.keeping import Kept, LayerCache
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS
 from minitron.memory.workload import Workload
@@ -20,83 +20,6 @@ from minitron.model.dims import numel
 from minitron.model.families import Cache
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import MTP, is_mtp
-
-
-@dataclass(frozen=True)
-class LayerCache:
-    """What layers that keep the same keep.  Whole numbers, or arrays with one number a candidate."""
-
-    cache: Cache
-    """As the family's table says it."""
-
-    layers: Any
-    """Layers that keep it, those of the multi-token-prediction block not among them."""
-
-    drafting: Any
-    """Layers of that block that keep keys and values, where it drafts tokens."""
-
-    token: Any
-    """Keys and values that a token adds in one layer."""
-
-    tokens: int
-    """Tokens of a sequence whose keys and values are kept: all of the context, or those in the window."""
-
-    window: int | None
-    """The tokens of the sliding window; None where there is none."""
-
-    conv: Any
-    """The last inputs of the convolution in one layer."""
-
-    columns: Any
-    """How many of them a channel keeps."""
-
-    state: Any
-    """The recurrent state of one layer."""
-
-    sizes: Mapping[str, Any]
-    """axis -> its size in these layers, on one GPU."""
-
-    @property
-    def attention(self) -> Any:
-        """Layers that keep keys and values."""
-        return self.layers + self.drafting if self.cache.keys_values else 0
-
-    @property
-    def stateful(self) -> Any:
-        """Layers that keep something that does not grow with the tokens."""
-        return self.layers if self.cache.keeps_state else 0
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What all layers of a model keep."""
-
-    caches: tuple[LayerCache, ...]
-
-    @property
-    def attention(self) -> Any:
-        """Layers that keep keys and values."""
-        return sum(one.attention for one in self.caches)
-
-    @property
-    def stateful(self) -> Any:
-        """Layers that keep a state."""
-        return sum(one.stateful for one in self.caches)
-
-    @property
-    def kv_bytes(self) -> Any:
-        """Keys and values of one sequence."""
-        return sum(one.attention * one.token * one.tokens for one in self.caches)
-
-    @property
-    def conv_bytes(self) -> Any:
-        """Convolutions' inputs of one sequence."""
-        return sum(one.layers * one.conv for one in self.caches)
-
-    @property
-    def state_bytes(self) -> Any:
-        """Recurrent states of one sequence."""
-        return sum(one.layers * one.state for one in self.caches)
 
 
 def kept(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Kept:

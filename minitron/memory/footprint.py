@@ -8,7 +8,7 @@ The plain law is the sum of what the model holds and what its sequences keep, no
     SSM state   Mamba layers x sequences x heads x head width x state size
     workspace   activations and buffers: a stated number, no part of the law
 
-vLLM's law (minitron.memory.vllm) adds what its blocks round up, and its buffers.  All numbers are bytes, on one GPU
+An engine's law (minitron.engines) adds what it rounds up, and its buffers.  All numbers are bytes, on one GPU
 where a model is split among several.
 """
 
@@ -20,13 +20,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from minitron.memory import vllm
-from minitron.memory.budget import WORKSPACE
-from minitron.memory.caches import Kept, kept
+from minitron.engines.table import ENGINES
+from minitron.memory.caches import kept
 from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import Tally, precision_of, tally_of, weight_bytes
-from minitron.memory.workload import CUDA_GRAPHS, ENGINE_CONTEXT, Workload
+from minitron.memory.workload import Workload
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 
@@ -97,20 +96,18 @@ def footprint(
     local = per_gpu(spec, sizes, workload.tensor_parallel)
     weights, mtp = _weights(spec, workload, local, counts, tally)
     keep = kept(spec, workload, local, counts)
-    lines = _kept_lines(workload, keep) if workload.engine.name == "plain" else _pool_lines(workload, keep)
+    engine = ENGINES[workload.engine.name]
     if workspace is None:
-        estimate = vllm.activations(spec, workload, sizes, local) if workload.engine.name == "vllm" else WORKSPACE
+        estimate = engine.workspace(spec, workload, sizes, local)
     found = {
         "weights": weights,
         "mtp_weights": mtp if workload.speculative_tokens else 0,
         "lora": _lora(spec, workload, local, counts),
         "vision_encoder": workload.vision_encoder,
         "workspace": estimate if workspace is None else workspace,
-        **lines,
+        **engine.lines(workload, keep),
+        **engine.buffers(workload),
     }
-    if workload.engine.name == "vllm":
-        found["engine_context"] = ENGINE_CONTEXT
-        found["cuda_graphs"] = CUDA_GRAPHS if workload.engine.cuda_graphs else 0
     return Footprint(**{name: int(value) if np.ndim(value) == 0 else value for name, value in found.items()})
 
 
@@ -126,26 +123,6 @@ def _weights(
         if any(counts[kind] is not count and counts[kind] != count for kind, count in tally.kinds.items()):
             raise ValueError("a mixture of formats depends on which layers stay: give their tally")
     return weight_bytes(spec, tally, local)
-
-
-def _kept_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
-    sequences = workload.batch * (1 + workload.speculative_tokens)
-    return {
-        "kv_cache": keep.kv_bytes * workload.batch,
-        "conv_state": keep.conv_bytes * sequences,
-        "ssm_state": keep.state_bytes * sequences,
-    }
-
-
-def _pool_lines(workload: Workload, keep: Kept) -> dict[str, Any]:
-    pool = vllm.pool(workload, keep)
-    lines = _kept_lines(workload, keep)
-    if workload.engine.prefix_caching:
-        lines["prefix_states"] = workload.batch * (keep.conv_bytes + keep.state_bytes)
-    lines["block_rounding"] = (pool.needed - 1) * pool.block - sum(lines.values())
-    lines["null_block"] = pool.block
-    lines["graph_blocks"] = (pool.blocks - pool.needed) * pool.block
-    return lines
 
 
 def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Any:

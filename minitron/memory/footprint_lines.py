@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from minitron.memory import vllm
+from minitron.engines import vllm
+from minitron.engines.keeping import Kept, LayerCache
+from minitron.engines.table import ENGINES
 from minitron.memory.budget import Budget
-from minitron.memory.caches import Kept, LayerCache, kept
+from minitron.memory.caches import kept
 from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import Precision, parts_bytes, precision_of, tally_of
-from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
-from minitron.model.axes import HIDDEN, VOCAB
+from minitron.memory.workload import Workload
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
 from minitron.model.families.nesting import TOWER
 from minitron.model.spec import ModelSpec
@@ -89,7 +90,11 @@ class _Case:
     """On one GPU."""
 
     keep: Kept
-    pool: vllm.Pool
+
+    @property
+    def pool(self) -> vllm.Pool:
+        """Of vLLM, whose lines alone tell of it."""
+        return vllm.pool(self.workload, self.keep)
 
 
 def footprint_lines(spec: ModelSpec, workload: Workload, budget: Budget | None = None) -> tuple[FootprintLine, ...]:
@@ -105,7 +110,6 @@ def footprint_lines(spec: ModelSpec, workload: Workload, budget: Budget | None =
         footprint(spec, workload, budget.workspace if budget else 0),
         sizes,
         keep,
-        vllm.pool(workload, keep),
     )
     always = {"weights", "kv_cache", "workspace"}
     return tuple(
@@ -292,20 +296,8 @@ def _tell_workspace(case: _Case) -> tuple[str, str, str, str]:
     if budget is None or budget.workspace is not None:
         note = "--workspace" if case.found.workspace else "not counted without --workspace"
         return "activations and buffers", f"{_n(case.found.workspace)} B", "given", note
-    if load.engine.name == "plain":
-        note = "the middle of the range, 0.5 to 0.8 GiB, that reproduces the published choice of Nemotron Nano 2"
-        return "activations and buffers", f"{_n(case.found.workspace)} B", "estimated", note
-    found, tokens = int(case.found.workspace), load.engine.max_num_batched_tokens
-    filled, what = f"{_n(found)} B", "the smallest peak in logs"
-    if found == vllm.sampler(case.spec, load):
-        vocab = case.spec.sizes[VOCAB]
-        filled, what = f"{SAMPLER_COPIES} x {_n(load.max_num_seqs)} x {_n(vocab)} x 4 B", "the sampler's warm-up"
-    elif found > LEAST_ACTIVATIONS:
-        width = vllm.widest(case.spec, case.sizes)
-        filled = f"{vllm.COPIES} x {_n(tokens)} x ({_n(case.spec.sizes[HIDDEN])} + {_n(width)}) x 2 B"
-        what = f"a step of {_n(tokens)} tokens through the widest layer"
-    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the smallest peak in logs"
-    return formula, filled, "estimated", f"{what}; logs show peaks of 0.8 to 2.5 GiB"
+    formula, filled, note = ENGINES[load.engine.name].tell_workspace(case.spec, load, case.sizes, case.found.workspace)
+    return formula, filled, "estimated", note
 
 
 def _fixed(formula: str, origin: str, note: str, name: str) -> Callable[[_Case], tuple[str, str, str, str]]:

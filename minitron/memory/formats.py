@@ -36,9 +36,6 @@ class Format(Layout):
     native: tuple[int, int] | None = None
     """The CUDA compute capability from which tensor cores know it; None where the planner does not say."""
 
-    vllm_kv: bool = True
-    """Whether vLLM keeps keys and values so, where `uses` says that they can be."""
-
     config_names: tuple[str, ...] = ()
     """What configs call it, and vLLM the first of them: a dtype, or for quantised weights the quant_algo of modelopt,
     else the quant_method."""
@@ -129,7 +126,6 @@ FORMATS: Final = {
             bits=8,
             row_bytes=2,
             uses=("weights", "kv"),
-            vllm_kv=False,
             origin="estimated",
             note="one bf16 scale per row",
             source=_COMMON,

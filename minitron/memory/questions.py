@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
@@ -254,8 +255,9 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
     """What a person should know of the device: dtypes that its tensor cores do not have, memory that is shared."""
     found = [gpu.note] if gpu is not None and gpu.note else []
     if casts_to_half(spec.stated, workload):
+        title = ENGINES[workload.engine.name].title
         found.append(
-            f"config.json gives float32, and vLLM is told to compute in {workload.weights}, as it would by itself: "
+            f"config.json gives float32, and {title} is told to compute in {workload.weights}, as it would by itself: "
             "weights and keys and values are counted so; give --weights fp32 to keep them in fp32."
         )
     if gpu is not None and gpu.unified:

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Final, Literal
 
+from minitron.engines.keeping import Kept, LayerCache
 from minitron.errors import MinitronError
-from minitron.memory.caches import Kept, LayerCache, kept
+from minitron.memory.caches import kept
 from minitron.memory.gpus import Gpu
 from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, STORED, Use, formats_for, named_in_config, stored_format
 from minitron.model.spec import ModelSpec
-from minitron.units import MiB
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Engine:
     """What serves the model, and the settings of it that take memory."""
 
     name: str = "plain"
-    """`plain`: what the model holds and its sequences keep, nothing rounded.  `vllm`: vLLM's blocks and buffers."""
+    """A row of minitron.engines.table: `plain` is what the model holds and its sequences keep, nothing rounded."""
 
     prefix_caching: bool = True
     """vLLM: keep the state of a finished prefix beside the running one."""
@@ -37,8 +37,6 @@ class Engine:
         if (self.max_num_seqs is not None and self.max_num_seqs < 1) or self.max_num_batched_tokens < 1:
             raise MinitronError("max_num_seqs and max_num_batched_tokens must be at least 1; give larger ones.")
 
-
-ENGINES: Final = ("plain", "vllm")
 
 _KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "state"}
 """field of Workload -> what its formats must be for."""
@@ -99,8 +97,11 @@ class Workload:
         for what, use in _KEPT.items():
             if getattr(self, what) not in (known := formats_for(use)) and (what, getattr(self, what)) != _STORED:
                 raise MinitronError(f"{what} cannot be kept in {getattr(self, what)}; choose {', '.join(known)}.")
-        if self.engine.name == "vllm" and not FORMATS[self.kv].vllm_kv:
-            raise MinitronError(f"vLLM does not support a KV cache in {self.kv}; choose --kv fp8.")
+        engine = ENGINES[self.engine.name]
+        if engine.kv is not None and self.kv not in engine.kv:
+            raise MinitronError(
+                f"{engine.title} does not support a KV cache in {self.kv}; choose --kv {' or '.join(engine.kv)}."
+            )
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
         if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:
@@ -117,9 +118,10 @@ class Workload:
 
 
 def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:
-    """Whether an fp32 model is computed in 16 bits: vLLM does so unless it is told to keep fp32."""
+    """Whether the engine computes an fp32 model in 16 bits, as it does unless it is told to keep fp32."""
     quantised = workload.weights == STORED or FORMATS[workload.weights].quantised
-    return workload.engine.name == "vllm" and stored_format(config) == "fp32" != workload.weights and not quantised
+    casts = ENGINES[workload.engine.name].casts_fp32
+    return casts and stored_format(config) == "fp32" != workload.weights and not quantised
 
 
 def workload_of(
@@ -135,12 +137,13 @@ def workload_of(
 ) -> Workload:
     """A workload in which the model's config decides what is left open; `more` are further fields of Workload.
 
-    Weights take the formats that the config's quantization_config names, else its dtype, else bf16, and bf16 where vLLM
-    would compute an fp32 model so; keys, values and convolution states the dtype in which activations are computed,
-    which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else fp32."""
+    Weights take the formats that the config's quantization_config names, else its dtype, else bf16, and bf16 where the
+    engine would compute an fp32 model so; keys, values and convolution states the dtype in which activations are
+    computed, which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else
+    fp32."""
     config = spec.stated
     stored, engine = stored_format(config), more.get("engine")
-    if stored == "fp32" and engine is not None and engine.name == "vllm":
+    if stored == "fp32" and engine is not None and ENGINES[engine.name].casts_fp32:
         stored = "bf16"
     weights = weights or (stored if spec.quantisation is None else STORED)
     computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
@@ -150,17 +153,3 @@ def workload_of(
     if more.get("speculative_tokens") and not spec.mtp_layers:
         raise MinitronError("this model has no multi-token-prediction block to draft tokens; drop --mtp.")
     return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed, **more)
-
-
-# Read off the logs of real runs: see docs/planning.md.
-ENGINE_CONTEXT: Final = 154 * MiB
-"""CUDA's context and libraries of a vLLM process."""
-
-CUDA_GRAPHS: Final = 205 * MiB
-"""Recorded steps: between 0.04 and 1.4 GiB in logs."""
-
-LEAST_ACTIVATIONS: Final = 819 * MiB
-"""The smallest activation peak in logs, which range from 0.8 to 2.5 GiB."""
-
-SAMPLER_COPIES: Final = 9.65
-"""How many copies of [max_num_seqs, vocab] fp32 logits vLLM's sampler takes while it warms up: 9.6 to 9.7 were read."""

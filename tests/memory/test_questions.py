@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_models import LONG, published, tiny
 
+from minitron.engines.plain import WORKSPACE
 from minitron.errors import MinitronError
-from minitron.memory.budget import WORKSPACE, Budget
+from minitron.memory.budget import Budget
 from minitron.memory.formats import mildest_first
 from minitron.memory.gpus import GPUS, Gpu, find_gpu
 from minitron.memory.questions import (

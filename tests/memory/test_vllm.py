@@ -1,22 +1,27 @@
 """vLLM's law against numbers read off real engines."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from planning_models import LONG, published, tiny
 
+from minitron.engines.keeping import Kept
+from minitron.engines.table import ENGINES
+from minitron.engines.vllm import Pool, pool
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
-from minitron.memory.caches import Kept, kept
+from minitron.memory.caches import kept
 from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.parallel import per_gpu, require_splits, splits
 from minitron.memory.questions import cautions
-from minitron.memory.vllm import Pool, pool, serve_line
+from minitron.memory.serve_line import serve_line
 from minitron.memory.workload import Engine, Workload, workload_of
 from minitron.model.spec import ModelSpec, spec_of
 from minitron.units import GiB, MiB
+from pipeline.serving import EngineName
 
 NINE, THIRTY = "Nemotron-Nano-9B-v2", "Nemotron-3-Nano-30B-A3B"
 
@@ -234,3 +239,7 @@ def test_an_fp32_model_is_counted_in_bf16_as_vllm_computes_it() -> None:
     assert bytes_of[0] == bytes_of[1]
     # Without an engine's own rules a config means what it says.
     assert workload_of(fp32, 8192).weights == "fp32"
+
+
+def test_the_engines_that_can_be_typed_are_those_of_the_table() -> None:
+    assert set(get_args(EngineName)) == set(ENGINES)

@@ -308,7 +308,7 @@ def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:
 
 
 def test_a_window_keeps_its_last_tokens_only_and_vllm_a_step_more() -> None:
-    from minitron.memory.vllm import pool
+    from minitron.engines.vllm import pool
     from minitron.memory.workload import Engine
 
     spec = spec_of(config("gemma3_text", sliding_window=64))

@@ -13,9 +13,9 @@ from transformers import CONFIG_MAPPING
 
 from minitron.cut.plan import Plan
 from minitron.cut.prune import prune
+from minitron.engines.vllm import pool
 from minitron.errors import MinitronError
 from minitron.memory.caches import kept
-from minitron.memory.vllm import pool
 from minitron.memory.workload import Engine, Workload
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model

@@ -11,11 +11,11 @@ from family_sizes import FAMILY_SIZES
 from tiny_models import save_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minitron.engines.vllm import pool
 from minitron.errors import MinitronError
 from minitron.memory import caches
 from minitron.memory.gpus import find_gpu
 from minitron.memory.roofline import estimate, load_of
-from minitron.memory.vllm import pool
 from minitron.memory.workload import Engine, Workload
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, spec_of

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from planning_models import AMPLE, LONG, NANO_2, WORKLOAD, a10g, nano_12b, published, random_scores, tiny
 
+from minitron.engines.plain import WORKSPACE
 from minitron.errors import MinitronError
-from minitron.memory.budget import WORKSPACE, Budget
+from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.workload import Workload, workload_of

@@ -18,28 +18,38 @@ benchmarks and tests say against what it was checked.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import floor
 from typing import Any, Final
 
 import numpy as np
 
-from minitron.memory.budget import Budget
-from minitron.memory.caches import Kept, LayerCache, keeps_states
-from minitron.memory.formats import FORMATS, STORED, stored_format
-from minitron.memory.workload import LEAST_ACTIVATIONS, SAMPLER_COPIES, Workload
+from minitron.engines import plain
+from minitron.engines.keeping import Demand, Kept, LayerCache
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
+from minitron.units import MiB
 
 TOKENS: Final = 16
 """Block sizes are multiples of so many tokens."""
 
 UTILIZATION: Final = 0.92
 """vLLM's own default of gpu_memory_utilization."""
+
+# Read off the logs of real runs: see docs/planning.md.
+ENGINE_CONTEXT: Final = 154 * MiB
+"""CUDA's context and libraries of a vLLM process."""
+
+CUDA_GRAPHS: Final = 205 * MiB
+"""Recorded steps: between 0.04 and 1.4 GiB in logs."""
+
+LEAST_ACTIVATIONS: Final = 819 * MiB
+"""The smallest activation peak in logs, which range from 0.8 to 2.5 GiB."""
+
+SAMPLER_COPIES: Final = 9.65
+"""How many copies of [max_num_seqs, vocab] fp32 logits vLLM's sampler takes while it warms up: 9.6 to 9.7 were read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Pool:
     """Blocks of the pool: `needed`, or more where CUDA graphs ask for them."""
 
 
-def pool(workload: Workload, keep: Kept) -> Pool:
+def pool(demand: Demand, keep: Kept) -> Pool:
     """The pool that a workload takes.  Where layers keep but one kind of thing, they are one group."""
     attention = [one for one in keep.caches if one.cache.keys_values]
     stateful = [one for one in keep.caches if one.cache.keeps_state]
@@ -81,35 +91,35 @@ def pool(workload: Workload, keep: Kept) -> Pool:
     kv_bytes = _most([np.where(one.attention > 0, one.token, 0) for one in attention])
     state_bytes = _most([np.where(one.stateful > 0, one.conv + one.state, 0) for one in stateful])
     unit = np.maximum(TOKENS * kv_bytes, 1)
-    block_size = np.where(kv_bytes > 0, TOKENS * np.maximum(-(-state_bytes // unit), 1), workload.context)
+    block_size = np.where(kv_bytes > 0, TOKENS * np.maximum(-(-state_bytes // unit), 1), demand.context)
     page = np.where(kv_bytes > 0, block_size * kv_bytes, state_bytes)
     share = np.maximum(group, 1)
-    states = 1 + workload.engine.prefix_caching + workload.speculative_tokens
+    states = 1 + demand.engine.prefix_caching + demand.speculative_tokens
     groups, per_sequence = np.int64(0), np.int64(0)
     for one in attention:
         own = -(-one.attention // share)
         # A layer that keeps fewer bytes of a token has more tokens in a page.
         tokens = np.maximum(page // np.maximum(one.token, 1), 1)
         groups = groups + own
-        per_sequence = per_sequence + own * _blocks(workload, one, tokens)
+        per_sequence = per_sequence + own * _blocks(demand, one, tokens)
     for one in stateful:
         own = -(-one.stateful // share)
         groups, per_sequence = groups + own, per_sequence + states * own
-    needed = workload.batch * per_sequence + 1
-    floor = workload.max_num_seqs if workload.engine.cuda_graphs else 0
+    needed = demand.batch * per_sequence + 1
+    floor = demand.max_num_seqs if demand.engine.cuda_graphs else 0
     return Pool(block_size, page, group, groups, group * page, per_sequence, needed, np.maximum(needed, floor))
 
 
-def _blocks(workload: Workload, one: LayerCache, tokens: Any) -> Any:
+def _blocks(demand: Demand, one: LayerCache, tokens: Any) -> Any:
     """Blocks of `tokens` tokens that one sequence holds in one layer.  Of a sliding window vLLM keeps what a step may
     still need: window - 1 tokens and those of the step, and a block more, for a window begins anywhere in a block; of a
     chunk all its tokens and those of the step (vLLM's SlidingWindowSpec and ChunkedLocalAttentionSpec, whose bounds
     `max_memory_usage_bytes` are what a short context takes as well)."""
     if one.window is None:
-        return -(-workload.context // tokens)
+        return -(-demand.context // tokens)
     if one.cache.chunked:
-        return -(-min(one.window + workload.engine.max_num_batched_tokens, workload.context) // tokens)
-    held = min(one.window - 1 + workload.engine.max_num_batched_tokens, workload.context)
+        return -(-min(one.window + demand.engine.max_num_batched_tokens, demand.context) // tokens)
+    held = min(one.window - 1 + demand.engine.max_num_batched_tokens, demand.context)
     return -(-held // tokens) + 1
 
 
@@ -124,6 +134,34 @@ def _fewest(counts: Sequence[Any]) -> Any:
     for count in counts:
         found = np.minimum(found, np.where(np.asarray(count) > 0, count, largest))
     return np.where(found == largest, 0, found)
+
+
+def lines(demand: Demand, keep: Kept) -> dict[str, Any]:
+    """Lines of the footprint: what layers keep, and what the pool's blocks add to it."""
+    found = pool(demand, keep)
+    held = plain.lines(demand, keep)
+    if demand.engine.prefix_caching:
+        held["prefix_states"] = demand.batch * (keep.conv_bytes + keep.state_bytes)
+    held["block_rounding"] = (found.needed - 1) * found.block - sum(held.values())
+    held["null_block"] = found.block
+    held["graph_blocks"] = (found.blocks - found.needed) * found.block
+    return held
+
+
+def buffers(demand: Demand) -> dict[str, int]:
+    """Lines of the footprint that are the engine's own, whatever the model."""
+    return {"engine_context": ENGINE_CONTEXT, "cuda_graphs": CUDA_GRAPHS if demand.engine.cuda_graphs else 0}
+
+
+def blocks_in(found: Pool, room: int) -> int:
+    """Blocks of the pool that vLLM makes of so many bytes; none where no layer keeps anything."""
+    return room // int(found.block) if found.block else 0
+
+
+def tokens_in(demand: Demand, found: Pool, blocks: int) -> int:
+    """The tokens that vLLM's log gives for so many blocks: as many sequences of the context as their blocks are those
+    of one, times the context (vLLM's get_kv_cache_capacity); the null block is counted there as if it held some."""
+    return int(blocks / int(found.per_sequence) * demand.context) if found.per_sequence else 0
 
 
 def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
@@ -143,54 +181,29 @@ COPIES: Final = 3
 """Input, output and their product are alive at once."""
 
 
-def activations(spec: ModelSpec, workload: Workload, whole: Mapping[str, Any], local: Mapping[str, Any]) -> Any:
+def activations(spec: ModelSpec, demand: Demand, whole: Mapping[str, Any], local: Mapping[str, Any]) -> Any:
     """Bytes of activations at their peak, an estimate: the largest of the sampler's warm-up, a step of
     max_num_batched_tokens through the widest layer in bf16 with the residual stream, and the least that logs show.
 
     `whole`: sizes of the model; `local`: what one GPU holds of them."""
-    step = COPIES * 2 * workload.engine.max_num_batched_tokens * (whole[HIDDEN] + widest(spec, local))
-    return np.maximum(np.maximum(sampler(spec, workload), step), LEAST_ACTIVATIONS)
+    step = COPIES * 2 * demand.engine.max_num_batched_tokens * (whole[HIDDEN] + widest(spec, local))
+    return np.maximum(np.maximum(sampler(spec, demand), step), LEAST_ACTIVATIONS)
 
 
-def sampler(spec: ModelSpec, workload: Workload) -> int:
+def sampler(spec: ModelSpec, demand: Demand) -> int:
     """Bytes of the sampler's warm-up."""
-    return round(4 * SAMPLER_COPIES * workload.max_num_seqs * spec.sizes[VOCAB])
+    return round(4 * SAMPLER_COPIES * demand.max_num_seqs * spec.sizes[VOCAB])
 
 
-def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
-    """The shell command that serves the workload.  What is reserved lowers the share of the GPU that vLLM may fill;
-    of a budget without a GPU no share follows."""
-    engine = workload.engine
-    words = ["vllm", "serve", model, "--max-model-len", str(workload.context)]
-    words += ["--max-num-seqs", str(workload.max_num_seqs)]
-    words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
-    if budget.gpu is not None:
-        share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
-        words += ["--gpu-memory-utilization", f"{share:g}"]
-    if (dtype := _dtype(spec, workload)) is not None:
-        words += ["--dtype", FORMATS[dtype].config_names[0]]
-    if keeps_states(spec):
-        words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
-    if FORMATS[workload.kv].quantised:
-        words += ["--kv-cache-dtype", workload.kv]
-    words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")
-    if not engine.cuda_graphs:
-        words.append("--enforce-eager")
-    if workload.tensor_parallel > 1:
-        words += ["--tensor-parallel-size", str(workload.tensor_parallel)]
-    if workload.speculative_tokens:
-        words += [
-            "--speculative-config",
-            f'{{"method": "mtp", "num_speculative_tokens": {workload.speculative_tokens}}}',
-        ]
-    if workload.lora_rank:
-        words += ["--enable-lora", "--max-lora-rank", str(workload.lora_rank), "--max-loras", str(workload.loras)]
-    return shlex.join(words)
-
-
-def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
-    """The format to compute in where vLLM is to be told: it goes by the config alone, and casts fp32 to 16 bits."""
-    if workload.weights == STORED or FORMATS[workload.weights].quantised:
-        return None
-    stored = stored_format(spec.stated)
-    return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None
+def tell_workspace(spec: ModelSpec, demand: Demand, local: Mapping[str, Any], found: Any) -> tuple[str, str, str]:
+    """Formula, the formula with its numbers, and where they come from."""
+    tokens = demand.engine.max_num_batched_tokens
+    filled, what = f"{int(found):,} B", "the smallest peak in logs"
+    if found == sampler(spec, demand):
+        filled = f"{SAMPLER_COPIES} x {demand.max_num_seqs:,} x {spec.sizes[VOCAB]:,} x 4 B"
+        what = "the sampler's warm-up"
+    elif found > LEAST_ACTIVATIONS:
+        filled = f"{COPIES} x {tokens:,} x ({spec.sizes[HIDDEN]:,} + {int(widest(spec, local)):,}) x 2 B"
+        what = f"a step of {tokens:,} tokens through the widest layer"
+    formula = "the largest of: the sampler's warm-up, a step through the widest layer, the smallest peak in logs"
+    return formula, filled, f"{what}; logs show peaks of 0.8 to 2.5 GiB"

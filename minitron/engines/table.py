@@ -1,0 +1,111 @@
+"""ENGINES: a row an engine, with the formats in which it keeps keys and values and the law of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from minitron.engines import plain, vllm
+from minitron.engines.keeping import Demand, Kept
+from minitron.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number that an engine tells in its log when it loads the model."""
+
+    name: str
+    """As a JSON key: it ends in the unit."""
+
+    label: str
+    """In words."""
+
+    value: int
+    unit: str
+    """tokens, blocks, B; empty for a bare number."""
+
+
+@dataclass(frozen=True)
+class ServingEngine:
+    """What serves a model, or `plain` for the sum of what it would hold."""
+
+    name: str
+    """As typed."""
+
+    title: str
+    """As its makers write it."""
+
+    summary: str
+    """Its law in a sentence, for the help."""
+
+    source: str
+    """Whose code the law was read in, and the version."""
+
+    utilization: float
+    """The share of a GPU that it fills where nobody says otherwise."""
+
+    lines: Callable[[Demand, Kept], dict[str, Any]]
+    """Lines of the footprint for what layers keep, by name (minitron.memory.footprint.Footprint)."""
+
+    workspace: Callable[[ModelSpec, Demand, Mapping[str, Any], Mapping[str, Any]], Any]
+    """Bytes of activations and buffers, an estimate: of a model's sizes, and of what one GPU holds of them."""
+
+    tell_workspace: Callable[[ModelSpec, Demand, Mapping[str, Any], Any], tuple[str, str, str]]
+    """Of that estimate the formula, the formula with its numbers, and where they come from."""
+
+    kv: Mapping[str, str] | None = None
+    """Format of keys and values -> the engine's name for it, empty for its default; None where any is counted."""
+
+    casts_fp32: bool = False
+    """Whether it computes a model whose config says fp32 in 16 bits unless it is told to keep fp32."""
+
+    buffers: Callable[[Demand], dict[str, int]] = lambda demand: {}
+    """Lines of the footprint that are its own, whatever the model."""
+
+    facts: Callable[[Demand, Kept, int], tuple[Fact, ...]] = lambda demand, keep, room: ()
+    """What its log should say, where `room` bytes are left for what layers keep."""
+
+
+def _pool_facts(demand: Demand, keep: Kept, room: int) -> tuple[Fact, ...]:
+    found = vllm.pool(demand, keep)
+    blocks = vllm.blocks_in(found, room)
+    return (
+        Fact("block_size_tokens", "tokens of a block", int(found.block_size), "tokens"),
+        Fact("block_bytes", "bytes of a block", int(found.block), "B"),
+        Fact("needed_blocks", "blocks that the workload takes", int(found.blocks), "blocks"),
+        Fact("budget_blocks", "blocks that the budget holds", blocks, "blocks"),
+        Fact("pool_tokens", "tokens that they hold", vllm.tokens_in(demand, found, blocks), "tokens"),
+    )
+
+
+ENGINES: Final = {
+    engine.name: engine
+    for engine in (
+        ServingEngine(
+            "plain",
+            title="no engine",
+            summary="the sum of weights, KV cache and states, without an engine's block rounding and buffers",
+            source="arithmetic",
+            utilization=plain.UTILIZATION,
+            lines=plain.lines,
+            workspace=plain.workspace,
+            tell_workspace=plain.tell_workspace,
+        ),
+        ServingEngine(
+            "vllm",
+            title="vLLM",
+            summary="memory as vLLM allocates it, with its blocks, buffers and settings",
+            source="vLLM 0.32 and 0.33, vllm/v1/core/kv_cache_utils.py",
+            utilization=vllm.UTILIZATION,
+            lines=vllm.lines,
+            workspace=vllm.activations,
+            tell_workspace=vllm.tell_workspace,
+            kv={"fp32": "", "bf16": "", "fp16": "", "fp8": "fp8", "nvfp4": "nvfp4"},
+            casts_fp32=True,
+            buffers=vllm.buffers,
+            facts=_pool_facts,
+        ),
+    )
+}
+"""Name -> engine."""

@@ -1,0 +1,63 @@
+"""The shell command with which an engine serves a workload."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from math import floor
+from typing import Final
+
+from minitron.engines.table import ENGINES
+from minitron.memory.budget import Budget
+from minitron.memory.caches import keeps_states
+from minitron.memory.formats import FORMATS, STORED, stored_format
+from minitron.memory.workload import Workload
+from minitron.model.spec import ModelSpec
+
+
+def _vllm(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> list[str]:
+    """What is reserved lowers the share of the GPU that vLLM may fill; of a budget without a GPU no share follows."""
+    engine = workload.engine
+    words = ["vllm", "serve", model, "--max-model-len", str(workload.context)]
+    words += ["--max-num-seqs", str(workload.max_num_seqs)]
+    words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    if budget.gpu is not None:
+        share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
+        words += ["--gpu-memory-utilization", f"{share:g}"]
+    if (dtype := _dtype(spec, workload)) is not None:
+        words += ["--dtype", FORMATS[dtype].config_names[0]]
+    if keeps_states(spec):
+        words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
+    if FORMATS[workload.kv].quantised:
+        words += ["--kv-cache-dtype", (ENGINES["vllm"].kv or {})[workload.kv]]
+    words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")
+    if not engine.cuda_graphs:
+        words.append("--enforce-eager")
+    if workload.tensor_parallel > 1:
+        words += ["--tensor-parallel-size", str(workload.tensor_parallel)]
+    if workload.speculative_tokens:
+        words += [
+            "--speculative-config",
+            f'{{"method": "mtp", "num_speculative_tokens": {workload.speculative_tokens}}}',
+        ]
+    if workload.lora_rank:
+        words += ["--enable-lora", "--max-lora-rank", str(workload.lora_rank), "--max-loras", str(workload.loras)]
+    return words
+
+
+def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
+    """The format to compute in where vLLM is to be told: it goes by the config alone, and casts fp32 to 16 bits."""
+    if workload.weights == STORED or FORMATS[workload.weights].quantised:
+        return None
+    stored = stored_format(spec.stated)
+    return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None
+
+
+_LINES: Final[dict[str, Callable[[str, ModelSpec, Workload, Budget], list[str]]]] = {"vllm": _vllm}
+"""Engine -> the words of its command."""
+
+
+def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
+    """The shell command with which the workload's engine serves `model`, a folder or a name; empty for no engine."""
+    line = _LINES.get(workload.engine.name)
+    return "" if line is None else shlex.join(line(model, spec, workload, budget))
