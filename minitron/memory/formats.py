@@ -8,7 +8,7 @@ Shape letters: R rows (outputs) and C columns (inputs) of a matrix; scales are s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Literal
 
@@ -19,6 +19,10 @@ from minitron.model.matrix_layout import Layout, Scheme
 
 Use = Literal["weights", "kv", "state"]
 """What is kept: the weights, keys and values of attention, or states of Mamba layers (recurrent and convolution)."""
+
+Numbers = Literal["", "e4m3", "e2m1", "int8", "int4"]
+Method = Literal["", "modelopt", "compressed-tensors"]
+Inputs = Literal["", "static", "token"]
 
 _USES: Final = ("weights", "kv", "state")
 _ORIGINS: Final = ("exact", "published", "estimated")
@@ -43,6 +47,27 @@ class Format(Layout):
     origin: str = "exact"
     """Where these numbers come from: exact, published or estimated."""
 
+    groups: tuple[int, ...] = ()
+    """Where a scale may be shared by one of several counts of numbers: these, the largest first, `group` the first of
+    them.  A matrix takes the largest that divides its columns."""
+
+    numbers: Numbers = ""
+    """What one number is, where Minitron writes the format; empty where it only counts it."""
+
+    method: Method = ""
+    """Whose layout and config it is written in: the quant_method of config.json."""
+
+    inputs: Inputs = ""
+    """How an engine rounds what a linear reads: not at all, by one scale that calibration gives (static), or by one a
+    token."""
+
+    engines: tuple[str, ...] = ()
+    """The engines that read it."""
+
+    least: tuple[int, int] | None = None
+    """The CUDA compute capability from which vLLM runs it at all, on weights unpacked to 16 bits where that is below
+    `native`; None where that is not known."""
+
     note: str = ""
     """The layout in words."""
 
@@ -58,16 +83,49 @@ class Format(Layout):
             raise ValueError(f"format {self.name}: the origin is one of {', '.join(_ORIGINS)}")
         if self.quantised and "state" in self.uses:
             raise ValueError(f"format {self.name}: no engine keeps states in fewer than 16 bits")
+        if self.groups and (self.groups[0] != self.group or list(self.groups) != sorted(self.groups, reverse=True)):
+            raise ValueError(f"format {self.name}: groups begin with `group` and become smaller")
+        if bool(self.numbers) != bool(self.method):
+            raise ValueError(f"format {self.name}: what is written has both numbers and a method")
 
     @property
     def quantised(self) -> bool:
         """Whether only matrices, and keys and values, can be kept so; a model computes in any other."""
         return self.bits < 16
 
+    @property
+    def written(self) -> bool:
+        """Whether `minitron quantize` writes it."""
+        return bool(self.numbers)
+
+    def in_groups(self, size: int) -> Format:
+        """The same with a scale for so many numbers."""
+        return self if size == self.group else replace(self, group=size, groups=(size,))
+
+    def group_for(self, columns: int) -> int | None:
+        """The numbers that share a scale where matrices of this width, or whose widths have it as their greatest common
+        divisor, are kept so; 0 where no group does; None where no group divides it."""
+        if not self.group or not self.written:
+            return self.group
+        return next((size for size in self.groups or (self.group,) if columns % size == 0), None)
+
+    def stored(self, rows: Any, columns: Any, together: Any, kept: Format) -> Any:
+        """Bytes of an [R, C] matrix that is kept so where a group divides `together`, and in `kept` elsewhere; whole
+        numbers or arrays of them."""
+        if not self.group or not self.written:
+            return self.matrix(rows, columns)
+        found = kept.matrix(rows, columns)
+        for size in reversed(self.groups or (self.group,)):
+            fits = together % size == 0
+            found = found + fits * (self.in_groups(size).matrix(rows, columns) - found)
+        return found
+
 
 _ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state")
 _PUBLISHED: Final = "the bytes of published checkpoints"
-_COMMON: Final = "the common layout of weight-only quantisers, which differ by about one per cent"
+_COMPRESSED: Final = "compressed-tensors' compressors"
+_SERVERS: Final = ("vLLM", "SGLang", "TensorRT-LLM")
+_OPEN: Final = ("vLLM", "SGLang")
 
 FORMATS: Final = {
     form.name: form
@@ -104,9 +162,27 @@ FORMATS: Final = {
             uses=("weights", "kv"),
             native=(8, 9),
             config_names=("fp8", "fbgemm_fp8"),
+            numbers="e4m3",
+            method="modelopt",
+            inputs="static",
+            engines=_SERVERS,
+            least=(8, 0),
             origin="published",
             note="E4M3, one scale per matrix and one for its inputs",
             source=_PUBLISHED,
+        ),
+        Format(
+            "fp8-dynamic",
+            bits=8,
+            row_bytes=2,
+            native=(8, 9),
+            numbers="e4m3",
+            method="compressed-tensors",
+            inputs="token",
+            engines=_OPEN,
+            least=(8, 0),
+            note="E4M3, one bf16 scale per row; inputs are scaled token by token",
+            source=_COMPRESSED,
         ),
         Format(
             "nvfp4",
@@ -117,27 +193,56 @@ FORMATS: Final = {
             uses=("weights", "kv"),
             native=(10, 0),
             config_names=("nvfp4", "mixed_precision"),
+            numbers="e2m1",
+            method="modelopt",
+            inputs="static",
+            engines=_SERVERS,
+            least=(7, 5),
             origin="published",
             note="E2M1, one E4M3 scale per 16 numbers",
             source=_PUBLISHED,
+        ),
+        Format(
+            "nvfp4a16",
+            bits=4,
+            group=16,
+            group_bytes=1,
+            matrix_bytes=4,
+            config_names=("w4a16_nvfp4",),
+            numbers="e2m1",
+            method="modelopt",
+            engines=("vLLM",),
+            least=(7, 5),
+            note="the weights of nvfp4 alone; inputs stay in 16 bits",
+            source="modelopt's export (W4A16_NVFP4)",
         ),
         Format(
             "int8",
             bits=8,
             row_bytes=2,
             uses=("weights", "kv"),
-            origin="estimated",
-            note="one bf16 scale per row",
-            source=_COMMON,
+            numbers="int8",
+            method="compressed-tensors",
+            inputs="token",
+            engines=_OPEN,
+            least=(7, 5),
+            note="one bf16 scale per row; inputs are scaled token by token",
+            source=_COMPRESSED,
         ),
         Format(
             "int4",
             bits=4,
             group=128,
+            groups=(128, 64, 32),
             group_bytes=2,
-            origin="estimated",
-            note="one bf16 scale per 128 numbers of a row",
-            source=_COMMON,
+            matrix_bytes=16,
+            word=32,
+            numbers="int4",
+            method="compressed-tensors",
+            engines=_OPEN,
+            least=(7, 5),
+            note="one bf16 scale per 128 numbers of a row, or 64 or 32 where 128 do not divide it",
+            source=_COMPRESSED,
         ),
     )
 }

@@ -7,119 +7,23 @@ are reproduced to the byte (tests/memory/test_precision.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, STORED, Format, formats_for, stored_format
+from minitron.memory.mixtures import PROJECTIONS, PUBLISHED, Clause, Mixture, published_for
 from minitron.memory.stored import beside_bytes, stored_formats, stored_origin, stored_source
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
-
-PROJECTIONS: Final = "projections"
-"""Stands for every linear inside a block, however a family calls its tensors."""
-
-
-@dataclass(frozen=True)
-class Clause:
-    """Some tensors and the format in which they are kept."""
-
-    tensors: str
-    """A regular expression that is searched in `component:name`, or PROJECTIONS for every linear inside a block."""
-
-    form: str
-    """A name in minitron.memory.formats.FORMATS."""
-
-    share: Fraction = Fraction(1)
-    """Of the layers that have the tensor, the first so many."""
-
-    feeds_attention: bool = False
-    """Only in layers that stand directly in front of an attention layer."""
-
-    def names(self, rule: Rule) -> bool:
-        """Whether it speaks of a rule's tensors."""
-        if self.tensors == PROJECTIONS:
-            return rule.is_projection
-        return re.search(self.tensors, f"{rule.component}:{rule.name}") is not None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How the tensors of a checkpoint are kept."""
-
-    clauses: tuple[Clause, ...]
-    origin: str
-    """exact, published or estimated."""
-
-    source: str
-    """Where the mixture comes from, as a sentence."""
-
-    attention_bytes: int = 0
-    """Scales of keys and values, a layer of attention."""
-
-    beside_bytes: int = 0
-    """What is kept beside the tensors that the rules name, whatever is cut."""
-
-
-_ROUTER: Final = (Clause(r"gate\.weight$", "fp32"), Clause(r"e_score_correction_bias$", "fp32"))
-_NANO: Final = (*_ROUTER, Clause("^attention:", "bf16"), Clause(r"^ssm:.*_proj\.weight$", "bf16", feeds_attention=True))
-_NANO_SOURCE: Final = (
-    "the recipe of Nemotron-3-Nano-30B-A3B-{}: attention and the Mamba layer directly before each "
-    "attention layer stay in bf16, the router in fp32"
-)
-
-# Super's formats were assigned layer by layer by a search of NVIDIA's (AutoQuantize).  Published are the 40,961
-# matrices in NVFP4 (all routed experts and one shared expert's down_proj), the number of FP8 matrices (139) and the
-# bytes; the shares of in_proj, out_proj, o_proj and fc1_latent_proj are one of several splits that give both.
-_SUPER: Final = (
-    Clause(r"e_score_correction_bias$", "fp32"),
-    Clause("^moe_routed:", "nvfp4"),
-    Clause(r"shared_experts\.down_proj", "nvfp4", Fraction(1, 40)),
-    Clause("^moe_shared:", "fp8"),
-    Clause(r"^ssm:.*\.in_proj\.weight$", "fp8", Fraction(30, 40)),
-    Clause(r"^ssm:.*\.out_proj\.weight$", "fp8", Fraction(21, 40)),
-    Clause(r"o_proj\.weight$", "fp8", Fraction(5, 8)),
-    Clause("fc1_latent_proj", "fp8", Fraction(4, 40)),
-)
-
-PUBLISHED: Final[dict[tuple[str, str, str], Mixture]] = {
-    ("nemotron_h", "dense", "fp8"): Mixture(
-        (Clause("^attention:", "bf16"), Clause(PROJECTIONS, "fp8")),
-        "published",
-        "the recipe of Nemotron-Nano-9B-v2-FP8: Mamba and MLP projections in FP8, attention in bf16",
-    ),
-    ("nemotron_h", "moe", "nvfp4"): Mixture(
-        (*_NANO, Clause(PROJECTIONS, "nvfp4")), "published", _NANO_SOURCE.format("NVFP4")
-    ),
-    ("nemotron_h", "moe", "fp8"): Mixture(
-        (*_NANO, Clause(PROJECTIONS, "fp8")), "published", _NANO_SOURCE.format("FP8")
-    ),
-    ("nemotron_h", "latent", "nvfp4"): Mixture(
-        _SUPER,
-        "published",
-        "the recipe of Nemotron-3-Super-120B-A12B-NVFP4: routed experts in NVFP4, 139 other matrices in FP8 (how those "
-        "spread over Mamba, attention and latent projections is inferred from the bytes)",
-        attention_bytes=8,
-    ),
-    ("nemotron_h", "latent", "fp8"): Mixture(
-        (*_ROUTER, Clause("^attention:", "bf16"), Clause("^moe_latent_proj:", "bf16"), Clause(PROJECTIONS, "fp8")),
-        "published",
-        "the recipe of Nemotron-3-Super-120B-A12B-FP8: experts and Mamba projections in FP8, attention and latent "
-        "projections in bf16, the router in fp32",
-        attention_bytes=8,
-    ),
-}
-"""(family, dense, moe or latent for experts in a latent space, format) -> the mixture published for such models."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +60,7 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
         FORMATS[weights].origin,
         f"every projection in {weights} ({FORMATS[weights].note}), the rest in bf16",
     )
-    mixture = PUBLISHED.get((family, sort, weights), everything)
+    mixture = published_for(family, sort, weights) or everything
     return Precision(
         weights,
         "bf16",
@@ -311,6 +215,23 @@ def _formats(precision: Precision, kind: str, rule: Rule, count: int, feeds: int
         yield FORMATS[precision.computed], left
 
 
+def formats_in(spec: ModelSpec, precision: Precision, kind: str, rule: Rule) -> dict[int | None, Format]:
+    """layer -> the format of a rule's tensor there, for every layer of a kind, as `tally` counts them; None stands for
+    the one place of what is in no layer."""
+    layers: list[int | None] = [layer for layer, own in enumerate(spec.layers) if own == kind] or [None]
+    feeding = {layer for layer, after in enumerate(spec.layers[1:]) if _attends(spec, after)}
+    found: dict[int | None, Format] = {}
+    for clause in precision.mixture.clauses:
+        form = FORMATS[clause.form]
+        if not clause.names(rule) or (form.quantised and (is_mtp(kind) or len(rule.matrix) < 2)):
+            continue
+        left = [layer for layer in layers if layer not in found]
+        number = round(clause.share * len(layers))
+        chosen = [layer for layer in left if layer in feeding] if clause.feeds_attention else left[:number]
+        found |= dict.fromkeys(chosen, form)
+    return {layer: found.get(layer, FORMATS[precision.computed]) for layer in layers}
+
+
 def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
     """Bytes of the model and of its multi-token-prediction block; arrays where `found` and `sizes` hold arrays."""
     total: Any = 0
@@ -326,16 +247,43 @@ def weight_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> tup
     return total + found.beside_bytes, mtp
 
 
+def common_width(spec: ModelSpec, kind: str, rule: Rule, sizes: Mapping[str, Any], form: Format) -> Any:
+    """A number that a group of `form` divides where the matrices of a rule are kept so: engines join the linears of a
+    part of the model, which therefore share one size of group.
+
+    It is the greatest common divisor of the columns of all linears of the rule's component in a layer of `kind`, those
+    apart that no group divides; of routed experts, which stay together or not at all, of all."""
+    columns = _shape_in(rule, sizes)[1]
+    if not form.group or not rule.is_projection:
+        return columns
+    least = (form.groups or (form.group,))[-1]
+    found: Any = 0
+    for other in spec.rules[kind]:
+        if other.component == rule.component and other.is_projection and other.per_expert == rule.per_expert:
+            width = _shape_in(other, sizes)[1]
+            found = np.gcd(found, width if rule.per_expert else width * (width % least == 0))
+    fits = (columns % least == 0) | rule.per_expert
+    together = found * fits + columns * (1 - fits)
+    return together if isinstance(together, np.ndarray) and together.ndim else int(together)
+
+
+def _shape_in(rule: Rule, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(rows, columns) of a rule's matrix; a number has no dimensions: a row of one."""
+    matrix = rule.matrix
+    *rows, columns = 1, *(numel(dim, sizes) for dim in (reversed(matrix) if rule.transposed else matrix))
+    height: Any = 1
+    for row in rows:
+        height = height * row
+    return height, columns
+
+
 def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iterator[tuple[str, Part, Any]]:
     """kind, part and the bytes of all its tensors, part by part."""
     for part in found.parts:
-        matrix, own = part.rule.matrix, spec.at(part.kind, sizes)
-        # A number has no dimensions: a row of one.
-        *rows, columns = 1, *(numel(dim, own) for dim in (reversed(matrix) if part.rule.transposed else matrix))
-        height: Any = 1
-        for row in rows:
-            height = height * row
-        count = part.count * part.form.matrix(height, columns)
+        own = spec.at(part.kind, sizes)
+        height, columns = _shape_in(part.rule, own)
+        together = common_width(spec, part.kind, part.rule, own, part.form)
+        count = part.count * part.form.stored(height, columns, together, FORMATS["bf16"])
         if part.rule.per_expert:
             count = count * own[EXPERT]
         yield part.kind, part, count

@@ -196,9 +196,9 @@ class _Pace:
     def operations(self, form: str) -> float:
         """Operations with weights in a format.  Formats that the tensor cores do not know are unpacked to bf16 on the
         way: fewer bytes, no more operations.  fp32 runs as TF32, at half of bf16."""
-        native = {"fp8": self.gpu.fp8, "nvfp4": self.gpu.nvfp4}.get(form)
+        native = {"fp8": self.gpu.fp8, "fp8-dynamic": self.gpu.fp8, "nvfp4": self.gpu.nvfp4}.get(form)
         if native is not None:
-            return native * 1e12 * MATMUL_EFFICIENCY[form]
+            return native * 1e12 * MATMUL_EFFICIENCY[form.partition("-")[0]]
         return self.bf16 / 2 if form == "fp32" else self.bf16
 
     def matmul(self, weights: Weights) -> float:

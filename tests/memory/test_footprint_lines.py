@@ -56,7 +56,7 @@ def test_origins_are_told_apart() -> None:
 
     assert origins()["weights"] == "exact"
     assert origins(weights="nvfp4")["weights"] == "published"
-    assert origins(weights="int4")["weights"] == "estimated"
+    assert origins(weights="int4")["weights"] == "exact"
     assert origins(vision_encoder=5)["vision_encoder"] == "given"
     assert origins(engine=Engine("vllm"))["cuda_graphs"] == "estimated"
 

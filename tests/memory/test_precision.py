@@ -90,7 +90,10 @@ def test_every_candidate_counts_as_the_model_that_it_is() -> None:
         # Two numbers a byte, a scale for each sixteen, a rest of sixteen counts as one.
         ("nvfp4", 2, 40, 2 * (20 + 3) + 8),
         ("int8", 4, 10, 4 * 12),
-        ("int4", 4, 256, 4 * (128 + 2 * 2)),
+        # Eight numbers a word, and the matrix's shape in two numbers of eight bytes.
+        ("int4", 4, 256, 4 * (128 + 2 * 2) + 16),
+        ("fp8-dynamic", 4, 10, 4 * (10 + 2)),
+        ("nvfp4a16", 2, 32, 2 * (16 + 2) + 4),
     ],
 )
 def test_a_matrix_takes_what_its_format_says(name: str, rows: int, columns: int, expected: int) -> None:
@@ -114,7 +117,33 @@ def test_four_bits_take_little_more_than_a_quarter() -> None:
     whole, quarter = (footprint(spec, workload_of(spec, 1, weights=name)).weights for name in ("bf16", "int4"))
     components = spec.parameters().by_component
     matrices = components["attention"] + components["mlp"]
-    assert quarter == whole - 2 * matrices + matrices * Fraction(4 * 128 + 16, 8 * 128)
+    count = 7 * len(spec.layers)
+    assert quarter == whole - 2 * matrices + matrices * Fraction(4 * 128 + 16, 8 * 128) + 16 * count
+
+
+def test_a_group_that_does_not_divide_a_width_gives_way_to_the_next() -> None:
+    """SmolLM2's hidden size of 576 is nine times 64; its MLP, which 128 would divide, shares the group of its part."""
+    spec = published("Llama-3.1-8B")
+    spec = spec.resized({"hidden_size": 576, "intermediate_size": 1536})
+    heads, kv, rows = 32 * 128, 8 * 128, 0
+    shapes = [(heads, 576), (kv, 576), (kv, 576), (576, heads), (1536, 576), (1536, 576), (576, 1536)]
+    for height, width in shapes:
+        rows += height * (width // 2 + 2 * width // 64) + 16
+    plain = 2 * (2 * spec.sizes["vocab"] * 576 + 576 * (2 * len(spec.layers) + 1))
+    assert footprint(spec, workload_of(spec, 1, weights="int4")).weights == plain + len(spec.layers) * rows
+
+
+def test_what_no_group_divides_stays_in_bf16() -> None:
+    spec = published("Llama-3.1-8B").resized({"intermediate_size": 1000})
+    down = 2 * 4096 * 1000
+    others = (4096 * (2 * 4096 + 2 * 1024) + 2 * 4096 * 1000) * Fraction(4 * 128 + 16, 8 * 128) + 6 * 16
+    rest = 2 * (2 * 4096 * spec.sizes["vocab"] + 4096 * (2 * len(spec.layers) + 1))
+    assert footprint(spec, workload_of(spec, 1, weights="int4")).weights == rest + len(spec.layers) * (down + others)
+    sizes = {"ffn": np.array([1000, 1024])}
+    both = [published("Llama-3.1-8B").resized({"intermediate_size": int(size)}) for size in sizes["ffn"]]
+    kept = tally_of(spec, precision_of(spec, "int4"))
+    found = weight_bytes(spec, kept, {**spec.sizes, **sizes})[0]
+    assert list(found) == [footprint(one, workload_of(one, 1, weights="int4")).weights for one in both]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +166,8 @@ def test_a_config_that_names_no_modules_means_the_published_mixture(named: dict[
 
 def test_what_a_format_is_for() -> None:
     computed = ("fp32", "bf16", "fp16")
-    assert formats_for("weights") == (*computed, "fp8", "nvfp4", "int8", "int4")
+    quantised = ("fp8", "fp8-dynamic", "nvfp4", "nvfp4a16", "int8", "int4")
+    assert formats_for("weights") == (*computed, *quantised)
     assert formats_for("kv") == (*computed, "fp8", "nvfp4", "int8")
     assert formats_for("state") == computed
     # In NVFP4 sixteen keys or values share a scale of a byte.
@@ -149,7 +179,7 @@ def test_what_a_format_is_for() -> None:
         "nvfp4": 4.5,
         "int8": 8,
     }
-    assert mildest_first() == ("bf16", "fp8", "int8", "nvfp4", "int4")
+    assert mildest_first() == ("bf16", "fp8", "fp8-dynamic", "int8", "nvfp4", "nvfp4a16", "int4")
 
 
 def test_formats_as_configs_call_them() -> None:
@@ -170,6 +200,8 @@ def test_formats_as_configs_call_them() -> None:
         ({"bits": 8, "uses": ("kvs",)}, "uses are some of"),
         ({"bits": 8, "uses": ("state",)}, "fewer than 16 bits"),
         ({"bits": 8, "origin": "guessed"}, "origin is one of"),
+        ({"bits": 4, "group": 64, "groups": (128, 64)}, "groups begin with"),
+        ({"bits": 4, "numbers": "int4"}, "both numbers and a method"),
     ],
 )
 def test_a_format_checks_itself(wrong: dict[str, Any], told: str) -> None:
