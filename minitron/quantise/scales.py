@@ -1,0 +1,165 @@
+"""Scales: what the numbers of a matrix are divided by before they go to the grid.
+
+Shape letters: R rows (outputs) and C columns (inputs) of a matrix, G groups of a row.
+
+Sources: modelopt's export (a scale a matrix for FP8; for NVFP4 a scale a group in E4M3 and one for the matrix) and
+compressed-tensors (a scale a row or a group in bf16).  Four over six: Cook et al. 2025, arXiv 2512.02010: the largest
+number of a group in NVFP4 may go to 4 instead of 6, whose neighbours lie closer; here it is one of the clippings that
+are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from minitron.memory.formats import Format
+from minitron.quantise.grids import E2M1_LARGEST, E4M3_LARGEST, GRIDS, Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALLEST_GROUP_SCALE: Final = 2.0**-9
+"""The smallest number of E4M3 above zero."""
+
+SEARCHED_LARGEST: Final = 256.0
+"""What the largest scale of a group in NVFP4 is where groups may go to 4: half as much again still is in E4M3."""
+
+CLIPPINGS: Final[Mapping[str, tuple[float, ...]]] = {
+    "e4m3": (1.0, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875),
+    "e2m1": (1.5, 1.35, 1.2, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75),
+    "int8": (1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.85, 0.825, 0.8),
+    "int4": (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5),
+}
+"""Numbers of a grid -> the shares of the largest number that are tried as the end of the grid.  A float's precision is
+relative: clipping it gains nothing, but another place between two powers of two may."""
+
+_AT_ONCE: Final = 2**22
+"""Numbers that are tried at a time."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of one matrix."""
+
+    step: Tensor
+    """[1, 1], [R, 1] or [R, G] fp32: what a decoder multiplies the numbers of the grid by."""
+
+    stored: Mapping[str, Tensor]
+    """What comes behind the module's name in a file -> the tensor."""
+
+    def spread(self, columns: int) -> Tensor:
+        """[1 or R, C]: the step of every number; a view where all of a row have one."""
+        groups = self.step.shape[1]
+        return self.step if groups == 1 else self.step.repeat_interleave(columns // groups, 1)
+
+
+def largest(form: Format, weight: Tensor) -> Tensor:
+    """[1, 1], [R, 1] or [R, G] fp32: the largest size of a number in what shares a scale in [R, C]."""
+    if form.group:
+        return weight.reshape(len(weight), -1, form.group).abs().amax(-1).float()
+    found = weight.abs().amax(1, keepdim=True).float()
+    return found if form.row_bytes else found.amax(0, keepdim=True)
+
+
+def whole_of(weights: Sequence[Tensor]) -> float:
+    """The largest size of a number in matrices that share what is scaled as a whole: engines join linears that read
+    the same inputs, and take one such scale for all."""
+    return max(float(weight.abs().amax()) for weight in weights)
+
+
+def scales_for(form: Format, ends: Tensor, whole: float, largest_scale: float = E4M3_LARGEST) -> Scales:
+    """The scales by which numbers of the size `ends` ([1, 1], [R, 1] or [R, G]) go to the grid's end.
+
+    `whole` is the largest size of all numbers, of all matrices that share a scale; it counts where the scales of groups
+    are scaled themselves, to at most `largest_scale`."""
+    import torch
+
+    limit = GRIDS[form.numbers].limit
+    if form.numbers == "e2m1":
+        # In fp32, as modelopt divides: the bytes are to be the same.
+        second = torch.tensor(whole, dtype=torch.float32) / (E2M1_LARGEST * largest_scale)
+        second = torch.where(second > 0, second, torch.ones(()))
+        found = ends / (E2M1_LARGEST * second)
+        found = torch.where(found == 0, torch.ones(()), found).clamp(SMALLEST_GROUP_SCALE, E4M3_LARGEST)
+        group = found.to(torch.float8_e4m3fn)
+        return Scales(group.float() * second, {".weight_scale": group, ".weight_scale_2": second})
+    found = ends / limit
+    found = torch.where(found > 0, found, torch.ones(()))
+    if form.row_bytes or form.group:
+        kept = found.to(torch.bfloat16)
+        # What rounds to nothing is no scale.
+        kept = torch.where(kept > 0, kept, torch.ones((), dtype=torch.bfloat16))
+        return Scales(kept.float(), {".weight_scale": kept})
+    return Scales(found, {".weight_scale": found.reshape(())})
+
+
+def plain_scales(form: Format, weights: Sequence[Tensor]) -> list[Scales]:
+    """The scales of matrices [R, C] that read the same inputs, by their largest numbers."""
+    whole = whole_of(weights)
+    if not form.row_bytes and not form.group:
+        import torch
+
+        return [scales_for(form, torch.full((1, 1), whole), whole) for _ in weights]
+    return [scales_for(form, largest(form, weight), whole) for weight in weights]
+
+
+def searched_scales(form: Format, weights: Sequence[Tensor], importance: Tensor | None = None) -> list[Scales]:
+    """The same with the ends of the grid chosen from CLIPPINGS for the least squared error, each column weighted by
+    `importance` [C]: the second moment of what is read there."""
+    whole = whole_of(weights)
+    top = SEARCHED_LARGEST if form.numbers == "e2m1" else E4M3_LARGEST
+    if not form.row_bytes and not form.group:
+        return _searched_whole(form, weights, whole, importance)
+    return [_searched(form, weight, whole, top, importance) for weight in weights]
+
+
+def _searched(form: Format, weight: Tensor, whole: float, top: float, importance: Tensor | None) -> Scales:
+    """Every row's or group's own end; rows do not know of each other, so some go at a time."""
+    import torch
+
+    ends, grid = [], GRIDS[form.numbers]
+    for part in _some_rows(weight):
+        rows = part.float()
+        most = largest(form, rows)
+        best = torch.full_like(most, torch.inf)
+        chosen = most.clone()
+        for clipping in CLIPPINGS[form.numbers]:
+            scales = scales_for(form, most * clipping, whole, top)
+            error = _errors(grid, rows, scales, importance, most.shape[1])
+            better = error < best
+            best, chosen = torch.where(better, error, best), torch.where(better, most * clipping, chosen)
+        ends.append(chosen)
+    return scales_for(form, torch.cat(ends), whole, top)
+
+
+def _searched_whole(form: Format, weights: Sequence[Tensor], whole: float, importance: Tensor | None) -> list[Scales]:
+    import torch
+
+    grid, best, chosen = GRIDS[form.numbers], float("inf"), 1.0
+    for clipping in CLIPPINGS[form.numbers]:
+        scales = scales_for(form, torch.full((1, 1), whole * clipping), whole)
+        error: float = sum(
+            float(_errors(grid, rows.float(), scales, importance, 1).sum())
+            for weight in weights
+            for rows in _some_rows(weight)
+        )
+        if error < best:
+            best, chosen = error, clipping
+    return [scales_for(form, torch.full((1, 1), whole * chosen), whole) for _ in weights]
+
+
+def _errors(grid: Grid, rows: Tensor, scales: Scales, importance: Tensor | None, groups: int) -> Tensor:
+    """[R, G]: the weighted squares of what rounding changes."""
+    step = scales.spread(rows.shape[1])
+    error = (grid.nearest(rows / step) * step - rows).square()
+    if importance is not None:
+        error = error * importance
+    return error.reshape(len(rows), groups, -1).sum(-1)
+
+
+def _some_rows(weight: Tensor) -> Iterator[Tensor]:
+    """[R, C] in runs of rows."""
+    count = max(1, _AT_ONCE // weight.shape[1])
+    return (weight[start : start + count] for start in range(0, len(weight), count))
