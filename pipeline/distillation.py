@@ -56,7 +56,7 @@ def distill(
     from distill.run.train import distill as train
     from minitron.cut.companions import DISTILLATION, companions
     from minitron.model.sources import local_folder
-    from minitron.model.stored import require_plain
+    from minitron.model.stored import require_plain, require_readable
     from minitron.report.document import add_training, require_report
 
     if isinstance(recipe, Recipe) and not request.sources:
@@ -66,7 +66,8 @@ def distill(
     with joined(request.device) as (processes, device):
         if request.teacher_device is not None and processes.world_size > 1:
             raise MinitronError("--teacher-device works with one process only; drop it.")
-        require_plain(request.student, request.teacher)
+        require_plain(request.student)
+        require_readable(request.teacher)
         first = processes.is_first
         seen, told = (progress, note) if first else (silent, no_note)
         student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))

@@ -31,11 +31,17 @@ def evaluate(
     where a folder holds no such model, is named twice, the text is too short or a tokenizer is not the teacher's."""
     from minitron.measure.evaluate import evaluate_folders
     from minitron.model.sources import local_folder
-    from minitron.model.stored import require_plain
+    from minitron.model.stored import quantisation_in, require_readable
 
     if len(set(models)) < len(models):
         raise MinitronError("A model is given twice; give each one once.")
-    require_plain(*models, *([] if against is None else [against]))
+    require_readable(*models, *([] if against is None else [against]))
+    for model in dict.fromkeys([*models, *([] if against is None else [against])]):
+        if (how := quantisation_in(model)) is not None:
+            note(
+                f"{model} is quantised ({how.told}): it is measured with its weights as bf16, and what its linears "
+                "read is not rounded."
+            )
     folders = [local_folder(model, progress, note) for model in models]
     teacher = None if against is None else folders[models.index(against)] if against in models else None
     if against is not None and teacher is None:

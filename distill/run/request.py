@@ -23,7 +23,7 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.loading import find_device, require_same_tokenizer
-from minitron.model.stored import require_plain
+from minitron.model.stored import require_plain, require_readable
 from minitron.run_folder import part
 
 
@@ -53,7 +53,8 @@ class Request:
             refuse_existing(path, overwrite=asked.overwrite or ours, inputs=self.inputs)
         if resolved(student) == resolved(teacher):
             raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
-        require_plain(student, teacher)
+        require_plain(student)
+        require_readable(teacher)
         for folder in (student, teacher):
             Checkpoint(folder)
         require_same_tokenizer(student, teacher)

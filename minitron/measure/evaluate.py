@@ -20,6 +20,8 @@ from minitron.measure.quality import Quality, Teacher, measure_quality
 from minitron.measure.speed import Speed, measure_speed
 from minitron.measure.text import token_blocks
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.configs import spec_if_known
+from minitron.model.dequantised import open_as_plain
 from minitron.model.loading import (
     DTYPES,
     find_device,
@@ -29,7 +31,7 @@ from minitron.model.loading import (
     require_same_tokenizer,
 )
 from minitron.model.sources import title
-from minitron.model.stored import require_plain
+from minitron.model.stored import require_readable
 from minitron.progress import Progress, silent
 
 
@@ -91,8 +93,8 @@ def evaluate_folders(
     the text is too short, a tokenizer is not the teacher's, or there is no such device."""
     asked = options or EvaluationOptions()
     number, place = DTYPES[asked.dtype], find_device(device)
-    require_plain(*models, *([] if against is None else [against]))
-    checkpoints = [Checkpoint(folder) for folder in models]
+    require_readable(*models, *([] if against is None else [against]))
+    checkpoints = [_opened(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
     benchmarks = Benchmarks(asked.tasks, limit=asked.task_limit) if asked.tasks else None
     if against is not None:
@@ -120,7 +122,7 @@ def evaluate_folders(
             Evaluation(
                 model=folder,
                 parameters=checkpoints[i].num_parameters,
-                weight_bytes=checkpoints[i].weight_bytes,
+                weight_bytes=checkpoints[i].stored_bytes,
                 quality=quality,
                 speed=speeds[i],
                 tasks=benchmarks.run(model, tokenizers[i], batch_size=asked.batch_size) if benchmarks else {},
@@ -153,6 +155,12 @@ def _load_or_reuse(
     if teacher is not None and against is not None and resolved(folder) == resolved(against):
         return teacher.model
     return load_model(folder, dtype=dtype, device=device)
+
+
+def _opened(folder: Path) -> Checkpoint:
+    """The checkpoint, whose numbers are counted as those of the model however they are kept."""
+    spec = spec_if_known(folder)
+    return Checkpoint(folder) if spec is None else open_as_plain(folder, spec)[1]
 
 
 def _read_promise(folder: Path) -> dict[str, int] | None:

@@ -14,7 +14,7 @@ from minitron.model.finite import require_finite
 from minitron.model.headers import Header
 from minitron.model.slabs import Slab, read_rows
 from minitron.model.spec import ModelSpec, read_spec
-from minitron.model.stored import owners, plain, quantisation_in, require_plain
+from minitron.model.stored import owners, plain, quantisation_in, require_plain, require_readable
 from minitron.model.tensors import Expected
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ class Dequantised(Checkpoint):
             )
         return require_finite(self.folder, name, decoded)
 
+    def read(self, name: str) -> Tensor:
+        """The same."""
+        return self.tensor(name)
+
     def _read(self, name: str) -> Tensor:
         return read_rows(self._stored[name])
 
@@ -122,6 +126,17 @@ def _plain_header(header: Header) -> Header:
     """That of a tensor which is no part of a quantised matrix: its numbers in F16 are told in BF16."""
     dtype = "BF16" if header.dtype == _HALF else header.dtype
     return Header(header.file, dtype, header.shape, header.num_bytes)
+
+
+def open_as_plain(folder: Path, spec: ModelSpec) -> tuple[ModelSpec, Checkpoint]:
+    """(spec, weights) of a folder whose config gives `spec`: of a quantised one as if it were in bf16.
+
+    Raises MinitronError where it is quantised in a way that cannot be undone."""
+    if quantisation_in(folder) is None:
+        return spec, Checkpoint(folder)
+    require_readable(folder)
+    spec = plain(spec)
+    return spec, Dequantised(folder, spec)
 
 
 def open_plain(folder: Path, *, dequantise: bool = False) -> tuple[ModelSpec, Checkpoint, dict[str, str]]:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from minitron.errors import MinitronError
-from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import CORRECT_IT, refusals, require_head, transformers_config
+from minitron.model.dequantised import open_as_plain
 from minitron.model.dims import Name
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held, module_name, tied_names
@@ -45,9 +45,10 @@ class LayerwiseModel:
     """The model of a checkpoint folder, part by part in memory."""
 
     def __init__(self, folder: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
-        """No weight is read yet.  Raises MinitronError where the checkpoint is not one of `spec`."""
+        """No weight is read yet.  A quantised checkpoint is read as if it were in bf16.  Raises MinitronError where the
+        checkpoint is not one of `spec`."""
+        spec, self.checkpoint = open_as_plain(folder, spec)
         self.spec, self.dtype, self.device = spec, dtype, device
-        self.checkpoint = Checkpoint(folder)
         self.checkpoint.check(spec)
         require_head(spec, folder)
         config = transformers_config(folder, spec)

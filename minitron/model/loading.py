@@ -26,11 +26,10 @@ from minitron.model.configs import (
     vocabulary_of,
     whole_model,
 )
+from minitron.model.dequantised import open_as_plain
 from minitron.model.families.nesting import PROJECTOR
 from minitron.model.finite import require_finite
-from minitron.model.headers import Header
 from minitron.model.layerwise import LayerwiseModel
-from minitron.model.slabs import read_rows
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held, memory_name, tied_names
 from minitron.model.text_growth import require_bounded, require_bounded_file
@@ -66,11 +65,14 @@ def find_device(name: str | None) -> torch.device:
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None
 ) -> PreTrainedModel:
-    """The model in `folder` in eval mode; of a model that also sees or hears the language model alone.
+    """The model in `folder` in eval mode; of a model that also sees or hears the language model alone, and of quantised
+    weights what they stand for.
 
     Raises MinitronError where a key is missing, unexpected or of another shape than the config says: transformers
     would fill such a weight at random and go on.  So it does for a model without an output layer."""
     spec, checkpoint = spec_if_known(folder), Checkpoint(folder)
+    if spec is not None:
+        spec, checkpoint = open_as_plain(folder, spec)
     generation = _generation_config(folder)
     if spec is not None:
         require_head(spec, folder)
@@ -88,7 +90,8 @@ def load_model(
             None,
             config=config,
             state_dict={
-                header.stored or name: _Stored(header, failures) for name, header in checkpoint.headers.items()
+                header.stored or name: _Stored(checkpoint, name, failures)
+                for name, header in checkpoint.headers.items()
             },
             dtype=dtype,
             output_loading_info=True,
@@ -132,13 +135,13 @@ def _generation_config(folder: Path) -> GenerationConfig | None:
 class _Stored:
     """A tensor in a file, which transformers reads when it comes to it."""
 
-    def __init__(self, header: Header, failures: list[MinitronError]) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str, failures: list[MinitronError]) -> None:
         """What keeps it from being read is added to `failures`: transformers wraps it in words of its own."""
-        self._header, self._failures = header, failures
+        self._checkpoint, self._name, self._failures = checkpoint, name, failures
 
     def __getitem__(self, place: Any) -> Tensor:
         try:
-            return read_rows(self._header)[place]
+            return self._checkpoint.read(self._name)[place]
         except MinitronError as error:
             self._failures.append(error)
             raise

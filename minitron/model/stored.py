@@ -64,6 +64,14 @@ def require_plain(*folders: Path) -> None:
             )
 
 
+def require_readable(*folders: Path) -> None:
+    """Raise MinitronError where a checkpoint is quantised in a way that cannot be undone as it is read."""
+    for folder in folders:
+        found = quantisation_in(folder)
+        if found is not None and not found.can_be_undone:
+            require_plain(folder)
+
+
 def read_stored_spec(model: Path) -> ModelSpec:
     """The spec of a config.json or of a folder; of a quantised folder with weights, with what its files hold.
 

@@ -96,18 +96,47 @@ def test_every_command_that_reads_weights_refuses_it_before_any_work(
     folder: Path, tiny_llama: Path, short_text: Path, tmp_path: Path, run: Any
 ) -> None:
     output = tmp_path / "output"
+    found = quantisation_in(folder)
+    assert found is not None
     commands = [
         ("score", folder, "--data", short_text, "-o", tmp_path / "scores.safetensors"),
         ("prune", folder, "--set", "hidden_size=16", "--data", short_text, "-o", output),
-        ("eval", folder, "--text", short_text),
-        ("eval", tiny_llama, "--against", folder, "--text", short_text),
-        ("distill", tiny_llama, "--teacher", folder, "--data", short_text, "-o", output),
         ("distill", folder, "--teacher", tiny_llama, "--data", short_text, "-o", output),
         ("compress", folder, "--budget", "1MiB", "--data", short_text, "-o", output),
     ]
+    if not found.can_be_undone:
+        commands += [
+            ("eval", folder, "--text", short_text),
+            ("eval", tiny_llama, "--against", folder, "--text", short_text),
+            ("distill", tiny_llama, "--teacher", folder, "--data", short_text, "-o", output),
+        ]
     for words in commands:
         assert f"{folder} is quantised (" in run(*words, code=2)
     assert sorted(tmp_path.iterdir()) == []
+
+
+def test_eval_and_a_teacher_read_what_can_be_undone(
+    folder: Path, tiny_llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = quantisation_in(folder)
+    assert found is not None
+    if not found.can_be_undone:
+        return  # refused above
+    assert app.run(["prune", str(folder), "--dequantise", "-o", str(tmp_path / "plain")]) == 0
+    capsys.readouterr()
+    measure = ("--text", str(short_text), "--sequence-length", "32", "--samples", "4", "--no-speed", "--json")
+    results = []
+    for model in (folder, tmp_path / "plain"):
+        assert app.run(["eval", str(model), "--against", str(tiny_llama), *measure]) == 0
+        told = capsys.readouterr()
+        results.append(json.loads(told.out)["results"][str(model)])
+        assert ("with its weights as bf16" in told.err) == (model == folder)
+    same = ("perplexity", "kl_to_teacher", "parameters")
+    assert [results[0][key] for key in same] == [results[1][key] for key in same]
+    assert results[0]["weight_bytes"] == size_of(folder)
+    taught = ("--data", str(short_text), "--sequence-length", "32", "--tokens", "128", "--batch-tokens", "64")
+    words = ["distill", str(tiny_llama), "--teacher", str(folder), *taught, "-o", str(tmp_path / "distilled")]
+    assert app.run(words) == 0
 
 
 def test_a_folder_whose_tensors_are_missing_is_refused_by_name(tiny_llama: Path, tmp_path: Path, run: Any) -> None:

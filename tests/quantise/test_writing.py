@@ -1,0 +1,257 @@
+"""Quantised folders: to the byte what a plan counts, complete or absent, and back in wherever a model goes in."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from minitron.cut.plan import make_plan
+from minitron.cut.prune import prune
+from minitron.errors import MinitronError, NotFinite
+from minitron.memory.footprint import footprint
+from minitron.memory.formats import FORMATS
+from minitron.memory.precision import precision_of, tally_of, weight_bytes
+from minitron.memory.stored import stored_origin
+from minitron.memory.workload import workload_of
+from minitron.model.dequantised import open_plain
+from minitron.model.loading import load_model
+from minitron.model.spec import read_spec
+from minitron.model.stored import quantisation_in, read_stored_spec
+from minitron.quantise.packing import faked
+from minitron.quantise.scales import plain_scales
+from minitron.quantise.wanted import Wanted
+from minitron.quantise.writing import Nearest, Rounded, quantise
+
+PLAIN = [name for name, form in FORMATS.items() if form.written and form.inputs != "static"]
+EXPERTS = {"moe_intermediate_size": 48, "hidden_size": 64, "num_hidden_layers": 2}
+
+
+class Seen(Nearest):
+    """Rounds to nearest, and tells of inputs what calibration would."""
+
+    @property
+    def sees_inputs(self) -> bool:
+        return True
+
+    def rounded(self, *arguments: Any) -> Any:
+        for one in super().rounded(*arguments):
+            yield Rounded(one.matrix, one.numbers, one.scales, 3.0)
+
+    def largest_kv(self, module: str) -> float:
+        return 900.0 if module.endswith("k_proj") else 2.0
+
+
+def size_of(folder: Path) -> int:
+    return sum(tensor.nbytes for file in folder.glob("*.safetensors") for tensor in load_file(file).values())
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose hidden size 32 alone divides, of the groups of int4, and whose MLP 128 does."""
+    return tiny_models.save_llama(
+        tmp_path_factory.mktemp("wide") / "model",
+        hidden_size=96,
+        intermediate_size=128,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+    )
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hybrid with routed experts whose widths groups divide."""
+    return tiny_models.save_hybrid(
+        tmp_path_factory.mktemp("hybrid") / "model",
+        pattern="MEM*M",
+        hidden_size=64,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        n_groups=2,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        moe_shared_expert_intermediate_size=64,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.written])
+@pytest.mark.parametrize("model", ["wide", "hybrid"])
+def test_what_is_written_is_what_was_planned_and_is_read_back(
+    name: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    result = quantise(source, tmp_path / "out", Wanted(name), Seen())
+    spec = read_spec(source)
+    counted = sum(weight_bytes(spec, tally_of(spec, precision_of(spec, name)), spec.sizes))
+    assert size_of(tmp_path / "out") == result.weight_bytes == result.planned_bytes == counted
+    # The config and the headers say the same of it.
+    stored = read_stored_spec(tmp_path / "out")
+    assert footprint(stored, workload_of(stored, 8)).weights == counted
+    assert stored.quantisation is not None
+    assert stored_origin(stored, stored.quantisation) == "exact"
+    by_config = read_spec(tmp_path / "out")
+    assert footprint(by_config, workload_of(by_config, 8)).weights == counted - _beside(source, by_config)
+    # Every matrix is what its format makes of the source's, every other tensor the source's own in bf16.
+    plain, ours, _ = open_plain(tmp_path / "out", dequantise=True)
+    theirs = load_file(source / "model.safetensors")
+    quantised = 0
+    for tensor, weight in theirs.items():
+        found = ours.tensor(tensor)
+        if torch.equal(found.float(), weight.to(found.dtype).float()):
+            continue
+        quantised += 1
+        form = FORMATS[name].in_groups(32) if name == "int4" else FORMATS[name]
+        error = (found.float() - weight).abs().max() / weight.abs().max()
+        assert 0 < error < {4: 0.2, 8: 0.08}[form.bits]
+    assert quantised == sum(result.formats.values())
+    # What is loaded is what `prune --dequantise` writes.
+    prune(tmp_path / "out", make_plan(plain, {}, tuple(range(len(spec.layers)))), tmp_path / "back", dequantise=True)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        one, other = (load_model(tmp_path / folder, dtype=torch.float32)(ids).logits for folder in ("out", "back"))
+    assert torch.equal(one, other)
+    assert plain.sizes == spec.sizes
+
+
+def _beside(source: Path, spec: Any) -> int:
+    """What the files hold in fp32 that a config cannot say: the router and its bias."""
+    kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "mixer.gate" in name}
+    return sum(2 * tensor.numel() for tensor in kept.values())
+
+
+def test_a_mixture_by_component_stands_in_the_config(wide: Path, tmp_path: Path) -> None:
+    result = quantise(wide, tmp_path / "out", Wanted("nvfp4a16", {"attention": "bf16"}))
+    assert result.formats == {"nvfp4a16": 3 * len(read_spec(wide).layers)}
+    section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    kept = {f"model.layers.{n}.self_attn.{p}_proj" for n in range(len(read_spec(wide).layers)) for p in "qkvo"}
+    assert set(section["ignore"]) == kept | {"lm_head"}
+    assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"] == {
+        "quant_algo": "W4A16_NVFP4",
+        "kv_cache_quant_algo": None,
+        "group_size": 16,
+        "exclude_modules": section["ignore"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "keep", "method"),
+    [
+        ("nvfp4a16", {"attention": "fp8"}, "modelopt"),
+        ("nvfp4", {"mlp": "fp8"}, "modelopt"),
+        ("int4", {"attention": "int8"}, "compressed-tensors"),
+        ("int8", {"mlp": "fp8-dynamic"}, "compressed-tensors"),
+    ],
+)
+def test_formats_that_one_method_describes_stand_together(
+    form: str, keep: dict[str, str], method: str, wide: Path, tmp_path: Path
+) -> None:
+    result = quantise(wide, tmp_path / "out", Wanted(form, keep), Seen())
+    assert size_of(tmp_path / "out") == result.planned_bytes
+    stored = read_spec(tmp_path / "out")
+    assert footprint(stored, workload_of(stored, 8)).weights == result.planned_bytes
+    section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert section["quant_method"] == method
+    # A regular expression of compressed-tensors is matched from the beginning: one of its own kind, and no other.
+    if method == "compressed-tensors":
+        (special,) = (one for one in section["config_groups"].values() if one["targets"] != ["Linear"])
+        modules = [name.removesuffix(".weight") for name in load_file(wide / "model.safetensors") if "proj" in name]
+        # The format of more matrices, those of attention, is the one of the class.
+        part = "mlp"
+        assert special["weights"]["num_bits"] == FORMATS[keep.get("mlp", form)].bits
+        assert len(special["targets"]) == 3
+        for module in modules:
+            means = any(re.match(target.removeprefix("re:"), module) for target in special["targets"])
+            assert means == (f".{part}." in module)
+
+
+def test_a_width_that_no_group_divides_is_kept_and_named(tmp_path: Path) -> None:
+    source = tiny_models.save_llama(tmp_path / "model", hidden_size=64, intermediate_size=72, head_dim=32)
+    result = quantise(source, tmp_path / "out", Wanted("int4"))
+    layers = len(read_spec(source).layers)
+    assert set(result.left) == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(layers)}
+    assert "72 columns are no multiple of 32" in next(iter(result.left.values()))
+    assert size_of(tmp_path / "out") == result.planned_bytes
+
+
+def test_scales_of_inputs_keys_and_values(wide: Path, tmp_path: Path) -> None:
+    result = quantise(wide, tmp_path / "out", Wanted("fp8", kv="fp8"), Seen())
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    at = "model.layers.1.self_attn."
+    assert float(tensors[at + "q_proj.input_scale"]) == torch.tensor(3.0) / 448
+    assert float(tensors[at + "k_proj.k_scale"]) == torch.tensor(900.0) / 448
+    assert float(tensors[at + "v_proj.v_scale"]) == 1.0
+    assert result.weight_bytes == result.planned_bytes == size_of(tmp_path / "out")
+    assert read_spec(tmp_path / "out").quantisation.kv == "fp8"  # type: ignore[union-attr]
+    load_model(tmp_path / "out")
+
+
+def test_joined_matrices_share_their_scale(wide: Path, tmp_path: Path) -> None:
+    quantise(wide, tmp_path / "out", Wanted("nvfp4"), Seen())
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    at = "model.layers.0."
+    for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+        assert len({float(tensors[f"{at}{name}.weight_scale_2"]) for name in names}) == 1
+
+
+def test_plain_rounding_is_that_of_the_packers(wide: Path, tmp_path: Path) -> None:
+    quantise(wide, tmp_path / "out", Wanted("int8"), Nearest(search=False))
+    weight = load_file(wide / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    # By hand: rows are divided by their largest number, a 127.5th of it rounded to bf16.
+    scale = (weight.double().abs().amax(1, keepdim=True) / 127.5).bfloat16().double()
+    expected = ((weight.double() / scale).round().clamp(-128, 127) * scale).bfloat16()
+    found = open_plain(tmp_path / "out", dequantise=True)[1].tensor("model.layers.0.mlp.up_proj.weight")
+    assert float((found != expected).float().mean()) < 1e-3
+    form = FORMATS["int8"]
+    assert torch.equal(found, faked(form, weight, plain_scales(form, [weight])[0]).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (lambda: Wanted("int3"), "int3 is no format that Minitron writes; choose fp8, fp8-dynamic"),
+        (lambda: Wanted("bf16"), "--format bf16 is not quantised"),
+        (lambda: Wanted("int8", kv="int8"), "cannot be kept in int8; choose bf16 or fp8"),
+        (lambda: Wanted("fp8"), "give --data with text, or choose --format fp8-dynamic"),
+        (lambda: Wanted("nvfp4"), "choose --format nvfp4a16"),
+        (lambda: Wanted("int8", kv="fp8"), "--kv fp8 writes scales of keys and values"),
+        (lambda: Wanted("int8", {"embedding": "int8"}), "it is no linear"),
+        (lambda: Wanted("int8", {"moe": "bf16"}), "--keep moe=bf16 is not a part of this model"),
+        (lambda: Wanted("int8", {"mlp": "nvfp4a16"}), "cannot stand in one checkpoint"),
+    ],
+)
+def test_what_cannot_be_written_is_said(wanted: Any, told: str, wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinitronError, match=re.escape(told)):
+        quantise(wide, tmp_path / "out", wanted())
+    assert sorted(tmp_path.iterdir()) == []
+
+
+def test_a_quantised_source_and_one_that_is_not_finite_are_named(wide: Path, tmp_path: Path) -> None:
+    quantise(wide, tmp_path / "once", Wanted("int8"))
+    with pytest.raises(MinitronError, match=r"once is quantised .* --dequantise"):
+        quantise(tmp_path / "once", tmp_path / "out", Wanted("int4"))
+    broken = tiny_models.save_llama(tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotFinite, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        quantise(broken, tmp_path / "out", Wanted("int8"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_that_are_one_tensor_are_refused_by_name(tmp_path: Path) -> None:
+    from family_sizes import FAMILY_SIZES
+
+    source = tiny_models.save_family(tmp_path / "model", "granitemoe", **FAMILY_SIZES["granitemoe"][0])
+    with pytest.raises(MinitronError, match=r"experts of a layer are one tensor.*--keep moe_routed=bf16"):
+        quantise(source, tmp_path / "out", Wanted("int8"))
+    result = quantise(source, tmp_path / "out", Wanted("int8", {"moe_routed": "bf16"}))
+    assert size_of(tmp_path / "out") == result.planned_bytes
+    assert quantisation_in(tmp_path / "out") is not None
