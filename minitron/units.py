@@ -24,6 +24,9 @@ _BYTES: Final = {
 # Context lengths are powers of two: everyone who writes 128k means 131,072 tokens.
 _COUNTS: Final = {"": 1, "k": 2**10, "m": 2**20}
 
+_LARGEST: Final = 2**50
+"""Of which sums and products with what models have are whole numbers of 64 bits."""
+
 # A comma or underscore parts thousands and nothing else: 1,3GiB is no size, rather than 13 GiB to someone's surprise.
 _NUMBER: Final = r"(\d{1,3}(?:[,_]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
@@ -32,7 +35,10 @@ def _parse(text: str, factors: dict[str, int], what: str, example: str) -> int:
     match = re.fullmatch(_NUMBER + r"\s*([A-Za-z]*)", text.strip(), flags=re.ASCII)
     if match is None or match[2].lower() not in factors:
         raise MinitronError(f"{text!r} is not {what}; write it like {example}.")
-    return round(Fraction(re.sub("[_,]", "", match[1])) * factors[match[2].lower()])
+    found = round(Fraction(re.sub("[_,]", "", match[1])) * factors[match[2].lower()])
+    if found > _LARGEST:
+        raise MinitronError(f"{text!r} is more than any machine has, as {what}; give a smaller number, like {example}.")
+    return found
 
 
 def parse_bytes(text: str) -> int:

@@ -49,7 +49,14 @@ def test_no_count(text: str) -> None:
         parse_count(text)
 
 
-@given(st.integers(0, 2**63), st.sampled_from([("", 1), ("KiB", 2**10), ("MB", 10**6), ("GiB", 2**30)]))
+@pytest.mark.parametrize("text", ["1025TiB", str(2**50 + 1), "1" + 40 * "0"])
+def test_no_machine_has_so_much(text: str) -> None:
+    with pytest.raises(MinitronError, match="more than any machine has"):
+        parse_bytes(text)
+    assert parse_bytes("1024TiB") == 2**50
+
+
+@given(st.integers(0, 2**20), st.sampled_from([("", 1), ("KiB", 2**10), ("MB", 10**6), ("GiB", 2**30)]))
 def test_whole_sizes_are_exact(number: int, unit: tuple[str, int]) -> None:
     assert parse_bytes(f"{number}{unit[0]}") == number * unit[1]
     assert parse_bytes(f"{number:,} {unit[0].lower()}") == number * unit[1]

@@ -38,6 +38,10 @@ class Engine:
             raise MinitronError("max_num_seqs and max_num_batched_tokens must be at least 1; give larger ones.")
 
 
+_MOST: Final = 2**40
+"""Tokens of all sequences, or bytes of a reserve, that somebody may ask for: sums of their products with what a model
+keeps for each are whole numbers of 64 bits."""
+
 _KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "state"}
 """field of Workload -> what its formats must be for."""
 
@@ -124,6 +128,18 @@ def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:
     return casts and stored_format(config) == "fp32" != workload.weights and not quantised
 
 
+def _require_countable(tokens: int, more: Mapping[str, Any]) -> None:
+    """Raise MinitronError where bytes of so many tokens, or of what else is asked for, are too many for 64 bits."""
+    asked = {"tokens of all sequences": tokens * (1 + more.get("speculative_tokens", 0))}
+    asked["ranks of adapters"] = more.get("lora_rank", 0) * more.get("loras", 1)
+    asked["bytes for a vision encoder"] = more.get("vision_encoder", 0)
+    engine = more.get("engine")
+    asked["sequences of the engine"] = 0 if engine is None else engine.max_num_seqs or 0
+    for what, number in asked.items():
+        if number > _MOST:
+            raise MinitronError(f"{number:,} {what} are more than any machine has; give fewer.")
+
+
 def workload_of(
     spec: ModelSpec,
     context: int,
@@ -141,6 +157,7 @@ def workload_of(
     engine would compute an fp32 model so; keys, values and convolution states the dtype in which activations are
     computed, which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else
     fp32."""
+    _require_countable(context * batch, more)
     config = spec.stated
     stored, engine = stored_format(config), more.get("engine")
     if stored == "fp32" and engine is not None and ENGINES[engine.name].casts_fp32:

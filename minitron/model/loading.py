@@ -80,7 +80,7 @@ def load_model(
     if spec is not None and spec.is_inside:
         model = _language_model(folder, spec, dtype, device or default_device())
         model.generation_config = generation or model.generation_config
-        return model
+        return _running(model, folder)
     config, failures = transformers_config(folder, spec), list[MinitronError]()
     with refusals(CORRECT_IT.format(folder)), _first_of(failures):
         with torch.device("meta"), no_init_weights():
@@ -117,7 +117,16 @@ def load_model(
     model.name_or_path = model.config.name_or_path = str(folder)
     model.generation_config = generation or model.generation_config
     model.requires_grad_(False)
-    return model.to(device or default_device()).eval()
+    return _running(model.to(device or default_device()).eval(), folder)
+
+
+def _running(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model; raises MinitronError where transformers has built it and cannot run it, which two tokens show before
+    hours of work: many a setting is read at the first pass."""
+    tokens = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    with told(f"transformers cannot run the model of {folder}", "correct its config.json"), torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    return model
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:

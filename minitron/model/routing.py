@@ -40,6 +40,10 @@ class Choice:
     def check(self, size: int, key: str) -> None:
         """Raise MinitronError where `size` indices, which the config gives under `key`, do not serve."""
         row = self.row
+        keys = row.least_key, row.equal_groups_key, row.chosen_groups_key
+        for name, number in zip(keys, (self.needed, self.groups, self.chosen), strict=True):
+            if name and number < 1:
+                raise MinitronError(f"config.json: {name} is {number}; it must be 1 or more, so correct it.")
         if self.needed > size:
             raise MinitronError(
                 f"config.json: {row.least_key} = {self.needed} is more than the {size} {row.label} of a layer; correct "

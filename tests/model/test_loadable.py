@@ -203,3 +203,14 @@ def test_of_two_sets_of_weights_all_read_the_one_that_transformers_reads(tmp_pat
     assert all(torch.equal(Checkpoint(folder).tensor(name), tensor) for name, tensor in stored.items())
     (folder / "model.safetensors").unlink()
     assert not torch.equal(logits(load_model(folder, dtype=torch.float32, device=CPU)), expected)
+
+
+def test_a_setting_that_fails_at_the_first_pass_is_told_when_the_model_is_loaded(
+    tiny_hybrid: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_hybrid, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"time_step_min": 1e297}))
+    with pytest.raises(MinitronError, match=r"transformers cannot run the model of .*; correct its config.json"):
+        load_model(folder)

@@ -27,6 +27,12 @@ def config(model_type: str, **changed: Any) -> dict[str, Any]:
     return FAMILY_SIZES[model_type][0] | {"model_type": model_type} | changed
 
 
+@pytest.mark.parametrize("key", ["num_experts_per_tok", "n_group", "topk_group"])
+def test_a_router_chooses_one_or_more(key: str) -> None:
+    with pytest.raises(MinitronError, match=f"{key} is -2; it must be 1 or more"):
+        spec_of(config("deepseek_v3", **{key: -2}))
+
+
 def test_a_router_keeps_as_many_experts_as_its_groups_need() -> None:
     """Two of eight experts, from one of two groups: four must stay, though a token needs two."""
     spec = spec_of(config("deepseek_v3"))
