@@ -151,6 +151,15 @@ def beside(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class _ScoresDocument:
+    """What a plan's document says of its scores (minitron.cut.scores.Scores.fingerprint)."""
+
+    model: str
+    data: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Document:
     """A plan's JSON document."""
 
@@ -159,7 +168,7 @@ class _Document:
     sizes: dict[str, int]
     layers: str
     parameters: int
-    scores: dict[str, Any] | None
+    scores: _ScoresDocument | None
     keep: dict[str, str | list[str]]
     gains: dict[str, list[float]]
     report: dict[str, Any]

@@ -30,6 +30,7 @@ from minitron.memory.gpus import Gpu
 from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
+from minitron.model.axes import whole
 from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
@@ -273,19 +274,19 @@ def load_of(spec: ModelSpec, workload: Workload) -> Load:
     local = per_gpu(spec, spec.sizes, workload.tensor_parallel)
     dense, head, experts = _groups(spec, workload, local)
     keep = kept(spec, workload, local, spec.kind_counts())
-    whole = [one for one in keep.caches if one.window is None]
+    unwindowed = [one for one in keep.caches if one.window is None]
     return Load(
         dense=dense,
         head=head,
         experts=experts,
-        kv_bytes_per_token=sum(int(one.attention * one.token) for one in whole),
+        kv_bytes_per_token=sum(int(one.attention * one.token) for one in unwindowed),
         windows=tuple(
             Window(one.window, int(one.attention * one.token), _attention_operations(one))
             for one in keep.caches
             if one.window is not None
         ),
         state_bytes_per_sequence=int(keep.conv_bytes + keep.state_bytes),
-        attention_operations=sum(_attention_operations(one) for one in whole),
+        attention_operations=sum(_attention_operations(one) for one in unwindowed),
         scan_operations=sum(_scan_operations(spec, one) for one in keep.caches),
         activation_bytes=_activation_bytes(spec, local, keep),
     )
@@ -350,7 +351,7 @@ def _numbers(one: LayerCache, part: str) -> int:
 
 
 def _chunk(spec: ModelSpec) -> int:
-    return next((int(spec.value(key)) for key in _CHUNK_KEYS if spec.value(key)), CHUNK)
+    return next((max(1, whole(key, spec.value(key))) for key in _CHUNK_KEYS if spec.value(key)), CHUNK)
 
 
 def _scan_operations(spec: ModelSpec, one: LayerCache) -> int:

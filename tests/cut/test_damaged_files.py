@@ -164,3 +164,13 @@ def metadata_of(path: Path) -> dict[str, str]:
 
     with safe_open(path, "np") as file:
         return dict(file.metadata())
+
+
+def test_a_plan_that_says_other_things_of_its_scores_is_refused(folder: Path) -> None:
+    plan = folder / "plan.json"
+    load_plan(plan)
+    document = json.loads(plan.read_text())
+    del document["scores"]["data"]
+    plan.write_text(json.dumps(document))
+    with pytest.raises(MinitronError, match=r"scores\.data is missing"):
+        load_plan(plan)

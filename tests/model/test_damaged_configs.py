@@ -10,7 +10,7 @@ from family_sizes import FAMILY_SIZES
 from transformers import AutoConfig
 
 from minitron.errors import MinitronError
-from minitron.memory.caches import kept
+from minitron.memory.roofline import load_of
 from minitron.memory.workload import Workload
 from minitron.model.spec import spec_of
 
@@ -38,7 +38,7 @@ def test_every_key_with_every_value(model_type: str) -> None:
             try:
                 spec = spec_of(document)
                 read += int(spec.parameters().total > 0)
-                kept(spec, Workload(16), spec.sizes, spec.kind_counts())
+                load_of(spec, Workload(16))
             except MinitronError as error:
                 assert len(str(error)) < 500 and "\x1b" not in str(error), place
     assert read
