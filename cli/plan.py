@@ -1,7 +1,8 @@
 """`minitron plan`: whether a model fits, what would make it fit, and which smaller architectures fit.
 
 The document of --json is that of report.json, whose keys and units minitron/report.schema.json describes.  With --solve
-it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "terms", "cautions"}.
+it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "terms", "engine_log",
+"cautions"}.
 """
 
 from pathlib import Path
@@ -107,15 +108,19 @@ def _print_standing(model: Path, standing: Standing) -> None:
     parameters = format_parameters(spec.parameters().total)
     title = f"The model: {len(spec.layers)} layers, {parameters} parameters"
     plan_view.print_model(title, standing.terms, standing.budget.available)
+    plan_view.print_engine_log(standing.engine_log, standing.workload)
     if not standing.fits:
         plan_view.print_remedies(standing.remedies)
         return
-    show.line("")
+    if not standing.engine_log:
+        show.line("")
 
 
 def _print(found: Planned) -> None:
     plan_view.print_candidates(found.spec, found.result)
     plan_view.print_chosen(found.spec, found.result)
+    if found.cut:
+        plan_view.print_engine_log(found.engine_log, found.result.workload)
     plan_view.print_warnings(found.result)
     if serve := found.serve:
         show.line(f"Serve it: {serve}")
@@ -133,3 +138,4 @@ def _solve(model: Path, planning: Planning, question: Question, *, as_json: bool
     plan_view.print_answer(found.answer)
     plan_view.print_cautions(standing.cautions)
     plan_view.print_model("The model then", standing.terms, standing.budget.available)
+    plan_view.print_engine_log(standing.engine_log, standing.workload)

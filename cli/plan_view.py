@@ -7,6 +7,7 @@ from cli import show
 from minitron.units import format_bytes, format_parameters
 
 if TYPE_CHECKING:
+    from minitron.engines.table import Fact
     from minitron.memory.budget import Budget
     from minitron.memory.footprint import Footprint
     from minitron.memory.footprint_lines import FootprintLine
@@ -78,6 +79,17 @@ def _verdict(terms: "Sequence[FootprintLine]", available: int) -> str:
     weights = next(term.bytes for term in terms if term.name == "weights")
     alone = " Its weights alone exceed the budget." if weights > available else ""
     return f"It does not fit: {format_bytes(over)} too much.{alone}"
+
+
+def print_engine_log(facts: "Sequence[Fact]", workload: "Workload") -> None:
+    """What the engine's log should say once it has loaded the model."""
+    from minitron.engines.table import ENGINES
+
+    if not facts:
+        return
+    title = ENGINES[workload.engine.name].title
+    show.line("")
+    show.table(f"To be held against {title}'s log", ["", "number", ""], [[f.label, f.value, f.unit] for f in facts])
 
 
 def print_remedies(remedies: "Sequence[Remedy]") -> None:

@@ -15,6 +15,7 @@ from pipeline.planning import Planning
 if TYPE_CHECKING:
     from minitron.cut.plan import Plan
     from minitron.cut.scores import Scores
+    from minitron.engines.table import Fact
     from minitron.model.spec import ModelSpec
     from minitron.search.search import SearchResult
 
@@ -42,6 +43,20 @@ class Planned:
     def speed(self) -> dict[str, Any] | None:
         """Estimates of the model and of the chosen candidate, where the GPU's numbers are known."""
         return speed_of(self.spec, self.result, self.planning.prompt_of)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the chosen one is smaller than the model."""
+        best, parent = self.result.best, self.result.parent
+        return best.sizes != parent.sizes or best.kept != parent.kept
+
+    @property
+    def engine_log(self) -> tuple[Fact, ...]:
+        """What the engine's log should say of the chosen one; empty for no engine."""
+        from minitron.memory.footprint import engine_facts
+
+        best = self.result.best
+        return engine_facts(self.spec.resized(best.sizes, best.kept), self.result.workload, self.result.budget)
 
     @property
     def serve(self) -> str:

@@ -27,7 +27,8 @@ class Solution:
     def to_json(self) -> dict[str, Any]:
         """The document of the command."""
         terms = [term.to_json() for term in self.standing.terms]
-        return self.answer.to_json() | {"terms": terms, "cautions": list(self.standing.cautions)}
+        log = {fact.name: fact.value for fact in self.standing.engine_log}
+        return self.answer.to_json() | {"terms": terms, "engine_log": log, "cautions": list(self.standing.cautions)}
 
 
 def solve(model: Path, planning: Planning, question: Question) -> Solution:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.planning import Planning
 
 if TYPE_CHECKING:
+    from minitron.engines.table import Fact
     from minitron.memory.budget import Budget
     from minitron.memory.footprint_lines import FootprintLine
     from minitron.memory.questions import Remedy
@@ -31,6 +32,13 @@ class Standing:
         from minitron.memory.footprint_lines import footprint_lines
 
         return tuple(footprint_lines(self.spec, self.workload, self.budget))
+
+    @property
+    def engine_log(self) -> tuple[Fact, ...]:
+        """What the engine's log should say of the model; empty for no engine."""
+        from minitron.memory.footprint import engine_facts
+
+        return engine_facts(self.spec, self.workload, self.budget)
 
     @property
     def cautions(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ class Fact:
     """A number that an engine tells in its log when it loads the model."""
 
     name: str
-    """As a JSON key: it ends in the unit."""
+    """As a JSON key, which ends in the unit: bytes, tokens, count."""
 
     label: str
     """In words."""
@@ -73,8 +73,8 @@ def _pool_facts(demand: Demand, keep: Kept, room: int) -> tuple[Fact, ...]:
     return (
         Fact("block_size_tokens", "tokens of a block", int(found.block_size), "tokens"),
         Fact("block_bytes", "bytes of a block", int(found.block), "B"),
-        Fact("needed_blocks", "blocks that the workload takes", int(found.blocks), "blocks"),
-        Fact("budget_blocks", "blocks that the budget holds", blocks, "blocks"),
+        Fact("needed_blocks_count", "blocks that the workload takes", int(found.blocks), "blocks"),
+        Fact("budget_blocks_count", "blocks that the budget holds", blocks, "blocks"),
         Fact("pool_tokens", "tokens that they hold", vllm.tokens_in(demand, found, blocks), "tokens"),
     )
 

@@ -110,16 +110,21 @@ def pool(demand: Demand, keep: Kept) -> Pool:
     return Pool(block_size, page, group, groups, group * page, per_sequence, needed, np.maximum(needed, floor))
 
 
+STEPS: Final = 2
+"""Steps that are under way at once: the next is scheduled while one runs, and its tokens are not let go of yet."""
+
+
 def _blocks(demand: Demand, one: LayerCache, tokens: Any) -> Any:
-    """Blocks of `tokens` tokens that one sequence holds in one layer.  Of a sliding window vLLM keeps what a step may
-    still need: window - 1 tokens and those of the step, and a block more, for a window begins anywhere in a block; of a
-    chunk all its tokens and those of the step (vLLM's SlidingWindowSpec and ChunkedLocalAttentionSpec, whose bounds
-    `max_memory_usage_bytes` are what a short context takes as well)."""
+    """Blocks of `tokens` tokens that one sequence holds in one layer.  Of a sliding window vLLM keeps what steps may
+    still need: window - 1 tokens and those of the steps under way, and a block more, for a window begins anywhere in a
+    block; of a chunk all its tokens and those of the steps (vLLM's SlidingWindowSpec and ChunkedLocalAttentionSpec,
+    whose bounds `max_memory_usage_bytes` are what a short context takes as well)."""
     if one.window is None:
         return -(-demand.context // tokens)
+    steps = STEPS * demand.engine.max_num_batched_tokens
     if one.cache.chunked:
-        return -(-min(one.window + demand.engine.max_num_batched_tokens, demand.context) // tokens)
-    held = min(one.window - 1 + demand.engine.max_num_batched_tokens, demand.context)
+        return -(-min(one.window + steps, demand.context) // tokens)
+    held = min(one.window - 1 + steps, demand.context)
     return -(-held // tokens) + 1
 
 

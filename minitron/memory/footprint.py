@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from minitron.engines.table import ENGINES
+from minitron.engines.table import ENGINES, Fact
+from minitron.memory.budget import Budget
 from minitron.memory.caches import kept
 from minitron.memory.formats import FORMATS
 from minitron.memory.parallel import per_gpu
@@ -74,6 +75,17 @@ class Footprint:
         found = {name: int(value) for name, value in (self.lines | {"total": self.total}).items()}
         return {name: value for name, value in found.items() if value or name in _ALWAYS}
 
+
+_KEPT: Final = (
+    "kv_cache",
+    "conv_state",
+    "ssm_state",
+    "prefix_states",
+    "block_rounding",
+    "null_block",
+    "graph_blocks",
+)
+"""Lines for what layers keep: of a budget they take what the others leave."""
 
 _ALWAYS: Final = ("weights", "kv_cache", "conv_state", "ssm_state", "workspace", "total")
 
@@ -137,3 +149,12 @@ def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts:
                 if rule.is_projection and not rule.per_expert:
                     found = found + counts[kind] * sum(numel(dim, sizes) for dim in rule.dims)
     return found * (workload.lora_rank * workload.loras * FORMATS["bf16"].bits // 8)
+
+
+def engine_facts(spec: ModelSpec, workload: Workload, budget: Budget) -> tuple[Fact, ...]:
+    """What the engine's log should say once it has loaded the model, where nothing else is in the budget; none for
+    `plain`."""
+    found = footprint(spec, workload, budget.workspace)
+    others = int(found.total - sum(found.lines[name] for name in _KEPT))
+    keep = kept(spec, workload, per_gpu(spec, spec.sizes, workload.tensor_parallel), spec.kind_counts())
+    return ENGINES[workload.engine.name].facts(workload, keep, max(budget.available - others, 0))

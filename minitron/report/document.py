@@ -20,6 +20,7 @@ from minitron.files import new_folder, read_json, sole, write_bytes, write_json,
 from minitron.foreign import told
 from minitron.memory.budget import Budget
 from minitron.memory.curves import Curves, batch_curves, context_curves
+from minitron.memory.footprint import engine_facts
 from minitron.memory.footprint_lines import FootprintLine, footprint_lines
 from minitron.memory.questions import Remedy, cautions
 from minitron.memory.workload import Workload
@@ -93,6 +94,7 @@ def build_report(
             "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),
             "chosen": [] if chosen is None else _terms(footprint_lines(_left(spec, chosen), workload, budget)),
         },
+        "engine_log": _engine_log(spec, result, chosen),
         "curves": _all_curves(spec, result, labels),
         "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
@@ -275,6 +277,17 @@ def _left(spec: ModelSpec, candidate: Candidate) -> ModelSpec:
 
 def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
     return [term.to_json() for term in terms]
+
+
+def _engine_log(spec: ModelSpec, result: SearchResult, chosen: Candidate | None) -> dict[str, Any]:
+    """What the engine's log should say of the model, and of the chosen one."""
+    parent = engine_facts(spec, result.workload, result.budget)
+    best = () if chosen is None else engine_facts(_left(spec, chosen), result.workload, result.budget)
+    return {
+        "labels": {fact.name: fact.label for fact in parent},
+        "parent": {fact.name: fact.value for fact in parent},
+        "chosen": {fact.name: fact.value for fact in best},
+    }
 
 
 def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from minitron.report.text import (
     changes,
     chosen,
     device,
+    engine_log,
     how_obtained,
     is_parent,
     limit,
@@ -307,7 +308,8 @@ def _terms(document: Document) -> str:
         total = sum(term["bytes"] for term in found)
         rows.append(("sum", ["total", format_bytes(total), "", (f"= {total:,} B", "words filled"), ""]))
         head: list[Cell] = ["", "size", ("formula", "words"), ("numbers filled in", "words"), ("origin", "words")]
-        parts += [f"<h3>{escape(name)}</h3>", table(head, rows)]
+        log = engine_log(document, which)
+        parts += [f"<h3>{escape(name)}</h3>", table(head, rows), f"<p>{escape(log)}</p>" if log else ""]
     origins = dict.fromkeys(term["origin"] for terms in document["terms"].values() for term in terms)
     said = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
     return section("Every term of the memory, with its formula", said[:1].upper() + said[1:] + ".", *parts, kind="long")

@@ -16,6 +16,7 @@ from minitron.report.text import (
     changes,
     chosen,
     device,
+    engine_log,
     how_obtained,
     is_parent,
     limit,
@@ -175,6 +176,7 @@ def _terms(document: Document) -> list[str]:
     columns = ["", "bytes", "formula", "filled in", "origin"]
     origins = dict.fromkeys(term["origin"] for term in found)
     legend = "; ".join(f"{origin}: {ORIGIN_LABELS.get(origin, '')}" for origin in origins)
+    log = engine_log(document, which)
     return (
         [
             f"### How each term of {markdown(what)} is computed",
@@ -182,6 +184,7 @@ def _terms(document: Document) -> list[str]:
             *_table(columns, rows, 5),
             "",
             f"{markdown(legend)}.",
+            *(["", markdown(log)] if log else []),
         ]
         if rows
         else []

@@ -164,6 +164,13 @@ def numbers_kept(document: Document) -> str:
     return ", ".join(parts)
 
 
+def engine_log(document: Document, which: str) -> str:
+    """What the engine's log should say of the model (`parent`) or of the `chosen` one; empty for no engine."""
+    labels, found = document["engine_log"]["labels"], document["engine_log"][which]
+    told = "; ".join(f"{labels[name]} {value:,}" for name, value in found.items())
+    return f"To be held against the log of {document['workload']['engine']['name']}: {told}." if told else ""
+
+
 def how_obtained(document: Document) -> list[str]:
     """How the numbers came about, a sentence each."""
     workload = document["workload"]

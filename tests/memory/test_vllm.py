@@ -13,7 +13,7 @@ from minitron.engines.vllm import Pool, pool
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.caches import kept
-from minitron.memory.footprint import Footprint, footprint
+from minitron.memory.footprint import Footprint, engine_facts, footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.parallel import per_gpu, require_splits, splits
 from minitron.memory.questions import cautions
@@ -243,3 +243,30 @@ def test_an_fp32_model_is_counted_in_bf16_as_vllm_computes_it() -> None:
 
 def test_the_engines_that_can_be_typed_are_those_of_the_table() -> None:
     assert set(get_args(EngineName)) == set(ENGINES)
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "prefix_caching", "kv", "told"),
+    [
+        # What vLLM 0.32's own functions make of the config and of 8 GiB (benchmarks/engine.py).
+        (NINE, LONG, True, "bf16", (1312, 21_495_808, 114, 399, 458_752)),
+        (NINE, LONG, False, "fp8", (2608, 21_364_736, 58, 402, 908_464)),
+        ("Llama-3.1-8B", LONG, True, "bf16", (16, 2_097_152, 8192, 4096, 65_536)),
+    ],
+)
+def test_what_the_log_should_say(
+    model: str, context: int, prefix_caching: bool, kv: str, told: tuple[int, int, int, int, int]
+) -> None:
+    spec = published(model)
+    workload = workload_of(spec, context, kv=kv, engine=engine(prefix_caching))
+    others = footprint(spec, workload).weights + 154 * MiB
+    facts = {fact.name: fact.value for fact in engine_facts(spec, workload, Budget(others + 8 * GiB))}
+    block_size, block, sequence, blocks, tokens = told
+    assert facts == {
+        "block_size_tokens": block_size,
+        "block_bytes": block,
+        "needed_blocks_count": sequence + 1,
+        "budget_blocks_count": blocks,
+        "pool_tokens": tokens,
+    }
+    assert engine_facts(spec, workload_of(spec, context), Budget(GiB)) == ()

@@ -307,7 +307,7 @@ def test_a_family_that_contradicts_itself_is_refused_when_it_is_made() -> None:
         Cache(conv_channels="ffn")
 
 
-def test_a_window_keeps_its_last_tokens_only_and_vllm_a_step_more() -> None:
+def test_a_window_keeps_its_last_tokens_only_and_vllm_two_steps_more() -> None:
     from minitron.engines.vllm import pool
     from minitron.memory.workload import Engine
 
@@ -319,7 +319,7 @@ def test_a_window_keeps_its_last_tokens_only_and_vllm_a_step_more() -> None:
     assert {one.window: (one.attention, one.tokens) for one in keep.caches} == {None: (2, 1000), 64: (2, 64)}
     assert keep.kv_bytes == token * (2 * 1000 + 2 * 64)
     found = pool(workload, keep)
-    # Two layers of each kind share a block table: 63 blocks of 16 tokens hold 1,000, and 64 - 1 + 32 = 95 tokens are 6
-    # blocks and one more (vLLM's SlidingWindowSpec).
+    # Two layers of each kind share a block table: 63 blocks of 16 tokens hold 1,000, and 64 - 1 + 2 x 32 = 127 tokens
+    # are 8 blocks and one more (vLLM's SlidingWindowSpec, two steps under way).
     assert (int(found.block_size), int(found.page), int(found.group)) == (16, 16 * token, 2)
-    assert int(found.per_sequence) == 63 + 7
+    assert int(found.per_sequence) == 63 + 9

@@ -79,16 +79,16 @@ def test_layers_in_chunks_and_with_experts_are_written_out_when_some_of_them_go(
     ]
 
 
-def test_vllm_keeps_a_chunk_and_what_a_step_adds() -> None:
+def test_vllm_keeps_a_chunk_and_what_two_steps_add() -> None:
     engine = Engine("vllm", cuda_graphs=False, prefix_caching=False, max_num_batched_tokens=32)
     workload = Workload(1000, engine=engine)
     spec = spec_of(config("llama4_text", attention_chunk_size=64))
     keep = kept(spec, workload, spec.sizes, spec.kind_counts())
     assert {one.window: (one.attention, one.tokens) for one in keep.caches} == {None: (1, 1000), 64: (3, 64)}
-    # 64 + 32 tokens are 6 blocks of 16, for a chunk begins where a block does (vLLM's ChunkedLocalAttentionSpec); the
+    # 64 + 2 x 32 tokens are 8 blocks of 16, for a chunk begins where a block does (vLLM's ChunkedLocalAttentionSpec); the
     # three layers that keep them share block tables with one layer's 63 of all tokens.
     assert int(pool(workload, keep).block_size) == 16
-    assert int(pool(workload, keep).per_sequence) == 63 + 3 * 6
+    assert int(pool(workload, keep).per_sequence) == 63 + 3 * 8
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
