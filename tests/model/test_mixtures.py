@@ -85,8 +85,8 @@ def test_vllm_keeps_a_chunk_and_what_two_steps_add() -> None:
     spec = spec_of(config("llama4_text", attention_chunk_size=64))
     keep = kept(spec, workload, spec.sizes, spec.kind_counts())
     assert {one.window: (one.attention, one.tokens) for one in keep.caches} == {None: (1, 1000), 64: (3, 64)}
-    # 64 + 2 x 32 tokens are 8 blocks of 16, for a chunk begins where a block does (vLLM's ChunkedLocalAttentionSpec); the
-    # three layers that keep them share block tables with one layer's 63 of all tokens.
+    # 64 + 2 x 32 tokens are 8 blocks of 16, for a chunk begins where a block does (vLLM's ChunkedLocalAttentionSpec);
+    # the three layers that keep them share block tables with one layer's 63 of all tokens.
     assert int(pool(workload, keep).block_size) == 16
     assert int(pool(workload, keep).per_sequence) == 63 + 3 * 8
 
