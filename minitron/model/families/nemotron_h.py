@@ -1,6 +1,7 @@
 """Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, relu2 MLPs and mixtures of experts in one stack."""
 
 from dataclasses import replace
+from typing import Any
 
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import EXPERTS_IN_GROUPS, gain
@@ -85,6 +86,23 @@ def _mtp_layout(config: Config) -> str:
     return read_words(config, "mtp_layers_block_type") if config.get("mtp_layers_block_type") else "*E"
 
 
+EXPERT_KEYS = (
+    *("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group", "norm_topk_prob"),
+    *("routed_scaling_factor", "moe_intermediate_size", "moe_latent_size"),
+    *("moe_shared_expert_intermediate_size", "moe_shared_expert_overlap"),
+)
+"""What configs say of experts and how tokens are sent to them."""
+
+
+def _keep_layers(config: dict[str, Any], kept: tuple[int, ...]) -> None:
+    """As keep_layers.  A model that has no mixture left says nothing of experts: llama.cpp's converter takes one that
+    does for a mixture."""
+    keep_layers(config, kept)
+    if "E" not in read_layout(config) + _mtp_layout(config):
+        for key in EXPERT_KEYS:
+            config.pop(key, None)
+
+
 MTP_LAYER = "mtp.layers.{mtp_layer}."
 
 NEMOTRON_H = Family(
@@ -140,7 +158,7 @@ NEMOTRON_H = Family(
         "mamba": STATES,
     },
     layout=read_layout,
-    edit_layout=keep_layers,
+    edit_layout=_keep_layers,
     mtp_layout=_mtp_layout,
     defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     # Another table reads a config of this type that has blocks (NEMOTRON_H_PUZZLE); inside a larger model none does.
