@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, inspect, plan, prune, score, show
+from cli import compare, compress, demo, distill, eval, export, inspect, plan, prune, score, show
 from cli.failures import shortened, told_of
 from cli.invocation import remember
 from minitron.errors import MinitronError
@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "prune": prune.command,
     "distill": distill.command,
     "eval": eval.command,
+    "export": export.command,
     "compress": compress.command,
     "demo": demo.command,
 }

@@ -27,6 +27,7 @@ from pipeline.compression import Compression
 from pipeline.cutting import Cutting
 from pipeline.distillation import Distilled, distill
 from pipeline.evaluation import evaluate
+from pipeline.exporting import Export, export
 from pipeline.inspection import Inspection, inspect
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
@@ -46,6 +47,7 @@ __all__ = [
     "Distillation",
     "Distilled",
     "EvaluationOptions",
+    "Export",
     "Inspection",
     "Kept",
     "Planned",
@@ -63,6 +65,7 @@ __all__ = [
     "compress",
     "distill",
     "evaluate",
+    "export",
     "inspect",
     "plan",
     "prune",

@@ -11,6 +11,7 @@ from cli.app import COMMANDS, run
 from cli.compress import COMPRESSION
 from cli.distillation import DISTILLATION
 from cli.eval import EVALUATION
+from cli.export import EXPORT
 from cli.option_groups import Group, Option, takes
 from cli.planning import PLANNING
 from cli.prune import PRUNING
@@ -23,6 +24,7 @@ from pipeline import (
     Compression,
     Distillation,
     EvaluationOptions,
+    Export,
     Planning,
     Pruning,
     Recipe,
@@ -41,6 +43,7 @@ TABLES: list[tuple[Any, Table]] = [
     (Distillation, DISTILLATION),
     (Pruning, PRUNING),
     (Compression, COMPRESSION),
+    (Export, EXPORT),
 ]
 NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file

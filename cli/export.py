@@ -1,0 +1,47 @@
+"""`minitron export`: a checkpoint as one GGUF file, which llama.cpp runs.
+
+The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "tensors", "parameters",
+"weight_bytes" (of all tensors, without the file's padding), "file_bytes" and "types" ({type of ggml: how many
+tensors}).
+"""
+
+import time
+from typing import Final
+
+import typer
+
+from cli import show
+from cli.option_groups import Group, Option, takes
+from cli.options import JsonOption, ModelArgument, OverwriteOption, option
+from minitron.memory.ggml import MIXTURES
+from minitron.units import format_bytes, format_parameters
+from pipeline.exporting import Export
+from pipeline.exporting import export as exported
+
+EXPORT: Final[dict[str, Option | Group]] = {
+    "model": Option.of(ModelArgument),
+    "output": Option(option("--gguf", "The GGUF file to write.", "OUT.gguf")),
+    "type": Option(
+        typer.Option("--type", help=f"llama.cpp's type of the weights: {', '.join(MIXTURES)}.", metavar="TYPE")
+    ),
+    "overwrite": Option.of(OverwriteOption),
+}
+"""Field of pipeline.exporting.Export -> how it is typed."""
+
+
+@takes("request", Export, EXPORT)
+def command(request: Export, as_json: JsonOption = False) -> None:
+    """Write a checkpoint as a GGUF file for llama.cpp, in its own number formats."""
+    started = time.monotonic()
+    found = exported(request, progress=show.bar, note=show.note)
+    if as_json:
+        seconds = time.monotonic() - started
+        settings = {"type": request.type}
+        show.document(show.run_document(request.output, {"model": request.model}, settings, found.to_json(), seconds))
+        return
+    kinds = ", ".join(f"{count} {name}" for name, count in found.types.items())
+    show.line(f"Tensors: {found.tensors} ({kinds})")
+    show.line(
+        f"Written: {request.output}, {format_parameters(found.parameters)} parameters, "
+        f"{format_bytes(found.weight_bytes)} of weights in {request.type}"
+    )

@@ -1,0 +1,88 @@
+"""Export: a checkpoint folder in, one GGUF file out, which llama.cpp loads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minitron.errors import MinitronError
+from minitron.files import new_file, refuse_existing, scratch
+from minitron.gguf.conversion import PLAIN, converted, set_file_type
+from minitron.gguf.extra import converter, quantise_rows
+from minitron.gguf.facts import facts_of
+from minitron.gguf.staging import require_exportable, stage
+from minitron.gguf.writing import typed, uncalibrated, write
+from minitron.memory.ggml import mixture_of
+from minitron.model.dequantised import open_plain
+from minitron.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    tensors: int
+    parameters: int
+    weight_bytes: int
+    """Of all tensors, without padding."""
+
+    file_bytes: int
+    types: Mapping[str, int]
+    """ggml's type -> how many tensors have it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The results of the command."""
+        return {**vars(self), "types": dict(self.types)}
+
+
+def export(
+    model: Path,
+    output: Path,
+    mixture: str = "bf16",
+    *,
+    overwrite: bool = False,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    progress: Progress = silent,
+) -> Exported:
+    """Write the checkpoint folder `model` to `output`, a GGUF file in a mixture of minitron.memory.ggml.MIXTURES.
+
+    `importance`: GGUF name of a matrix -> the mean of the squares of each input, which the types of about two bits
+    need.  Raises MinitronError, with nothing written, where llama.cpp could not load the model, a package is missing,
+    or a type needs an importance that is not given."""
+    chosen = mixture_of(mixture)
+    refuse_existing(output, overwrite=overwrite, inputs=[model])
+    converter()
+    if mixture not in PLAIN:
+        quantise_rows()
+    spec, checkpoint, _ = open_plain(model)
+    require_exportable(spec)
+    checkpoint.check(spec)
+    with new_file(output) as partial, scratch(output) as beside:
+        staged = beside / "model"
+        stage(model, spec, staged)
+        header = converted(staged, model, spec, mixture)
+        given = importance or {}
+        facts = facts_of(spec, tied="output.weight" not in header.tensors[0], calibrated=bool(given))
+        types = typed(header.tensors[0], chosen, facts)
+        if lacking := uncalibrated(types, chosen, given):
+            raise MinitronError(
+                f"llama.cpp quantises to {mixture} with an importance matrix alone, and {lacking[0]} "
+                f"({len(lacking)} in all) has none; choose a type that needs none, such as q4_k_m."
+            )
+        set_file_type(header, chosen.number)
+        write(header, types, given, partial, progress)
+        file_bytes = partial.stat().st_size
+    return Exported(
+        tensors=len(types),
+        parameters=checkpoint.num_parameters,
+        weight_bytes=sum(one.num_bytes for one in types),
+        file_bytes=file_bytes,
+        types=dict(Counter(one.type for one in types).most_common()),
+    )

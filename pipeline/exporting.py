@@ -1,0 +1,48 @@
+"""Export: a checkpoint as one GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron.files import refuse_existing, sole
+from minitron.memory.ggml import mixture_of
+from minitron.model.sources import local_folder
+from minitron.progress import Note, Progress, no_note, silent
+
+if TYPE_CHECKING:
+    from minitron.gguf.export import Exported
+
+
+@dataclass(frozen=True)
+class Export:
+    """A checkpoint, and the file that is written of it."""
+
+    model: Path
+    """The checkpoint to export."""
+
+    output: Path
+    """The GGUF file that is written."""
+
+    type: str = "bf16"
+    """Its type as llama.cpp calls it (minitron.memory.ggml.MIXTURES)."""
+
+    overwrite: bool = False
+    """Whether an output that exists is replaced."""
+
+    def __post_init__(self) -> None:
+        mixture_of(self.type)
+
+
+def export(request: Export, *, progress: Progress = silent, note: Note = no_note) -> Exported:
+    """Write the file.  `note` is told what of the model's folder is passed over.
+
+    Raises MinitronError, with nothing written, where llama.cpp could not load the model, the type needs what is not
+    given, or the extra `gguf` is missing."""
+    from minitron.gguf.export import export as write
+
+    with sole(request.output):
+        refuse_existing(request.output, overwrite=request.overwrite, inputs=[request.model])
+        model = local_folder(request.model, progress, note)
+        return write(model, request.output, request.type, overwrite=request.overwrite, progress=progress)
