@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, export, inspect, plan, prune, score, show
+from cli import compare, compress, demo, distill, eval, export, inspect, plan, prune, quantise, score, show
 from cli.failures import shortened, told_of
 from cli.invocation import remember
 from minitron.errors import MinitronError
@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "compare": compare.command,
     "score": score.command,
     "prune": prune.command,
+    "quantize": quantise.command,
     "distill": distill.command,
     "eval": eval.command,
     "export": export.command,

@@ -32,6 +32,7 @@ from pipeline.inspection import Inspection, inspect
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
 from pipeline.pruning import Cut, Pruning, prune
+from pipeline.quantising import Quantising, quantise
 from pipeline.scoring import score
 from pipeline.searching import Searching
 from pipeline.serving import Serving
@@ -53,6 +54,7 @@ __all__ = [
     "Planned",
     "Planning",
     "Pruning",
+    "Quantising",
     "Recipe",
     "ScoringOptions",
     "Searching",
@@ -69,6 +71,7 @@ __all__ = [
     "inspect",
     "plan",
     "prune",
+    "quantise",
     "read_recipe",
     "score",
     "solve",

@@ -31,17 +31,8 @@ def observed_experts(
 
     `estimator` scores the experts' channels, the input of their down projections; experts as a whole are scored by
     `expert_scores` whatever it is.  The routing is the model's own, with the router's correction bias on."""
-    watch = _Watch(site, experts, totals, batch, estimator, moments)
-
-    # Another library may have put a forward of its own on the module.
-    replaced = experts.__dict__.get("forward")
-    experts.forward = watch.forward
-    try:
+    with _Watch(site, experts, totals, batch, estimator, moments).in_place():
         yield
-    finally:
-        del experts.forward
-        if replaced is not None:
-            experts.forward = replaced
 
 
 def expert_scores(site: ExpertSite, totals: Totals) -> Array:
@@ -53,15 +44,29 @@ def expert_scores(site: ExpertSite, totals: Totals) -> Array:
 
 
 @dataclass(frozen=True)
-class _Watch:
-    """The experts of one layer and what becomes of what is seen of them."""
+class RoutedForward:
+    """The forward of one layer's experts, step by step, so that what they read and make can be looked at."""
 
     site: ExpertSite
     experts: Any
-    totals: Totals
-    batch: Batch
-    estimator: Estimator
-    moments: Moments | None
+
+    def look(self, rows: Tensor, inner: Tensor, outer: Tensor, expert: Tensor, token: Tensor, tokens: int) -> None:
+        """Called with what the experts read [R, D], what their last linears read [R, F] and what they made [R, D], in
+        the order of the `expert`s [R]; `token` [R] is whose rows they are, of `tokens`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Until the block ends the module runs this forward."""
+        # Another library may have put a forward of its own on the module.
+        replaced = self.experts.__dict__.get("forward")
+        self.experts.forward = self.forward
+        try:
+            yield
+        finally:
+            del self.experts.forward
+            if replaced is not None:
+                self.experts.forward = replaced
 
     def forward(
         self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
@@ -89,26 +94,13 @@ class _Watch:
 
     def _seen(self, rows: Tensor, expert: Tensor, token: Tensor, tokens: int, weights: Tensor | None) -> Tensor:
         """[R, D] rows in the order of their experts -> [R, D] what these make of them, times `weights`."""
-        experts, site, totals = self.experts, self.site, self.totals
-        counts = torch.bincount(expert, minlength=experts.num_experts)
-        parts = counts.tolist()
+        parts = torch.bincount(expert, minlength=self.experts.num_experts).tolist()
         inner = self._inner(rows, parts, expert)
-        outer = self._linear(inner, site.down, parts, expert)
+        outer = self._linear(inner, self.site.down, parts, expert)
         if weights is not None:
             outer = outer * weights
         with torch.no_grad():
-            routing = Routing(
-                expert, token // (tokens // self.batch.sequences), experts.num_experts, self.batch.sequences
-            )
-            norms = outer.to(wide(outer)).square().sum(-1).sqrt()
-            totals.add((site, "tokens"), counts)
-            totals.add((site, "output"), sums_by(expert, norms, experts.num_experts))
-            self.estimator.see_routed(totals, site.channels, inner, routing)
-            if self.moments is not None:
-                self.moments.see_routed(site.layer, totals, inner, routing)
-            # One column a channel and expert.
-            down = experts.get_parameter(site.down)
-            self.estimator.see_weights(totals, site.channels, down, (2,) if site.transposed else (1,))
+            self.look(rows, inner, outer, expert, token, tokens)
         return outer
 
     def _inner(self, rows: Tensor, parts: list[int], expert: Tensor) -> Tensor:
@@ -134,3 +126,29 @@ class _Watch:
         made = torch.cat([run @ weight.T for run, weight in runs])
         bias = getattr(self.experts, f"{name}_bias", None)
         return made if bias is None else made + bias[expert]
+
+
+@dataclass(frozen=True)
+class _Watch(RoutedForward):
+    """The experts of one layer and what becomes of what is seen of them."""
+
+    totals: Totals
+    batch: Batch
+    estimator: Estimator
+    moments: Moments | None
+
+    def look(self, rows: Tensor, inner: Tensor, outer: Tensor, expert: Tensor, token: Tensor, tokens: int) -> None:
+        """Add to the totals."""
+        site, totals = self.site, self.totals
+        routing = Routing(
+            expert, token // (tokens // self.batch.sequences), self.experts.num_experts, self.batch.sequences
+        )
+        norms = outer.to(wide(outer)).square().sum(-1).sqrt()
+        totals.add((site, "tokens"), torch.bincount(expert, minlength=routing.experts))
+        totals.add((site, "output"), sums_by(expert, norms, routing.experts))
+        self.estimator.see_routed(totals, site.channels, inner, routing)
+        if self.moments is not None:
+            self.moments.see_routed(site.layer, totals, inner, routing)
+        # One column a channel and expert.
+        down = self.experts.get_parameter(site.down)
+        self.estimator.see_weights(totals, site.channels, down, (2,) if site.transposed else (1,))

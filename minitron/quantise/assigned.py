@@ -72,8 +72,8 @@ class Assigned:
     left: Mapping[str, str]
     """The same by name -> why, of those that were to be quantised and cannot be."""
 
-    attention: tuple[tuple[str, str], ...]
-    """(module of the keys, module of the values) of every layer of attention whose scales are kept."""
+    attention: Mapping[int, tuple[str, str]]
+    """Layer -> (module of the keys, module of the values), where scales of those are kept."""
 
     bytes_planned: int
     """What `plan --weights` counts, with the scales of keys and values."""
@@ -131,7 +131,7 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
         )
     units = sorted(map(tuple, found.values()), key=_place)
     counted = sum(weight_bytes(spec, tally_of(spec, precision), spec.sizes))
-    attention = tuple(_attention(spec, checkpoint)) if wanted.kv == "fp8" else ()
+    attention = dict(_attention(spec, checkpoint)) if wanted.kv == "fp8" else {}
     scales = 0 if precision.mixture.attention_bytes else 8 * len(attention)
     return Assigned(wanted, tuple(units), plain, tuple(ignored), left, attention, counted + scales)
 
@@ -190,8 +190,8 @@ def _is_embedding(spec: ModelSpec, name: str) -> bool:
     return spec.extra(name) is None and spec.find(name)[0].component == "embedding"
 
 
-def _attention(spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """(module of the keys, module of the values) of every layer that keeps keys and values.
+def _attention(spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[tuple[int, tuple[str, str]]]:
+    """(layer, (module of the keys, module of the values)) of every layer that keeps keys and values.
 
     Raises MinitronError where a layer has no linear for each: no engine knows a name for their scales then."""
     names = checkpoint.stored_names(spec)
@@ -208,4 +208,4 @@ def _attention(spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[tuple[str, s
                     "scales engines read; leave out --kv fp8."
                 )
             pair.append(names[rule.pattern.format({"layer": layer})].removesuffix(".weight"))
-        yield pair[0], pair[1]
+        yield layer, (pair[0], pair[1])

@@ -232,7 +232,7 @@ def _promise(checkpoint: Checkpoint, assigned: Assigned) -> Iterator[tuple[Entry
             yield entries(matrix.form, matrix.module, *matrix.shape)
         elif name in assigned.plain:
             yield (Entry(name, assigned.plain[name], checkpoint.headers[name].shape),)
-    for keys, values in assigned.attention:
+    for keys, values in assigned.attention.values():
         yield Entry(f"{keys}.k_scale", "F32", ()), Entry(f"{values}.v_scale", "F32", ())
 
 
@@ -263,7 +263,7 @@ def _add_kv(assigned: Assigned, rounding: Rounding, writer: ShardWriter) -> None
     """Write the scales of keys and values: 1 where all of them fit into E4M3, as modelopt does."""
     import torch
 
-    for keys, values in assigned.attention:
+    for keys, values in assigned.attention.values():
         for module, suffix in ((keys, ".k_scale"), (values, ".v_scale")):
             found = torch.tensor(rounding.largest_kv(module), dtype=torch.float32) / E4M3_LARGEST
             writer.add(f"{module}{suffix}", found.clamp(min=1.0))

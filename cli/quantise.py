@@ -1,0 +1,81 @@
+"""`minitron quantize`: a checkpoint in fewer bits, in a layout that engines read.
+
+The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "parameters",
+"weight_bytes", "planned_bytes" (what `plan --weights` counts), "source_weight_bytes", "formats" ({format: matrices})
+and "left" ({matrix that stays in 16 bits: why}).
+"""
+
+import time
+from typing import Final
+
+from cli import show
+from cli.option_groups import Group, Option, takes
+from cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    OutputOption,
+    OverwriteOption,
+    SequenceLengthOption,
+    assignments,
+    option,
+)
+from minitron.memory.formats import FORMATS
+from minitron.quantise.wanted import KV_FORMATS, written_formats
+from minitron.units import format_bytes, format_parameters
+from pipeline.quantising import Quantising
+from pipeline.quantising import quantise as quantised
+
+_FORMATS_HELP: Final = "; ".join(f"{name}: {FORMATS[name].note}" for name in written_formats())
+
+QUANTISING: Final[dict[str, Option | Group]] = {
+    "model": Option.of(ModelArgument),
+    "output": Option.of(OutputOption),
+    "form": Option(option("--format", f"Number format of the weights. {_FORMATS_HELP}.", "FORMAT")),
+    "keep": Option(
+        option("--keep", "Keep a part of the model in another format: attention=bf16. Repeatable.", "PART=FORMAT"),
+        type=list[str] | None,
+        default=None,
+        read=assignments("--keep", "attention=bf16"),
+    ),
+    "kv": Option(
+        option(
+            "--kv",
+            f"Number format of keys and values that the files are made for: {', '.join(KV_FORMATS)}; fp8 needs --data.",
+            "FORMAT",
+        )
+    ),
+    "rounding": Option(
+        option(
+            "--round",
+            "best: scales are searched and, given --data, every column makes up for what rounding took from those "
+            "before it (GPTQ); nearest: each number to the nearest, with scales by the largest number.",
+        )
+    ),
+    "data": Option(
+        option("--data", "Calibration text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.", "FILE")
+    ),
+    "samples": Option(option("--samples", "Maximum number of text sequences to read.", "COUNT")),
+    "sequence_length": Option.of(SequenceLengthOption),
+    "device": Option.of(DeviceOption),
+    "overwrite": Option.of(OverwriteOption),
+}
+"""Field of pipeline.quantising.Quantising -> how it is typed."""
+
+
+@takes("request", Quantising, QUANTISING)
+def command(request: Quantising, as_json: JsonOption = False) -> None:
+    """Write a checkpoint in fewer bits, in a layout that vLLM and other engines read."""
+    started = time.monotonic()
+    result = quantised(request, progress=show.bar, note=show.note)
+    if as_json:
+        inputs = {name: getattr(request, name) for name in ("model", "data")}
+        seconds = time.monotonic() - started
+        show.document(show.run_document(request.output, inputs, request.settings, result.to_json(), seconds))
+        return
+    show.table("Matrices", ["format", "matrices"], [[name, count] for name, count in result.formats.items()])
+    share = result.weight_bytes / result.source_weight_bytes
+    show.line(
+        f"Written: {request.output}, {format_parameters(result.parameters)} parameters, "
+        f"{format_bytes(result.weight_bytes)}, {share:.1%} of the source's bytes"
+    )

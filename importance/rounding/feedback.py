@@ -1,0 +1,69 @@
+"""Rounding with feedback: each column, once rounded, hands its error on to those that are not yet.
+
+GPTQ (Frantar et al. 2022, arXiv 2210.17323): of the weights W of a linear that reads x, with H = E[x x^T], columns are
+rounded one by one; the error of column j, divided by U[j, j], times U[j, k], is taken from every later column k, where
+U is the upper Cholesky factor of the inverse of H.  Columns go by falling H[j, j] (activation order); their scales are
+those of the places where they stand, fixed before (static groups), so that groups stay in order on disk.
+
+Shape letters: R rows (outputs) and C columns (inputs) of a matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from minitron.memory.formats import Format
+from minitron.quantise.grids import GRIDS
+from minitron.quantise.scales import Scales
+
+DAMPING: Final = 0.01
+"""Times the mean of H's diagonal, added to it."""
+
+_BLOCK: Final = 128
+"""Columns whose errors reach the rest of the matrix together."""
+
+
+@torch.no_grad()
+def rounded_with_feedback(form: Format, weight: Tensor, scales: Scales, moments: Tensor) -> Tensor:
+    """[R, C] fp32: numbers of the grid for `weight` [R, C], by the second moments [C, C] of what it reads."""
+    count = weight.shape[1]
+    found = damped(moments)
+    order = found.diagonal().argsort(descending=True)
+    factor = _factor(found[order][:, order])
+    # Columns as rows: one is read and written at a time.
+    left = weight.float().T[order].contiguous()
+    step = scales.spread(count).float().T
+    step = (step if len(step) == 1 else step[order]).expand(count, -1)
+    numbers = torch.empty(count, len(weight))
+    nearest = GRIDS[form.numbers].nearest
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        errors = torch.empty(stop - start, len(weight))
+        for place in range(start, stop):
+            numbers[place] = nearest(left[place] / step[place])
+            error = (left[place] - numbers[place] * step[place]) / factor[place, place]
+            left[place + 1 : stop] -= factor[place, place + 1 : stop, None] * error
+            errors[place - start] = error
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+    back = torch.empty_like(numbers)
+    back[order] = numbers
+    return back.T.contiguous()
+
+
+def damped(moments: Tensor) -> Tensor:
+    """[C, C] fp32 with DAMPING of its mean diagonal added: inputs that were never seen then stand alone."""
+    found = moments.float().clone()
+    added = float(found.diagonal().mean()) * DAMPING
+    found.diagonal().add_(max(added, torch.finfo(torch.float32).tiny))
+    return found
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """[C, C]: the upper Cholesky factor of the inverse."""
+    wide = moments.double()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(wide))
+    found: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return found.float()
