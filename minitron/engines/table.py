@@ -96,7 +96,7 @@ ENGINES: Final = {
             "vllm",
             title="vLLM",
             summary="memory as vLLM allocates it, with its blocks, buffers and settings",
-            source="vLLM 0.32 and 0.33, vllm/v1/core/kv_cache_utils.py",
+            source="vLLM 0.32, vllm/v1/core/kv_cache_utils.py",
             utilization=vllm.UTILIZATION,
             lines=vllm.lines,
             workspace=vllm.activations,

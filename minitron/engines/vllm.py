@@ -12,7 +12,7 @@ keys and values, or one whole Mamba state, so block_size is raised until the for
 
 A attention layers, M Mamba layers; `states` of a sequence are 1, one more with prefix caching, one more for every
 drafted token; sliding layers hold the blocks of their window only.  The last block is the null block, which stands for
-what is not there.  With full CUDA graphs the pool has at least max_num_seqs blocks.  The law is vLLM 0.33's;
+what is not there.  With full CUDA graphs the pool has at least max_num_seqs blocks.  The law is vLLM 0.32's;
 benchmarks and tests say against what it was checked.
 """
 
