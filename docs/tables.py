@@ -64,6 +64,34 @@ def _formats() -> Rows:
         yield _code(name), *bits, uses, form.note, form.origin, form.source
 
 
+def _written() -> Rows:
+    yield (
+        "`--format`",
+        "layout of",
+        "inputs of linears",
+        "read by",
+        "tensor cores of",
+        "unpacked to 16 bits on",
+        "refused on",
+    )
+    inputs = {"": "stay in 16 bits", "static": "one scale from `--data`", "token": "scaled token by token"}
+    for name, form in FORMATS.items():
+        if form.written:
+            sides: list[list[str]] = [[], [], []]
+            for gpu in GPUS.values():
+                if gpu.capability is not None:
+                    native = form.native is not None and gpu.capability >= form.native
+                    runs = form.least is not None and gpu.capability >= form.least
+                    sides[0 if native else 1 if runs else 2].append(gpu.name)
+            yield _code(name), form.method, inputs[form.inputs], ", ".join(form.engines), *map(_shortly, sides)
+
+
+def _shortly(names: list[str]) -> str:
+    """All of some GPUs' names, or none."""
+    known = sum(gpu.capability is not None for gpu in GPUS.values())
+    return "all" if len(names) == known else ", ".join(names) or "-"
+
+
 def _gpus() -> Rows:
     yield "name", "usable, GiB:", "GB/s:", "BF16, TFLOP/s:", "FP8:", "NVFP4:", "compute capability:", "source"
     for name, gpu in GPUS.items():
@@ -150,6 +178,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
     "formats": _formats,
+    "written": _written,
     "gpus": _gpus,
     "families": _families,
     "cuts": _cuts,
