@@ -123,7 +123,7 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
             del plain[name]
             key = (kind, matrix.layer, matrix.expert, rule.component, rule.reads, rule.inputs, matrix.form)
             found.setdefault(key, []).append(matrix)
-        elif name in plain and name.endswith(".weight") and len(header.shape) > 1 and not _is_embedding(spec, name):
+        elif name in plain and name.endswith(".weight") and len(header.shape) > 1:
             ignored.append(name.removesuffix(".weight"))
     if not found:
         raise MinitronError(
@@ -184,10 +184,6 @@ def _dtype(spec: ModelSpec, dtype: str, form: Format) -> str:
     if dtype == "F32" and form.name != "fp32" and stored_format(spec.config) == "fp32":
         return "BF16"
     return dtype
-
-
-def _is_embedding(spec: ModelSpec, name: str) -> bool:
-    return spec.extra(name) is None and spec.find(name)[0].component == "embedding"
 
 
 def _attention(spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[tuple[int, tuple[str, str]]]:

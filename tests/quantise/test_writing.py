@@ -1,5 +1,6 @@
 """Quantised folders: to the byte what a plan counts, complete or absent, and back in wherever a model goes in."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -22,7 +23,7 @@ from minitron.model.dequantised import open_plain
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec
 from minitron.model.stored import quantisation_in, read_stored_spec
-from minitron.quantise.packing import faked
+from minitron.quantise.packing import faked, on_grid, pieces
 from minitron.quantise.scales import plain_scales
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import Nearest, Rounded, quantise
@@ -132,7 +133,7 @@ def test_a_mixture_by_component_stands_in_the_config(wide: Path, tmp_path: Path)
     assert result.formats == {"nvfp4a16": 3 * len(read_spec(wide).layers)}
     section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     kept = {f"model.layers.{n}.self_attn.{p}_proj" for n in range(len(read_spec(wide).layers)) for p in "qkvo"}
-    assert set(section["ignore"]) == kept | {"lm_head"}
+    assert set(section["ignore"]) == kept | {"lm_head", "model.embed_tokens"}
     assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"] == {
         "quant_algo": "W4A16_NVFP4",
         "kv_cache_quant_algo": None,
@@ -199,6 +200,48 @@ def test_joined_matrices_share_their_scale(wide: Path, tmp_path: Path) -> None:
     at = "model.layers.0."
     for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
         assert len({float(tensors[f"{at}{name}.weight_scale_2"]) for name in names}) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("modelopt") is None, reason="needs nvidia-modelopt")
+def test_fp8_is_what_modelopt_exports(tmp_path: Path) -> None:
+    """Names, config and, for the same largest numbers, every number.  modelopt keeps the scales of joined matrices
+    apart, where an engine rounds all but one of them anew: those are compared matrix by matrix."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    source = tiny_models.save_llama(tmp_path / "model", hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model = mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda one: one(torch.arange(3, 60)[None]))
+    with torch.no_grad():
+        export_hf_checkpoint(model, dtype=torch.float32, export_dir=tmp_path / "theirs")
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+
+    class Same(Seen):
+        def rounded(self, *arguments: Any) -> Any:
+            for one in super().rounded(*arguments):
+                read = float(theirs[f"{one.matrix.module}.input_scale"]) * 448
+                yield Rounded(one.matrix, one.numbers, one.scales, read)
+
+    quantise(source, tmp_path / "ours", Wanted("fp8"), Same(search=False))
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    assert set(ours) == set(theirs)
+    plain = load_file(source / "model.safetensors")
+    form = FORMATS["fp8"]
+    for name, tensor in theirs.items():
+        if name.endswith("input_scale"):
+            assert torch.allclose(ours[name], tensor, rtol=1e-6)
+        elif f"{name}_scale" in theirs:
+            scales = plain_scales(form, [plain[name]])[0]
+            made = pieces(form, on_grid(form, plain[name], scales), scales)
+            assert torch.equal(made[".weight_scale"], theirs[f"{name}_scale"])
+            assert torch.equal(made[".weight"].float(), tensor.float())
+            assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
+    for file, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
+        one, other = (json.loads((tmp_path / folder / file).read_text())[key] for folder in ("theirs", "ours"))
+        ignored = next(name for name in ("ignore", "exclude_modules") if name in one)
+        assert set(one.pop(ignored)) == set(other.pop(ignored))
+        assert {**one, "producer": None} == {**other, "producer": None}
 
 
 def test_plain_rounding_is_that_of_the_packers(wide: Path, tmp_path: Path) -> None:
