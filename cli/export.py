@@ -2,7 +2,7 @@
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "tensors", "parameters",
 "weight_bytes" (of all tensors, without the file's padding), "file_bytes" and "types" ({type of ggml: how many
-tensors}).
+tensors}).  Without --gguf nothing is written, and results hold "weight_bytes" alone.
 """
 
 import time
@@ -15,12 +15,14 @@ from cli.option_groups import Group, Option, takes
 from cli.options import JsonOption, ModelArgument, OverwriteOption, option
 from minitron.memory.ggml import MIXTURES
 from minitron.units import format_bytes, format_parameters
-from pipeline.exporting import Export
+from pipeline.exporting import Export, count
 from pipeline.exporting import export as exported
 
 EXPORT: Final[dict[str, Option | Group]] = {
     "model": Option.of(ModelArgument),
-    "output": Option(option("--gguf", "The GGUF file to write.", "OUT.gguf")),
+    "output": Option(
+        option("--gguf", "The GGUF file to write; without it: its bytes, counted from config.json.", "OUT.gguf")
+    ),
     "type": Option(
         typer.Option("--type", help=f"llama.cpp's type of the weights: {', '.join(MIXTURES)}.", metavar="TYPE")
     ),
@@ -33,6 +35,15 @@ EXPORT: Final[dict[str, Option | Group]] = {
 def command(request: Export, as_json: JsonOption = False) -> None:
     """Write a checkpoint as a GGUF file for llama.cpp, in its own number formats."""
     started = time.monotonic()
+    if request.output is None:
+        size = count(request)
+        if as_json:
+            results = {"weight_bytes": size}
+            seconds = time.monotonic() - started
+            show.document(show.run_document(None, {"model": request.model}, {"type": request.type}, results, seconds))
+        else:
+            show.line(f"Tensors in {request.type}: {size:,} B ({format_bytes(size)})")
+        return
     found = exported(request, progress=show.bar, note=show.note)
     if as_json:
         seconds = time.monotonic() - started

@@ -19,6 +19,7 @@ from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
 from minitron.cut.rotation import binding_norm
 from minitron.files import write_text
 from minitron.memory.formats import FORMATS
+from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gpus import GPUS
 from minitron.model.axes import Axis
 from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
@@ -90,6 +91,16 @@ def _shortly(names: list[str]) -> str:
     """All of some GPUs' names, or none."""
     known = sum(gpu.capability is not None for gpu in GPUS.values())
     return "all" if len(names) == known else ", ".join(names) or "-"
+
+
+def _gguf() -> Rows:
+    yield "`--type`", "most matrices", "bits a weight there:", "others", "needs an importance matrix"
+    for name, mixture in MIXTURES.items():
+        form = TYPES[mixture.most]
+        others = dict.fromkeys(one.type for one in mixture.choices if one.type != mixture.most)
+        needs = "where rows are whole blocks" if mixture.calibrated else ""
+        bits = _number(8 * form.block_bytes / form.block)
+        yield _code(name), _code(mixture.most), bits, ", ".join(map(_code, others)), needs
 
 
 def _gpus() -> Rows:
@@ -179,6 +190,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "losses": _losses,
     "formats": _formats,
     "written": _written,
+    "gguf": _gguf,
     "gpus": _gpus,
     "families": _families,
     "cuts": _cuts,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minitron.errors import MinitronError
 from minitron.files import refuse_existing, sole
 from minitron.memory.ggml import mixture_of
 from minitron.model.sources import local_folder
@@ -22,8 +23,8 @@ class Export:
     model: Path
     """The checkpoint to export."""
 
-    output: Path
-    """The GGUF file that is written."""
+    output: Path | None = None
+    """The GGUF file that is written; None to count its bytes from config.json alone."""
 
     type: str = "bf16"
     """Its type as llama.cpp calls it (minitron.memory.ggml.MIXTURES)."""
@@ -35,6 +36,16 @@ class Export:
         mixture_of(self.type)
 
 
+def count(request: Export) -> int:
+    """The bytes of all tensors that the file would hold, from config.json alone.
+
+    Raises MinitronError for a model whose files were not measured against the count."""
+    from minitron.gguf.counting import counted
+    from minitron.model.spec import read_spec
+
+    return counted(read_spec(request.model), request.type)
+
+
 def export(request: Export, *, progress: Progress = silent, note: Note = no_note) -> Exported:
     """Write the file.  `note` is told what of the model's folder is passed over.
 
@@ -42,6 +53,8 @@ def export(request: Export, *, progress: Progress = silent, note: Note = no_note
     given, or the extra `gguf` is missing."""
     from minitron.gguf.export import export as write
 
+    if request.output is None:
+        raise MinitronError("nothing says where the file is to go; give --gguf OUT.gguf.")
     with sole(request.output):
         refuse_existing(request.output, overwrite=request.overwrite, inputs=[request.model])
         model = local_folder(request.model, progress, note)

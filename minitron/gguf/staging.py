@@ -74,7 +74,7 @@ def require_exportable(spec: ModelSpec) -> None:
         raise MinitronError(
             f"llama.cpp loads no Nemotron-H with MLP layers (-) beside mixtures of experts (E), as in {spec.letters}: "
             "its nemotron_h_moe takes every feed-forward layer for a mixture; drop the layers of one kind first "
-            "(`minitron prune --pattern`, or a plan by `minitron plan --pattern`)."
+            "(`minitron plan --pattern` finds such a cut)."
         )
     if spec.family.blocks and spec.blocks.told:
         raise MinitronError("llama.cpp loads no model whose layers of one kind differ in size; export another.")

@@ -1,0 +1,56 @@
+"""The bytes that config.json alone promises are those that the file holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save_family, save_hybrid, save_llama
+
+from cli.app import run
+from minitron.errors import MinitronError
+from minitron.gguf.counting import counted
+from minitron.gguf.export import export
+from minitron.model.spec import read_spec
+
+WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+EIGHT = {"hidden_size": 256, "n_routed_experts": 8, "moe_shared_expert_intermediate_size": 256}
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (save_llama, WIDE | {"num_hidden_layers": 9}),
+    "tied llama": (save_llama, WIDE | {"tied": True}),
+    "narrow llama": (save_llama, {}),
+    "eight experts": (save_hybrid, EIGHT | {"pattern": "ME*MEM*E"}),
+    "latent experts": (save_hybrid, {"pattern": "ME*", "moe_latent_size": 64, "hidden_size": 64}),
+    "dense": (save_hybrid, {"pattern": "M-M*-M-M-", "hidden_size": 256}),
+}
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
+    pytest.importorskip("conversion", reason="needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    import gguf
+
+    save, sizes = MODELS[label]
+    model = save(tmp_path / "model", **sizes)
+    for kind in ("bf16", "q8_0", "q4_k_m", "q3_k_m", "iq4_xs"):
+        export(model, tmp_path / "out.gguf", kind, overwrite=True)
+        written = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors)
+        assert counted(read_spec(model), kind) == written, kind
+
+
+def test_without_a_file_the_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a config.json alone: 8.5 bits for each number of a matrix, 32 for each of a norm."""
+    model = save_llama(tmp_path / "model", hidden_size=64, head_dim=32, intermediate_size=96)
+    (model / "model.safetensors").unlink()
+    assert run(["export", str(model), "--type", "q8_0", "--json"]) == 0
+    matrices = 2 * 300 * 64 + 4 * (2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96)
+    expected = matrices * 34 // 32 + 4 * 9 * 64
+    assert json.loads(capsys.readouterr().out)["results"] == {"weight_bytes": expected}
+
+
+def test_a_family_that_was_not_measured_is_refused(tmp_path: Path) -> None:
+    keys = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = save_family(tmp_path / "model", "olmo3", **keys, intermediate_size=48, vocab_size=300)
+    with pytest.raises(MinitronError, match="not known before it is written"):
+        counted(read_spec(model), "q8_0")
