@@ -28,7 +28,7 @@ from minitron.model.spec import read_spec
 BUILTIN = Path(__file__).parent.parent / "minitron/builtin/model"
 PROMPT = "The king said to the people of the city that the water of the river"
 TOKENS = 16
-TYPES = ("bf16", "q8_0", "q4_k_m")
+TYPES = ("f32", "bf16", "q8_0", "q4_k_m")
 
 
 def models(work: Path, smollm2: Path) -> dict[str, Path]:
