@@ -84,7 +84,7 @@ class Calibrated:
         walk = LayerByLayer(source, self.blocks, size, States(self.states))
         for layer in range(len(spec.layers)):
             with source.resident(layer):
-                inputs = LayerInputs(source.model, spec, tuple(layers.get(layer, ())))
+                inputs = LayerInputs(source.model, spec, tuple(layers.get(layer, ())), self.feedback)
                 self._look(walk, layer, inputs, assigned)
                 for unit in inputs.units:
                     yield from self._unit(source, checkpoint, unit, inputs.of(unit), advance)

@@ -107,6 +107,9 @@ class LayerInputs:
     units: tuple[Unit, ...]
     """The layer's."""
 
+    pairs: bool = True
+    """Whether second moments of pairs of inputs are taken, where they are not too large."""
+
     seen: dict[Any, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,13 +119,13 @@ class LayerInputs:
     def _empty(self, first: Matrix) -> Seen:
         size = first.shape[1]
         if first.expert is None:
-            return Seen(size, whole=size**2 <= LARGEST)
+            return Seen(size, whole=self.pairs and size**2 <= LARGEST)
         experts = int(self.spec.at(first.kind, self.spec.sizes)[EXPERT])
         fits = experts * size**2 <= LARGEST
         if fits or self._is_inside(first):
-            return Seen(size, experts, whole=fits)
+            return Seen(size, experts, whole=self.pairs and fits)
         # What all experts read from the stream is much alike; what each makes of it is not.
-        return Seen(size, experts, whole=size**2 <= LARGEST, apart=False)
+        return Seen(size, experts, whole=self.pairs and size**2 <= LARGEST, apart=False)
 
     def _is_inside(self, first: Matrix) -> bool:
         """Whether an expert's linear reads what the expert made."""

@@ -99,6 +99,11 @@ def _plan(inputs: Inputs, name: str, *more: str) -> list[str]:
     return ["plan", inputs.path("model"), *budget, "-o", str(inputs.sandbox / name), *more]
 
 
+def _quantise(inputs: Inputs, *more: str) -> list[str]:
+    how = ["--format", "fp8", "--data", inputs.path("text.txt"), "--samples", "2", "--sequence-length", "32"]
+    return ["quantize", inputs.path("model"), *how, "-o", str(inputs.output), *more]
+
+
 def _compress(inputs: Inputs, *more: str) -> list[str]:
     how = ["--data", inputs.path("text.txt"), *_BUDGET, *_COMPRESS]
     return ["compress", inputs.path("model"), *how, "-o", str(inputs.output), *more]
@@ -111,6 +116,7 @@ COMMANDS: Final[dict[str, Line]] = {
     "score --offload": lambda inputs: _score(inputs, "--offload", "--offload-folder", str(inputs.sandbox)),
     "prune": _prune,
     "prune --overwrite": lambda inputs: _prune(inputs, "--overwrite"),
+    "quantize": _quantise,
     "distill": _plain,
     "distill --overwrite": lambda inputs: _plain(inputs, "--overwrite"),
     "distill --select best": lambda inputs: _plain(inputs, "--select", "best", "--learning-rate", "3"),
