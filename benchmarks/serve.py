@@ -143,7 +143,9 @@ MODELS: dict[str, Served] = {
     f"{SMOLLM2}, distilled": Served(_distilled(f"{SMOLLM2}, pruned by 20 %", SMOLLM2), f"{SMOLLM2}, pruned by 20 %"),
     f"{SMOLLM2}, int8": Served(_quantised(SMOLLM2, "int8"), SMOLLM2),
     f"{SMOLLM2}, int4": Served(_quantised(SMOLLM2, "int4"), SMOLLM2),
-    "dense hybrid, cut from the built-in model": Served(_pruned(builtin.MODEL, "--pattern", "MM*-MM*-M")),
+    "dense hybrid, cut from the built-in model": Served(
+        _pruned(builtin.MODEL, "--pattern", "MM*-MM*-M", "--budget", "64MiB", "--context", CONTEXT)
+    ),
     "qwen3, random": Served(_random(QWEN3)),
     "qwen3, random, pruned": Served(_pruned("qwen3, random", "--set", "intermediate_size=512"), "qwen3, random"),
     "granitemoehybrid, random": Served(_random(GRANITE)),
