@@ -109,6 +109,8 @@ def _settings(request: Distillation) -> dict[str, Any]:
         "device": request.device,
         "teacher_precision": request.teacher_precision,
         "fp8_keep": str(request.fp8_keep),
+        "student_format": request.student_format,
+        "student_keep": dict(request.student_keep),
         "cache_teacher": None if request.cache is None else str(request.cache),
         "teacher_device": request.teacher_device,
         "offload_teacher": request.offload_teacher,

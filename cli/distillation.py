@@ -13,6 +13,7 @@ from cli.options import (
     StudentArgument,
     TeacherOption,
     TeacherPrecisionOption,
+    assignments,
     option,
 )
 from distill.teacher.kept import DEFAULT, parse_kept
@@ -24,6 +25,22 @@ DISTILLATION: Final[dict[str, Option]] = {
     "output": Option.of(OutputOption),
     "teacher_precision": Option.of(TeacherPrecisionOption),
     "fp8_keep": Option.of(Fp8KeepOption, default=str(DEFAULT), read=parse_kept),
+    "student_format": Option(
+        option(
+            "--student-format",
+            "Train the student in this number format, with straight-through gradients, and write it so (QAD): "
+            "int4, int8, nvfp4, fp8 and others of `minitron quantize`.",
+            "FORMAT",
+        )
+    ),
+    "student_keep": Option(
+        option(
+            "--student-keep", "Keep a part of the student in another format: attention=bf16. Repeatable.", "PART=FORMAT"
+        ),
+        type=list[str] | None,
+        default=None,
+        read=assignments("--student-keep", "attention=bf16"),
+    ),
     "cache": Option(
         option(
             "--cache-teacher",

@@ -12,6 +12,7 @@ from minitron.units import format_bytes
 
 if TYPE_CHECKING:
     from distill.run.result import DistillResult
+    from minitron.quantise.wanted import Wanted
 
 
 def model_card(
@@ -20,9 +21,10 @@ def model_card(
     source: Mapping[str, Any],
     result: "DistillResult",
     earlier: Sequence["DistillResult"] = (),
+    wanted: "Wanted | None" = None,
 ) -> str:
     """The README.md: from what, how, on what, and what came of it; `source` is distill.text.data.Text's, `earlier` are
-    the stages before."""
+    the stages before, `wanted` the formats of a student in fewer bits."""
     recipe = result.recipe
     before, after = result.curve[0], result.selected
     lines = [
@@ -44,6 +46,13 @@ def model_card(
     ]
     for metric, value in task_metrics(after).items():
         lines.insert(-1, f"| {markdown(metric)} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
+    if wanted is not None:
+        kept = "".join(f", {component} in {form}" for component, form in wanted.keep.items())
+        lines += [
+            f"The linears are in {markdown(wanted.form + kept)}: they ran so, in bf16 once decoded, while they were "
+            "trained, and all figures are of the student in this format.",
+            "",
+        ]
     for sentence in (router_load.told(before, after), mtp.told(before, after)):
         if sentence is not None:
             lines += [sentence, ""]

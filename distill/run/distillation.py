@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from distill.teacher.kept import DEFAULT, Kept
-from minitron.errors import require_known
+from minitron.errors import MinitronError, require_known
 from minitron.measure.records import Source
+
+if TYPE_CHECKING:
+    from minitron.quantise.wanted import Wanted
 
 Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
@@ -40,6 +43,12 @@ class Distillation:
     fp8_keep: Kept = DEFAULT
     """What of a teacher in FP8 stays in bf16."""
 
+    student_format: str | None = None
+    """A format of weights in which the student runs while it is trained, and is written; None is 16 bits."""
+
+    student_keep: Mapping[str, str] = field(default_factory=dict)
+    """Component of the student -> another format, bf16 among them."""
+
     cache: Path | None = None
     """A folder in which what a sparse loss reads of the teacher is kept, and found by later runs."""
 
@@ -63,6 +72,16 @@ class Distillation:
 
     def __post_init__(self) -> None:
         require_known(self, {"teacher_precision": get_args(Precision)})
+        if self.student_keep and self.student_format is None:
+            raise MinitronError("--student-keep needs the format of the rest; give --student-format too.")
+        _ = self.wanted
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The formats of the student; raises MinitronError for one that is not written."""
+        from minitron.quantise.wanted import Wanted
+
+        return None if self.student_format is None else Wanted(self.student_format, self.student_keep)
 
     @property
     def sources(self) -> tuple[Source, ...]:

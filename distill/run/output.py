@@ -4,6 +4,7 @@ it the last or the best one where that is another."""
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,25 @@ from transformers import PreTrainedModel
 
 from distill.run.card import model_card
 from distill.run.checkpoints import read_weights
+from distill.run.fake_quantised import FakeQuantised, Frozen
 from distill.run.mtp import PREFIX, Predictor
 from distill.run.request import beside
 from distill.run.result import DistillResult
 from distill.run.trainer import Trainer
 from minitron.cut.companions import DISTILLATION, RECORD, copy_companions, copy_own
 from minitron.cut.in_memory import tensors
-from minitron.files import new_folder, read_json, write_json, write_text
+from minitron.files import new_folder, read_json, scratch, write_json, write_text
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
 from minitron.model.shards import Entry, ShardWriter
 from minitron.model.slabs import dtypes
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import written
+from minitron.quantise.writing import Nearest, Rounding, quantise
 from minitron.report.training import training_document
+
+Calibrate = Callable[[Path], Rounding]
+"""The folder of a student in 16 bits -> what a text shows of the inputs of its linears."""
 
 
 def write_student(
@@ -75,6 +81,36 @@ def write_student(
         done(folder)
 
 
+def write_quantised(
+    model: PreTrainedModel,
+    student: Path,
+    output: Path,
+    *,
+    fake: FakeQuantised,
+    calibrate: Calibrate | None,
+    card: str,
+    mtp: Predictor | None,
+    training: Mapping[str, Any],
+    overwrite: bool,
+    done: Callable[[Path], None],
+) -> None:
+    """The same in the formats in which the student was trained, by way of a folder in 16 bits that does not stay."""
+
+    def finish(partial: Path) -> None:
+        write_text(partial / "README.md", card)
+        write_json(partial / DISTILLATION, dict(training))
+        done(partial)
+
+    spec, names = read_spec(student), Checkpoint(student).stored_names(read_spec(student))
+    weights = {names[name]: tensor.detach() for name, tensor in tensors(model, spec) if name in names}
+    with scratch(output) as between:
+        plain = between / student.name
+        write_student(model, student, plain, mtp=mtp, card=card)
+        calibrated = Nearest() if calibrate is None else calibrate(plain)
+        frozen = Frozen(fake.scales, weights, calibrated)
+        quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
+
+
 def _plain(spec: ModelSpec, name: str) -> str:
     """The name of a tensor in the family's first dialect, its own where no rule names it: a student may be spelled in
     another dialect than that of its model in memory."""
@@ -107,6 +143,8 @@ def write_outputs(
     overwrite: bool,
     done: Callable[[Path], None],
     note: Callable[[str], None],
+    fake: FakeQuantised | None = None,
+    calibrate: Calibrate | None = None,
 ) -> None:
     """Write `result.output`, and first the folder beside it: where the output is there, all is.  A folder that the run
     has written before it was stopped is not written again; `done` is told the output when it is whole.
@@ -125,12 +163,13 @@ def write_outputs(
 
         written = replace(result, selected_step=step)
         model, mtp = _weights_of(trainer, step, student)
-        write_student(
+        write = write_student if fake is None else partial(write_quantised, fake=fake, calibrate=calibrate)
+        write(
             model,
             student,
             folder,
             mtp=mtp,
-            card=model_card(origin, teacher, source, written, earlier),
+            card=model_card(origin, teacher, source, written, earlier, None if fake is None else fake.assigned.wanted),
             training=training_document(written.to_json(), written.losses),
             overwrite=overwrite,
             done=whole,

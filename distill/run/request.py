@@ -24,6 +24,7 @@ from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.loading import find_device, require_same_tokenizer
 from minitron.model.stored import require_plain, require_readable
+from minitron.quantise.assigned import assign
 from minitron.run_folder import part
 
 
@@ -70,6 +71,29 @@ class Request:
             )
         if self.recipe.mtp_weight:
             require_block(student)
+        self._check_formats()
+
+    def _check_formats(self) -> None:
+        """Raise MinitronError where the student cannot be trained in the formats that are asked for."""
+        wanted, student = self.asked.wanted, self.asked.student
+        if wanted is None:
+            return
+        spec = known_spec(student)
+        if spec is None:
+            raise MinitronError(
+                f"{student} is of a model type without a table, so that its linears are not known; drop "
+                "--student-format."
+            )
+        if self.recipe.compile:
+            raise MinitronError(
+                "a student in a format of fewer bits is not compiled; drop --compile or --student-format."
+            )
+        assigned = assign(spec, Checkpoint(student), wanted)
+        if any(matrix.layer is None for matrix in assigned.matrices):
+            raise MinitronError(
+                "the output layer is read by the loss and cannot be trained in a format; keep it in bf16 with "
+                "--student-keep lm_head=bf16."
+            )
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -94,6 +118,11 @@ class Request:
             # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
             **({"teacher_offloaded": True} if asked.offload_teacher else {}),
             **({} if asked.cache is None else {"cached": True}),
+            **(
+                {}
+                if asked.wanted is None
+                else {"student_format": asked.student_format, "keep": dict(asked.student_keep)}
+            ),
         }
 
 

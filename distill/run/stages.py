@@ -11,6 +11,7 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
+from distill.run.output import Calibrate
 from distill.run.recipe_file import Stage
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult
@@ -31,6 +32,7 @@ def distill_stages(
     stages: Sequence[Stage],
     *,
     processes: Processes | None = None,
+    calibrate: Calibrate | None = None,
     progress: Progress = silent,
     note: Note = no_note,
 ) -> list[DistillResult]:
@@ -43,11 +45,16 @@ def distill_stages(
     # What stands beside the output is the last stage's, and is held with it: what a killed run left there goes too.
     outputs = asked.output, beside(asked.output, stages[-1].recipe)
     with sole(*outputs, asked.work_folder, first=processes.is_first):
-        return _distill_stages(asked, stages, processes, progress, note)
+        return _distill_stages(asked, stages, processes, calibrate, progress, note)
 
 
 def _distill_stages(
-    asked: Distillation, stages: Sequence[Stage], processes: Processes, progress: Progress, note: Note
+    asked: Distillation,
+    stages: Sequence[Stage],
+    processes: Processes,
+    calibrate: Calibrate | None,
+    progress: Progress,
+    note: Note,
 ) -> list[DistillResult]:
     work, own = Work(asked.work_folder), find_device(asked.device)
     requests = [
@@ -78,6 +85,8 @@ def _distill_stages(
             earlier=results,
             origin=asked.student,
             tracked=place.name,
+            calibrate=calibrate,
+            in_16_bits=not place.is_last,
             done=place.write_record,
             progress=progress,
             note=note,

@@ -13,9 +13,10 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
+from distill.run.fake_quantised import FakeQuantised
 from distill.run.loop import train
 from distill.run.mtp import Predictor
-from distill.run.output import write_outputs
+from distill.run.output import Calibrate, write_outputs
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.tasks import asker
@@ -43,6 +44,8 @@ def distill(
     earlier: Sequence[DistillResult] = (),
     origin: Path | None = None,
     tracked: Path | None = None,
+    calibrate: Calibrate | None = None,
+    in_16_bits: bool = False,
     done: Done = lambda result, partial: None,
     progress: Progress = silent,
     note: Note = no_note,
@@ -73,7 +76,7 @@ def distill(
             text = _read(request, work, processes)
             if text.broken:
                 note(text.told_of_broken())
-            trainer, start = _prepare(request, text, work, processes, place, progress, note)
+            trainer, start, fake = _prepare(request, text, work, processes, place, progress, note)
         tracker = TRACKERS[asked.track if first else "none"]
         train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
         result = result_of(trainer, start, asked.output, asked.teacher_precision)
@@ -89,6 +92,8 @@ def distill(
                 overwrite=asked.overwrite,
                 done=partial(done, result),
                 note=note,
+                fake=None if in_16_bits else fake,
+                calibrate=calibrate,
             )
             work.close()
         processes.wait()
@@ -130,21 +135,26 @@ def _prepare(
     place: torch.device,
     progress: Progress,
     note: Note,
-) -> tuple[Trainer, dict[str, Any]]:
-    """The trainer where the run stands, and what was measured before the first step, which `note` is told."""
+) -> tuple[Trainer, dict[str, Any], FakeQuantised | None]:
+    """The trainer where the run stands, what was measured before the first step, which `note` is told, and the formats
+    of a student in fewer bits."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
     identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
     reference, measured = request.teaching.prepare(asked.student, text, recipe, start, identity, processes, progress)
     model = load_model(asked.student, dtype=torch.float32, device=place)
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
+    fake = None
+    if asked.wanted is not None and spec is not None:
+        fake = FakeQuantised.of(asked.student, spec, asked.wanted)
+        fake.put_on(model, spec, asked.student)
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
-    return trainer, start
+    return trainer, start, fake
 
 
 def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None, note: Note) -> dict[str, Any]:

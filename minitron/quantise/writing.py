@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +153,11 @@ def quantise(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     note: Mapping[str, Any] | None = None,
+    done: Callable[[Path], None] = lambda partial: None,
     progress: Progress = silent,
 ) -> Quantised:
     """Write to `output` the checkpoint `model` with its matrices kept as `wanted`; `note` goes into the record and the
-    model card.
+    model card.  `done` is told the folder when it is whole, before it gets its name.
 
     Raises MinitronError, with nothing written, where the checkpoint is not understood whole, quantised already or not
     finite, or cannot be kept so."""
@@ -192,6 +193,7 @@ def quantise(
         )
         with_headers(read_spec(folder), Checkpoint(folder))  # raises where a tensor is missing
         _write_rest(model, folder, spec, result, {"rounded": rounding.told, **(note or {})}, wanted)
+        done(folder)
     return result
 
 

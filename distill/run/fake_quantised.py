@@ -1,0 +1,167 @@
+"""A student whose linears run as they will be written: rounded to a format's numbers, with gradients that pass straight
+through the rounding.
+
+Quantisation-aware training with a straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 3.1) and a
+teacher's logits is quantisation-aware distillation.  The scales are those of the weights before the first step and
+stay: what is trained moves on a grid that does not move under it, and the same scales are written.
+
+Shape letters: R rows (outputs) and C columns (inputs) of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from minitron.errors import MinitronError
+from minitron.model.checkpoint import Checkpoint
+from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import Held, held
+from minitron.progress import Advance
+from minitron.quantise.assigned import Assigned, Matrix, assign
+from minitron.quantise.packing import faked, on_grid
+from minitron.quantise.scales import Scales, searched_scales
+from minitron.quantise.wanted import Wanted
+from minitron.quantise.writing import Rounded, Rounding
+
+
+@dataclass(frozen=True)
+class FakeQuantised:
+    """The formats of a student's linears and their scales, by the names of the matrices in its folder."""
+
+    assigned: Assigned
+    scales: Mapping[str, Scales]
+
+    @classmethod
+    def of(cls, student: Path, spec: ModelSpec, wanted: Wanted) -> FakeQuantised:
+        """Those of the checkpoint `student`, with scales of the least squared error."""
+        checkpoint = Checkpoint(student)
+        assigned = assign(spec, checkpoint, wanted)
+        found: dict[str, Scales] = {}
+        for unit in assigned.units:
+            weights = [checkpoint.tensor(matrix.name) for matrix in unit]
+            scales = searched_scales(unit[0].form, weights)
+            found |= {matrix.name: own for matrix, own in zip(unit, scales, strict=True)}
+        return cls(assigned, found)
+
+    def put_on(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> None:
+        """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what
+        they are, and are trained.
+
+        Raises MinitronError where the output layer is among them: its weights are read without running it."""
+        names = Checkpoint(student).stored_names(spec)
+        matrices = {matrix.name: matrix for matrix in self.assigned.matrices}
+        head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+        for one in held(spec):
+            parts = [matrices.get(names[expected.name]) for expected in one.expected]
+            if not any(parts):
+                continue
+            path, _, attribute = one.name.rpartition(".")
+            module = model.get_submodule(path)
+            if id(getattr(module, attribute)) in head:
+                raise MinitronError(f"the output layer ({one.name}) cannot be trained in a format; keep it in bf16.")
+            rounding = _Rounding(one, tuple(parts), self.scales)
+            swap = _Swap(attribute, rounding)
+            module.register_forward_pre_hook(swap.enter)
+            module.register_forward_hook(swap.leave, always_call=True)
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """How a parameter is rounded: matrix by matrix."""
+
+    held: Held
+    parts: tuple[Matrix | None, ...]
+    """One for every tensor on disk; None where that stays as it is."""
+
+    scales: Mapping[str, Scales]
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The parameter as it is when it is read back."""
+        rounded = torch.empty_like(weight)
+        pairs = zip(self.held.split(weight), self.held.split(rounded), self.parts, strict=True)
+        for (_, before), (_, after), matrix in pairs:
+            if matrix is None:
+                after.copy_(before)
+            else:
+                # In bf16, as readers decode it.
+                after.copy_(faked(matrix.form, before, self.scales[matrix.name]).bfloat16())
+        return rounded
+
+
+class _Straight(torch.autograd.Function):
+    """Rounded on the way forward, and not there on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        return rounding(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
+        return gradients[0], None
+
+
+class _Swap:
+    """Stands the rounded weight in the place of a parameter while its module runs.
+
+    The entry of the parameter is overwritten and not removed: the order of parameters, by which sums are made, stays.
+    """
+
+    def __init__(self, attribute: str, rounding: _Rounding) -> None:
+        self.attribute, self.rounding = attribute, rounding
+        self._parameter: nn.Parameter | None = None
+
+    def enter(self, module: nn.Module, arguments: Any) -> None:
+        """Before the module runs."""
+        parameter = module._parameters[self.attribute]
+        assert parameter is not None
+        self._parameter = parameter
+        rounded: Any = _Straight.apply(parameter, self.rounding)  # type: ignore[no-untyped-call]
+        module._parameters[self.attribute] = rounded
+
+    def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """After it ran, or failed."""
+        if self._parameter is not None:
+            module._parameters[self.attribute] = self._parameter
+            self._parameter = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A rounding for minitron.quantise.writing: to nearest on the grids on which a student was trained."""
+
+    scales: Mapping[str, Scales]
+    weights: Mapping[str, Tensor]
+    """Matrix's name in the student's folder -> [R, C] as trained: files in 16 bits would round them before."""
+
+    calibrated: Rounding
+    """What is known of the inputs of linears, where formats keep a scale of them."""
+
+    @property
+    def told(self) -> str:
+        """In a few words, for the record."""
+        return "as trained"
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Whether what linears read is known."""
+        return self.calibrated.sees_inputs
+
+    def rounded(
+        self, spec: ModelSpec, checkpoint: Checkpoint, assigned: Assigned, advance: Advance
+    ) -> Iterator[Rounded]:
+        """Matrix by matrix."""
+        for one in self.calibrated.rounded(spec, checkpoint, assigned, advance):
+            weight, scales = self.weights[one.matrix.name].float().cpu(), self.scales[one.matrix.name]
+            yield replace(one, numbers=on_grid(one.matrix.form, weight, scales), scales=scales)
+
+    def largest_kv(self, module: str) -> float:
+        """The largest size of a number among the keys or values that a module makes."""
+        return self.calibrated.largest_kv(module)
