@@ -46,13 +46,7 @@ def model_card(
     ]
     for metric, value in task_metrics(after).items():
         lines.insert(-1, f"| {markdown(metric)} | {task_metrics(before)[metric]:.4g} | {value:.4g} | |")
-    if wanted is not None:
-        kept = "".join(f", {component} in {form}" for component, form in wanted.keep.items())
-        lines += [
-            f"The linears are in {markdown(wanted.form + kept)}: they ran so, in bf16 once decoded, while they were "
-            "trained, and all figures are of the student in this format.",
-            "",
-        ]
+    lines += _formats(wanted)
     for sentence in (router_load.told(before, after), mtp.told(before, after)):
         if sentence is not None:
             lines += [sentence, ""]
@@ -80,6 +74,18 @@ def model_card(
         if value not in (None, [])
     ]
     return "\n".join(lines) + "\n"
+
+
+def _formats(wanted: "Wanted | None") -> list[str]:
+    """What is said of a student in fewer bits."""
+    if wanted is None:
+        return []
+    kept = "".join(f", {component} in {form}" for component, form in wanted.keep.items())
+    return [
+        f"The linears are in {markdown(wanted.form + kept)}: they ran so, in bf16 once decoded, while they were "
+        "trained, and all figures are of the student in this format.",
+        "",
+    ]
 
 
 def _curve(result: "DistillResult") -> list[str]:

@@ -30,6 +30,9 @@ from minitron.quantise.scales import Scales, searched_scales
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import Rounded, Rounding
 
+Calibrate = Callable[[Path], Rounding]
+"""The folder of a student in 16 bits -> a rounding that knows what its linears read of a text."""
+
 
 @dataclass(frozen=True)
 class FakeQuantised:
@@ -38,8 +41,11 @@ class FakeQuantised:
     assigned: Assigned
     scales: Mapping[str, Scales]
 
+    calibrate: Calibrate | None = None
+    """Says what linears read; None where it is not known, as no format needs it."""
+
     @classmethod
-    def of(cls, student: Path, spec: ModelSpec, wanted: Wanted) -> FakeQuantised:
+    def of(cls, student: Path, spec: ModelSpec, wanted: Wanted, calibrate: Calibrate | None = None) -> FakeQuantised:
         """Those of the checkpoint `student`, with scales of the least squared error."""
         checkpoint = Checkpoint(student)
         assigned = assign(spec, checkpoint, wanted)
@@ -48,7 +54,7 @@ class FakeQuantised:
             weights = [checkpoint.tensor(matrix.name) for matrix in unit]
             scales = searched_scales(unit[0].form, weights)
             found |= {matrix.name: own for matrix, own in zip(unit, scales, strict=True)}
-        return cls(assigned, found)
+        return cls(assigned, found, calibrate)
 
     def put_on(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> None:
         """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what

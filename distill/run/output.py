@@ -28,11 +28,8 @@ from minitron.model.shards import Entry, ShardWriter
 from minitron.model.slabs import dtypes
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import written
-from minitron.quantise.writing import Nearest, Rounding, quantise
+from minitron.quantise.writing import Nearest, quantise
 from minitron.report.training import training_document
-
-Calibrate = Callable[[Path], Rounding]
-"""The folder of a student in 16 bits -> what a text shows of the inputs of its linears."""
 
 
 def write_student(
@@ -87,7 +84,6 @@ def write_quantised(
     output: Path,
     *,
     fake: FakeQuantised,
-    calibrate: Calibrate | None,
     card: str,
     mtp: Predictor | None,
     training: Mapping[str, Any],
@@ -106,7 +102,7 @@ def write_quantised(
     with scratch(output) as between:
         plain = between / student.name
         write_student(model, student, plain, mtp=mtp, card=card)
-        calibrated = Nearest() if calibrate is None else calibrate(plain)
+        calibrated = Nearest() if fake.calibrate is None else fake.calibrate(plain)
         frozen = Frozen(fake.scales, weights, calibrated)
         quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
 
@@ -144,7 +140,6 @@ def write_outputs(
     done: Callable[[Path], None],
     note: Callable[[str], None],
     fake: FakeQuantised | None = None,
-    calibrate: Calibrate | None = None,
 ) -> None:
     """Write `result.output`, and first the folder beside it: where the output is there, all is.  A folder that the run
     has written before it was stopped is not written again; `done` is told the output when it is whole.
@@ -163,7 +158,7 @@ def write_outputs(
 
         written = replace(result, selected_step=step)
         model, mtp = _weights_of(trainer, step, student)
-        write = write_student if fake is None else partial(write_quantised, fake=fake, calibrate=calibrate)
+        write = write_student if fake is None else partial(write_quantised, fake=fake)
         write(
             model,
             student,

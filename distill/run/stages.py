@@ -11,7 +11,7 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
-from distill.run.output import Calibrate
+from distill.run.fake_quantised import Calibrate
 from distill.run.recipe_file import Stage
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult

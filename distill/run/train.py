@@ -13,10 +13,10 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
-from distill.run.fake_quantised import FakeQuantised
+from distill.run.fake_quantised import Calibrate, FakeQuantised
 from distill.run.loop import train
 from distill.run.mtp import Predictor
-from distill.run.output import Calibrate, write_outputs
+from distill.run.output import write_outputs
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.tasks import asker
@@ -73,10 +73,8 @@ def distill(
             work.open(request.fingerprint, overwrite=asked.overwrite, inputs=request.inputs)
         processes.wait()
         with work.beginning() if first else nullcontext():
-            text = _read(request, work, processes)
-            if text.broken:
-                note(text.told_of_broken())
-            trainer, start, fake = _prepare(request, text, work, processes, place, progress, note)
+            text = _read(request, work, processes, note)
+            trainer, start, fake = _prepare(request, text, work, processes, place, calibrate, progress, note)
         tracker = TRACKERS[asked.track if first else "none"]
         train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
         result = result_of(trainer, start, asked.output, asked.teacher_precision)
@@ -93,15 +91,15 @@ def distill(
                 done=partial(done, result),
                 note=note,
                 fake=None if in_16_bits else fake,
-                calibrate=calibrate,
             )
             work.close()
         processes.wait()
     return result
 
 
-def _read(request: Request, work: Work, processes: Processes) -> Text:
-    """The text as tokens in the working folder; one process makes them, the others read the same files."""
+def _read(request: Request, work: Work, processes: Processes, note: Note) -> Text:
+    """The text as tokens in the working folder; one process makes them, the others read the same files.  `note` is told
+    of broken records."""
     asked, recipe = request.asked, request.recipe
 
     def read() -> Text:
@@ -124,7 +122,10 @@ def _read(request: Request, work: Work, processes: Processes) -> Text:
         for folder in (asked.student, asked.teacher):
             require_embeddings(folder, text.validation, np.array([part.tokens.highest for part in text.parts]))
     processes.wait()
-    return read() if text is None else text
+    text = read() if text is None else text
+    if text.broken:
+        note(text.told_of_broken())
+    return text
 
 
 def _prepare(
@@ -133,6 +134,7 @@ def _prepare(
     work: Work,
     processes: Processes,
     place: torch.device,
+    calibrate: Calibrate | None,
     progress: Progress,
     note: Note,
 ) -> tuple[Trainer, dict[str, Any], FakeQuantised | None]:
@@ -146,7 +148,7 @@ def _prepare(
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     fake = None
     if asked.wanted is not None and spec is not None:
-        fake = FakeQuantised.of(asked.student, spec, asked.wanted)
+        fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate)
         fake.put_on(model, spec, asked.student)
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
     is_new, start = start is None, _begin(trainer, measured, start, note)

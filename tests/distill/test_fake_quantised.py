@@ -1,21 +1,35 @@
 """Students that run as they will be written: forward, backward, and what is written at the end."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import tiny_models
 import torch
+from distilling import RECIPE, Killed, kill, require_equal, stop_after
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill.run.distillation import Distillation
 from distill.run.fake_quantised import FakeQuantised
+from distill.run.recipe_file import Stage
+from distill.run.stages import distill_stages
+from distill.run.train import distill
+from distill.teacher.teacher_source import answers
+from distill.text.data import read_text
 from minitron.errors import MinitronError
-from minitron.model.loading import load_model
+from minitron.files import read_json
+from minitron.measure.quality import measure_quality
+from minitron.measure.records import Source
+from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import quantise
 
+WEIGHTS: Final = "model.safetensors"
 IDS = torch.arange(3, 27).reshape(2, 12)
 FORMATS = ["fp8-dynamic", "nvfp4a16", "int8", "int4"]
 
@@ -77,7 +91,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_bf16(folder: Path) -> Path:
     """The same checkpoint with numbers that bf16 has, so that what stays as it is stays to the bit."""
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     save_file({name: tensor.bfloat16().float() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     return folder
 
@@ -115,4 +129,95 @@ def test_a_failure_leaves_the_parameters_in_their_places(llama: Path) -> None:
 
 def test_the_output_layer_cannot_be_trained_in_a_format(llama: Path) -> None:
     with pytest.raises(MinitronError, match="keep it in bf16"):
-        rounded(llama, Wanted("int8", keep={"head": "int8"}))
+        rounded(llama, Wanted("int8", keep={"lm_head": "int8"}))
+
+
+@pytest.fixture(scope="module")
+def teacher(hybrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student with other numbers, near enough to be learnt from."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    shutil.copytree(hybrid, folder)
+    torch.manual_seed(0)
+    moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(moved, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def measured(folder: Path, teacher: Path, student: Path, text: Path, work: Path) -> float:
+    """KL to the teacher of a folder that was written, on the held-out text of the run."""
+    held_out = read_text(
+        load_tokenizer(student), (Source(str(text)),), sequence_length=16, validation_sequences=6, folder=work
+    ).validation
+    one, other = (load_model(path, dtype=torch.float32) for path in (folder, teacher))
+    found = measure_quality(one, held_out, teacher=answers(other, torch.device("cpu"))).kl_to_teacher
+    assert found is not None
+    return found
+
+
+def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path) -> None:
+    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="int4")
+    result = distill(asked, RECIPE)
+    assert result.curve[-1]["kl"] < result.curve[0]["kl"]
+    assert read_json(tmp_path / "out/config.json")["quantization_config"]["quant_method"] == "compressed-tensors"
+    kl = measured(tmp_path / "out", teacher, hybrid, short_text, tmp_path / "tokens")
+    # Norms and the like are written in bf16.
+    assert kl == pytest.approx(result.curve[-1]["kl"], rel=0.01)
+    # Rounding the same student after training without its format would have been another thing.
+    plain = distill(replace(asked, output=tmp_path / "plain", student_format=None), RECIPE)
+    quantise(tmp_path / "plain", tmp_path / "after", Wanted("int4"))
+    after = measured(tmp_path / "after", teacher, hybrid, short_text, tmp_path / "tokens")
+    assert kl < after and plain.curve[-1]["kl"] != result.curve[-1]["kl"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "The linears are in int4: they ran so" in card
+    assert (tmp_path / "out/distillation.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "out", "plain", "tokens"]
+
+
+def test_a_killed_run_in_a_format_goes_on_as_if_it_had_not_been(
+    hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="nvfp4a16")
+    whole = distill(replace(asked, output=tmp_path / "whole"), RECIPE)
+    with pytest.raises(Killed):
+        distill(asked, RECIPE, progress=stop_after(5, kill))
+    require_equal(distill(asked, RECIPE), whole)
+    with pytest.raises(Killed):
+        distill(replace(asked, output=tmp_path / "other"), RECIPE, progress=stop_after(5, kill))
+    other = replace(asked, output=tmp_path / "other", student_format="int8")
+    with pytest.raises(MinitronError, match="student_format"):
+        distill(other, RECIPE)
+
+
+def test_the_last_of_several_stages_alone_is_written_in_the_format(
+    hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(hybrid, teacher, (), tmp_path / "out", student_format="int8", work=tmp_path / "work")
+    stages = [Stage(replace(RECIPE, steps=2), (Source(str(short_text)),)) for _ in range(2)]
+    seen: list[bool] = []
+
+    def note(text: str) -> None:
+        if text.startswith("Stage 2"):
+            seen.append("quantization_config" in read_json(tmp_path / "work/stage-1/config.json"))
+
+    first, second = distill_stages(asked, stages, note=note)
+    assert seen == [False]
+    assert "quantization_config" in read_json(tmp_path / "out/config.json")
+    # Both ran rounded: the second begins where the first ended, on scales of its own.
+    assert second.curve[0]["kl"] == pytest.approx(first.curve[-1]["kl"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"student_format": "int5"}, "int5"),
+        ({"student_keep": {"attention": "bf16"}}, "--student-format"),
+        ({"student_format": "int8", "student_keep": {"lm_head": "int8"}}, "cannot be trained in a format"),
+        ({"student_format": "int8", "student_keep": {"nothing": "bf16"}}, "nothing"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_loaded(
+    changed: Any, told: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MinitronError, match=told):
+        distill(Distillation(hybrid, teacher, short_text, tmp_path / "out", **changed), RECIPE)
+    assert not list(tmp_path.iterdir())
