@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ def distill(
     from distill.processes import joined
     from distill.run.stages import distill_stages
     from distill.run.train import distill as train
+    from importance.rounding.calibrated import Calibrated
     from minitron.cut.companions import DISTILLATION, companions
+    from minitron.model.loading import find_device
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain, require_readable
     from minitron.report.document import add_training, require_report
@@ -73,10 +76,12 @@ def distill(
         student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))
         companions(student)
         asked = replace(request, device=device, student=student, teacher=teacher)
+        # Of what linears read only the largest is asked: the numbers are those that were trained.
+        calibrate = partial(Calibrated, device=find_device(device), feedback=False)
         if isinstance(recipe, Recipe):
-            results = [train(asked, recipe, processes=processes, progress=seen, note=told)]
+            results = [train(asked, recipe, processes=processes, calibrate=calibrate, progress=seen, note=told)]
         else:
-            results = distill_stages(asked, recipe, processes=processes, progress=seen, note=told)
+            results = distill_stages(asked, recipe, processes=processes, calibrate=calibrate, progress=seen, note=told)
     if first and report is not None:
         add_training(report, read_json(request.output / DISTILLATION))
     return Distilled(tuple(results), first)

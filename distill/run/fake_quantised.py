@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,10 +30,10 @@ from minitron.quantise.assigned import Assigned, Matrix, assign
 from minitron.quantise.packing import faked, on_grid
 from minitron.quantise.scales import Scales, searched_scales
 from minitron.quantise.wanted import Wanted
-from minitron.quantise.writing import Rounded, Rounding
+from minitron.quantise.writing import Nearest, Rounded, Rounding, require_seen
 
-Calibrate = Callable[[Path], Rounding]
-"""The folder of a student in 16 bits -> a rounding that knows what its linears read of a text."""
+Calibrate = Callable[[Path, NDArray[np.int64]], Rounding]
+"""The folder of a student in 16 bits, sequences [S, T] -> a rounding that knows what its linears read of them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,13 @@ class FakeQuantised:
 
     @classmethod
     def of(cls, student: Path, spec: ModelSpec, wanted: Wanted, calibrate: Calibrate | None = None) -> FakeQuantised:
-        """Those of the checkpoint `student`, with scales of the least squared error."""
+        """Those of the checkpoint `student`, with scales of the least squared error.
+
+        Raises MinitronError where a format keeps a scale of inputs and nothing can calibrate it."""
         checkpoint = Checkpoint(student)
         assigned = assign(spec, checkpoint, wanted)
+        if calibrate is None:
+            require_seen(assigned, Nearest())
         found: dict[str, Scales] = {}
         for unit in assigned.units:
             weights = [checkpoint.tensor(matrix.name) for matrix in unit]

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -78,19 +80,25 @@ def write_student(
         done(folder)
 
 
+_CALIBRATION: Final = 64
+"""Sequences of the text that show how large the inputs of linears become."""
+
+
 def write_quantised(
     model: PreTrainedModel,
     student: Path,
     output: Path,
     *,
     fake: FakeQuantised,
+    blocks: NDArray[np.int64],
     card: str,
     mtp: Predictor | None,
     training: Mapping[str, Any],
     overwrite: bool,
     done: Callable[[Path], None],
 ) -> None:
-    """The same in the formats in which the student was trained, by way of a folder in 16 bits that does not stay."""
+    """The same in the formats in which the student was trained, by way of a folder in 16 bits that does not stay;
+    `blocks` [S, T] are sequences for what formats keep of inputs."""
 
     def finish(partial: Path) -> None:
         write_text(partial / "README.md", card)
@@ -102,7 +110,7 @@ def write_quantised(
     with scratch(output) as between:
         plain = between / student.name
         write_student(model, student, plain, mtp=mtp, card=card)
-        calibrated = Nearest() if fake.calibrate is None else fake.calibrate(plain)
+        calibrated = Nearest() if fake.calibrate is None else fake.calibrate(plain, blocks)
         frozen = Frozen(fake.scales, weights, calibrated)
         quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
 
@@ -158,7 +166,10 @@ def write_outputs(
 
         written = replace(result, selected_step=step)
         model, mtp = _weights_of(trainer, step, student)
-        write = write_student if fake is None else partial(write_quantised, fake=fake)
+        write = write_student
+        if fake is not None:
+            ids = trainer.text.batch(0, _CALIBRATION, seed=trainer.recipe.seed).ids
+            write = partial(write_quantised, fake=fake, blocks=ids)
         write(
             model,
             student,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import pipeline
 from distill.run.distillation import Distillation
 from distill.run.fake_quantised import FakeQuantised
 from distill.run.recipe_file import Stage
@@ -24,6 +25,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.measure.quality import measure_quality
 from minitron.measure.records import Source
+from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 from minitron.quantise.wanted import Wanted
@@ -221,3 +223,18 @@ def test_what_cannot_be_trained_is_said_before_anything_is_loaded(
     with pytest.raises(MinitronError, match=told):
         distill(Distillation(hybrid, teacher, short_text, tmp_path / "out", **changed), RECIPE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4"])
+def test_formats_with_scales_of_inputs_see_the_text(
+    form: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format=form)
+    with pytest.raises(MinitronError, match="calibration"):
+        distill(asked, RECIPE)
+    result = pipeline.distill(asked, RECIPE).result
+    written = dict(Checkpoint(tmp_path / "out").tensors())
+    scales = {name: float(tensor) for name, tensor in written.items() if name.endswith(".input_scale")}
+    assert scales and all(scale > 0 for scale in scales.values()) and len(set(scales.values())) > 1
+    kl = measured(tmp_path / "out", teacher, hybrid, short_text, tmp_path / "tokens")
+    assert kl == pytest.approx(result.curve[-1]["kl"], rel=0.01)
