@@ -102,7 +102,7 @@ def _random(config: PretrainedConfig) -> Callable[[Path, Path], None]:
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(torch.bfloat16)
         with new_folder(output) as folder:
             model.save_pretrained(folder)
             load_tokenizer(builtin.MODEL).save_pretrained(folder)

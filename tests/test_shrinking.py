@@ -11,8 +11,8 @@ import pytest
 
 import distill.run.trainer
 import importance.score.calibrate
+import minitron.model.checkpoint
 import minitron.model.layer_by_layer
-import minitron.model.loading
 from cli.app import run
 from minitron.cut.scores import load_scores
 
@@ -52,9 +52,9 @@ def forked(command: list[str], told: Path, module: Any, name: str, before: int, 
     [
         # Weights that are in memory depend on no file any more.
         ("score", importance.score.calibrate, "score_model", 0, "teacher/model.safetensors", 0),
-        ("score", minitron.model.loading, "read_rows", 5, "teacher/model.safetensors", 2),
+        ("score", minitron.model.checkpoint, "read_rows", 5, "teacher/model.safetensors", 2),
         ("score --offload", minitron.model.layer_by_layer.LayerByLayer, "go", 1, "teacher/model.safetensors", 2),
-        ("distill", minitron.model.loading, "read_rows", 5, "teacher/model.safetensors", 2),
+        ("distill", minitron.model.checkpoint, "read_rows", 5, "teacher/model.safetensors", 2),
         ("distill", distill.run.trainer.Trainer, "train_step", 1, "out.work/tokens/0/ids", 2),
         ("distill --cache", distill.run.trainer.Trainer, "train_step", 1, "cache/part-0-000000.safetensors", 2),
         ("distill --cache", distill.run.trainer.Trainer, "train_step", 1, "teacher/model.safetensors", 0),

@@ -11,6 +11,7 @@ from minitron.errors import MinitronError
 from minitron.gguf.facts import facts_of
 from minitron.gguf.staging import require_exportable
 from minitron.memory.ggml import TYPES, Place, fitted, mixture_of
+from minitron.model.axes import EXPERT
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
@@ -43,14 +44,14 @@ def counted(spec: ModelSpec, mixture: str) -> int:
         )
     require_exportable(spec)
     chosen, total = mixture_of(mixture), 0
-    tensors = [one for one in spec.expected() if not is_mtp(one.kind) and one.index.get("expert", 0) == 0]
+    tensors = [one for one in spec.expected() if not is_mtp(one.kind) and one.index.get(EXPERT, 0) == 0]
     tied = not any(one.name == "lm_head.weight" for one in tensors)
     facts, seen = facts_of(spec, tied=tied), Counter[str]()
     # Routed experts before the shared one, as their names in the file are sorted.
     for one in sorted(tensors, key=lambda one: (one.index.get("layer", -1), not one.rule.per_expert)):
         role = next((role for part, role in _ROLES.items() if re.search(part, one.name)), None)
         *rows, columns = one.shape
-        experts = int(spec.at(one.kind, spec.sizes)["expert"]) if one.rule.per_expert else 1
+        experts = int(spec.at(one.kind, spec.sizes)[EXPERT]) if one.rule.per_expert else 1
         if role is None:
             total += 4 * prod(one.shape)
             continue
