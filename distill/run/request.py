@@ -52,8 +52,12 @@ class Request:
         for path in (asked.output, beside(asked.output, self.recipe)):
             ours = work.has_written(asked.output) or work.has_written(path)
             refuse_existing(path, overwrite=asked.overwrite or ours, inputs=self.inputs)
-        if resolved(student) == resolved(teacher):
-            raise MinitronError(f"{student} is both student and teacher; give the parent checkpoint as --teacher.")
+        # In fewer bits a model has something to learn of itself.
+        if resolved(student) == resolved(teacher) and asked.student_format is None:
+            raise MinitronError(
+                f"{student} is both student and teacher; give the parent checkpoint as --teacher, or a "
+                "--student-format."
+            )
         require_plain(student)
         require_readable(teacher)
         for folder in (student, teacher):

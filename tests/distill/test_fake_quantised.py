@@ -225,6 +225,15 @@ def test_what_cannot_be_trained_is_said_before_anything_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_in_fewer_bits_learns_of_itself(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=1e-3)
+    result = distill(Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4"), recipe)
+    before, *_, after = (point["kl"] for point in result.curve)
+    assert 0 < after < before
+    with pytest.raises(MinitronError, match="both student and teacher"):
+        distill(Distillation(hybrid, hybrid, short_text, tmp_path / "other"), recipe)
+
+
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
 def test_formats_with_scales_of_inputs_see_the_text(
     form: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
