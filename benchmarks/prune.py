@@ -204,7 +204,7 @@ def section(
     ]
     what = {"selection": "the MLP channels and Mamba heads stay", "rotation": "the residual stream's directions stay"}
     return [
-        f"## Pruning files: {cut} (`benchmarks/prune.py --cut {cut}`)",
+        f"## Pruning files: {cut}, {state} machine (`benchmarks/prune.py --cut {cut} --state {state}`)",
         "",
         f"Nemotron-Nano-9B-v2's shapes, {len(spec.layers)} layers, random weights in bf16: "
         f"{format_bytes(checkpoint.weight_bytes)}, the largest tensor {format_bytes(largest)}. {KEPT:.0%} of "
