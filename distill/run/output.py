@@ -30,7 +30,7 @@ from minitron.model.shards import Entry, ShardWriter
 from minitron.model.slabs import dtypes
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.weight_files import written
-from minitron.quantise.writing import Nearest, quantise
+from minitron.quantise.writing import quantise
 from minitron.report.training import training_document
 
 
@@ -105,12 +105,13 @@ def write_quantised(
         write_json(partial / DISTILLATION, dict(training))
         done(partial)
 
-    spec, names = read_spec(student), Checkpoint(student).stored_names(read_spec(student))
+    spec = read_spec(student)
+    names = Checkpoint(student).stored_names(spec)
     weights = {names[name]: tensor.detach() for name, tensor in tensors(model, spec) if name in names}
     with scratch(output) as between:
         plain = between / student.name
         write_student(model, student, plain, mtp=mtp, card=card)
-        calibrated = Nearest() if fake.calibrate is None else fake.calibrate(plain, blocks)
+        calibrated = None if fake.calibrate is None else fake.calibrate(plain, blocks)
         frozen = Frozen(fake.scales, weights, calibrated)
         quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import tiny_models
 import torch
 from distilling import RECIPE, Killed, kill, require_equal, stop_after
+from quantising import save_wide_hybrid, save_wide_llama
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -59,36 +59,12 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_bf16(
-        tiny_models.save_llama(
-            tmp_path_factory.mktemp("llama") / "model",
-            hidden_size=96,
-            intermediate_size=128,
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            head_dim=32,
-        )
-    )
+    return in_bf16(save_wide_llama(tmp_path_factory.mktemp("llama") / "model"))
 
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_bf16(
-        tiny_models.save_hybrid(
-            tmp_path_factory.mktemp("hybrid") / "model",
-            pattern="MEM*M",
-            hidden_size=64,
-            mamba_num_heads=8,
-            mamba_head_dim=16,
-            n_groups=2,
-            head_dim=16,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=96,
-            moe_intermediate_size=32,
-            moe_shared_expert_intermediate_size=64,
-        )
-    )
+    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model"))
 
 
 def in_bf16(folder: Path) -> Path:
@@ -127,11 +103,6 @@ def test_a_failure_leaves_the_parameters_in_their_places(llama: Path) -> None:
     with pytest.raises(RuntimeError):
         linear(torch.zeros(1, 3))
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
-
-
-def test_the_output_layer_cannot_be_trained_in_a_format(llama: Path) -> None:
-    with pytest.raises(MinitronError, match="keep it in bf16"):
-        rounded(llama, Wanted("int8", keep={"lm_head": "int8"}))
 
 
 @pytest.fixture(scope="module")

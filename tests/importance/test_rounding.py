@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
+from quantising import save_wide_hybrid
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,20 +69,7 @@ def test_feedback_is_least_squares_column_by_column() -> None:
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save_hybrid(
-        tmp_path_factory.mktemp("hybrid") / "model",
-        pattern="MEM*-",
-        hidden_size=64,
-        mamba_num_heads=8,
-        mamba_head_dim=16,
-        n_groups=2,
-        head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        moe_shared_expert_intermediate_size=64,
-    )
+    return save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model", "MEM*-")
 
 
 def blocks_of(model: Path, text: Path, samples: int = 12) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from quantising import save_wide_hybrid, save_wide_llama
 from safetensors.torch import load_file, save_file
 
 from minitron.cut.plan import make_plan
@@ -54,33 +55,13 @@ def size_of(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose hidden size 32 alone divides, of the groups of int4, and whose MLP 128 does."""
-    return tiny_models.save_llama(
-        tmp_path_factory.mktemp("wide") / "model",
-        hidden_size=96,
-        intermediate_size=128,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=32,
-    )
+    return save_wide_llama(tmp_path_factory.mktemp("wide") / "model")
 
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hybrid with routed experts whose widths groups divide."""
-    return tiny_models.save_hybrid(
-        tmp_path_factory.mktemp("hybrid") / "model",
-        pattern="MEM*M",
-        hidden_size=64,
-        mamba_num_heads=8,
-        mamba_head_dim=16,
-        n_groups=2,
-        head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        moe_shared_expert_intermediate_size=64,
-    )
+    return save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model")
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.written])
