@@ -290,7 +290,8 @@ def report(rows: list[str]) -> str:
             f"{SEQUENCES} x {LENGTH} ids of the built-in held-out text. "
             f"{distilled if any('distilled' in row for row in rows) else ''}"
             "int8 and int4: rounded without calibration text; transformers runs their weights dequantised, "
-            "vLLM also rounds the inputs of int8. Random models have no better perplexity than their vocabulary of 2,048.",
+            "vLLM also rounds the inputs of int8. Random models have no better perplexity than "
+            "their vocabulary of 2,048.",
             "",
         ]
     )
