@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from minitron.engines import plain, vllm
@@ -57,6 +57,10 @@ class ServingEngine:
     kv: Mapping[str, str] | None = None
     """Format of keys and values -> the engine's name for it, empty for its default; None where any is counted."""
 
+    kv_scale_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Format of keys and values -> bytes of the scale that every head's keys of a token have, and its values another,
+    which the engine finds while it runs; of formats that are not here scales are the format's own."""
+
     casts_fp32: bool = False
     """Whether it computes a model whose config says fp32 in 16 bits unless it is told to keep fp32."""
 
@@ -101,7 +105,8 @@ ENGINES: Final = {
             lines=vllm.lines,
             workspace=vllm.activations,
             tell_workspace=vllm.tell_workspace,
-            kv={"fp32": "", "bf16": "", "fp16": "", "fp8": "fp8", "nvfp4": "nvfp4"},
+            kv={"fp32": "", "bf16": "", "fp16": "", "fp8": "fp8", "int8": "int8_per_token_head", "nvfp4": "nvfp4"},
+            kv_scale_bytes={"int8": 4},
             casts_fp32=True,
             buffers=vllm.buffers,
             facts=_pool_facts,

@@ -213,8 +213,14 @@ def test_what_is_reserved_is_not_given_to_vllm() -> None:
     assert "--gpu-memory-utilization 0.861 " in line
     assert "mamba" not in line
     assert "utilization" not in serve_line("x", spec, workload, Budget(20 * GiB))
-    with pytest.raises(MinitronError, match="does not support a KV cache in int8"):
-        workload_of(spec, 8192, kv="int8", engine=engine())
+    line = serve_line("x", spec, workload_of(spec, 8192, kv="int8", engine=engine()), Budget(20 * GiB))
+    assert "--kv-cache-dtype int8_per_token_head " in line
+
+
+def test_an_engine_that_does_not_keep_keys_and_values_so_says_which_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], kv={"bf16": "", "fp8": "fp8"}))
+    with pytest.raises(MinitronError, match="does not support a KV cache in int8; choose --kv bf16 or fp8"):
+        workload_of(published("Llama-3.1-8B"), 8192, kv="int8", engine=engine())
 
 
 def test_an_fp32_model_is_counted_in_bf16_as_vllm_computes_it() -> None:
