@@ -1,7 +1,8 @@
 """`minitron compress`: score, plan, prune, distill and evaluate, in a run folder from which a stopped run resumes.
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "steps": {step: {"seconds",
-"results"}} and "models": {"teacher", "pruned", "distilled"}, each as `minitron eval` gives it.
+"results"}} and "models": {"teacher", "pruned", "distilled"}, each as `minitron eval` gives it,
+and "serve": the engine's command, empty without `--engine`.
 """
 
 import time
@@ -85,10 +86,12 @@ def command(request: Compression, overwrite: OverwriteOption = False, as_json: J
 
 
 def print_outcome(found: Compressed) -> None:
-    """The quality of the models, and where report and model are."""
+    """The quality of the models, where report and model are, and what serves it."""
     print_models(found.models)
     show.line(f"The report: {found.report}")
     show.line(f"The compressed model: {found.distilled}")
+    if found.serve:
+        show.line(f"Serve it: {found.serve}")
 
 
 def print_models(models: Mapping[str, Mapping[str, Any]]) -> None:

@@ -90,5 +90,8 @@ SERVING: Final[dict[str, Option]] = {
     "cuda_graphs": Option(
         typer.Option("--cuda-graphs/--no-cuda-graphs", help="vllm: capture decoding in full CUDA graphs.")
     ),
+    "block_size": Option(
+        option("--block-size", "vllm: tokens of the smallest block; multiples of 16, on a CPU of 32.", "N", min=16)
+    ),
 }
 """Field of pipeline.serving.Serving -> how it is typed."""

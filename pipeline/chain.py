@@ -35,6 +35,7 @@ from pipeline.compression import (
     Compression,
 )
 from pipeline.finalists import FOLDER as FINALISTS
+from pipeline.plan_document import serve_line_for
 from pipeline.stages import Done, cut_depth_first
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class Compressed:
     models: Mapping[str, Mapping[str, Any]]
     """teacher, pruned and distilled -> what was measured of it (minitron.measure.evaluate.Evaluation.to_json)."""
 
+    serve: str = ""
+    """The command that serves the compressed model with the engine that was planned for; empty for none."""
+
     @property
     def distilled(self) -> Path:
         """The compressed model."""
@@ -79,7 +83,7 @@ class Compressed:
 
     def to_json(self) -> dict[str, Any]:
         """The results of the command."""
-        return {"steps": dict(self.steps), "models": dict(self.models)}
+        return {"steps": dict(self.steps), "models": dict(self.models), "serve": self.serve}
 
 
 def compress(
@@ -127,7 +131,9 @@ def compress(
             function(request, done, progress, note)
             keep(*_parts(artefact))
         _tidy(request.output)
-        return Compressed(request.output, record["steps"], read_json(request.output / EVALUATION)["models"])
+        models = read_json(request.output / EVALUATION)["models"]
+        serve = serve_line_for(request.output / DISTILLED, request.planning)
+        return Compressed(request.output, record["steps"], models, serve)
 
 
 def _open_run(request: Compression, *, overwrite: bool) -> tuple[RunFolder, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from minitron.memory.gpus import Gpu
     from minitron.model.spec import ModelSpec
     from minitron.search.search import SearchResult
+    from pipeline.planning import Planning
 
 PRUNED: Final = "PRUNED"
 """Stands in a command for the folder that a cut is still to write."""
@@ -28,9 +30,24 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
 
     found = hub_name(model)
     known = str(model) if model.is_dir() else model_name(model) if found is None else found.repo
-    line = serve_line(known if result.parent.fits else PRUNED, spec, result.workload, result.budget)
-    revision = found is not None and result.parent.fits and found.revision
+    fits, best = result.parent.fits, result.best
+    served = spec if fits else spec.resized(best.sizes, best.kept)
+    line = serve_line(known if fits else PRUNED, served, result.workload, result.budget)
+    revision = found is not None and fits and found.revision
     return f"{line} --revision {revision}" if line and revision else line
+
+
+def serve_line_for(folder: Path, planning: Planning) -> str:
+    """The command that serves the checkpoint in `folder`, as it is stored, for the workload of a plan; empty for no
+    engine."""
+    from minitron.memory.formats import FORMATS
+    from minitron.memory.serve_line import serve_line
+    from minitron.model.stored import read_stored_spec
+
+    spec, weights = read_stored_spec(folder), planning.weights
+    plain = weights in FORMATS and not FORMATS[weights].quantised and spec.quantisation is None
+    stored = replace(planning, weights=weights if plain else None, keep={})
+    return serve_line(str(folder), spec, stored.workload(spec), stored.budget_of_device())
 
 
 def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], int]) -> dict[str, Any] | None:

@@ -90,6 +90,9 @@ class Serving:
     cuda_graphs: bool = True
     """vllm: whether decoding is recorded as full CUDA graphs."""
 
+    block_size: int = 16
+    """vllm: tokens of the smallest block of the pool; its CPU build takes multiples of 32."""
+
     def __post_init__(self) -> None:
         require_known(self, {"engine": get_args(EngineName)})
         positive = ("batch", "tensor_parallel", "loras", "max_num_seqs")
@@ -142,6 +145,7 @@ class Serving:
             self.cuda_graphs,
             self.max_num_seqs,
             self.max_num_batched_tokens or (8192 if large else 2048),
+            self.block_size,
         )
 
     def workload_on(self, spec: ModelSpec, gpu: Gpu | None) -> Workload:

@@ -21,6 +21,9 @@ class Settings(Protocol):
     @property
     def max_num_batched_tokens(self) -> int: ...
 
+    @property
+    def block_size(self) -> int: ...
+
 
 class Demand(Protocol):
     """What is asked of an engine: minitron.memory.workload.Workload."""

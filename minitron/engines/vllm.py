@@ -3,17 +3,17 @@
 All layers share one pool whose blocks have one size.  A page is what one layer keeps in a block: block_size tokens of
 keys and values, or one whole Mamba state, so block_size is raised until the former holds the latter:
 
-    block_size      = 16 * ceil(state of a layer / (16 * keys and values of a token and layer))
+    block_size      = b * ceil(state of a layer / (b * keys and values of a token and layer))
     page            = block_size * keys and values of a token and layer
     group           = layers that share a block table: the fewest of attention, sliding and Mamba layers, or the most
                       where they are fewer than 1.5 times as many
     bytes of a block = group * page
     blocks          = sequences * (ceil(tokens / block_size) * ceil(A / group) + states * ceil(M / group)) + 1
 
-A attention layers, M Mamba layers; `states` of a sequence are 1, one more with prefix caching, one more for every
-drafted token; sliding layers hold the blocks of their window only.  The last block is the null block, which stands for
-what is not there.  With full CUDA graphs the pool has at least max_num_seqs blocks.  The law is vLLM 0.32's;
-benchmarks and tests say against what it was checked.
+b the block size that was asked for, 16 by default; A attention layers, M Mamba layers; `states` of a sequence are 1,
+one more with prefix caching, one more for every drafted token; sliding layers hold the blocks of their window only. The
+last block is the null block, which stands for what is not there. With full CUDA graphs the pool has at least
+max_num_seqs blocks. The law is vLLM 0.32's; benchmarks and tests say against what it was checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minitron.model.spec import ModelSpec
 from minitron.units import MiB
 
 TOKENS: Final = 16
-"""Block sizes are multiples of so many tokens."""
+"""Block sizes are multiples of so many tokens, and this many where nobody says otherwise and states fit."""
 
 UTILIZATION: Final = 0.92
 """vLLM's own default of gpu_memory_utilization."""
@@ -90,8 +90,9 @@ def pool(demand: Demand, keep: Kept) -> Pool:
     group = np.where(2 * many < 3 * few, many, few)
     kv_bytes = _most([np.where(one.attention > 0, one.token, 0) for one in attention])
     state_bytes = _most([np.where(one.stateful > 0, one.conv + one.state, 0) for one in stateful])
-    unit = np.maximum(TOKENS * kv_bytes, 1)
-    block_size = np.where(kv_bytes > 0, TOKENS * np.maximum(-(-state_bytes // unit), 1), demand.context)
+    least = demand.engine.block_size
+    unit = np.maximum(least * kv_bytes, 1)
+    block_size = np.where(kv_bytes > 0, least * np.maximum(-(-state_bytes // unit), 1), demand.context)
     page = np.where(kv_bytes > 0, block_size * kv_bytes, state_bytes)
     share = np.maximum(group, 1)
     states = 1 + demand.engine.prefix_caching + demand.speculative_tokens

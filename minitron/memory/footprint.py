@@ -154,7 +154,12 @@ def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts:
 def engine_facts(spec: ModelSpec, workload: Workload, budget: Budget) -> tuple[Fact, ...]:
     """What the engine's log should say once it has loaded the model, where nothing else is in the budget; none for
     `plain`."""
+    keep = kept(spec, workload, per_gpu(spec, spec.sizes, workload.tensor_parallel), spec.kind_counts())
+    return ENGINES[workload.engine.name].facts(workload, keep, room_for_kept(spec, workload, budget))
+
+
+def room_for_kept(spec: ModelSpec, workload: Workload, budget: Budget) -> int:
+    """Bytes of the budget that everything but what layers keep leaves."""
     found = footprint(spec, workload, budget.workspace)
     others = int(found.total - sum(found.lines[name] for name in _KEPT))
-    keep = kept(spec, workload, per_gpu(spec, spec.sizes, workload.tensor_parallel), spec.kind_counts())
-    return ENGINES[workload.engine.name].facts(workload, keep, max(budget.available - others, 0))
+    return max(budget.available - others, 0)

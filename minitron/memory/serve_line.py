@@ -10,13 +10,15 @@ from typing import Final
 from minitron.engines.table import ENGINES
 from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
+from minitron.memory.footprint import room_for_kept
 from minitron.memory.formats import FORMATS, STORED, stored_format
-from minitron.memory.workload import Workload
+from minitron.memory.workload import Engine, Workload
 from minitron.model.spec import ModelSpec
 
 
 def _vllm(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> list[str]:
-    """What is reserved lowers the share of the GPU that vLLM may fill; of a budget without a GPU no share follows."""
+    """What is reserved lowers the share of the GPU that vLLM may fill; of a budget without a GPU no share follows, but
+    the bytes of the pool."""
     engine = workload.engine
     words = ["vllm", "serve", model, "--max-model-len", str(workload.context)]
     words += ["--max-num-seqs", str(workload.max_num_seqs)]
@@ -24,6 +26,10 @@ def _vllm(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> li
     if budget.gpu is not None:
         share = floor(budget.available / budget.usable * 1000) / 1000 if budget.reserve else budget.utilization
         words += ["--gpu-memory-utilization", f"{share:g}"]
+    else:
+        words += ["--kv-cache-memory-bytes", str(room_for_kept(spec, workload, budget))]
+    if engine.block_size != Engine.block_size:
+        words += ["--block-size", str(engine.block_size)]
     if (dtype := _dtype(spec, workload)) is not None:
         words += ["--dtype", FORMATS[dtype].config_names[0]]
     if keeps_states(spec):

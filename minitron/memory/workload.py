@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from minitron.engines.table import ENGINES
+from minitron.engines.vllm import TOKENS
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, STORED, Use, formats_for, named_in_config, stored_format
 from minitron.model.spec import ModelSpec
@@ -31,11 +32,18 @@ class Engine:
     max_num_batched_tokens: int = 2048
     """vLLM: tokens of one step.  2048 is its default on GPUs of less than 70 GiB, 8192 on larger ones."""
 
+    block_size: int = TOKENS
+    """vLLM: tokens of the smallest block, a multiple of 16."""
+
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise MinitronError(f"no engine is called {self.name!r}; choose {' or '.join(ENGINES)}.")
         if (self.max_num_seqs is not None and self.max_num_seqs < 1) or self.max_num_batched_tokens < 1:
             raise MinitronError("max_num_seqs and max_num_batched_tokens must be at least 1; give larger ones.")
+        if self.block_size < 1 or self.block_size % TOKENS:
+            raise MinitronError(
+                f"vLLM's blocks hold a multiple of {TOKENS} tokens, not {self.block_size}; give 16 or 32."
+            )
 
 
 _MOST: Final = 2**40

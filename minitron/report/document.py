@@ -227,6 +227,7 @@ def _workload(workload: Workload) -> dict[str, Any]:
             "cuda_graphs": engine.cuda_graphs,
             "max_num_sequences": workload.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "block_size_tokens": engine.block_size,
         },
     }
 

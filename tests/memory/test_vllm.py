@@ -1,5 +1,6 @@
 """vLLM's law against numbers read off real engines."""
 
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -276,3 +277,26 @@ def test_what_the_log_should_say(
         "pool_tokens": tokens,
     }
     assert engine_facts(spec, workload_of(spec, context), Budget(GiB)) == ()
+
+
+def test_a_larger_block_is_what_states_are_rounded_to() -> None:
+    """vLLM's _align_hybrid_block_size: multiples of the block size asked for that hold a state.  The 9B model's state
+    and convolution of a layer, (128 x 80 x 128) x 4 + (10,240 + 2 x 8 x 128) x 3 x 2 B, need 1,298 tokens of 4,096."""
+    spec = published(NINE)
+    for asked, block in ((16, 1312), (32, 1312), (128, 1408), (2048, 2048)):
+        found = pool_of(spec, workload_of(spec, 8192, engine=engine(block_size=asked)))
+        assert found.block_size == block
+        line = serve_line("x", spec, workload_of(spec, 8192, engine=engine(block_size=asked)), Budget(80 * GiB))
+        assert (f"--block-size {asked} " in line) == (asked != 16)
+    with pytest.raises(MinitronError, match="a multiple of 16 tokens, not 24; give 16 or 32"):
+        engine(block_size=24)
+
+
+def test_of_a_budget_of_bytes_the_line_gives_the_pool_what_nothing_else_takes() -> None:
+    spec = published("Llama-3.1-8B")
+    workload, budget = workload_of(spec, 8192, engine=engine()), Budget(24 * GiB)
+    (room,) = re.findall(r"--kv-cache-memory-bytes (\d+)", serve_line("x", spec, workload, budget))
+    found = footprint(spec, workload)
+    assert int(room) == 24 * GiB - found.total + in_pool(found)
+    facts = {fact.name: fact.value for fact in engine_facts(spec, workload, budget)}
+    assert facts["budget_blocks_count"] == int(room) // facts["block_bytes"]

@@ -1,7 +1,9 @@
 """The chain: from a text and a budget to a distilled checkpoint, killed anywhere and gone on with."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pipeline.chain
 from cli.app import run
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
+from pipeline.plan_document import serve_line_for
+from pipeline.planning import Planning
+from pipeline.quantising import Quantising, quantise
 
 SMALL = [
     *("--context", "32", "--weights", "fp32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2"),
@@ -67,8 +72,29 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert [point["kl_nats"] for point in report["training"]["points"]] == [point["kl"] for point in curve]
     assert 'id="training"' in (tmp_path / "run" / "report" / "report.html").read_text()
+    assert document["results"]["serve"] == ""
     assert run(arguments) == 0
     assert {key: states(tmp_path / "run")[key] for key in before} == before
+
+
+@pytest.mark.parametrize(("form", "flag"), [("", "--dtype float32 "), ("int8", "")])
+def test_the_line_that_serves_the_result_is_of_its_folder_as_it_is_stored(
+    form: str, flag: str, tiny_hybrid: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a folder"
+    if form:
+        quantise(Quantising(tiny_hybrid, folder, form))
+    else:
+        shutil.copytree(tiny_hybrid, folder)
+    planning = Planning(budget=2**30, context=32, engine="vllm", weights="fp32", keep={"attention": "fp8"})
+    line = serve_line_for(folder, planning)
+    room = re.sub(r" --kv-cache-memory-bytes \d+", "", line)
+    assert room == (
+        f"vllm serve '{folder}' --max-model-len 32 --max-num-seqs 1 --max-num-batched-tokens 2048 {flag}"
+        "--mamba-ssm-cache-dtype float32 --enable-prefix-caching"
+    )
+    assert line != room
+    assert serve_line_for(folder, replace(planning, engine="plain")) == ""
 
 
 def test_another_request_does_not_go_on_from_a_run(
