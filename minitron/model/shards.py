@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
-import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from minitron.files import write_json
+from minitron.model.filling import Filling, is_passing
 from minitron.model.headers import BITS, Header
 from minitron.model.slabs import AHEAD_BYTES, dtypes, shape_in_torch
 from minitron.model.weight_files import INDEX, SINGLE
@@ -142,7 +140,7 @@ class ShardWriter:
         finally:
             self._pool.shutdown(cancel_futures=True)
             for file in self._files.values():
-                file.stream.close()
+                file.abandon()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append a tensor, or the next rows of one; raises RuntimeError where it is not what was promised, OSError
@@ -169,11 +167,15 @@ class ShardWriter:
         """What the thread does."""
         import torch
 
-        if place.shard not in self._files:
-            self._files[place.shard] = _File(self.folder / self.shards[place.shard].name, self.shards[place.shard])
-        file = self._files[place.shard]
+        file = self._file(place.shard)
         data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         file.write(file.starts[place.entry.name] + done, data)
+
+    def _file(self, number: int) -> _File:
+        if number not in self._files:
+            shard = self.shards[number]
+            self._files[number] = _File(self.folder / shard.name, shard, passing=is_passing(self.weight_bytes))
+        return self._files[number]
 
     def close(self) -> None:
         """Write what waits, and the index; raises RuntimeError where a tensor that was promised did not come whole."""
@@ -182,10 +184,8 @@ class ShardWriter:
         for place in self._places.values():
             if place.done < place.entry.num_bytes:
                 raise RuntimeError(f"{place.entry.name}: {place.done} bytes came of {place.entry.num_bytes} promised")
-        for number, shard in enumerate(self.shards):
-            if number not in self._files:  # of tensors without numbers
-                self._files[number] = _File(self.folder / shard.name, shard)
-            self._files[number].close()
+        for number in range(len(self.shards)):
+            self._file(number).close()  # made here where its tensors hold no numbers
         if len(self.shards) > 1:
             weight_map = {entry.name: shard.name for shard in self.shards for entry in shard.entries}
             write_json(self.folder / INDEX, {"metadata": {"total_size": self.weight_bytes}, "weight_map": weight_map})
@@ -211,49 +211,22 @@ class _Place:
         )
 
 
-class _File:
+class _File(Filling):
     """A shard on the disk: its header at once, tensors as they come."""
 
-    def __init__(self, path: Path, shard: Shard) -> None:
-        self.path, self.left = path, shard.num_bytes
+    def __init__(self, path: Path, shard: Shard, *, passing: bool) -> None:
+        super().__init__(path, passing=passing)
+        self.left = shard.num_bytes
         self.starts: dict[str, int] = {}
         end = len(shard.header)
         for entry in shard.placed:
             self.starts[entry.name] = end
             end += entry.num_bytes
-        self.stream: BinaryIO = path.open("wb", buffering=0)
-        self._put(0, memoryview(shard.header))
+        self.put(0, memoryview(shard.header))
 
     def write(self, place: int, data: memoryview) -> None:
         """Write all of `data`; the file is closed when the last tensor is there."""
-        self._put(place, data)
+        self.put(place, data)
         self.left -= len(data)
         if not self.left:
             self.close()
-
-    def _put(self, place: int, data: memoryview) -> None:
-        with _naming(self.path):
-            self.stream.seek(place)
-            done = 0
-            while done < len(data):
-                # A disk that is nearly full takes less, and tells of it at the next call.
-                done += self.stream.write(data[done:])
-        if sys.platform == "linux":
-            # Asks the kernel to begin writing to the disk, instead of at some gigabytes or at the end.
-            os.posix_fadvise(self.stream.fileno(), place, len(data), os.POSIX_FADV_DONTNEED)
-
-    def close(self) -> None:
-        """The bytes reach the disk before the folder gets its name."""
-        if not self.stream.closed:
-            with _naming(self.path):
-                os.fsync(self.stream.fileno())
-                self.stream.close()
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """The system's errors name no file of one that is open."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

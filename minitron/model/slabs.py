@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minitron.errors import MinitronError
+from minitron.model.filling import is_passing
 from minitron.model.headers import Header
 
 if TYPE_CHECKING:
@@ -32,20 +32,8 @@ AHEAD_BYTES: Final = 4 * SLAB_BYTES
 """How much is read ahead, and how much may wait to be written."""
 
 
-_LARGE: Final = 1 / 16
-"""The share of the machine's memory from which a file is not worth the memory in which the system would keep it."""
-
 FETCHED_BYTES: Final = 2**31
 """How much is asked for before it is read."""
-
-
-@cache
-def _is_passing(file: Path) -> bool:
-    """Whether what is read of a file goes through memory and does not stay there: keeping it costs the system more than
-    reading it again, and what it would push out."""
-    if sys.platform != "linux":
-        return False
-    return file.stat().st_size > _LARGE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
@@ -143,7 +131,7 @@ def read_rows(header: Header, start: int = 0, stop: int | None = None) -> Tensor
             if not count:
                 raise MinitronError(f"{header.file} became shorter while it was read; copy it again.")
             done += count
-        if _is_passing(header.file):
+        if is_passing(header.file.stat().st_size):
             os.posix_fadvise(stream.fileno(), header.start + skipped, size, os.POSIX_FADV_DONTNEED)
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=dtype)
