@@ -65,7 +65,7 @@ SERVING: Final[dict[str, Option]] = {
     ),
     "kv": Option(_dtype("--kv", "the KV cache", "kv", "that of activations")),
     "ssm_state": Option(_dtype("--ssm-state", "Mamba states", "state", "as in the config, else fp32")),
-    "conv_state": Option(_dtype("--conv-state", "Mamba convolution states", "state", "that of activations")),
+    "conv_state": Option(_dtype("--conv-state", "Mamba convolution states", "conv", "that of activations")),
     "tensor_parallel": Option(
         typer.Option("--tp", min=1, help="Tensor parallelism: number of such GPUs to split the model across.")
     ),

@@ -17,12 +17,14 @@ from typing import Final
 from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES
 from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
 from minitron.cut.rotation import binding_norm
+from minitron.engines.table import ENGINES, ServingEngine
 from minitron.files import write_text
 from minitron.memory.formats import FORMATS
 from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gpus import GPUS
 from minitron.model.axes import Axis
 from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
+from minitron.model.matrix_layout import Layout
 
 ROOT: Final = Path(__file__).parent.parent
 FACTS: Final = ROOT / "tests/reference/families_facts.json"
@@ -57,12 +59,43 @@ def _losses() -> Rows:
         yield typed + (" (default)" if name == DEFAULT_LOSS else ""), entry.summary, entry.source
 
 
+_USES: Final = {"kv": "keys and values", "state": "states", "conv": "inputs of convolutions"}
+
+
 def _formats() -> Rows:
     yield "name", "bits:", "with the scales of groups:", "may keep", "layout", "origin", "source"
     for name, form in FORMATS.items():
-        uses = ", ".join({"kv": "keys and values", "state": "states"}.get(use, use) for use in form.uses)
+        uses = ", ".join(_USES.get(use, use) for use in form.uses)
         bits = (_number(form.bits), _number(float(form.bits_with_scales)))
         yield _code(name), *bits, uses, form.note, form.origin, form.source
+
+
+def _kept() -> Rows:
+    yield "name", "keys and values: bytes of a head of 128", "their scales", "a state's channel of 128", "engines"
+    for name, form in FORMATS.items():
+        if "kv" in form.uses or "state" in form.uses:
+            kv, state = form.kept("kv"), form.kept("state")
+            kept = [
+                _number(layout.rows(1, 128)) if use in form.uses else "-"
+                for use, layout in (("kv", kv), ("state", state))
+            ]
+            engines = [
+                f"{engine.title}: {_engine_keeps(engine, name)}" for engine in ENGINES.values() if engine.kv is not None
+            ]
+            yield _code(name), kept[0], _scale(kv), kept[1], "; ".join(engines)
+
+
+def _engine_keeps(engine: ServingEngine, name: str) -> str:
+    kv, states = name in (engine.kv or {}), name in (engine.states or {})
+    majors = engine.kv_on.get(name)
+    on = "" if majors is None else f" (compute capability {', '.join(map(str, majors))})"
+    told = [f"keys and values{on}"] * kv + ["states"] * states
+    return " and ".join(told) or "neither"
+
+
+def _scale(layout: Layout) -> str:
+    told = ["fp32 a head and token"] * bool(layout.row_bytes) + [f"E4M3 for {layout.group}"] * bool(layout.group)
+    return ", ".join([*told, *(["fp32 a layer, in the checkpoint"] * bool(layout.matrix_bytes))]) or "-"
 
 
 def _written() -> Rows:
@@ -189,6 +222,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
     "formats": _formats,
+    "kept": _kept,
     "written": _written,
     "gguf": _gguf,
     "gpus": _gpus,

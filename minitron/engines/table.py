@@ -57,9 +57,12 @@ class ServingEngine:
     kv: Mapping[str, str] | None = None
     """Format of keys and values -> the engine's name for it, empty for its default; None where any is counted."""
 
-    kv_scale_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Format of keys and values -> bytes of the scale that every head's keys of a token have, and its values another,
-    which the engine finds while it runs; of formats that are not here scales are the format's own."""
+    kv_on: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Format of keys and values -> the major compute capabilities of the GPUs for which the engine has kernels; every
+    GPU runs those that are not here."""
+
+    states: Mapping[str, str] | None = None
+    """Format of recurrent states -> the engine's name for it; None where any is counted."""
 
     casts_fp32: bool = False
     """Whether it computes a model whose config says fp32 in 16 bits unless it is told to keep fp32."""
@@ -106,7 +109,8 @@ ENGINES: Final = {
             workspace=vllm.activations,
             tell_workspace=vllm.tell_workspace,
             kv={"fp32": "", "bf16": "", "fp16": "", "fp8": "fp8", "int8": "int8_per_token_head", "nvfp4": "nvfp4"},
-            kv_scale_bytes={"int8": 4},
+            kv_on={"fp8": (8, 9, 10, 11, 12), "nvfp4": (8, 9, 10, 12)},
+            states={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
             casts_fp32=True,
             buffers=vllm.buffers,
             facts=_pool_facts,

@@ -16,8 +16,9 @@ from minitron.engines.keeping import Kept, LayerCache
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS
 from minitron.memory.workload import Workload
-from minitron.model.dims import numel
+from minitron.model.dims import Dim, matrices, numel
 from minitron.model.families import Cache
+from minitron.model.matrix_layout import Layout
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import MTP, is_mtp
 
@@ -45,23 +46,27 @@ def _layer_cache(
     kinds: list[str],
 ) -> LayerCache:
     sizes = spec.at(kinds[0], local)
-    numbers = {part: numel(dim, sizes) if (dim := cache.dim(part)) else 0 for part in Cache.PARTS}
+    channels = 0 if (dim := cache.dim("conv_channels")) is None else numel(dim, sizes)
     columns = sizes[cache.conv_taps] - 1 + workload.speculative_tokens if cache.conv_taps else 0
     window = window_of(spec, cache, kinds[0])
     drafting = workload.speculative_tokens > 0 and bool(cache.keys_values)
-    bits = FORMATS[workload.kv].bits_with_scales
     return LayerCache(
         cache=cache,
         layers=sum(counts.get(kind, 0) for kind in kinds if not is_mtp(kind)),
         drafting=sum(counts.get(kind, 0) for kind in kinds if is_mtp(kind)) if drafting else 0,
-        token=-(-numbers["keys_values"] * bits.numerator // (8 * bits.denominator)),
+        token=_rows_bytes(cache.dim("keys_values"), sizes, FORMATS[workload.kv].kept("kv")),
         tokens=workload.context if window is None else min(workload.context, window),
         window=window,
-        conv=numbers["conv_channels"] * (columns * FORMATS[workload.conv_state].bits // 8),
+        conv=channels * (columns * FORMATS[workload.conv_state].bits // 8),
         columns=columns,
-        state=numbers["state"] * (FORMATS[workload.ssm_state].bits // 8),
+        state=_rows_bytes(cache.dim("state"), sizes, FORMATS[workload.ssm_state].kept("state")),
         sizes=sizes,
     )
+
+
+def _rows_bytes(dim: Dim | None, sizes: Mapping[str, Any], layout: Layout) -> Any:
+    """Bytes of the rows that a dimension stacks, with their scales."""
+    return 0 if dim is None else sum(layout.rows(count, columns) for count, columns in matrices(dim, sizes))
 
 
 def window_of(spec: ModelSpec, cache: Cache, kind: str) -> int | None:

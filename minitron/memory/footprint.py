@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from minitron.engines.keeping import Kept
 from minitron.engines.table import ENGINES, Fact
 from minitron.memory.budget import Budget
 from minitron.memory.caches import kept
@@ -108,6 +109,7 @@ def footprint(
     local = per_gpu(spec, sizes, workload.tensor_parallel)
     weights, mtp = _weights(spec, workload, local, counts, tally)
     keep = kept(spec, workload, local, counts)
+    weights = weights + _kv_scales(spec, workload, keep)
     engine = ENGINES[workload.engine.name]
     if workspace is None:
         estimate = engine.workspace(spec, workload, sizes, local)
@@ -135,6 +137,16 @@ def _weights(
         if any(counts[kind] is not count and counts[kind] != count for kind, count in tally.kinds.items()):
             raise ValueError("a mixture of formats depends on which layers stay: give their tally")
     return weight_bytes(spec, tally, local)
+
+
+def _kv_scales(spec: ModelSpec, workload: Workload, keep: Kept) -> Any:
+    """Scales of keys and of values that a quantised checkpoint holds for every layer of attention, where neither its
+    files nor a published mixture count them."""
+    precision = precision_of(spec, workload.weights, workload.keep)
+    if precision.uniform is not None or precision.stored or precision.mixture.attention_bytes:
+        return 0
+    scale = FORMATS[workload.kv].kept("kv").matrix_bytes
+    return 2 * scale * sum(one.layers for one in keep.caches if one.cache.keys_values)
 
 
 def _lora(spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any]) -> Any:

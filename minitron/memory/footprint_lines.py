@@ -21,6 +21,7 @@ from minitron.memory.precision import Precision, parts_bytes, precision_of, tall
 from minitron.memory.workload import Workload
 from minitron.model.dims import Constant, Dim, Product, Stack, Word, numel
 from minitron.model.families.nesting import TOWER
+from minitron.model.matrix_layout import Layout
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
@@ -173,7 +174,7 @@ def _near(one: LayerCache) -> str:
 def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     drafts = ", including the MTP block" if load.speculative_tokens else ""
-    each = _bytes_each(float(FORMATS[load.kv].bits_with_scales))
+    each = _each(FORMATS[load.kv].kept("kv"), "head's keys, or values, of a token")
     found = [one for one in case.keep.caches if one.cache.keys_values]
     windows = [
         f"; {_n(one.attention)} of them keep {_n(one.tokens)} tokens in a {_near(one)}"
@@ -185,8 +186,14 @@ def _tell_kv(case: _Case) -> tuple[str, str, str, str]:
         " + ".join(f"{_n(one.attention)} x {_n(one.tokens)} x {_n(load.batch)} x {_n(one.token)} B" for one in found)
         or "0 B",
         "exact",
-        f"{_n(case.keep.attention)} attention layers, {load.kv}, {each} per number{drafts}" + "".join(windows),
+        f"{_n(case.keep.attention)} attention layers, {load.kv}, {each}{drafts}" + "".join(windows),
     )
+
+
+def _each(layout: Layout, row: str) -> str:
+    """What a number of a cache takes, and what the scale of a row of them."""
+    number = f"{_bytes_each(float(layout.bits_with_scales))} per number"
+    return f"{number} + {layout.row_bytes} B per {row}" if layout.row_bytes else number
 
 
 def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
@@ -209,23 +216,25 @@ def _tell_conv(case: _Case) -> tuple[str, str, str, str]:
 
 def _tell_ssm(case: _Case) -> tuple[str, str, str, str]:
     load, found, filled, named = case.workload, [], [], []
+    layout = FORMATS[load.ssm_state].kept("state")
+    number = _bytes_each(float(layout.bits_with_scales))
     for one in case.keep.caches:
         dim = one.cache.dim("state")
         if dim is None:
             continue
         factors = dim.factors if isinstance(dim, Product) else (dim,)
         found.append(one)
-        filled.append(
-            f"{_n(one.layers)} x {_n(load.batch)} x {1 + load.speculative_tokens} x "
-            + " x ".join(_n(numel(factor, one.sizes)) for factor in factors)
-            + f" x {_bytes_each(FORMATS[load.ssm_state].bits)}"
-        )
+        *rows, row = (_n(numel(factor, one.sizes)) for factor in factors)
+        each = f"({row} x {number} + {layout.row_bytes} B)" if layout.row_bytes else f"{row} x {number}"
+        counts = (_n(one.layers), _n(load.batch), str(1 + load.speculative_tokens))
+        filled.append(" x ".join([*counts, *rows, each]))
         named.append(" x ".join(_label(case.spec, factor) for factor in factors))
     return (
-        f"{_called(found)} x sequences x states x {' or '.join(dict.fromkeys(named))} x bytes per number",
+        f"{_called(found)} x sequences x states x {' or '.join(dict.fromkeys(named))} x bytes per number"
+        + (" + scales" if layout.row_bytes else ""),
         " + ".join(filled),
         "exact",
-        f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.ssm_state}",
+        f"{_n(sum(one.layers for one in found))} {_called(found)}, {load.ssm_state}, {_each(layout, 'channel')}",
     )
 
 

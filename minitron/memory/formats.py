@@ -17,14 +17,14 @@ from minitron.model.axes import shown
 from minitron.model.dtypes import stated_dtype
 from minitron.model.matrix_layout import Layout, Scheme
 
-Use = Literal["weights", "kv", "state"]
-"""What is kept: the weights, keys and values of attention, or states of Mamba layers (recurrent and convolution)."""
+Use = Literal["weights", "kv", "state", "conv"]
+"""What is kept: the weights, keys and values of attention, recurrent states, or the last inputs of convolutions."""
 
 Numbers = Literal["", "e4m3", "e2m1", "int8", "int4"]
 Method = Literal["", "modelopt", "compressed-tensors"]
 Inputs = Literal["", "static", "token"]
 
-_USES: Final = ("weights", "kv", "state")
+_USES: Final = ("weights", "kv", "state", "conv")
 _ORIGINS: Final = ("exact", "published", "estimated")
 
 
@@ -35,7 +35,14 @@ class Format(Layout):
     name: str
 
     uses: tuple[Use, ...] = ("weights",)
-    """What may be kept so.  Keys and values, and states, have the scales of groups alone."""
+    """What may be kept so."""
+
+    kv: Layout | None = None
+    """How keys, or values, are kept in a cache: a row is those of a head and a token, a matrix all keys, or all values,
+    of a layer, whose scale is in the checkpoint.  None where they have the scales of groups alone."""
+
+    state: Layout | None = None
+    """How a recurrent state is kept: a row is what runs along its last dimension, the state of a channel."""
 
     native: tuple[int, int] | None = None
     """The CUDA compute capability from which tensor cores know it; None where the planner does not say."""
@@ -81,8 +88,8 @@ class Format(Layout):
             raise ValueError(f"format {self.name}: uses are some of {', '.join(_USES)}")
         if self.origin not in _ORIGINS:
             raise ValueError(f"format {self.name}: the origin is one of {', '.join(_ORIGINS)}")
-        if self.quantised and "state" in self.uses:
-            raise ValueError(f"format {self.name}: no engine keeps states in fewer than 16 bits")
+        if self.quantised and "conv" in self.uses:
+            raise ValueError(f"format {self.name}: no engine keeps convolutions' inputs in fewer than 16 bits")
         if self.groups and (self.groups[0] != self.group or list(self.groups) != sorted(self.groups, reverse=True)):
             raise ValueError(f"format {self.name}: groups begin with `group` and become smaller")
         if bool(self.numbers) != bool(self.method):
@@ -97,6 +104,11 @@ class Format(Layout):
     def written(self) -> bool:
         """Whether `minitron quantize` writes it."""
         return bool(self.numbers)
+
+    def kept(self, use: Literal["kv", "state"]) -> Layout:
+        """How the rows of keys and values, or of states, are kept in a cache."""
+        found = self.kv if use == "kv" else self.state
+        return found or Layout(bits=self.bits, group=self.group, group_bytes=self.group_bytes)
 
     def in_groups(self, size: int) -> Format:
         """The same with a scale for so many numbers."""
@@ -121,7 +133,7 @@ class Format(Layout):
         return found
 
 
-_ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state")
+_ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state", "conv")
 _PUBLISHED: Final = "the bytes of published checkpoints"
 _COMPRESSED: Final = "compressed-tensors' compressors"
 _SERVERS: Final = ("vLLM", "SGLang", "TensorRT-LLM")
@@ -159,7 +171,9 @@ FORMATS: Final = {
             "fp8",
             bits=8,
             matrix_bytes=8,
-            uses=("weights", "kv"),
+            uses=("weights", "kv", "state"),
+            kv=Layout(bits=8, matrix_bytes=4),
+            state=Layout(bits=8, row_bytes=4),
             native=(8, 9),
             config_names=("fp8", "fbgemm_fp8"),
             numbers="e4m3",
@@ -191,6 +205,7 @@ FORMATS: Final = {
             group_bytes=1,
             matrix_bytes=8,
             uses=("weights", "kv"),
+            kv=Layout(bits=4, group=16, group_bytes=1, matrix_bytes=4),
             native=(10, 0),
             config_names=("nvfp4", "mixed_precision"),
             numbers="e2m1",
@@ -220,7 +235,9 @@ FORMATS: Final = {
             "int8",
             bits=8,
             row_bytes=2,
-            uses=("weights", "kv"),
+            uses=("weights", "kv", "state"),
+            kv=Layout(bits=8, row_bytes=4),
+            state=Layout(bits=8, row_bytes=4),
             native=(7, 5),
             numbers="int8",
             method="compressed-tensors",

@@ -203,12 +203,33 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
     bits[STORED] = 16 if main is None else main.layout.bits
     if keeps_states(spec) and workload.ssm_state == "fp32":
         yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
-    if workload.kv in ("fp32", "bf16", "fp16"):
-        yield f"keys and values in FP8{_emulated('fp8', gpu)}", "--kv fp8", replace(workload, kv="fp8")
+    narrow = next((name for name in ("fp8", "int8") if _keeps_kv(workload, name, gpu)), None)
+    if workload.kv in ("fp32", "bf16", "fp16") and narrow is not None:
+        told = "" if ENGINES[workload.engine.name].kv else _emulated(narrow, gpu)
+        yield f"keys and values in {narrow.upper()}{told}", f"--kv {narrow}", replace(workload, kv=narrow)
     for name in ("fp8", "nvfp4"):
         if bits[name] < bits[workload.weights]:
             told = f"weights in {name.upper()}{_emulated(name, gpu)}"
             yield told, f"--weights {name}", replace(workload, weights=name)
+
+
+def _keeps_kv(workload: Workload, kv: str, gpu: Gpu | None) -> bool:
+    """Whether the workload's engine keeps keys and values in a format, on the GPU where there is one."""
+    engine = ENGINES[workload.engine.name]
+    if engine.kv is not None and kv not in engine.kv:
+        return False
+    known = gpu is None or gpu.capability is None or kv not in engine.kv_on
+    return known or (gpu is not None and gpu.capability is not None and gpu.capability[0] in engine.kv_on[kv])
+
+
+def _no_kernels(workload: Workload, gpu: Gpu) -> str:
+    engine = ENGINES[workload.engine.name]
+    others = [name for name in engine.kv or {} if FORMATS[name].quantised and _keeps_kv(workload, name, gpu)]
+    version = ".".join(map(str, gpu.capability or ()))
+    return (
+        f"{engine.title} has no kernels for keys and values in {workload.kv.upper()} on {gpu.name} (compute capability "
+        f"{version}); choose --kv {' or '.join([*others, 'bf16'])}."
+    )
 
 
 def _emulated(name: str, gpu: Gpu | None) -> str:
@@ -266,7 +287,11 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
         )
     if gpu is not None and gpu.capability is not None:
         precision = precision_of(spec, workload.weights, workload.keep)
-        named = {workload.kv, *(clause.form for clause in precision.mixture.clauses)} | {workload.weights} - {STORED}
+        named = {*(clause.form for clause in precision.mixture.clauses), workload.weights} - {STORED}
+        if ENGINES[workload.engine.name].kv is None:
+            named.add(workload.kv)
+        elif not _keeps_kv(workload, workload.kv, gpu):
+            found.append(_no_kernels(workload, gpu))
         used = {name: FORMATS[name].native for name in named}
         used |= {part.form.name: part.form.native for part in tally_of(spec, precision).parts if precision.stored}
         for name, native in sorted(used.items()):

@@ -33,7 +33,7 @@ def _vllm(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> li
     if (dtype := _dtype(spec, workload)) is not None:
         words += ["--dtype", FORMATS[dtype].config_names[0]]
     if keeps_states(spec):
-        words += ["--mamba-ssm-cache-dtype", FORMATS[workload.ssm_state].config_names[0]]
+        words += ["--mamba-ssm-cache-dtype", (ENGINES["vllm"].states or {})[workload.ssm_state]]
     if FORMATS[workload.kv].quantised:
         words += ["--kv-cache-dtype", (ENGINES["vllm"].kv or {})[workload.kv]]
     words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")

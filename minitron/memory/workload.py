@@ -50,7 +50,7 @@ _MOST: Final = 2**40
 """Tokens of all sequences, or bytes of a reserve, that somebody may ask for: sums of their products with what a model
 keeps for each are whole numbers of 64 bits."""
 
-_KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "state"}
+_KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "state", "conv_state": "conv"}
 """field of Workload -> what its formats must be for."""
 
 _STORED: Final = ("weights", STORED)
@@ -75,7 +75,7 @@ class Workload:
 
     ssm_state: str = "fp32"
     """The recurrent state of Mamba layers.  Engines keep it in fp32 where the config does not say otherwise: it is
-    written again at every token, and rounding adds up."""
+    written again at every token, and rounding adds up; `minitron eval --ssm-state` measures what that costs."""
 
     conv_state: str = "bf16"
     """The last inputs of the convolution in Mamba layers."""
@@ -113,6 +113,11 @@ class Workload:
         if engine.kv is not None and self.kv not in engine.kv:
             raise MinitronError(
                 f"{engine.title} does not support a KV cache in {self.kv}; choose --kv {' or '.join(engine.kv)}."
+            )
+        if engine.states is not None and self.ssm_state not in engine.states:
+            raise MinitronError(
+                f"{engine.title} does not keep Mamba states in {self.ssm_state}; choose --ssm-state "
+                f"{' or '.join(engine.states)}."
             )
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")

@@ -145,6 +145,19 @@ def numel(dim: Dim, sizes: Mapping[str, Any]) -> Any:
             return sum(numel(part, sizes) for part in parts)
 
 
+def matrices(dim: Dim, sizes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """(rows, columns) of the matrices that `dim` stacks, where a row runs along the last factor: keys and values of
+    `2*(head*width)` are 2 head rows of `width`.  Numbers, or arrays of them."""
+    match dim:
+        case Stack(parts):
+            return [matrix for part in parts for matrix in matrices(part, sizes)]
+        case Product((*outer, last)):
+            times: Any = numel(Product(tuple(outer)), sizes)
+            return [(times * count, columns) for count, columns in matrices(last, sizes)]
+        case _:
+            return [(1, numel(dim, sizes))]
+
+
 def rows(dim: Dim, sizes: Mapping[str, int], keep: Mapping[str, Indices]) -> Indices:
     """The rows of `dim` that stay when only the indices in `keep` do: unique, ascending where the kept indices are."""
     match dim:

@@ -54,6 +54,10 @@ class Layout:
 
     def matrix(self, rows: Any, columns: Any) -> Any:
         """Bytes of an [R, C] matrix with its scales; whole numbers or arrays of them."""
+        return self.rows(rows, columns) + self.matrix_bytes
+
+    def rows(self, rows: Any, columns: Any) -> Any:
+        """The same without what is kept once for the whole matrix."""
         if self.measured[1]:
             return rows * columns * self.measured[0] // self.measured[1]
         groups = -(-columns // self.group) if self.group else 0
@@ -61,7 +65,7 @@ class Layout:
         zeros = groups * -(-rows * self.zero_bits // 8)
         outer = 4 * -(-scales // self.outer) if self.outer else 0
         numbers = rows * (self._row(columns) + self.row_bytes) + columns * self.column_bytes
-        return numbers + scales * self.group_bytes + zeros + outer + self.matrix_bytes
+        return numbers + scales * self.group_bytes + zeros + outer
 
     def _row(self, columns: Any) -> Any:
         """Bytes of the numbers of one row."""

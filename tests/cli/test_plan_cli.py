@@ -193,7 +193,10 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
         (["--gpu", "A10G", "--utilization", "1.5"], "a utilization of 1.5"),
         (["--gpu", "A10G", "--reserve", "30GiB"], "nothing is left of 22.060 GiB x 0.95 after a reserve of 30.000 GiB"),
         (["--gpu", "A10G", "--kv", "int3"], "kv cannot be kept in int3"),
-        (["--gpu", "A10G", "--ssm-state", "fp8"], "ssm_state cannot be kept in fp8"),
+        (
+            ["--gpu", "A10G", "--ssm-state", "int4"],
+            "ssm_state cannot be kept in int4; choose fp32, bf16, fp16, fp8, int8",
+        ),
         (["--gpu", "A10G", "--scores", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -221,7 +221,7 @@ def test_a_llama_has_no_state() -> None:
     [
         (lambda: Workload(0), "a workload of 0 tokens x 1 sequences is empty"),
         (lambda: Workload(1, kv="int4"), "kv cannot be kept in int4; choose fp32, bf16"),
-        (lambda: Workload(1, ssm_state="fp8"), "ssm_state cannot be kept in fp8"),
+        (lambda: Workload(1, ssm_state="nvfp4"), "ssm_state cannot be kept in nvfp4"),
         (lambda: Budget(GiB, utilization=1.2), "a utilization of 1.2 is not a share"),
         (lambda: Budget(GiB, reserve=-1), "cannot be negative"),
         (lambda: Budget(GiB, reserve=GiB), "nothing is left of 1.000 GiB x 1.0 after a reserve of 1.000 GiB"),

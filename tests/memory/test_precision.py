@@ -169,7 +169,8 @@ def test_what_a_format_is_for() -> None:
     quantised = ("fp8", "fp8-dynamic", "nvfp4", "nvfp4a16", "int8", "int4")
     assert formats_for("weights") == (*computed, *quantised)
     assert formats_for("kv") == (*computed, "fp8", "nvfp4", "int8")
-    assert formats_for("state") == computed
+    assert formats_for("state") == (*computed, "fp8", "int8")
+    assert formats_for("conv") == computed
     # In NVFP4 sixteen keys or values share a scale of a byte.
     assert {name: float(FORMATS[name].bits_with_scales) for name in formats_for("kv")} == {
         "fp32": 32,
@@ -198,7 +199,7 @@ def test_formats_as_configs_call_them() -> None:
         ({"bits": 8, "group": -1}, "negative"),
         ({"bits": 8, "uses": ()}, "uses are some of"),
         ({"bits": 8, "uses": ("kvs",)}, "uses are some of"),
-        ({"bits": 8, "uses": ("state",)}, "fewer than 16 bits"),
+        ({"bits": 8, "uses": ("conv",)}, "fewer than 16 bits"),
         ({"bits": 8, "origin": "guessed"}, "origin is one of"),
         ({"bits": 4, "group": 64, "groups": (128, 64)}, "groups begin with"),
         ({"bits": 4, "numbers": "int4"}, "both numbers and a method"),

@@ -172,6 +172,10 @@ def test_scales_of_inputs_keys_and_values(wide: Path, tmp_path: Path) -> None:
     assert float(tensors[at + "v_proj.v_scale"]) == 1.0
     assert result.weight_bytes == result.planned_bytes == size_of(tmp_path / "out")
     assert read_spec(tmp_path / "out").quantisation.kv == "fp8"  # type: ignore[union-attr]
+    # What a plan counts of the source, of the folder, and of its config alone is what was written.
+    source, written, told = read_spec(wide), read_stored_spec(tmp_path / "out"), read_spec(tmp_path / "out")
+    for spec, weights in ((source, "fp8"), (written, None), (told, None)):
+        assert footprint(spec, workload_of(spec, 1, weights=weights, kv="fp8")).weights == result.weight_bytes
     load_model(tmp_path / "out")
 
 

@@ -167,7 +167,12 @@ def kv_of(section: Section) -> tuple[str, int]:
         name = {("float", 8): "fp8", ("int", 8): "int8", ("float", 4): "nvfp4"}.get(
             (text(scheme, "type"), bits or 0), ""
         )
-        return name, 0 if scheme.get("dynamic") or "quant_algo" in section else 2 * FP16_BYTES
+        if scheme.get("dynamic"):
+            return name, 0
+        if "quant_algo" in section:
+            # modelopt leaves scales of one out of some of its checkpoints, and no config says of which.
+            return name, 2 * FP32_BYTES if text(table(section, "producer"), "name") == "minitron" else 0
+        return name, 2 * FP16_BYTES
     named = text(section, "kv_cache_quant_algo") or (scheme.lower() if isinstance(scheme, str) else "")
     return (named if named in ("fp8", "int8", "nvfp4") else ""), 0
 
