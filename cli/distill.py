@@ -111,6 +111,7 @@ def _settings(request: Distillation) -> dict[str, Any]:
         "fp8_keep": str(request.fp8_keep),
         "student_format": request.student_format,
         "student_keep": dict(request.student_keep),
+        "student_round": request.student_round,
         "cache_teacher": None if request.cache is None else str(request.cache),
         "teacher_device": request.teacher_device,
         "offload_teacher": request.offload_teacher,

@@ -41,6 +41,13 @@ DISTILLATION: Final[dict[str, Option]] = {
         default=None,
         read=assignments("--student-keep", "attention=bf16"),
     ),
+    "student_round": Option(
+        option(
+            "--student-round",
+            "Where training in a format begins: best (columns make up for each other's rounding) or nearest.",
+            "WAY",
+        )
+    ),
     "cache": Option(
         option(
             "--cache-teacher",

@@ -76,8 +76,7 @@ def distill(
         student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))
         companions(student)
         asked = replace(request, device=device, student=student, teacher=teacher)
-        # Of what linears read only the largest is asked: the numbers are those that were trained.
-        calibrate = partial(Calibrated, device=find_device(device), feedback=False)
+        calibrate = partial(Calibrated, device=find_device(device))
         if isinstance(recipe, Recipe):
             results = [train(asked, recipe, processes=processes, calibrate=calibrate, progress=seen, note=told)]
         else:

@@ -49,6 +49,13 @@ def save_wide_hybrid(folder: Path, pattern: str = "MEM*M") -> Path:
     )
 
 
+def in_bf16(folder: Path) -> Path:
+    """The same checkpoint with numbers that bf16 has, so that what stays as it is stays to the bit."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16().float() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    return folder
+
+
 def quantise_folder(
     source: Path,
     target: Path,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
 
+Way = Literal["best", "nearest"]
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -49,6 +51,10 @@ class Distillation:
     student_keep: Mapping[str, str] = field(default_factory=dict)
     """Component of the student -> another format, bf16 among them."""
 
+    student_round: Way = "best"
+    """Where a student in a format begins: rounded with feedback, so that columns make up for each other; or each weight
+    at the nearest number."""
+
     cache: Path | None = None
     """A folder in which what a sparse loss reads of the teacher is kept, and found by later runs."""
 
@@ -71,9 +77,11 @@ class Distillation:
     """Whether an output that exists is replaced, and a run with other settings started again."""
 
     def __post_init__(self) -> None:
-        require_known(self, {"teacher_precision": get_args(Precision)})
+        require_known(self, {"teacher_precision": get_args(Precision), "student_round": get_args(Way)})
         if self.student_keep and self.student_format is None:
             raise MinitronError("--student-keep needs the format of the rest; give --student-format too.")
+        if self.student_round != "best" and self.student_format is None:
+            raise MinitronError("--student-round says how a student in fewer bits begins; give --student-format too.")
         _ = self.wanted
 
     @property

@@ -2,18 +2,18 @@
 through the rounding.
 
 Quantisation-aware training with a straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 3.1) and a
-teacher's logits is quantisation-aware distillation.  The scales are those of the weights before the first step and
-stay: what is trained moves on a grid that does not move under it, and the same scales are written.
+teacher's logits is quantisation-aware distillation.  The scales are those before the first step and stay: what is
+trained moves on a grid that does not move under it, and the same scales are written.
 
 Shape letters: R rows (outputs) and C columns (inputs) of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.run.rounded_start import RoundedStart
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held
@@ -31,8 +32,13 @@ from minitron.quantise.scales import Scales, searched_scales
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import NEAREST, Rounded, Rounding, require_seen
 
-Calibrate = Callable[[Path, NDArray[np.int64]], Rounding]
-"""The folder of a student in 16 bits, sequences [S, T] -> a rounding that knows what its linears read of them."""
+
+class Calibrate(Protocol):
+    """Makes a rounding that knows what the linears of a student read."""
+
+    def __call__(self, folder: Path, blocks: NDArray[np.int64], *, feedback: bool) -> Rounding:
+        """Of the sequences `blocks` [S, T], of the student in 16 bits in `folder`; with `feedback` columns make up for
+        each other and scales are searched."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +52,56 @@ class FakeQuantised:
     """Says what linears read; None where no format keeps that."""
 
     @classmethod
-    def of(cls, student: Path, spec: ModelSpec, wanted: Wanted, calibrate: Calibrate | None = None) -> FakeQuantised:
-        """Those of the checkpoint `student`, with scales of the least squared error.
+    def of(
+        cls,
+        student: Path,
+        spec: ModelSpec,
+        wanted: Wanted,
+        calibrate: Calibrate | None = None,
+        *,
+        start: RoundedStart | None = None,
+    ) -> FakeQuantised:
+        """Those of the checkpoint `student`, with the scales of `start`, or else of the least squared error.
 
         Raises MinitronError where a format keeps a scale of inputs and nothing can calibrate it."""
         checkpoint = Checkpoint(student)
         assigned = assign(spec, checkpoint, wanted)
         if calibrate is None:
             require_seen(assigned, NEAREST)
-        found: dict[str, Scales] = {}
-        for unit in assigned.units:
+        found: dict[str, Scales] = {} if start is None else dict(start.scales)
+        for unit in assigned.units if start is None else ():
             weights = [checkpoint.tensor(matrix.name) for matrix in unit]
             scales = searched_scales(unit[0].form, weights)
             found |= {matrix.name: own for matrix, own in zip(unit, scales, strict=True)}
         return cls(assigned, found, calibrate if assigned.needs_inputs else None)
 
-    def put_on(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> None:
+    def put_on(
+        self, model: PreTrainedModel, spec: ModelSpec, student: Path, *, start: RoundedStart | None = None
+    ) -> None:
         """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what
-        they are, and are trained.  The output layer is not among them (distill.run.request): the loss reads its weights
-        without running it."""
+        they are, or become those of `start`, and are trained.  The output layer is not among them
+        (distill.run.request): the loss reads its weights without running it."""
         names = Checkpoint(student).stored_names(spec)
         matrices = {matrix.name: matrix for matrix in self.assigned.matrices}
         for one in held(spec):
-            parts = [matrices.get(names[expected.name]) for expected in one.expected]
+            parts = tuple(matrices.get(names[expected.name]) for expected in one.expected)
             if not any(parts):
                 continue
             path, _, attribute = one.name.rpartition(".")
             module = model.get_submodule(path)
-            rounding = _Rounding(one, tuple(parts), self.scales)
+            if start is not None:
+                _begin(one, parts, module.get_parameter(attribute), start)
+            rounding = _Rounding(one, parts, self.scales)
             swap = _Swap(attribute, rounding)
             module.register_forward_pre_hook(swap.enter)
             module.register_forward_hook(swap.leave, always_call=True)
+
+
+@torch.no_grad()
+def _begin(one: Held, parts: Sequence[Matrix | None], parameter: Tensor, start: RoundedStart) -> None:
+    for (_, place), matrix in zip(one.split(parameter), parts, strict=True):
+        if matrix is not None:
+            place.copy_(start.weight(matrix.name))
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def write_student(
         done(folder)
 
 
-_CALIBRATION: Final = 64
-"""Sequences of the text that show how large the inputs of linears become."""
+CALIBRATION: Final = 128
+"""Sequences of the text that show what linears read."""
 
 
 def write_quantised(
@@ -111,7 +111,7 @@ def write_quantised(
     with scratch(output) as between:
         plain = between / student.name
         write_student(model, student, plain, mtp=mtp, card=card)
-        calibrated = None if fake.calibrate is None else fake.calibrate(plain, blocks)
+        calibrated = None if fake.calibrate is None else fake.calibrate(plain, blocks, feedback=False)
         frozen = Frozen(fake.scales, weights, calibrated)
         quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
 
@@ -169,7 +169,7 @@ def write_outputs(
         model, mtp = _weights_of(trainer, step, student)
         write = write_student
         if fake is not None:
-            ids = trainer.text.batch(0, _CALIBRATION, seed=trainer.recipe.seed).ids
+            ids = trainer.text.batch(0, CALIBRATION, seed=trainer.recipe.seed).ids
             write = partial(write_quantised, fake=fake, blocks=ids)
         write(
             model,

@@ -125,7 +125,11 @@ class Request:
             **(
                 {}
                 if asked.wanted is None
-                else {"student_format": asked.student_format, "keep": dict(asked.student_keep)}
+                else {
+                    "student_format": asked.student_format,
+                    "keep": dict(asked.student_keep),
+                    "round": asked.student_round,
+                }
             ),
         }
 

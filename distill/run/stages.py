@@ -87,6 +87,7 @@ def _distill_stages(
             tracked=place.name,
             calibrate=calibrate,
             in_16_bits=not place.is_last,
+            rounded=work.rounded,
             done=place.write_record,
             progress=progress,
             note=note,

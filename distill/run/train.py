@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from distill.processes import Processes
 from distill.recipe import Recipe
@@ -16,9 +17,10 @@ from distill.run.distillation import Distillation
 from distill.run.fake_quantised import Calibrate, FakeQuantised
 from distill.run.loop import train
 from distill.run.mtp import Predictor
-from distill.run.output import write_outputs
+from distill.run.output import CALIBRATION, write_outputs
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
+from distill.run.rounded_start import RoundedStart, write_start
 from distill.run.tasks import asker
 from distill.run.trackers import TRACKERS, require_tracker
 from distill.run.trainer import Trainer
@@ -28,8 +30,11 @@ from distill.teacher.loading import known_spec
 from distill.text.data import Text, read_text
 from distill.text.tokens import require_sound
 from minitron.files import sole
+from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
+from minitron.model.spec import ModelSpec
 from minitron.progress import Note, Progress, no_note, silent
+from minitron.quantise.assigned import assign
 from minitron.run_folder import part
 from minitron.units import format_bytes
 
@@ -46,6 +51,7 @@ def distill(
     tracked: Path | None = None,
     calibrate: Calibrate | None = None,
     in_16_bits: bool = False,
+    rounded: Path | None = None,
     done: Done = lambda result, partial: None,
     progress: Progress = silent,
     note: Note = no_note,
@@ -55,7 +61,8 @@ def distill(
     A run that stopped, however it did, goes on from its newest checkpoint when it is called again with the same
     arguments, and gives the same weights bit for bit on the same machine.  The folder of checkpoints is removed when
     the output is complete.  `note` is told what was measured before training.  `earlier` are the stages before this
-    one, which began with `origin`: the model card tells of them.  A tracker knows the run by the name of `tracked`, or
+    one, which began with `origin`: the model card tells of them, and a student in fewer bits keeps the scales that the
+    first of them put into the folder `rounded`.  A tracker knows the run by the name of `tracked`, or
     else of the output.  `done` is told the result, and the folder that is whole, before that gets the output's name.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other, the output exists or
@@ -74,7 +81,10 @@ def distill(
         processes.wait()
         with work.beginning() if first else nullcontext():
             text = _read(request, work, processes, note)
-            trainer, start, fake = _prepare(request, text, work, processes, place, calibrate, progress, note)
+            fake = partial(
+                _fake, request, text, rounded or work.rounded, processes, calibrate, progress, begins=not earlier
+            )
+            trainer, start, formats = _prepare(request, text, work, processes, place, fake, progress, note)
         tracker = TRACKERS[asked.track if first else "none"]
         train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
         result = result_of(trainer, start, asked.output, asked.teacher_precision)
@@ -90,7 +100,7 @@ def distill(
                 overwrite=asked.overwrite,
                 done=partial(done, result),
                 note=note,
-                fake=None if in_16_bits else fake,
+                fake=None if in_16_bits else formats,
             )
             work.close()
         processes.wait()
@@ -134,29 +144,58 @@ def _prepare(
     work: Work,
     processes: Processes,
     place: torch.device,
-    calibrate: Calibrate | None,
+    fake: Callable[[ModelSpec, PreTrainedModel], FakeQuantised | None],
     progress: Progress,
     note: Note,
 ) -> tuple[Trainer, dict[str, Any], FakeQuantised | None]:
     """The trainer where the run stands, what was measured before the first step, which `note` is told, and the formats
-    of a student in fewer bits."""
+    of a student in fewer bits, which `fake` puts on it."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
     identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
     reference, measured = request.teaching.prepare(asked.student, text, recipe, start, identity, processes, progress)
     model = load_model(asked.student, dtype=torch.float32, device=place)
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
-    fake = None
-    if asked.wanted is not None and spec is not None:
-        fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate)
-        fake.put_on(model, spec, asked.student)
+    formats = None if spec is None else fake(spec, model)
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
-    return trainer, start, fake
+    return trainer, start, formats
+
+
+def _fake(
+    request: Request,
+    text: Text,
+    rounded: Path,
+    processes: Processes,
+    calibrate: Calibrate | None,
+    progress: Progress,
+    spec: ModelSpec,
+    model: PreTrainedModel,
+    *,
+    begins: bool,
+) -> FakeQuantised | None:
+    """The formats of a student in fewer bits, put on `model`, which begins where the folder `rounded` says if it
+    `begins` at all; None of one in 16."""
+    asked, start = request.asked, None
+    if asked.wanted is None:
+        return None
+    if asked.student_round == "best":
+        if calibrate is None:
+            raise ValueError("rounding with feedback needs something that calibrates")
+        if processes.is_first and not rounded.exists():
+            assigned = assign(spec, Checkpoint(asked.student), asked.wanted)
+            ids = text.batch(0, CALIBRATION, seed=request.recipe.seed).ids
+            rounding = calibrate(asked.student, ids, feedback=True)
+            write_start(rounded, asked.student, spec, assigned, rounding, progress=progress)
+        processes.wait()
+        start = RoundedStart.read(rounded)
+    fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate, start=start)
+    fake.put_on(model, spec, asked.student, start=start if begins else None)
+    return fake
 
 
 def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | None, note: Note) -> dict[str, Any]:

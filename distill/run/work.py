@@ -4,6 +4,7 @@ run.json                    models, text and recipe; a run goes on only where al
 start.json                  what was measured before the first step
 tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
+rounded                     see distill.run.rounded_start
 checkpoints, best           see distill.run.checkpoints
 written.json                which output folders are this run's, before they get their names
 
@@ -25,10 +26,11 @@ START: Final = "start.json"
 METRICS: Final = "metrics.jsonl"
 CHECKPOINTS: Final = "checkpoints"
 WRITTEN: Final = "written.json"
+ROUNDED: Final = "rounded"
 STAGES: Final = "stages.json"
 """Of a run of several stages, instead of RUN."""
 
-_NAMES: Final = (RUN, START, METRICS, "tokens", CHECKPOINTS, "best", WRITTEN, STAGES, "stage-*")
+_NAMES: Final = (RUN, START, METRICS, "tokens", CHECKPOINTS, "best", WRITTEN, STAGES, ROUNDED, "stage-*")
 
 
 def run_folder(folder: Path, record: str) -> RunFolder:
@@ -109,6 +111,11 @@ class Work:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         kept = [line for line in text.splitlines() if _step_of(line) <= step]
         write_text(path, "".join(f"{line}\n" for line in kept))
+
+    @property
+    def rounded(self) -> Path:
+        """Where a student in fewer bits begins."""
+        return self.folder / ROUNDED
 
     @property
     def tokens(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import torch
 from distilling import RECIPE, Killed, kill, require_equal, stop_after
-from quantising import save_wide_hybrid, save_wide_llama
+from quantising import in_bf16, save_wide_hybrid, save_wide_llama
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -67,13 +67,6 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model"))
 
 
-def in_bf16(folder: Path) -> Path:
-    """The same checkpoint with numbers that bf16 has, so that what stays as it is stays to the bit."""
-    path = folder / WEIGHTS
-    save_file({name: tensor.bfloat16().float() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize("fixture", ["hybrid", "llama"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_forward_and_backward_are_those_of_the_files(
@@ -128,7 +121,7 @@ def measured(folder: Path, teacher: Path, student: Path, text: Path, work: Path)
 
 
 def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path) -> None:
-    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="int4")
+    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="int4", student_round="nearest")
     result = distill(asked, RECIPE)
     assert result.curve[-1]["kl"] < result.curve[0]["kl"]
     assert read_json(tmp_path / "out/config.json")["quantization_config"]["quant_method"] == "compressed-tensors"
@@ -136,7 +129,7 @@ def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_
     # Norms and the like are written in bf16.
     assert kl == pytest.approx(result.curve[-1]["kl"], rel=0.01)
     # Rounding the same student after training without its format would have been another thing.
-    plain = distill(replace(asked, output=tmp_path / "plain", student_format=None), RECIPE)
+    plain = distill(replace(asked, output=tmp_path / "plain", student_format=None, student_round="best"), RECIPE)
     quantise(tmp_path / "plain", tmp_path / "after", Wanted("int4"))
     after = measured(tmp_path / "after", teacher, hybrid, short_text, tmp_path / "tokens")
     assert kl < after and plain.curve[-1]["kl"] != result.curve[-1]["kl"]
@@ -149,14 +142,16 @@ def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_
 def test_a_killed_run_in_a_format_goes_on_as_if_it_had_not_been(
     hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="nvfp4a16")
+    asked = Distillation(
+        hybrid, teacher, short_text, tmp_path / "out", student_format="nvfp4a16", student_round="nearest"
+    )
     whole = distill(replace(asked, output=tmp_path / "whole"), RECIPE)
     with pytest.raises(Killed):
         distill(asked, RECIPE, progress=stop_after(5, kill))
     require_equal(distill(asked, RECIPE), whole)
     with pytest.raises(Killed):
         distill(replace(asked, output=tmp_path / "other"), RECIPE, progress=stop_after(5, kill))
-    other = replace(asked, output=tmp_path / "other", student_format="int8")
+    other = replace(asked, output=tmp_path / "other", student_format="int8", student_round="nearest")
     with pytest.raises(MinitronError, match="student_format"):
         distill(other, RECIPE)
 
@@ -164,7 +159,9 @@ def test_a_killed_run_in_a_format_goes_on_as_if_it_had_not_been(
 def test_the_last_of_several_stages_alone_is_written_in_the_format(
     hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    asked = Distillation(hybrid, teacher, (), tmp_path / "out", student_format="int8", work=tmp_path / "work")
+    asked = Distillation(
+        hybrid, teacher, (), tmp_path / "out", student_format="int8", student_round="nearest", work=tmp_path / "work"
+    )
     stages = [Stage(replace(RECIPE, steps=2), (Source(str(short_text)),)) for _ in range(2)]
     seen: list[bool] = []
 
@@ -198,7 +195,10 @@ def test_what_cannot_be_trained_is_said_before_anything_is_loaded(
 
 def test_a_model_in_fewer_bits_learns_of_itself(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, learning_rate=1e-3)
-    result = distill(Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4"), recipe)
+    result = distill(
+        Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4", student_round="nearest"),
+        recipe,
+    )
     before, *_, after = (point["kl"] for point in result.curve)
     assert 0 < after < before
     with pytest.raises(MinitronError, match="both student and teacher"):
@@ -209,7 +209,7 @@ def test_a_model_in_fewer_bits_learns_of_itself(hybrid: Path, short_text: Path, 
 def test_formats_with_scales_of_inputs_see_the_text(
     form: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format=form)
+    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format=form, student_round="nearest")
     with pytest.raises(MinitronError, match="calibration"):
         distill(asked, RECIPE)
     result = pipeline.distill(asked, RECIPE).result
