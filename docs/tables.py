@@ -65,6 +65,8 @@ _USES: Final = {"kv": "keys and values", "state": "states", "conv": "inputs of c
 def _formats() -> Rows:
     yield "name", "bits:", "with the scales of groups:", "may keep", "layout", "origin", "source"
     for name, form in FORMATS.items():
+        if form.gguf:
+            continue
         uses = ", ".join(_USES.get(use, use) for use in form.uses)
         bits = (_number(form.bits), _number(float(form.bits_with_scales)))
         yield _code(name), *bits, uses, form.note, form.origin, form.source

@@ -40,10 +40,12 @@ def count(request: Export) -> int:
     """The bytes of all tensors that the file would hold, from config.json alone.
 
     Raises MinitronError for a model whose files were not measured against the count."""
-    from minitron.gguf.counting import counted
+    from minitron.memory.formats import gguf_format
+    from minitron.memory.precision import precision_of, tally_of, weight_bytes
     from minitron.model.spec import read_spec
 
-    return counted(read_spec(request.model), request.type)
+    spec = read_spec(request.model)
+    return int(weight_bytes(spec, tally_of(spec, precision_of(spec, gguf_format(request.type))), spec.sizes)[0])
 
 
 def export(request: Export, *, progress: Progress = silent, note: Note = no_note) -> Exported:

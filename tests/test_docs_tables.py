@@ -36,7 +36,7 @@ def test_no_table_is_stale_and_each_stands_somewhere(tables: ModuleType) -> None
 
 
 def test_a_table_holds_every_row_and_its_numbers(tables: ModuleType) -> None:
-    for name, rows in (("gpus", GPUS), ("formats", FORMATS)):
+    for name, rows in (("gpus", GPUS), ("formats", [form for form in FORMATS.values() if not form.gguf])):
         head, rule, *lines = tables.table(name).splitlines()
         assert len(lines) == len(rows)
         assert {line.count("|") for line in (head, rule, *lines)} == {head.count("|")}

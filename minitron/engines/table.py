@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from minitron.engines import plain, vllm
 from minitron.engines.keeping import Demand, Kept
@@ -64,6 +64,9 @@ class ServingEngine:
     states: Mapping[str, str] | None = None
     """Format of recurrent states -> the engine's name for it; None where any is counted."""
 
+    files: Literal["any", "safetensors", "gguf"] = "any"
+    """The files that it loads."""
+
     casts_fp32: bool = False
     """Whether it computes a model whose config says fp32 in 16 bits unless it is told to keep fp32."""
 
@@ -108,6 +111,7 @@ ENGINES: Final = {
             lines=vllm.lines,
             workspace=vllm.activations,
             tell_workspace=vllm.tell_workspace,
+            files="safetensors",
             kv={"fp32": "", "bf16": "", "fp16": "", "fp8": "fp8", "int8": "int8_per_token_head", "nvfp4": "nvfp4"},
             kv_on={"fp8": (8, 9, 10, 11, 12), "nvfp4": (8, 9, 10, 12)},
             states={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},

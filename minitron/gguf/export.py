@@ -12,10 +12,10 @@ from minitron.errors import MinitronError
 from minitron.files import new_file, refuse_existing, scratch
 from minitron.gguf.conversion import PLAIN, converted, set_file_type
 from minitron.gguf.extra import converter, quantise_rows
-from minitron.gguf.facts import facts_of
-from minitron.gguf.staging import require_exportable, stage
+from minitron.gguf.staging import stage
 from minitron.gguf.writing import typed, uncalibrated, write
 from minitron.memory.ggml import mixture_of
+from minitron.memory.gguf import facts_of, require_exportable
 from minitron.model.dequantised import open_plain
 from minitron.progress import Progress, silent
 
@@ -69,7 +69,7 @@ def export(
         stage(model, spec, staged)
         header = converted(staged, model, spec, mixture)
         given = importance or {}
-        facts = facts_of(spec, tied="output.weight" not in header.tensors[0], calibrated=bool(given))
+        facts = facts_of(spec, calibrated=bool(given))
         types = typed(header.tensors[0], chosen, facts)
         if lacking := uncalibrated(types, chosen, given):
             raise MinitronError(

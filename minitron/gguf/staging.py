@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.cut.companions import companions
-from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.locks import resolved
 from minitron.model.families.nemotron_h import EXPERT_KEYS
@@ -27,7 +26,6 @@ _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_
 _MORE: Final = ("tokenizer.model", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 
 EXPERTS: Final = "moe"
-MLP: Final = "mlp"
 
 
 def _same(spec: ModelSpec, config: dict[str, Any]) -> dict[str, Any]:
@@ -61,23 +59,6 @@ _ROUTING: Final = {
 
 _DIALECTS: Final[dict[str, Callable[[ModelSpec, dict[str, Any]], dict[str, Any]]]] = {"nemotron_h": _nemotron_h}
 """family -> what its config becomes, where the converter needs another than transformers has."""
-
-
-def require_exportable(spec: ModelSpec) -> None:
-    """Raise MinitronError where llama.cpp cannot load such a model, with the reason."""
-    if spec.family.nesting is not None:
-        raise MinitronError(
-            f"config.json is that of a larger model ({spec.family.name} inside); Minitron exports language models that "
-            "stand alone: take the language model out of it first."
-        )
-    if spec.family.name == "nemotron_h" and {EXPERTS, MLP} <= set(spec.layers):
-        raise MinitronError(
-            f"llama.cpp loads no Nemotron-H with MLP layers (-) beside mixtures of experts (E), as in {spec.letters}: "
-            "its nemotron_h_moe takes every feed-forward layer for a mixture; drop the layers of one kind first "
-            "(`minitron plan --pattern` finds such a cut)."
-        )
-    if spec.family.blocks and spec.blocks.told:
-        raise MinitronError("llama.cpp loads no model whose layers of one kind differ in size; export another.")
 
 
 def stage(model: Path, spec: ModelSpec, folder: Path) -> None:

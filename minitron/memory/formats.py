@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
+from minitron.memory.ggml import MIXTURES, TYPES, mixture_of
 from minitron.model.axes import shown
 from minitron.model.dtypes import stated_dtype
 from minitron.model.matrix_layout import Layout, Scheme
@@ -68,6 +69,13 @@ class Format(Layout):
     """How an engine rounds what a linear reads: not at all, by one scale that calibration gives (static), or by one a
     token."""
 
+    gguf: str = ""
+    """The type of a GGUF file (minitron.memory.ggml.MIXTURES) in which each tensor has a type of its own; the layout is
+    then that of most matrices.  Empty for formats of safetensors."""
+
+    instead: Format | None = None
+    """The format of matrices whose rows are no whole number of groups; None where a last group may be short."""
+
     engines: tuple[str, ...] = ()
     """The engines that read it."""
 
@@ -121,9 +129,16 @@ class Format(Layout):
             return self.group
         return next((size for size in self.groups or (self.group,) if columns % size == 0), None)
 
+    def fitting(self, columns: int) -> Format:
+        """The format that a matrix of this width takes."""
+        return self if self.instead is None or columns % self.group == 0 else self.instead.fitting(columns)
+
     def stored(self, rows: Any, columns: Any, together: Any, kept: Format) -> Any:
         """Bytes of an [R, C] matrix that is kept so where a group divides `together`, and in `kept` elsewhere; whole
         numbers or arrays of them."""
+        if self.instead is not None:
+            other, fits = self.instead.stored(rows, columns, together, kept), columns % self.group == 0
+            return other + fits * (self.matrix(rows, columns) - other)
         if not self.group or not self.written:
             return self.matrix(rows, columns)
         found = kept.matrix(rows, columns)
@@ -138,6 +153,25 @@ _PUBLISHED: Final = "the bytes of published checkpoints"
 _COMPRESSED: Final = "compressed-tensors' compressors"
 _SERVERS: Final = ("vLLM", "SGLang", "TensorRT-LLM")
 _OPEN: Final = ("vLLM", "SGLang")
+_KEPT_IN_BLOCKS: Final = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""The types of GGUF files in which llama.cpp keeps keys and values too."""
+
+
+def _gguf(kind: str) -> Format:
+    """The format of a GGUF file whose type is `kind`; those without blocks are told from plain tensors by their name,
+    for norms, biases, routers and convolutions stay in fp32 there."""
+    most = TYPES[MIXTURES[kind].most]
+    note = f"a GGUF file of which most matrices are in {MIXTURES[kind].most}, the rest as llama.cpp chooses"
+    return Format(
+        kind if most.instead else f"gguf-{kind}",
+        **vars(most.layout),
+        uses=("weights", "kv") if kind in _KEPT_IN_BLOCKS else ("weights",),
+        gguf=kind,
+        engines=("llama.cpp",),
+        note=note,
+        source="llama.cpp's quantiser",
+    )
+
 
 FORMATS: Final = {
     form.name: form
@@ -262,9 +296,31 @@ FORMATS: Final = {
             note="one bf16 scale per 128 numbers of a row, or 64 or 32 where 128 do not divide it",
             source=_COMPRESSED,
         ),
+        *map(_gguf, MIXTURES),
     )
 }
 """name -> format."""
+
+
+def gguf_format(kind: str) -> str:
+    """The name in FORMATS of a GGUF file's type; raises MinitronError where there is none."""
+    mixture_of(kind)
+    return next(form.name for form in FORMATS.values() if form.gguf == kind)
+
+
+GGUF_OF: Final = {"fp32": "gguf-f32", "bf16": "gguf-bf16", "fp16": "gguf-f16"}
+"""A format of plain numbers -> that of the GGUF file in which matrices are kept so."""
+
+
+@cache
+def ggml_format(name: str, *, output: bool = False) -> Format:
+    """The format of one tensor in a type of ggml; of an output layer with `output`, which has a way of its own where
+    rows are no whole number of blocks."""
+    kind = TYPES[name]
+    if not kind.instead:
+        return FORMATS[{"f32": "fp32", "f16": "fp16"}.get(name, name)]
+    instead = "q8_0" if output and name != "q8_0" else kind.instead
+    return Format(name, **vars(kind.layout), instead=ggml_format(instead), source="ggml")
 
 
 STORED: Final = "as stored"
@@ -309,7 +365,9 @@ def stored_format(config: Mapping[str, Any]) -> str:
     return found or "bf16"
 
 
-def mildest_first() -> tuple[str, ...]:
-    """bf16 and the quantised weight formats, highest precision first: by bits with scales."""
-    quantised = [form for form in FORMATS.values() if form.quantised and "weights" in form.uses]
-    return ("bf16", *(form.name for form in sorted(quantised, key=lambda form: -form.bits_with_scales)))
+def mildest_first(*, gguf: bool = False) -> tuple[str, ...]:
+    """bf16 and the quantised weight formats, highest precision first: by bits with scales.  Those of GGUF files, or the
+    others."""
+    weights = [form for form in FORMATS.values() if "weights" in form.uses and bool(form.gguf) == gguf]
+    found = sorted((form for form in weights if form.quantised), key=lambda form: -form.bits_with_scales)
+    return (GGUF_OF["bf16"] if gguf else "bf16", *(form.name for form in found))

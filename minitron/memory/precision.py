@@ -8,7 +8,7 @@ are reproduced to the byte (tests/memory/test_precision.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, STORED, Format, formats_for, stored_format
+from minitron.memory.ggml import mixture_of
+from minitron.memory.gguf import Circumstance, circumstances, gguf_formats, require_counted
 from minitron.memory.mixtures import PROJECTIONS, PUBLISHED, Clause, Mixture, published_for
 from minitron.memory.stored import beside_bytes, stored_formats, stored_origin, stored_source
 from minitron.model.axes import EXPERT
@@ -41,10 +43,13 @@ class Precision:
     stored: bool = False
     """Whether the config of a quantised checkpoint gives the formats of what no clause names."""
 
+    gguf: str = ""
+    """The type of a GGUF file, whose tensors llama.cpp gives their types; empty for safetensors."""
+
     @property
     def uniform(self) -> Format | None:
         """The one format of all tensors, None where there are several."""
-        several = self.mixture.clauses or self.mixture.attention_bytes or self.stored
+        several = self.mixture.clauses or self.mixture.attention_bytes or self.stored or self.gguf
         return None if several else FORMATS[self.computed]
 
 
@@ -52,6 +57,8 @@ class Precision:
 def _precision(family: str, sort: str, components: frozenset[str], weights: str, keep: tuple[Any, ...]) -> Precision:
     if weights not in (known := formats_for("weights")):
         raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(known)}.")
+    if kind := FORMATS[weights].gguf:
+        return Precision(weights, "bf16", _in_gguf(kind, keep), gguf=kind)
     kept = _kept(components, keep)
     if not FORMATS[weights].quantised:
         return Precision(weights, weights, Mixture(tuple(kept), "exact", f"every tensor in {weights}"))
@@ -66,6 +73,17 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
         "bf16",
         Mixture((*kept, *mixture.clauses), mixture.origin, mixture.source, mixture.attention_bytes),
     )
+
+
+def _in_gguf(kind: str, keep: tuple[Any, ...]) -> Mixture:
+    if keep:
+        raise MinitronError(
+            "in a GGUF file llama.cpp chooses the type of each tensor, so that --keep says nothing there; drop it, or "
+            "choose another --weights."
+        )
+    calibrated = ", with an importance matrix" if mixture_of(kind).calibrated else ""
+    source = f"a GGUF file in {kind}{calibrated}, each tensor in the type that llama.cpp gives it"
+    return Mixture((), "exact", f"{source}; the file's header, with the vocabulary, and its padding are beside")
 
 
 def _kept(components: frozenset[str], keep: tuple[Any, ...]) -> list[Clause]:
@@ -86,8 +104,10 @@ def precision_of(spec: ModelSpec, weights: str, keep: Mapping[str, str] | None =
 
     fp8 and nvfp4 take the mixture that was published for such models where there is one, else every projection is
     quantised; STORED takes what the config says of a quantised checkpoint.  Raises MinitronError for a component that
-    the model does not have and for unknown formats."""
+    the model does not have, for unknown formats, and for GGUF files of models whose files are not known."""
     components = frozenset(rule.component for rules in spec.rules.values() for rule in rules)
+    if weights in FORMATS and FORMATS[weights].gguf:
+        require_counted(spec)
     sort = "latent" if "moe_latent_proj" in components else "moe" if "moe_routed" in components else "dense"
     kept = tuple((keep or {}).items())
     found = spec.quantisation if weights == STORED else None
@@ -112,6 +132,9 @@ class Part:
     count: Any
     """Layers that have it so, or an array with one number a depth; experts are not counted."""
 
+    when: Circumstance | None = None
+    """With which sizes they have; None for all."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -126,7 +149,7 @@ class Tally:
         """The tally of some depths out of all, in the shape of `depth`."""
         return Tally(
             {kind: count[depth] for kind, count in self.kinds.items()},
-            tuple(Part(part.kind, part.rule, part.form, part.count[depth]) for part in self.parts),
+            tuple(replace(part, count=part.count[depth]) for part in self.parts),
             self.attention_bytes,
             self.beside_bytes,
         )
@@ -136,7 +159,7 @@ class Tally:
         """The tally of the first depth, in plain numbers."""
         return Tally(
             {kind: int(count[0]) for kind, count in self.kinds.items()},
-            tuple(Part(part.kind, part.rule, part.form, int(part.count[0])) for part in self.parts),
+            tuple(replace(part, count=int(part.count[0])) for part in self.parts),
             self.attention_bytes,
             self.beside_bytes,
         )
@@ -152,9 +175,10 @@ def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]
             kind,
             spec.rules[kind][place],
             form,
-            np.array([parts.get((kind, place, form), 0) for _, parts in one]),
+            np.array([parts.get((kind, place, form, when), 0) for _, parts in one]),
+            when,
         )
-        for kind, place, form in keys
+        for kind, place, form, when in keys
     )
     return Tally(kinds, parts, precision.mixture.attention_bytes, precision.mixture.beside_bytes)
 
@@ -167,18 +191,26 @@ def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
     return found
 
 
-def _tally_one(
-    spec: ModelSpec, precision: Precision, kept: Sequence[int]
-) -> tuple[dict[str, int], dict[tuple[str, int, Format], int]]:
+_Key = tuple[str, int, Format, Circumstance | None]
+"""Kind of layer, place of the rule in it, format, and with which sizes."""
+
+
+def _tally_one(spec: ModelSpec, precision: Precision, kept: Sequence[int]) -> tuple[dict[str, int], dict[_Key, int]]:
     layers = [spec.layers[layer] for layer in kept]
     kinds = {kind: layers.count(kind) for kind in dict.fromkeys(spec.layers)}
     kinds |= {kind: spec.mtp_layers.count(kind) for kind in spec.mtp_layers}
+    if precision.gguf:
+        return kinds, {
+            (kind, place, form, when): count
+            for when in circumstances(spec, layers)
+            for kind, place, form, count in gguf_formats(spec, precision.gguf, kept, when)
+        }
     attends = [_attends(spec, kind) for kind in layers]
     # The last layer has none behind it.
     feeds = {
         kind: sum(own == kind and after for own, after in zip(layers, attends[1:], strict=False)) for kind in kinds
     }
-    parts: dict[tuple[str, int, Format], int] = {}
+    parts: dict[_Key, int] = {}
     for kind, rules in spec.rules.items():
         count = kinds.get(kind, 1)
         for place, rule in enumerate(rules):
@@ -187,7 +219,7 @@ def _tally_one(
             else:
                 found = _formats(precision, kind, rule, count, feeds.get(kind, 0))
             for form, number in found:
-                key = (kind, place, form)
+                key = (kind, place, form, None)
                 parts[key] = parts.get(key, 0) + number
     return kinds, parts
 
@@ -278,12 +310,18 @@ def _shape_in(rule: Rule, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def parts_bytes(spec: ModelSpec, found: Tally, sizes: Mapping[str, Any]) -> Iterator[tuple[str, Part, Any]]:
-    """kind, part and the bytes of all its tensors, part by part."""
+    """kind, part and the bytes of all its tensors, part by part, those that there are with these sizes; in numbers, not
+    arrays, with the format that the tensors take."""
     for part in found.parts:
         own = spec.at(part.kind, sizes)
         height, columns = _shape_in(part.rule, own)
+        holds = part.when is None or part.when.holds(spec, sizes)
+        if holds is False:
+            continue
+        if not np.ndim(columns):
+            part = replace(part, form=part.form.fitting(int(columns)))
         together = common_width(spec, part.kind, part.rule, own, part.form)
-        count = part.count * part.form.stored(height, columns, together, FORMATS["bf16"])
+        count = part.count * holds * part.form.stored(height, columns, together, FORMATS["bf16"])
         if part.rule.per_expert:
             count = count * own[EXPERT]
         yield part.kind, part, count

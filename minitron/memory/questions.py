@@ -82,7 +82,13 @@ def _fits_on(spec: ModelSpec, workload: Workload, limit: Limit, gpu: Gpu) -> boo
 
 def mildest_weights(spec: ModelSpec, workload: Workload, budget: Budget) -> str | None:
     """The weight format of highest precision in which it fits; None if there is none."""
-    return next((name for name in mildest_first() if fits(spec, replace(workload, weights=name), budget)), None)
+    names = mildest_first(gguf=in_gguf(workload))
+    return next((name for name in names if fits(spec, replace(workload, weights=name), budget)), None)
+
+
+def in_gguf(workload: Workload) -> bool:
+    """Whether the weights are those of a GGUF file."""
+    return workload.weights != STORED and bool(FORMATS[workload.weights].gguf)
 
 
 @dataclass(frozen=True)
@@ -201,13 +207,14 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
     bits = {name: form.bits for name, form in FORMATS.items()}
     main = spec.quantisation.main if workload.weights == STORED and spec.quantisation is not None else None
     bits[STORED] = 16 if main is None else main.layout.bits
-    if keeps_states(spec) and workload.ssm_state == "fp32":
+    states = ENGINES[workload.engine.name].states
+    if keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "bf16" in states):
         yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
-    narrow = next((name for name in ("fp8", "int8") if _keeps_kv(workload, name, gpu)), None)
+    narrow = next((name for name in ("fp8", "int8", "q8_0") if _keeps_kv(workload, name, gpu)), None)
     if workload.kv in ("fp32", "bf16", "fp16") and narrow is not None:
         told = "" if ENGINES[workload.engine.name].kv else _emulated(narrow, gpu)
         yield f"keys and values in {narrow.upper()}{told}", f"--kv {narrow}", replace(workload, kv=narrow)
-    for name in ("fp8", "nvfp4"):
+    for name in ("q8_0", "q4_k_m") if in_gguf(workload) else ("fp8", "nvfp4"):
         if bits[name] < bits[workload.weights]:
             told = f"weights in {name.upper()}{_emulated(name, gpu)}"
             yield told, f"--weights {name}", replace(workload, weights=name)

@@ -54,6 +54,8 @@ _KEPT: Final[dict[str, Use]] = {"weights": "weights", "kv": "kv", "ssm_state": "
 """field of Workload -> what its formats must be for."""
 
 _STORED: Final = ("weights", STORED)
+_LOADED: Final = {"gguf": ("gguf-bf16", "q8_0", "q4_k_m"), "safetensors": ("bf16", "fp8", "int4")}
+"""Files of engines -> some formats of weights in them."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,29 @@ class Workload:
                 f"{engine.title} does not keep Mamba states in {self.ssm_state}; choose --ssm-state "
                 f"{' or '.join(engine.states)}."
             )
+        self._require_loadable()
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
         if min(self.speculative_tokens, self.lora_rank, self.vision_encoder) < 0 or self.loras < 1:
             raise MinitronError("speculative tokens, LoRA rank and reserves cannot be negative; give 0 or more.")
+
+    def _require_loadable(self) -> None:
+        """Raise MinitronError where the engine does not load such weights, or llama.cpp cannot do what is asked."""
+        engine, stored = ENGINES[self.engine.name], self.weights == STORED
+        in_gguf = not stored and bool(FORMATS[self.weights].gguf)
+        if engine.files != "any" and (engine.files == "gguf") != in_gguf:
+            raise MinitronError(
+                f"{engine.title} loads {engine.files} files, not weights in "
+                f"{'the formats of a quantised checkpoint' if stored else self.weights}; choose --weights "
+                f"{' or '.join(_LOADED[engine.files])}, or another --engine."
+            )
+        if in_gguf and self.tensor_parallel > 1:
+            raise MinitronError("GGUF files are counted for one GPU; drop --tp, or choose other --weights.")
+        if in_gguf and self.speculative_tokens:
+            raise MinitronError(
+                "`minitron export` leaves the multi-token-prediction block out of a GGUF file; drop --mtp, or choose "
+                "other --weights."
+            )
 
     @property
     def max_num_seqs(self) -> int:
@@ -139,6 +160,15 @@ def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:
     quantised = workload.weights == STORED or FORMATS[workload.weights].quantised
     casts = ENGINES[workload.engine.name].casts_fp32
     return casts and stored_format(config) == "fp32" != workload.weights and not quantised
+
+
+def _computed(weights: str, stored: str) -> str:
+    """The format of activations; llama.cpp keeps keys and values of a GGUF file in fp16, whatever it stores."""
+    if weights == STORED:
+        return stored if FORMATS[stored].bits == 16 else "bf16"
+    if weights in FORMATS and FORMATS[weights].gguf:
+        return "fp16"
+    return weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
 
 
 def _require_countable(tokens: int, more: Mapping[str, Any]) -> None:
@@ -176,9 +206,7 @@ def workload_of(
     if stored == "fp32" and engine is not None and ENGINES[engine.name].casts_fp32:
         stored = "bf16"
     weights = weights or (stored if spec.quantisation is None else STORED)
-    computed = weights if weights in FORMATS and not FORMATS[weights].quantised else "bf16"
-    if weights == STORED and FORMATS[stored].bits == 16:
-        computed = stored
+    computed = _computed(weights, stored)
     stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"
     if more.get("speculative_tokens") and not spec.mtp_layers:
         raise MinitronError("this model has no multi-token-prediction block to draft tokens; drop --mtp.")

@@ -136,6 +136,17 @@ def test_dtypes_and_batch_count(plan: Any) -> None:
     assert narrow["conv_state"] == plain["conv_state"] * 4
 
 
+def test_a_gguf_file_is_counted_as_llama_cpp_would_quantise_it(plan: Any) -> None:
+    """4.5 bits a number are the least of q4_k_m: some matrices have more, norms and convolutions 32."""
+    document = plan(NANO_12B, *LONG, "--weights", "q4_k_m", "--json")
+    jsonschema.validate(document, read_schema())
+    least = read_spec(NANO_12B).parameters().total * 144 // 256
+    assert least < document["parent"]["lines_bytes"]["weights"] < 1.15 * least
+    assert "(q6_k)" in plan(NANO_12B, *LONG, "--weights", "q4_k_m")
+    solved = plan(NANO_12B, "--gpu", "RTX 4090", "--weights", "q8_0", "--context", "8k", "--solve", "weights", "--json")
+    assert solved["value"] == "q8_0"
+
+
 def test_scores_rank_and_choose_the_indices(plan: Any, tiny_hybrid: Path, tmp_path: Path) -> None:
     spec = read_spec(tiny_hybrid)
     random_scores(spec).save(tmp_path / "scores.safetensors")
@@ -197,6 +208,9 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
             ["--gpu", "A10G", "--ssm-state", "int4"],
             "ssm_state cannot be kept in int4; choose fp32, bf16, fp16, fp8, int8",
         ),
+        (["--gpu", "A10G", "--weights", "q4_k_m", "--keep", "attention=bf16"], "--keep says nothing there"),
+        (["--gpu", "A10G", "--weights", "q4_k_m", "--tp", "2"], "drop --tp"),
+        (["--gpu", "A10G", "--weights", "q4_k_m", "--engine", "vllm"], "vLLM loads safetensors files"),
         (["--gpu", "A10G", "--scores", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -9,8 +9,9 @@ from tiny_models import save_family, save_hybrid, save_llama
 
 from cli.app import run
 from minitron.errors import MinitronError
-from minitron.gguf.counting import counted
 from minitron.gguf.export import export
+from minitron.memory.formats import gguf_format
+from minitron.memory.precision import precision_of, tally_of, weight_bytes
 from minitron.model.spec import read_spec
 
 WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
@@ -19,10 +20,27 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (save_llama, WIDE | {"num_hidden_layers": 9}),
     "tied llama": (save_llama, WIDE | {"tied": True}),
     "narrow llama": (save_llama, {}),
+    "SmolLM2's widths": (
+        save_llama,
+        {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "head_dim": 64,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "num_hidden_layers": 2,
+            "tied": True,
+        },
+    ),
     "eight experts": (save_hybrid, EIGHT | {"pattern": "ME*MEM*E"}),
     "latent experts": (save_hybrid, {"pattern": "ME*", "moe_latent_size": 64, "hidden_size": 64}),
     "dense": (save_hybrid, {"pattern": "M-M*-M-M-", "hidden_size": 256}),
 }
+
+
+def counted(model: Path, kind: str) -> int:
+    spec = read_spec(model)
+    return int(weight_bytes(spec, tally_of(spec, precision_of(spec, gguf_format(kind))), spec.sizes)[0])
 
 
 @pytest.mark.parametrize("label", MODELS)
@@ -36,7 +54,7 @@ def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
     for kind in ("bf16", "q8_0", "q4_k_m", "q3_k_m", "iq4_xs"):
         export(model, tmp_path / "out.gguf", kind, overwrite=True)
         written = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors)
-        assert counted(read_spec(model), kind) == written, kind
+        assert counted(model, kind) == written, kind
 
 
 def test_without_a_file_the_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,4 +71,4 @@ def test_a_family_that_was_not_measured_is_refused(tmp_path: Path) -> None:
     keys = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     model = save_family(tmp_path / "model", "olmo3", **keys, intermediate_size=48, vocab_size=300)
     with pytest.raises(MinitronError, match="not known before it is written"):
-        counted(read_spec(model), "q8_0")
+        counted(model, "q8_0")

@@ -89,6 +89,23 @@ def test_the_search_finds_what_a_loop_finds_in_the_same_order(sort: str) -> None
         assert candidate.fits
 
 
+@pytest.mark.parametrize("weights", ["gguf-bf16", "q4_k_m", "iq3_xxs", "q2_k"])
+@pytest.mark.parametrize("pattern", ["*EM*ME", "M-*M*-"])
+def test_a_search_counts_gguf_files_of_what_is_left(pattern: str, weights: str) -> None:
+    """Which type a matrix takes depends on the number of experts, on heads, on widths and on the layers that stay: what
+    is counted for many architectures at once is what each has alone."""
+    spec = tiny(pattern, hidden_size=512, moe_intermediate_size=256, n_routed_experts=9, num_attention_heads=8)
+    workload = Workload(64, 2, weights, "fp16")
+    axes = {"hidden_size": "512,256,96", "n_routed_experts": "3,4,8,9", "num_key_value_heads": "1,2"}
+    widths = parse_widths(spec, {key: sizes for key, sizes in axes.items() if key in spec.keys})
+    lattice = Lattice(spec, depths(spec, workload, 3, keep_attention=0), widths)
+    result = search(lattice, workload, AMPLE, top=lattice.points)
+    assert result.searched > 10 and len({candidate.letters for candidate in result.candidates}) > 2
+    for candidate in result.candidates:
+        model = spec.resized(candidate.sizes, candidate.kept)
+        assert footprint(model, workload) == candidate.footprint
+
+
 def test_no_architecture_is_listed_twice() -> None:
     """Which of several equal layers goes makes no other architecture."""
     spec = tiny("MMM*--")
