@@ -95,8 +95,14 @@ def _engine_keeps(engine: ServingEngine, name: str) -> str:
     return " and ".join(told) or "neither"
 
 
+_SCALES: Final = {1: "E4M3", 2: "fp16", 4: "fp16 and a minimum in fp16"}
+"""Bytes that a group shares -> what they are."""
+
+
 def _scale(layout: Layout) -> str:
-    told = ["fp32 a head and token"] * bool(layout.row_bytes) + [f"E4M3 for {layout.group}"] * bool(layout.group)
+    told = ["fp32 a head and token"] * bool(layout.row_bytes) + [
+        f"{_SCALES.get(layout.group_bytes)} for {layout.group}"
+    ] * bool(layout.group)
     return ", ".join([*told, *(["fp32 a layer, in the checkpoint"] * bool(layout.matrix_bytes))]) or "-"
 
 
