@@ -16,7 +16,7 @@ from distill.run.recipe_file import Stage
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult
 from distill.run.trackers import require_tracker
-from distill.run.train import distill
+from distill.run.train import Among, distill
 from distill.run.work import STAGES, Work, run_folder
 from distill.teacher.drift import Drift
 from minitron.errors import MinitronError
@@ -82,12 +82,8 @@ def _distill_stages(
             place.request(request.asked),
             request.recipe,
             processes=processes,
-            earlier=results,
-            origin=asked.student,
-            tracked=place.name,
+            among=Among(tuple(results), place.is_last, asked.student, place.name, work.rounded),
             calibrate=calibrate,
-            in_16_bits=not place.is_last,
-            rounded=work.rounded,
             done=place.write_record,
             progress=progress,
             note=note,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,37 @@ from minitron.units import format_bytes
 Done = Callable[[DistillResult, Path], None]
 
 
+@dataclass(frozen=True)
+class Among:
+    """Where a run stands among the stages of a recipe."""
+
+    earlier: Sequence[DistillResult] = ()
+    """The stages before this one, of which the model card tells."""
+
+    is_last: bool = True
+    """Whether the student gets its format; those between are in 16 bits."""
+
+    origin: Path | None = None
+    """The student of the first stage; None is this run's."""
+
+    tracked: Path | None = None
+    """What a tracker calls the run; None is its output."""
+
+    rounded: Path | None = None
+    """Where the first stage keeps the scales of a student in fewer bits; None is the run's own working folder."""
+
+
+ALONE = Among()
+"""A run that is the only stage."""
+
+
 def distill(
     asked: Distillation,
     recipe: Recipe,
     *,
     processes: Processes | None = None,
-    earlier: Sequence[DistillResult] = (),
-    origin: Path | None = None,
-    tracked: Path | None = None,
+    among: Among = ALONE,
     calibrate: Calibrate | None = None,
-    in_16_bits: bool = False,
-    rounded: Path | None = None,
     done: Done = lambda result, partial: None,
     progress: Progress = silent,
     note: Note = no_note,
@@ -60,10 +81,9 @@ def distill(
 
     A run that stopped, however it did, goes on from its newest checkpoint when it is called again with the same
     arguments, and gives the same weights bit for bit on the same machine.  The folder of checkpoints is removed when
-    the output is complete.  `note` is told what was measured before training.  `earlier` are the stages before this
-    one, which began with `origin`: the model card tells of them, and a student in fewer bits keeps the scales that the
-    first of them put into the folder `rounded`.  A tracker knows the run by the name of `tracked`, or
-    else of the output.  `done` is told the result, and the folder that is whole, before that gets the output's name.
+    the output is complete.  `calibrate` gives a student in fewer bits its beginning and the scales of its inputs.
+    `note` is told what was measured before training, `done` the result, and the folder that is whole, before that gets
+    the output's name.
 
     Raises MinitronError, before anything is loaded, where the inputs do not fit each other, the output exists or
     another process writes it, and where a step's loss is not finite; Stopped on SIGINT or SIGTERM, after the step in
@@ -81,12 +101,10 @@ def distill(
         processes.wait()
         with work.beginning() if first else nullcontext():
             text = _read(request, work, processes, note)
-            fake = partial(
-                _fake, request, text, rounded or work.rounded, processes, calibrate, progress, begins=not earlier
-            )
+            fake = partial(_fake, request, text, among, work, processes, calibrate, progress)
             trainer, start, formats = _prepare(request, text, work, processes, place, fake, progress, note)
         tracker = TRACKERS[asked.track if first else "none"]
-        train(trainer, progress, note, partial(tracker, tracked or asked.output, recipe.to_json()))
+        train(trainer, progress, note, partial(tracker, among.tracked or asked.output, recipe.to_json()))
         result = result_of(trainer, start, asked.output, asked.teacher_precision)
         if first:
             write_outputs(
@@ -95,12 +113,12 @@ def distill(
                 asked.student,
                 teacher=asked.teacher,
                 source=text.source,
-                origin=origin or asked.student,
-                earlier=earlier,
+                origin=among.origin or asked.student,
+                earlier=among.earlier,
                 overwrite=asked.overwrite,
                 done=partial(done, result),
                 note=note,
-                fake=None if in_16_bits else formats,
+                fake=formats if among.is_last else None,
             )
             work.close()
         processes.wait()
@@ -169,18 +187,17 @@ def _prepare(
 def _fake(
     request: Request,
     text: Text,
-    rounded: Path,
+    among: Among,
+    work: Work,
     processes: Processes,
     calibrate: Calibrate | None,
     progress: Progress,
     spec: ModelSpec,
     model: PreTrainedModel,
-    *,
-    begins: bool,
 ) -> FakeQuantised | None:
-    """The formats of a student in fewer bits, put on `model`, which begins where the folder `rounded` says if it
-    `begins` at all; None of one in 16."""
-    asked, start = request.asked, None
+    """The formats of a student in fewer bits, put on `model`, which in the first stage begins where it is rounded to;
+    None of one in 16."""
+    asked, start, rounded = request.asked, None, among.rounded or work.rounded
     if asked.wanted is None:
         return None
     if asked.student_round == "best":
@@ -194,7 +211,7 @@ def _fake(
         processes.wait()
         start = RoundedStart.read(rounded)
     fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate, start=start)
-    fake.put_on(model, spec, asked.student, start=start if begins else None)
+    fake.put_on(model, spec, asked.student, start=None if among.earlier else start)
     return fake
 
 
