@@ -38,6 +38,7 @@ kills: $(INSTALLED) ## Kill commands before N=1000 changes of the file system, r
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills $(N) $(SEED)
 
 serve: $(INSTALLED) $(SERVING) ## Serve checkpoints by vLLM on the CPU and compare with transformers; ARGS="--only qwen3"
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py $(ARGS)
 
 engine: $(INSTALLED) $(SERVING) ## Compare the memory law with vLLM's own functions

@@ -1,12 +1,13 @@
 """What Minitron writes, served over HTTP by vLLM on the CPU and compared with transformers on the same token ids.
 
-    make serve                        all rows of MODELS
+    make serve                        all rows of MODELS (benchmarks/served_models.py)
     make serve ARGS="--only qwen3"    those whose name contains the word
 
 Each checkpoint is made with minitron's own commands in the ordinary environment, and served by the very line that
-`minitron plan --engine vllm` prints for it, with FLAGS after it.  The server reads the ids of held-out text and gives
-their log-probabilities, and a greedy answer; transformers does the same in bf16.  The table goes into
-benchmarks/RESULTS.md, row by row.  Checkpoints and rows that are in the work folder stay in the table.
+`minitron plan --engine vllm` prints for it, with the address to listen on behind it.  The server reads the ids of
+held-out text and gives their log-probabilities, and a greedy answer; transformers does the same in bf16.  What vLLM
+says of its pool of blocks is held against what the plan said.  The table goes into benchmarks/RESULTS.md, row by row.
+Checkpoints and rows that are in the work folder stay.  Ends with an error where a row is not as it should be.
 """
 
 import argparse
@@ -17,21 +18,22 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from smollm2 import convert, find_gguf, minitron, write_section
-from transformers import GraniteMoeHybridConfig, PretrainedConfig, Qwen3Config
+from served_models import CONTEXT, MODELS, ROUNDING, TOKENS, checkpoint
+from smollm2 import minitron, write_section
 
 from minitron import builtin
-from minitron.files import new_folder, read_json, write_json
+from minitron.files import read_json, write_json
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 
@@ -39,161 +41,145 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("RESULTS.md")
 LAUNCHER = Path(__file__).with_name("vllm_cpu.py")
 
-CONTEXT, STEP, SEQUENCES, LENGTH, ANSWER, PORT = 512, 2048, 4, 256, 8, 8127
-FLAGS = ("--host", "127.0.0.1", "--port", str(PORT), "--block-size", "32")
-"""Behind the printed line: where to listen, and the smallest block that vLLM's CPU attention has; a GPU's is 16."""
+STEP, SEQUENCES, LENGTH, ANSWER = 2048, 4, 256, 8
+WORKLOAD = ("--context", CONTEXT, "--batch", 4, "--max-num-batched-tokens", STEP, "--budget", "1.5GiB")
+ENGINE = ("--engine", "vllm", "--no-cuda-graphs", "--block-size", "32")
+"""Without graphs, and in the smallest blocks that vLLM's CPU attention has."""
 
-SPACE_GIB = 1
-"""Bytes of the pool, which on a CPU follow from no share of a GPU."""
+POOL = ("block_size_tokens", "budget_blocks_count", "pool_tokens")
+"""Tokens of a block, blocks, tokens that they hold."""
 
-SCORING = ("--samples", 8, "--sequence-length", 128, "--layers", "none")
-SMOLLM2 = "SmolLM2-135M"
+SERVING = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # Threads that spin against another process's make a step up to a hundred times slower.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 
 
 @dataclass(frozen=True)
-class Served:
-    """A row of the table."""
+class Row:
+    """What was found of one checkpoint."""
 
-    make: Callable[[Path, Path], None]
-    """Makes the checkpoint: of the work folder, as the folder to write."""
+    perplexity: float
+    """By transformers."""
 
-    after: str = ""
-    """The row whose checkpoint must be there first."""
+    error: str = ""
+    """Why vLLM does not serve it."""
 
+    served: float = math.nan
+    """Perplexity by vLLM."""
 
-def _smollm2(work: Path, output: Path) -> None:
-    convert(find_gguf(work), output)
+    largest: float = math.nan
+    """The largest difference of a token's log-probability."""
 
+    mean: float = math.nan
+    same: int = 0
+    """Greedy tokens that agree."""
 
-def _pruned(source: str | Path, *options: object) -> Callable[[Path, Path], None]:
-    def make(work: Path, output: Path) -> None:
-        folder = work / folder_of(source) if isinstance(source, str) else source
-        scores = output.with_suffix(".safetensors")
-        if not scores.exists():
-            minitron("score", folder, "--data", builtin.CALIBRATION, *SCORING, "-o", scores)
-        minitron("prune", folder, "--scores", scores, *options, "-o", output)
+    planned: list[int] = field(default_factory=list)
+    pool: list[int] = field(default_factory=list)
+    """POOL as planned, and as vLLM tells it."""
 
-    return make
+    def sound(self, refused: str) -> bool:
+        """Whether it was served with the pool that was planned, and is the same function; or is `refused` so."""
+        if self.error or refused:
+            return bool(refused) and refused in self.error
+        return self.planned == self.pool and abs(math.log(self.served / self.perplexity)) < 0.03
 
-
-def _distilled(student: str, teacher: str) -> Callable[[Path, Path], None]:
-    def make(work: Path, output: Path) -> None:
-        training = ("--tokens", 2048, "--batch-tokens", 512, "--sequence-length", 256, "--learning-rate", 1e-4)
-        held_out = ("--validation-sequences", 2, "--validate-every", 2048)
-        data = ("--data", builtin.DISTILL, *training, *held_out)
-        minitron("distill", work / folder_of(student), "--teacher", work / folder_of(teacher), *data, "-o", output)
-
-    return make
-
-
-def _quantised(source: str, form: str) -> Callable[[Path, Path], None]:
-    """Rounded with searched scales, without text."""
-
-    def make(work: Path, output: Path) -> None:
-        minitron("quantize", work / folder_of(source), "--format", form, "-o", output)
-
-    return make
+    def cells(self, name: str) -> str:
+        """The line of the table."""
+        if self.error:
+            return f"| {name} | {self.perplexity:.2f} | not served: {self.error} | | | | |"
+        size, blocks, tokens = self.pool
+        pool = f"{blocks:,} x {size}: {tokens:,}" + ("" if self.planned == self.pool else f", planned {self.planned}")
+        return (
+            f"| {name} | {self.perplexity:.2f} | {self.served:.2f} | {self.largest:.3f} | {self.mean:.4f} | "
+            f"{self.same} of {ANSWER} | {pool} |"
+        )
 
 
-def _random(config: PretrainedConfig) -> Callable[[Path, Path], None]:
-    """A model of random weights, with the built-in model's tokenizer."""
-
-    def make(work: Path, output: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(torch.bfloat16)
-        with new_folder(output) as folder:
-            model.save_pretrained(folder)
-            load_tokenizer(builtin.MODEL).save_pretrained(folder)
-
-    return make
-
-
-_TINY: dict[str, Any] = {
-    "vocab_size": 2048,
-    "hidden_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.06,
-    "tie_word_embeddings": True,
-}
-QWEN3 = Qwen3Config(**_TINY, intermediate_size=768, head_dim=32)
-GRANITE = GraniteMoeHybridConfig(
-    **_TINY,
-    layer_types=["mamba", "attention", "mamba", "mamba"],
-    intermediate_size=128,
-    shared_intermediate_size=256,
-    num_local_experts=8,
-    num_experts_per_tok=2,
-    mamba_n_heads=16,
-    mamba_d_head=32,
-    mamba_n_groups=1,
-    mamba_d_state=32,
-    mamba_expand=2,
-    mamba_chunk_size=64,
-    position_embedding_type="nope",
-)
-
-MODELS: dict[str, Served] = {
-    SMOLLM2: Served(_smollm2),
-    f"{SMOLLM2}, pruned by 20 %": Served(_pruned(SMOLLM2, "--set", "intermediate_size=1016"), SMOLLM2),
-    f"{SMOLLM2}, distilled": Served(_distilled(f"{SMOLLM2}, pruned by 20 %", SMOLLM2), f"{SMOLLM2}, pruned by 20 %"),
-    f"{SMOLLM2}, int8": Served(_quantised(SMOLLM2, "int8"), SMOLLM2),
-    f"{SMOLLM2}, int4": Served(_quantised(SMOLLM2, "int4"), SMOLLM2),
-    "dense hybrid, cut from the built-in model": Served(
-        _pruned(builtin.MODEL, "--pattern", "MM*-MM*-M", "--budget", "64MiB", "--context", CONTEXT)
-    ),
-    "qwen3, random": Served(_random(QWEN3)),
-    "qwen3, random, pruned": Served(_pruned("qwen3, random", "--set", "intermediate_size=512"), "qwen3, random"),
-    "granitemoehybrid, random": Served(_random(GRANITE)),
-    "granitemoehybrid, random, pruned": Served(
-        _pruned("granitemoehybrid, random", "--set", "num_local_experts=6"), "granitemoehybrid, random"
-    ),
-}
-"""Row -> how its checkpoint is made.  A row more is a line here."""
-
-
-def folder_of(name: str) -> str:
-    """The folder's name in the work folder."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-def checkpoint(work: Path, name: str) -> Path:
-    """The row's checkpoint, made where it is not there."""
-    row, folder = MODELS[name], work / folder_of(name)
-    if row.after:
-        checkpoint(work, row.after)
-    if not folder.exists():
-        row.make(work, folder)
-    return folder
-
-
-def serve_line(folder: Path) -> list[str]:
-    """The words of the line that `minitron plan` prints for it."""
-    size = ("--context", CONTEXT, "--batch", 4, "--max-num-batched-tokens", STEP, "--budget", "8GiB")
+def planned(folder: Path) -> tuple[list[str], list[int]]:
+    """The words of the line that `minitron plan` prints for it, and what vLLM should say of its pool."""
     leave = ("--layers", read_spec(folder).value("num_hidden_layers") or len(read_spec(folder).layers))
-    document = json.loads(minitron("plan", folder, *size, *leave, "--engine", "vllm", "--no-cuda-graphs", "--json"))
-    return shlex.split(document["serve"])
+    document = json.loads(minitron("plan", folder, *WORKLOAD, *leave, *ENGINE, "--json"))
+    return shlex.split(document["serve"]), [document["engine_log"]["parent"][name] for name in POOL]
+
+
+class Server:
+    """vLLM, from its first answer on."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    @property
+    def flags(self) -> list[str]:
+        """Where to listen."""
+        return ["--host", "127.0.0.1", "--port", str(self.port)]
+
+    def get(self, path: str, body: dict[str, Any] | None = None, seconds: int = 300) -> str:
+        """The answer to a request."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            told: str = answer.read().decode()
+        return told
+
+    def ask(self, model: str, prompt: list[int], **settings: Any) -> dict[str, Any]:
+        """One completion, greedy."""
+        body = {"model": model, "prompt": prompt, "temperature": 0, "return_token_ids": True, **settings}
+        choice: dict[str, Any] = json.loads(self.get("/v1/completions", body))["choices"][0]
+        return choice
+
+    def pool(self) -> list[int]:
+        """POOL, by its metrics and its log."""
+        (info,) = re.findall(r"^vllm:cache_config_info\{(.*)\}", self.get("/metrics"), re.MULTILINE)
+        told = dict(re.findall(r'(\w+)="([^"]*)"', info))
+        (tokens,) = re.findall(r"KV cache size: ([\d,]+) tokens", self.log.read_text())
+        return [int(told["block_size"]), int(told["num_gpu_blocks"]), int(tokens.replace(",", ""))]
+
+    def reason(self) -> str:
+        """The first error of the log."""
+        errors = [line for line in self.log.read_text().splitlines() if re.search(r"\w+(Error|Exception): ", line)]
+        return errors[0].split("] ")[-1].strip()[:300] if errors else f"see {self.log}"
+
+    def wait(self, process: "subprocess.Popen[bytes]", seconds: int = 600) -> None:
+        """Until it answers; raises RuntimeError where it ended or does not."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise RuntimeError(self.reason())
+            try:
+                self.get("/health", seconds=5)
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(1)
+        raise RuntimeError(f"vLLM gave no answer in {seconds} s; see {self.log}")
 
 
 @contextlib.contextmanager
-def server(python: Path, line: list[str], log: Path) -> Iterator[None]:
-    """vLLM, from its first answer on; ended with its children."""
-    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    environment = os.environ | offline | {"VLLM_CPU_KVCACHE_SPACE": str(SPACE_GIB)}
+def serving(python: Path, line: list[str], log: Path) -> Iterator[Server]:
+    """The server of a line; ended with its children."""
+    server = Server(log)
+    environment = os.environ | SERVING
     environment.pop("PYTHONPATH", None)
     assert line[0] == "vllm"
-    command = [str(python), str(LAUNCHER), *line[1:], *FLAGS]
+    command = [str(python), str(LAUNCHER), *line[1:], *server.flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
         try:
-            _wait(process, log)
-            yield
+            server.wait(process)
+            yield server
         finally:
-            os.killpg(process.pid, signal.SIGINT)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
@@ -201,42 +187,13 @@ def server(python: Path, line: list[str], log: Path) -> Iterator[None]:
                 process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", log: Path, seconds: int = 600) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RuntimeError(f"vLLM ended: {_reason(log)}")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
-            return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(1)
-    raise RuntimeError(f"vLLM gave no answer in {seconds} s; see {log}")
-
-
-def _reason(log: Path) -> str:
-    errors = [line for line in log.read_text().splitlines() if re.search(r"\w+(Error|Exception): ", line)]
-    return errors[0].split("] ")[-1][:300] if errors else f"see {log}"
-
-
-def ask(model: str, prompt: list[int], **settings: Any) -> dict[str, Any]:
-    """One completion over HTTP, greedy."""
-    body = {"model": model, "prompt": prompt, "temperature": 0, "return_token_ids": True, **settings}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        choice: dict[str, Any] = json.load(answer)["choices"][0]
-    return choice
-
-
-def of_vllm(model: str, ids: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
+def of_vllm(server: Server, model: str, ids: list[list[int]]) -> tuple[torch.Tensor, list[int]]:
     """Log-probabilities of all ids but each sequence's first, and the greedy answer to the first half of the first."""
     found = []
     for row in ids:
-        told = ask(model, row, max_tokens=1, prompt_logprobs=0)["prompt_logprobs"]
+        told = server.ask(model, row, max_tokens=1, prompt_logprobs=0)["prompt_logprobs"]
         found.append([told[place][str(row[place])]["logprob"] for place in range(1, len(row))])
-    answer = ask(model, ids[0][: LENGTH // 2], max_tokens=ANSWER, ignore_eos=True)["token_ids"]
+    answer = server.ask(model, ids[0][: LENGTH // 2], max_tokens=ANSWER, ignore_eos=True)["token_ids"]
     return torch.tensor(found), answer
 
 
@@ -252,46 +209,54 @@ def of_transformers(folder: Path, ids: list[list[int]]) -> tuple[torch.Tensor, l
     return found, prompt[0, LENGTH // 2 :].tolist()
 
 
-def compare(options: argparse.Namespace, name: str) -> str:
+def compare(options: argparse.Namespace, name: str) -> Row:
     """The row of a model."""
     folder = checkpoint(options.work, name)
     tokens = load_tokenizer(folder)(builtin.HELDOUT.read_text(encoding="utf-8")[:20_000])["input_ids"]
     ids = [tokens[place * LENGTH : (place + 1) * LENGTH] for place in range(SEQUENCES)]
     mine, answer = of_transformers(folder, ids)
-    line, log = serve_line(folder), options.work / f"{folder.name}.log"
+    perplexity = math.exp(-mine.mean())
+    line, expected = planned(folder)
     try:
-        with server(options.python, line, log):
-            theirs, answered = of_vllm(line[2], ids)
+        with serving(options.python, line, options.work / f"{folder.name}.log") as server:
+            theirs, answered = of_vllm(server, line[2], ids)
+            pool = server.pool()
     except RuntimeError as error:
-        return f"| {name} | {math.exp(-mine.mean()):.2f} | not served: {error} | | | |"
-    told = re.search(r"KV cache size: ([\d,]+) tokens", log.read_text())
+        return Row(perplexity, error=str(error))
+    gap = (mine - theirs).abs()
     same = sum(a == b for a, b in zip(answer, answered, strict=True))
-    return (
-        f"| {name} | {math.exp(-mine.mean()):.2f} | {math.exp(-theirs.mean()):.2f} | "
-        f"{(mine - theirs).abs().max():.3f} | {(mine - theirs).abs().mean():.4f} | {same} of {ANSWER} | "
-        f"{told[1] if told else 'not told'} |"
+    return Row(
+        perplexity,
+        served=math.exp(-theirs.mean()),
+        largest=float(gap.max()),
+        mean=float(gap.mean()),
+        same=same,
+        planned=expected,
+        pool=pool,
     )
 
 
-def report(rows: list[str]) -> str:
+def report(rows: dict[str, Row]) -> str:
     """The section of RESULTS.md."""
-    distilled = "Distilled: four steps of 512 tokens, to have such a folder loaded, not to win much back. "
+    wrong = [name for name, row in rows.items() if row.planned != row.pool]
     return "\n".join(
         [
             "## Served by vLLM (`make serve`)",
             "",
             "| model | perplexity, transformers | perplexity, vLLM | largest log-probability difference | mean | "
-            "greedy tokens that agree | tokens of the pool, by vLLM's log |",
+            "greedy tokens that agree | blocks x tokens of one: tokens of the pool |",
             "|---|--:|--:|--:|--:|--:|--:|",
-            *rows,
+            *(row.cells(name) for name, row in rows.items()),
             "",
-            f"vLLM 0.32 (vllm-cpu), bf16, over HTTP by the line that `minitron plan --engine vllm` prints and "
-            f"`{' '.join(FLAGS)}`, a pool of {SPACE_GIB} GiB; transformers in bf16 on the same "
-            f"{SEQUENCES} x {LENGTH} ids of the built-in held-out text. "
-            f"{distilled if any('distilled' in row for row in rows) else ''}"
-            "int8 and int4: rounded without calibration text; transformers runs their weights dequantised, "
-            "vLLM also rounds the inputs of int8. Random models have no better perplexity than "
-            "their vocabulary of 2,048.",
+            "vLLM 0.32 (vllm-cpu), bf16, over HTTP by the line that `minitron plan --engine vllm` prints, for "
+            f"`{' '.join(map(str, WORKLOAD + ENGINE[2:]))}`; transformers in bf16 on the same {SEQUENCES} x {LENGTH} "
+            "ids of the built-in held-out text. The pool is what vLLM's metrics and log say; "
+            + ("in every row it is what `plan` said." if not wrong else f"it is not what `plan` said: {wrong}."),
+            "",
+            f"Pruned: MLPs of 1,024 of 1,536, refitted. Distilled: {TOKENS:,} tokens, to have such a folder loaded, "
+            f"not to win much back. int8 and int4: rounded on {ROUNDING[1]} x {ROUNDING[3]} tokens; transformers runs "
+            "their weights dequantised, vLLM also rounds the inputs of int8. Random models have no better perplexity "
+            "than their vocabulary of 2,048.",
             "",
         ]
     )
@@ -303,17 +268,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "serve", help="folder for everything that is made")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-vllm" / "bin" / "python", help="vLLM's Python")
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--again", action="store_true", help="serve what is in the work folder's rows once more")
     parser.add_argument("--results", type=Path, default=RESULTS, help="Markdown file that gets the table")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.work / "rows.json"
-    rows: dict[str, str] = read_json(path) if path.exists() else {}
-    for name in MODELS:
-        if options.only in name:
+    rows = {name: Row(**told) for name, told in read_json(path).items()} if path.exists() else {}
+    for name in (name for name, model in MODELS.items() if model.row and options.only in name):
+        if options.again or name not in rows:
             rows[name] = compare(options, name)
-            print(rows[name], flush=True)
-            write_json(path, rows)
-            write_section(options.results, report([rows[name] for name in MODELS if name in rows]))
+            write_json(path, {name: asdict(row) for name, row in rows.items()})
+        print(rows[name].cells(name), flush=True)
+    found = {name: rows[name] for name in MODELS if name in rows}
+    write_section(options.results, report(found))
+    if unsound := [name for name, row in found.items() if not row.sound(MODELS[name].refused)]:
+        parser.exit(1, f"Not as it should be: {'; '.join(unsound)}\n")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,13 @@ class Clause:
     feeds_attention: bool = False
     """Only in layers that stand directly in front of an attention layer."""
 
+    linears: bool = False
+    """Only linears, not the convolutions beside them."""
+
     def names(self, rule: Rule) -> bool:
         """Whether it speaks of a rule's tensors."""
+        if self.linears and not rule.is_linear:
+            return False
         if self.tensors == PROJECTIONS:
             return rule.is_projection
         return re.search(self.tensors, f"{rule.component}:{rule.name}") is not None

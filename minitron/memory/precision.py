@@ -95,7 +95,8 @@ def _kept(components: frozenset[str], keep: tuple[Any, ...]) -> list[Clause]:
                 f"--keep {component}={form} is not a part of this model and a known format; the parts "
                 f"are {', '.join(sorted(components))}, the formats {', '.join(known)}."
             )
-        kept.append(Clause(f"^{component}:", form))
+        linears = FORMATS[form].quantised and component != "embedding"
+        kept.append(Clause(f"^{component}:", form, linears=linears))
     return kept
 
 

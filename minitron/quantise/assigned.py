@@ -15,6 +15,7 @@ from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import tied_names
 from minitron.model.tensors import is_mtp
 from minitron.quantise.wanted import Wanted
 
@@ -67,7 +68,8 @@ class Assigned:
     """Name -> dtype as safetensors spells it, of every other tensor that is written."""
 
     ignored: tuple[str, ...]
-    """The modules of matrices that stay as they are, by their names in the source."""
+    """The modules of matrices that stay as they are, by their names in the source; an output layer that shares the
+    embedding's numbers among them, which engines build all the same."""
 
     left: Mapping[str, str]
     """The same by name -> why, of those that were to be quantised and cannot be."""
@@ -129,6 +131,7 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
         raise MinitronError(
             f"nothing of this model can be kept in {wanted.form}: no linear has a width that its groups divide."
         )
+    ignored += [name.removesuffix(".weight") for name in tied_names(spec)]
     units = sorted(map(tuple, found.values()), key=_place)
     counted = sum(weight_bytes(spec, tally_of(spec, precision), spec.sizes))
     attention = dict(_attention(spec, checkpoint)) if wanted.kv == "fp8" else {}

@@ -123,6 +123,19 @@ def test_a_mixture_by_component_stands_in_the_config(wide: Path, tmp_path: Path)
     }
 
 
+def test_an_output_layer_that_is_the_embedding_is_named_among_those_that_stay(wide: Path, tmp_path: Path) -> None:
+    """vLLM builds its module by config.json, and would want scales for it (benchmarks/loading.py)."""
+    model = load_model(wide, dtype=torch.float32)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    for form, names in (("nvfp4a16", {"lm_head", "model.embed_tokens"}), ("int8", {"lm_head", "model.embed_tokens"})):
+        quantise(tmp_path / "tied", tmp_path / form, Wanted(form))
+        section = json.loads((tmp_path / form / "config.json").read_text())["quantization_config"]
+        assert set(section["ignore"]) == names
+        assert read_spec(tmp_path / form).is_tied
+
+
 @pytest.mark.parametrize(
     ("form", "keep", "method"),
     [
