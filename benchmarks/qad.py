@@ -21,7 +21,7 @@ from smollm2 import RESULTS, convert, find_gguf, write_section
 
 from distill.recipe import Recipe
 from distill.run.distillation import Distillation
-from distill.run.output import CALIBRATION
+from distill.teacher.teacher_source import answers
 from minitron.files import file_hash, read_json, write_json
 from minitron.measure.quality import measure_quality
 from minitron.measure.text import token_blocks
@@ -31,12 +31,16 @@ from pipeline import Quantising, distill, quantise
 BATCH: Final = 2048
 """Tokens of a step."""
 
+CALIBRATION: Final = 128
+"""Sequences that a rounding with feedback sees; distillation begins with as many."""
+
 
 def judged(folder: Path, parent: Path, judging: Path) -> dict[str, float]:
     """Perplexity, and KL to the parent, in nats a token."""
-    model, teacher = (load_model(path, dtype=torch.float32) for path in (folder, parent))
+    model, whole = (load_model(path, dtype=torch.float32) for path in (folder, parent))
+    teacher = None if folder == parent else answers(whole, torch.device("cpu"))
     blocks = token_blocks(load_tokenizer(parent), judging, sequence_length=LENGTH, samples=MANY)
-    found = measure_quality(model, blocks, teacher=teacher if folder != parent else None)
+    found = measure_quality(model, blocks, teacher=teacher)
     return {"perplexity": found.perplexity, "kl": found.kl_to_teacher or 0.0}
 
 

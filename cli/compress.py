@@ -58,6 +58,14 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     ),
     "calibration": Option(option("--calibration", "Calibration text for scoring; default: --data.", "FILE")),
     "teacher_precision": Option.of(TeacherPrecisionOption),
+    "form": Option(
+        option(
+            "--format",
+            "Distil and write the compressed model in this number format, and plan for it: int4, int8, nvfp4, fp8 and "
+            "others of `minitron quantize`; --keep names parts in another one.",
+            "FORMAT",
+        )
+    ),
     "evaluation": Group(EvaluationOptions, {"speed": Option.of(SpeedOption)}),
     "dequantise": Option.of(DequantiseOption),
     "device": Option.of(DeviceOption),

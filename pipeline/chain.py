@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -109,6 +110,7 @@ def compress(
         run, record = _open_run(request, overwrite=overwrite)
         require_sound(request.output, record)
         request = _hold_out(_dequantised(request, progress))
+        _require_trainable(request)
 
         def keep(*artefacts: str) -> None:
             if missing(request.output, artefacts, record):
@@ -182,6 +184,16 @@ def _dequantised(request: Compression, progress: Progress) -> Compression:
     if not whole.exists():
         prune(Pruning(request.model, whole, dequantise=True), progress=progress)
     return replace(request, model=whole)
+
+
+def _require_trainable(request: Compression) -> None:
+    """Raise MinitronError where what is left of the model cannot be trained in its formats: told early."""
+    from minitron.model.spec import read_spec
+
+    if (wanted := request.wanted) is not None:
+        from distill.run.request import require_trainable
+
+        require_trainable(request.model, read_spec(request.model), wanted)
 
 
 def _hold_out(request: Compression) -> Compression:
@@ -279,6 +291,8 @@ def _prune(request: Compression, done: Done, progress: Progress, note: Note) -> 
 def _distill(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from distill.run.distillation import Distillation
     from distill.run.train import distill
+    from importance.rounding.calibrated import Calibrated
+    from minitron.model.loading import find_device
 
     asked = Distillation(
         student=request.output / PRUNED,
@@ -286,9 +300,18 @@ def _distill(request: Compression, done: Done, progress: Progress, note: Note) -
         data=request.data,
         output=request.output / DISTILLED,
         teacher_precision=request.teacher_precision,
+        student_format=request.form,
+        student_keep={} if request.form is None else request.planning.keep,
         device=request.device,
     )
-    distill(asked, request.recipe, done=lambda result, _: done(result.to_json()), progress=progress, note=note)
+    distill(
+        asked,
+        request.recipe,
+        calibrate=partial(Calibrated, device=find_device(request.device)),
+        done=lambda result, _: done(result.to_json()),
+        progress=progress,
+        note=note,
+    )
 
 
 def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from distill.recipe import Recipe
 from distill.run.distillation import Precision
@@ -15,6 +15,9 @@ from minitron.measure.options import EvaluationOptions
 from pipeline.cutting import Cutting
 from pipeline.planning import Planning
 from pipeline.searching import Searching
+
+if TYPE_CHECKING:
+    from minitron.quantise.wanted import Wanted
 
 RUN: Final = "run.json"
 DEQUANTISED: Final = "dequantised"
@@ -69,6 +72,10 @@ class Compression:
     teacher_precision: Precision = "bf16"
     """How the teacher's linear weights are kept."""
 
+    form: str | None = None
+    """A format in which the compressed model is trained and written, and for which it is planned; None is 16 bits.
+    Parts that `planning` keeps in another one are trained and written in that."""
+
     dequantise: bool = False
     """Whether the model is a quantised one, to be turned into bf16 in the run folder first."""
 
@@ -85,11 +92,32 @@ class Compression:
                 "--offload is for models larger than memory, but candidates are measured in memory; "
                 "add --evaluate 0 or drop --offload."
             )
+        if self.form is not None:
+            self._plan_for_format()
         texts = {resolved(path) for path in (self.calibration_text, self.data)}
         if self.heldout is not None and resolved(self.heldout) in texts:
             raise MinitronError(
                 f"{self.heldout} is both a training and a held-out text; give another file for --text, or drop it."
             )
+
+    def _plan_for_format(self) -> None:
+        """Let the plan count what will be written."""
+        if self.planning.weights not in (None, self.form):
+            raise MinitronError(
+                f"--format {self.form} writes the model, and --weights {self.planning.weights} plans for another; "
+                "drop --weights."
+            )
+        if self.recipe.compile:
+            raise MinitronError("a student in a format of fewer bits is not compiled; drop --compile or --format.")
+        object.__setattr__(self, "planning", replace(self.planning, weights=self.form))
+        _ = self.wanted
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The formats of the compressed model; raises MinitronError for one that is not written."""
+        from minitron.quantise.wanted import Wanted
+
+        return None if self.form is None else Wanted(self.form, self.planning.keep)
 
     @property
     def calibration_text(self) -> Path:
@@ -107,4 +135,5 @@ class Compression:
             "training": self.recipe.to_json(),
             "teacher_precision": self.teacher_precision,
             **({"dequantise": True} if self.dequantise else {}),
+            **({} if self.form is None else {"format": self.form}),
         }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill.recipe import Recipe
 from distill.run.card import model_card
 from distill.run.checkpoints import read_weights
 from distill.run.fake_quantised import FakeQuantised, Frozen
@@ -21,6 +22,7 @@ from distill.run.mtp import PREFIX, Predictor
 from distill.run.request import beside
 from distill.run.result import DistillResult
 from distill.run.trainer import Trainer
+from distill.text.data import Text
 from minitron.cut.companions import DISTILLATION, RECORD, copy_companions, copy_own
 from minitron.cut.in_memory import tensors
 from minitron.files import new_folder, read_json, scratch, write_json, write_text
@@ -80,8 +82,15 @@ def write_student(
         done(folder)
 
 
-CALIBRATION: Final = 128
-"""Sequences of the text that show what linears read."""
+_SEQUENCES: Final = 128
+_TOKENS: Final = 2**16
+
+
+def calibration(text: Text, recipe: Recipe) -> NDArray[np.int64]:
+    """[S, T]: the first sequences of the text, that show what linears read: as many as a rounding needs, and no more
+    than that many tokens."""
+    count = min(_SEQUENCES, max(1, _TOKENS // recipe.sequence_length))
+    return text.batch(0, count, seed=recipe.seed).ids
 
 
 def write_quantised(
@@ -169,8 +178,7 @@ def write_outputs(
         model, mtp = _weights_of(trainer, step, student)
         write = write_student
         if fake is not None:
-            ids = trainer.text.batch(0, CALIBRATION, seed=trainer.recipe.seed).ids
-            write = partial(write_quantised, fake=fake, blocks=ids)
+            write = partial(write_quantised, fake=fake, blocks=calibration(trainer.text, trainer.recipe))
         write(
             model,
             student,

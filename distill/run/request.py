@@ -23,8 +23,10 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.loading import find_device, require_same_tokenizer
+from minitron.model.spec import ModelSpec
 from minitron.model.stored import require_plain, require_readable
 from minitron.quantise.assigned import assign
+from minitron.quantise.wanted import Wanted
 from minitron.run_folder import part
 
 
@@ -92,12 +94,7 @@ class Request:
             raise MinitronError(
                 "a student in a format of fewer bits is not compiled; drop --compile or --student-format."
             )
-        assigned = assign(spec, Checkpoint(student), wanted)
-        if any(matrix.layer is None for matrix in assigned.matrices):
-            raise MinitronError(
-                "the output layer is read by the loss and cannot be trained in a format; keep it in bf16 with "
-                "--student-keep lm_head=bf16."
-            )
+        require_trainable(student, spec, wanted)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -132,6 +129,15 @@ class Request:
                 }
             ),
         }
+
+
+def require_trainable(student: Path, spec: ModelSpec, wanted: Wanted) -> None:
+    """Raise MinitronError where a student cannot be trained in these formats."""
+    if any(matrix.layer is None for matrix in assign(spec, Checkpoint(student), wanted).matrices):
+        raise MinitronError(
+            "the output layer is read by the loss and cannot be trained in a format; keep it in bf16 with "
+            "--student-keep lm_head=bf16 (of compress: --keep)."
+        )
 
 
 def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool, plain_logits: bool = True) -> None:

@@ -18,7 +18,7 @@ from distill.run.distillation import Distillation
 from distill.run.fake_quantised import Calibrate, FakeQuantised
 from distill.run.loop import train
 from distill.run.mtp import Predictor
-from distill.run.output import CALIBRATION, write_outputs
+from distill.run.output import calibration, write_outputs
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.rounded_start import RoundedStart, write_start
@@ -205,8 +205,7 @@ def _fake(
             raise ValueError("rounding with feedback needs something that calibrates")
         if processes.is_first and not rounded.exists():
             assigned = assign(spec, Checkpoint(asked.student), asked.wanted)
-            ids = text.batch(0, CALIBRATION, seed=request.recipe.seed).ids
-            rounding = calibrate(asked.student, ids, feedback=True)
+            rounding = calibrate(asked.student, calibration(text, request.recipe), feedback=True)
             write_start(rounded, asked.student, spec, assigned, rounding, progress=progress)
         processes.wait()
         start = RoundedStart.read(rounded)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from quantising import in_bf16, save_wide_hybrid
 from torch import Tensor
 
-from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.fake_quantised import FakeQuantised
-from distill.run.output import CALIBRATION
+from distill.run.output import calibration
 from distill.run.recipe_file import Stage
 from distill.run.rounded_start import RoundedStart, write_start
 from distill.run.stages import distill_stages
@@ -51,17 +50,13 @@ def text(tmp_path_factory: pytest.TempPathFactory, hybrid: Path, short_text: Pat
     )
 
 
-def calibration(text: Text, recipe: Recipe = RECIPE) -> NDArray[np.int64]:
-    return text.batch(0, CALIBRATION, seed=recipe.seed).ids
-
-
 def scales(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in Checkpoint(folder).tensors() if "weight_scale" in name}
 
 
 @pytest.mark.parametrize("form", ["int4", "nvfp4a16"])
 def test_training_begins_where_quantize_would_end(form: str, hybrid: Path, text: Text, tmp_path: Path) -> None:
-    spec, ids = read_spec(hybrid), calibration(text)
+    spec, ids = read_spec(hybrid), calibration(text, RECIPE)
     assigned = assign(spec, Checkpoint(hybrid), Wanted(form))
     write_start(tmp_path / "start", hybrid, spec, assigned, CALIBRATE(hybrid, ids, feedback=True))
     start = RoundedStart.read(tmp_path / "start")
@@ -81,7 +76,7 @@ def test_training_begins_where_quantize_would_end(form: str, hybrid: Path, text:
 def test_it_begins_nearer_and_keeps_its_scales(hybrid: Path, short_text: Path, text: Text, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4")
     result = distill(asked, RECIPE, calibrate=CALIBRATE)
-    quantise(hybrid, tmp_path / "rounded", Wanted("int4"), CALIBRATE(hybrid, calibration(text), feedback=True))
+    quantise(hybrid, tmp_path / "rounded", Wanted("int4"), CALIBRATE(hybrid, calibration(text, RECIPE), feedback=True))
     kept = scales(tmp_path / "rounded")
     assert kept and all(torch.equal(scales(tmp_path / "out")[name], one) for name, one in kept.items())
     nearest = distill(replace(asked, output=tmp_path / "nearest", student_round="nearest"), RECIPE)
@@ -120,7 +115,7 @@ def test_stages_keep_the_scales_of_the_first(hybrid: Path, short_text: Path, tex
     stages = [Stage(replace(RECIPE, steps=2), (Source(str(short_text)),)) for _ in range(2)]
     asked = Distillation(hybrid, hybrid, (), tmp_path / "out", student_format="int4", work=tmp_path / "work")
     first, second = distill_stages(asked, stages, calibrate=CALIBRATE)
-    quantise(hybrid, tmp_path / "rounded", Wanted("int4"), CALIBRATE(hybrid, calibration(text), feedback=True))
+    quantise(hybrid, tmp_path / "rounded", Wanted("int4"), CALIBRATE(hybrid, calibration(text, RECIPE), feedback=True))
     kept = scales(tmp_path / "rounded")
     assert kept and all(torch.equal(scales(tmp_path / "out")[name], one) for name, one in kept.items())
     # The first stage's student lies in 16 bits between them.
