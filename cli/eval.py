@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cli import show
-from cli.option_groups import Option, takes
+from cli.option_groups import Group, Option, takes
 from cli.options import (
     ON_THE_HUB,
     BatchSizeOption,
@@ -25,12 +25,15 @@ from cli.options import (
     model_path,
     words,
 )
+from cli.serving import format_option
+from minitron.measure.cache_options import CacheOptions
 from minitron.measure.options import EvaluationOptions
 from minitron.units import format_bytes
 from pipeline.evaluation import evaluate
 from pipeline.serving import model_names
 
 if TYPE_CHECKING:
+    from minitron.measure.caches import CacheQuality
     from minitron.measure.evaluate import Evaluation
 
 AgainstOption = Annotated[
@@ -43,7 +46,19 @@ AgainstOption = Annotated[
     ),
 ]
 
-EVALUATION: Final[dict[str, Option]] = {
+CACHES: Final[dict[str, Option]] = {
+    "kv": Option(format_option("--kv", "keys and values, whose cost is measured as the model decodes", "kv", "none")),
+    "ssm_state": Option(
+        format_option("--ssm-state", "recurrent states, rounded again at every token", "state", "as the model's own")
+    ),
+    "rounding": Option(
+        typer.Option("--state-rounding", help="How states are rounded; default: both are measured.", show_default=False)
+    ),
+    "seed": Option(typer.Option("--seed", min=0, help="Seed of stochastic rounding.")),
+}
+"""Field of minitron.measure.cache_options.CacheOptions -> how it is typed."""
+
+EVALUATION: Final[dict[str, Option | Group]] = {
     "tasks": Option(
         typer.Option("--tasks", help="lm-eval tasks, comma-separated: names or YAML files.", metavar="TASKS"),
         type=str | None,
@@ -56,6 +71,7 @@ EVALUATION: Final[dict[str, Option]] = {
     "batch_size": Option.of(BatchSizeOption),
     "dtype": Option.of(DtypeOption),
     "speed": Option.of(SpeedOption),
+    "caches": Group(CacheOptions, CACHES),
 }
 """Field of minitron.measure.options.EvaluationOptions -> how it is typed."""
 
@@ -78,6 +94,8 @@ def command(
     if not as_json:
         show.table("", ["", *model_names(models)], rows(evaluations))
         show.line(f"Quality: {first.quality.tokens:,} tokens of {text}, sequences of {length:,}.")
+        if first.caches:
+            show.line(_told(options.caches))
         if first.speed is not None:
             show.line(
                 f"Speed and memory: {options.dtype} on {first.speed.device}, batch 1, prompt of {length:,} tokens, "
@@ -109,6 +127,8 @@ def _column(evaluation: Evaluation) -> dict[str, show.Cell]:
         "weights, promised": format_bytes(promised["weight_bytes"]) if "weight_bytes" in promised else None,
         "weights, measured": format_bytes(evaluation.weight_bytes),
     }
+    for cache in evaluation.caches:
+        column |= _cache_rows(cache)
     if evaluation.speed is not None:
         column["prefill tokens/s"] = evaluation.speed.prefill_tokens_per_s
         column["decode tokens/s"] = evaluation.speed.decode_tokens_per_s
@@ -119,6 +139,21 @@ def _column(evaluation: Evaluation) -> dict[str, show.Cell]:
                 error = metrics.get(_standard_error(metric))
                 column[f"{task} {metric}"] = f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
     return column
+
+
+def _cache_rows(cache: CacheQuality) -> dict[str, show.Cell]:
+    kept = [f"KV {cache.kv}"] * (cache.kv is not None)
+    kept += [f"states {cache.ssm_state} {cache.rounding}"] * (cache.ssm_state is not None)
+    name = ", ".join(kept)
+    return {
+        f"{name}: KL (nats)": cache.quality.kl_to_teacher,
+        f"{name}: perplexity": f"{cache.quality.perplexity:.4g} ({cache.perplexity_ratio - 1:+.3%})",
+    }
+
+
+def _told(caches: CacheOptions) -> str:
+    how = "token by token, states rounded as each is stored" if caches.ssm_state is not None else "in one pass"
+    return f"Caches: read {how}, compared with the same model read so with its cache as it is."
 
 
 def _standard_error(metric: str) -> str:

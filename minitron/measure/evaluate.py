@@ -15,6 +15,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.locks import resolved
 from minitron.measure.benchmarks import Benchmarks, Results
+from minitron.measure.caches import CacheQuality, measure_caches, require_kept
 from minitron.measure.options import EvaluationOptions
 from minitron.measure.quality import Quality, Teacher, measure_quality
 from minitron.measure.speed import Speed, measure_speed
@@ -31,6 +32,7 @@ from minitron.model.loading import (
     require_same_tokenizer,
 )
 from minitron.model.sources import title
+from minitron.model.spec import ModelSpec
 from minitron.model.stored import require_readable
 from minitron.progress import Progress, silent
 
@@ -54,6 +56,9 @@ class Evaluation:
     speed: Speed | None = None
     """Tokens per second and peak memory, from a process that held this model alone."""
 
+    caches: tuple[CacheQuality, ...] = ()
+    """What other formats of keys, values and states cost, a way of rounding each."""
+
     tasks: Results = field(default_factory=dict)
     """lm-eval's metrics by task."""
 
@@ -71,6 +76,7 @@ class Evaluation:
             "prefill_tokens_per_s": self.speed and self.speed.prefill_tokens_per_s,
             "decode_tokens_per_s": self.speed and self.speed.decode_tokens_per_s,
             "peak_memory": self.speed and self.speed.peak_memory,
+            "caches": [cache.to_json() for cache in self.caches],
             "tasks": self.tasks,
             "promised": self.promised and dict(self.promised),
         }
@@ -92,10 +98,12 @@ def evaluate_folders(
     spells it, the first GPU where there is one unless given.  Raises MinitronError where a folder holds no such model,
     the text is too short, a tokenizer is not the teacher's, or there is no such device."""
     asked = options or EvaluationOptions()
+    caches = asked.caches.simulated
     number, place = DTYPES[asked.dtype], find_device(device)
     require_readable(*models, *([] if against is None else [against]))
     checkpoints = [_opened(folder) for folder in models]
     promises = [_read_promise(folder) for folder in models]
+    specs = [require_kept(folder, spec_if_known(folder), asked.caches) for folder in models] if caches else []
     benchmarks = Benchmarks(asked.tasks, limit=asked.task_limit) if asked.tasks else None
     if against is not None:
         for folder in models:
@@ -125,6 +133,7 @@ def evaluate_folders(
                 weight_bytes=checkpoints[i].stored_bytes,
                 quality=quality,
                 speed=speeds[i],
+                caches=_decoded(model, folder, specs[i], blocks[i], asked, progress) if caches else (),
                 tasks=benchmarks.run(model, tokenizers[i], batch_size=asked.batch_size) if benchmarks else {},
                 promised=promises[i],
             )
@@ -132,6 +141,21 @@ def evaluate_folders(
         # Otherwise this model would still be held while the next one is loaded.
         del model
     return evaluations
+
+
+def _decoded(
+    model: PreTrainedModel,
+    folder: Path,
+    spec: ModelSpec,
+    blocks: NDArray[np.int64],
+    asked: EvaluationOptions,
+    progress: Progress,
+) -> tuple[CacheQuality, ...]:
+    passes = 1 + len(asked.caches.ways)
+    with progress(f"decoding {title(folder)}", passes * blocks.size, "tokens") as advance:
+        return tuple(
+            measure_caches(model, folder, spec, blocks, asked.caches, batch_size=asked.batch_size, advance=advance)
+        )
 
 
 def _time(

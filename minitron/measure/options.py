@@ -1,9 +1,10 @@
 """The request of an evaluation: its settings, as plain data without torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from minitron.errors import require_known, require_least
+from minitron.measure.cache_options import CacheOptions
 
 Dtype = Literal["bf16", "fp32"]
 """The numbers that a model computes in."""
@@ -33,6 +34,9 @@ class EvaluationOptions:
 
     speed: bool = True
     """Whether tokens per second and peak memory are measured, each model in a process of its own."""
+
+    caches: CacheOptions = field(default_factory=CacheOptions)
+    """Formats of keys, values and states whose cost is measured."""
 
     def __post_init__(self) -> None:
         require_least(self, {"task_limit": 1, "sequence_length": 1, "samples": 1, "batch_size": 1})

@@ -3,6 +3,7 @@
 Shapes: B sequences a batch, T tokens a sequence, N tokens of a chunk, H hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp
 from typing import Final, Protocol
@@ -23,6 +24,10 @@ CHUNK_LOGITS: Final = 2**24
 
 LARGEST_LOSS: Final = 700.0
 """Nats; exp of more overflows a float."""
+
+
+Read = Callable[[PreTrainedModel, Tensor], Tensor]
+"""A model and token ids [B, T] -> [B, T, H]: what its output layer reads."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class Teacher:
     memory: int = 2**30
     """Bytes of hidden states to keep on the CPU, so that a second student need not wait for the teacher again."""
 
+    read: Read | None = None
+    """How it is read; None in one pass, without a cache."""
+
     _kept: dict[bytes, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -75,7 +83,7 @@ class Teacher:
         key = ids.cpu().numpy().tobytes()
         if key in self._kept:
             return self._kept[key].to(self.model.device)
-        states = hidden_states(self.model, ids)
+        states = (self.read or hidden_states)(self.model, ids)
         if sum(kept.nbytes for kept in self._kept.values()) + states.nbytes <= self.memory:
             self.remember(ids, states)
         return states
@@ -99,19 +107,21 @@ def measure_quality(
     teacher: Answers | None = None,
     batch_size: int = 1,
     advance: Advance | None = None,
+    read: Read | None = None,
 ) -> Quality:
     """Perplexity of `model` on the sequences `blocks` [S, T] and, given a teacher, KL and agreement with it.
 
     The logits [tokens, V] never exist as a whole: the output layer is applied to chunks of the hidden states.  Softmax
     is in fp32, sums over tokens are in fp64.  Of two vocabularies of different length the tail of the longer is padding
-    and takes no part in the comparison.  `advance` is told of every batch's tokens.  Raises NotFinite where a logit is
+    and takes no part in the comparison.  `advance` is told of every batch's tokens; `read` reads the model in another
+    way than in one pass without a cache.  Raises NotFinite where a logit is
     not finite."""
     if blocks.shape[1] < 2:
         raise MinitronError("--sequence-length is 1, which leaves no token to predict; give 2 or more.")
     sums = np.zeros(3)
     for start in range(0, len(blocks), batch_size):
         ids = torch.from_numpy(blocks[start : start + batch_size])
-        sums += _batch_sums(model, teacher, ids)
+        sums += _batch_sums(model, teacher, ids, read or hidden_states)
         if not np.isfinite(sums).all():
             raise NotFinite(
                 f"{model.config.name_or_path or 'The model'} gives logits that are not finite on the "
@@ -126,9 +136,9 @@ def measure_quality(
     return Quality(blocks.size, exp(nll), kl if teacher else None, agreed if teacher else None)
 
 
-def _batch_sums(model: PreTrainedModel, teacher: Answers | None, ids: Tensor) -> NDArray[np.float64]:
+def _batch_sums(model: PreTrainedModel, teacher: Answers | None, ids: Tensor, read: Read) -> NDArray[np.float64]:
     """[3]: negative log likelihood, KL and agreements, summed over the ids [B, T]."""
-    states = hidden_states(model, ids).flatten(0, 1)
+    states = read(model, ids).flatten(0, 1)
     teacher_states = None if teacher is None else teacher.hidden_states(ids).flatten(0, 1)
     # The token that follows each one; -1 after the last of a sequence, where it is not known.
     following = torch.full_like(ids, -1)
