@@ -98,15 +98,16 @@ def main() -> None:
         for row in rows(case, options.work):
             rounded = row["rounding"] if row["ssm_state"] else "-"
             lines.append(
-                f"| {case.title} | {row['tokens']:,} | {row['kv'] or 'fp32'} | {row['ssm_state'] or 'fp32'} | {rounded} | "
+                f"| {case.title} | {row['tokens']:,} | {row['kv'] or 'fp32'} | {row['ssm_state'] or 'fp32'} | "
+                f"{rounded} | "
                 f"{row['kl']:.2e} | {row['perplexity_ratio'] - 1:+.4%} | {row['top1_agreement']:.2%} |"
             )
     lines += [
         "",
-        "KL of the model with its cache as it is (all in fp32) and the same model with keys and values, or states, rounded as "
-        "they are stored. States: decoded token by token, each rounded at every token, one fp32 scale a channel; keys and "
-        "values: rounded once, to nearest, fp8 and nvfp4 with a layer's scale of 1, int8 with one fp32 scale a head and "
-        "token. Stochastic rounding: one seed.",
+        "KL of the model with its cache as it is (all in fp32) and the same model with keys and values, or states, "
+        "rounded as they are stored. States: decoded token by token, each rounded at every token, one fp32 scale a channel "
+        "of the state; keys and values: rounded once, to nearest, fp8 and nvfp4 with a layer's scale of 1, int8 with one "
+        "fp32 scale a head and token. Stochastic rounding: one seed.",
         "",
     ]
     section = "\n".join(lines)
