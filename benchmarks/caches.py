@@ -1,4 +1,4 @@
-"""What caches in fewer bits cost: keys and values, and states, of the built-in model, SmolLM2 and models that are given.
+"""What caches in fewer bits cost: keys and values, and states, of the built-in model, SmolLM2 and others.
 
     python benchmarks/caches.py --work runs/caches --text wikitext.txt [--model FOLDER --model-text TEXT]
 
@@ -105,9 +105,9 @@ def main() -> None:
     lines += [
         "",
         "KL of the model with its cache as it is (all in fp32) and the same model with keys and values, or states, "
-        "rounded as they are stored. States: decoded token by token, each rounded at every token, one fp32 scale a channel "
-        "of the state; keys and values: rounded once, to nearest, fp8 and nvfp4 with a layer's scale of 1, int8 with one "
-        "fp32 scale a head and token. Stochastic rounding: one seed.",
+        "rounded as they are stored. States: decoded token by token, each rounded at every token, one fp32 scale a "
+        "channel of the state; keys and values: rounded once, to nearest, fp8 and nvfp4 with a layer's scale of 1, "
+        "int8 with one fp32 scale a head and token. Stochastic rounding: one seed.",
         "",
     ]
     section = "\n".join(lines)

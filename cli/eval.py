@@ -23,11 +23,12 @@ from cli.options import (
     SpeedOption,
     TextOption,
     model_path,
+    option,
     words,
 )
-from cli.serving import format_option
 from minitron.measure.cache_options import CacheOptions
 from minitron.measure.options import EvaluationOptions
+from minitron.quantise.rows import formats_that_round
 from minitron.units import format_bytes
 from pipeline.evaluation import evaluate
 from pipeline.serving import model_names
@@ -47,9 +48,21 @@ AgainstOption = Annotated[
 ]
 
 CACHES: Final[dict[str, Option]] = {
-    "kv": Option(format_option("--kv", "keys and values, whose cost is measured as the model decodes", "kv", "none")),
+    "kv": Option(
+        option(
+            "--kv",
+            "Measure what keys and values in this format cost: " + ", ".join(formats_that_round("kv")) + ".",
+            "DTYPE",
+        )
+    ),
     "ssm_state": Option(
-        format_option("--ssm-state", "recurrent states, rounded again at every token", "state", "as the model's own")
+        option(
+            "--ssm-state",
+            "Measure what recurrent states in this format cost, rounded at every token: "
+            + ", ".join(formats_that_round("state"))
+            + ".",
+            "DTYPE",
+        )
     ),
     "rounding": Option(
         typer.Option("--state-rounding", help="How states are rounded; default: both are measured.", show_default=False)

@@ -11,8 +11,7 @@ from cli.options import assignments, option, size_option, tokens_option
 from minitron.memory.formats import Use, formats_for
 
 
-def format_option(flag: str, what: str, use: Use, default: str, note: str = "") -> Any:
-    """An option whose value is a format in which something may be kept."""
+def _dtype(flag: str, what: str, use: Use, default: str, note: str = "") -> Any:
     return option(flag, f"Number format of {what}: {', '.join(formats_for(use))}{note}; default: {default}.", "DTYPE")
 
 
@@ -50,7 +49,7 @@ SERVING: Final[dict[str, Option]] = {
         )
     ),
     "weights": Option(
-        format_option(
+        _dtype(
             "--weights",
             "weights",
             "weights",
@@ -64,9 +63,9 @@ SERVING: Final[dict[str, Option]] = {
         default=None,
         read=assignments("--keep", "attention=bf16"),
     ),
-    "kv": Option(format_option("--kv", "the KV cache", "kv", "that of activations")),
-    "ssm_state": Option(format_option("--ssm-state", "Mamba states", "state", "as in the config, else fp32")),
-    "conv_state": Option(format_option("--conv-state", "Mamba convolution states", "conv", "that of activations")),
+    "kv": Option(_dtype("--kv", "the KV cache", "kv", "that of activations")),
+    "ssm_state": Option(_dtype("--ssm-state", "Mamba states", "state", "as in the config, else fp32")),
+    "conv_state": Option(_dtype("--conv-state", "Mamba convolution states", "conv", "that of activations")),
     "tensor_parallel": Option(
         typer.Option("--tp", min=1, help="Tensor parallelism: number of such GPUs to split the model across.")
     ),

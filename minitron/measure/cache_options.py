@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minitron.errors import MinitronError, require_known, require_least
-from minitron.memory.formats import FORMATS, formats_for
-from minitron.quantise.rows import HOW, How
+from minitron.memory.formats import FORMATS
+from minitron.quantise.rows import HOW, How, formats_that_round
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         for flag, value, known in (
-            ("--kv", self.kv, formats_for("kv")),
-            ("--ssm-state", self.ssm_state, formats_for("state")),
+            ("--kv", self.kv, formats_that_round("kv")),
+            ("--ssm-state", self.ssm_state, formats_that_round("state")),
         ):
             if value is not None and value not in known:
                 raise MinitronError(f"{flag} cannot be {value}; choose {', '.join(known)}.")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from minitron.memory.formats import Format
+from minitron.memory.formats import FORMATS, Format, formats_for
 from minitron.quantise.grids import E2M1_LARGEST, E4M3_LARGEST, GRIDS
 from minitron.quantise.scales import SMALLEST_GROUP_SCALE
 
@@ -30,6 +30,11 @@ HOW: Final[tuple[How, ...]] = get_args(How)
 
 LARGEST: Final[Mapping[str, float]] = {"e4m3": E4M3_LARGEST, "e2m1": E2M1_LARGEST, "int8": 127.0}
 """Numbers of a format -> what the largest of those that share a scale is scaled to, and the end of the grid."""
+
+
+def formats_that_round(use: Literal["kv", "state"]) -> tuple[str, ...]:
+    """The names of the formats in which rows can be simulated: those whose grid is known here."""
+    return tuple(name for name in formats_for(use) if not FORMATS[name].quantised or FORMATS[name].numbers in LARGEST)
 
 
 def rounded(

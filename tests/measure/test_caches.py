@@ -165,6 +165,7 @@ def test_a_checkpoint_tells_the_scales_of_its_keys_and_values(tiny_hybrid: Path,
     ("options", "told"),
     [
         ({"kv": "int4"}, "--kv cannot be int4; choose fp32, bf16"),
+        ({"kv": "q8_0"}, "--kv cannot be q8_0; choose fp32, bf16, fp16, fp8, nvfp4, int8"),
         ({"ssm_state": "nvfp4"}, "--ssm-state cannot be nvfp4; choose"),
         ({"kv": "fp8", "rounding": "nearest"}, "--state-rounding says how states are rounded; add --ssm-state int8"),
         ({"seed": -1}, "seed"),
