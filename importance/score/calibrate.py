@@ -121,8 +121,10 @@ def score_model(
     model.eval()
     try:
         _observe(model, findings, blocks, asked.batch_size, progress)
-        for layer in range(len(spec.layers)):
-            findings.finish(layer)
+        with progress("Ranking", float(len(spec.layers)), "layers") as advance:
+            for layer in range(len(spec.layers)):
+                findings.finish(layer)
+                advance(1.0)
         if asked.layers == "iterative":
             depth["layer", None], dropped = removal_scores(
                 model, spec, run.some, batch_size=asked.batch_size, max_dropped=asked.max_dropped, progress=progress

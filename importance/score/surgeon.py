@@ -9,7 +9,7 @@ Shape letters: C inputs, G groups of them that go together, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -50,31 +50,41 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
     inverse.div_(scale).diagonal().add_(ridge)
     # In place, and LAPACK goes by columns: a copy of the largest matrices is 128 MiB.
     torch.cholesky_inverse(torch.linalg.cholesky(inverse.mT, out=inverse.mT), out=inverse.mT)
-    left = weight.detach().to("cpu", torch.float64, copy=True)
-    remaining = np.arange(count)
+    left = weight.detach().to("cpu", torch.float64).mT.contiguous()
+    groups, remaining = np.arange(count), np.arange(count)
     total = 0.0
     while len(remaining):
+        if 2 * len(remaining) <= len(groups):
+            # What is gone costs as much as what is left, until it is let go of.
+            kept = _columns(remaining, width)
+            inverse, left = inverse[kept][:, kept], left[kept]
+            groups, remaining = groups[remaining], np.arange(len(remaining))
         errors = _errors(left, inverse, remaining, width)
-        gone = _next(errors, remaining, count // parts, parts, width)
-        for group, error in sorted(zip(remaining[gone], errors[gone], strict=True), key=lambda pair: pair[1]):
+        gone = _next(errors, groups[remaining], count // parts, parts, width)
+        for group, error in sorted(zip(groups[remaining[gone]], errors[gone], strict=True), key=lambda pair: pair[1]):
             total += max(float(error), 0.0) * scale
             scores[group] = total
-        columns = torch.from_numpy((remaining[gone][:, None] * width + np.arange(width)).ravel())
+        columns = _columns(remaining[gone], width)
         block = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        left.addmm_(left[:, columns], block, alpha=-1.0)
+        left.addmm_(block.mT, left[columns], alpha=-1.0)
         inverse.addmm_(inverse[:, columns], block, alpha=-1.0)
         remaining = np.delete(remaining, gone)
     return np.sqrt(scores)
 
 
-def _errors(weight: Tensor, inverse: Tensor, remaining: Indices, width: int) -> Array:
-    """[remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T)."""
-    columns = torch.from_numpy(remaining[:, None] * width + np.arange(width))
+def _columns(groups: Indices, width: int) -> Tensor:
+    """The inputs of groups of `width` neighbouring ones."""
+    return torch.from_numpy((groups[:, None] * width + np.arange(width)).ravel())
+
+
+def _errors(left: Tensor, inverse: Tensor, remaining: Indices, width: int) -> Array:
+    """[remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T), where `left` [C, O] is W^T."""
     if width == 1:
-        chosen = columns[:, 0]
-        return np.asarray((weight[:, chosen].square().sum(0) / inverse.diagonal()[chosen]).numpy())
+        chosen = torch.from_numpy(remaining)
+        return np.asarray((left[chosen].square().sum(1) / inverse.diagonal()[chosen]).numpy())
+    columns = _columns(remaining, width).reshape(-1, width)
     blocks = inverse[columns[:, :, None], columns[:, None, :]]
-    own = weight[:, columns].permute(1, 2, 0)
+    own = left[columns]
     return np.asarray((own * torch.linalg.solve(blocks, own)).sum((1, 2)).numpy())
 
 
@@ -143,35 +153,50 @@ def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments
         norms = torch.linalg.vector_norm(weight, dim=0, dtype=wide(weight)).double().numpy()
         carried = norms**2 * np.diagonal(fitted)
         kept = np.sort(np.argsort(-carried, kind="stable")[:kept_count])
-        errors += [refit_error(weight, fitted, judged, kept, ridge) for ridge in RIDGES]
+        errors += refit_errors(weight, fitted, judged, kept, RIDGES)
     return RIDGES[int(errors.argmin())]
 
 
-def refit_error(
+def refit_errors(
     weight: Tensor,
     fitted: Array,
     judged: Array,
     kept: Indices,
-    ridge: float,
-) -> float:
-    """E|W a - W' a_K|^2 on tokens that W' was not fitted on (minitron.cut.refit).
+    ridges: Sequence[float],
+) -> list[float]:
+    """For every ridge E|W a - W' a_K|^2 on tokens that W' was not fitted on (minitron.cut.refit).
 
-    `weight` [O, C] is W; `fitted` and `judged` are E[a a^T] [C, C] of the two sets of tokens; `ridge` is a share of the
-    mean of the diagonal of `fitted`."""
+    `weight` [O, C] is W; `fitted` and `judged` are E[a a^T] [C, C] of the two sets of tokens; a ridge is a share of the
+    mean of the diagonal of `fitted`.  With D = W - W', which is W where nothing is kept, and U = `judged`, r what goes,
+    the error is tr(D_K U_KK D_K^T + 2 D_K U_Kr W_r^T + W_r U_rr W_r^T)."""
     _require_finite(fitted)
-    inner = torch.from_numpy(fitted[np.ix_(kept, kept)])
-    strength = ridge * float(np.diag(fitted).mean())
-    inner.diagonal().add_(strength)
-    if strength > 0:
-        torch.linalg.cholesky(inner.mT, out=inner.mT)
-    seen, unseen = torch.from_numpy(fitted), torch.from_numpy(judged)
-    total = 0.0
-    for rows in torch.split(weight, ROWS):
-        change = rows.to(torch.float64, copy=True)
-        reads = torch.cholesky_solve((change @ seen)[:, kept].mT, inner.mT).mT if strength > 0 else change[:, kept]
-        change[:, kept] -= reads
-        total += float(((change @ unseen) * change).sum())
-    return total
+    gone = np.setdiff1d(np.arange(len(fitted)), kept)
+    seen, (inside, across, outside) = fitted[:, kept], (judged[np.ix_(*pair)] for pair in _pairs(kept, gone))
+    parts = torch.split(weight, ROWS)
+    products = [part.to(torch.float64) @ torch.from_numpy(seen) for part in parts]
+    beside = []
+    for part in parts:
+        lost = part[:, torch.from_numpy(gone)].to(torch.float64)
+        beside.append((lost @ torch.from_numpy(across.T), float((lost @ torch.from_numpy(outside) * lost).sum())))
+    errors = []
+    for ridge in ridges:
+        inner = torch.from_numpy(seen[kept])
+        strength = ridge * float(np.diag(fitted).mean())
+        inner.diagonal().add_(strength)
+        if strength > 0:
+            torch.linalg.cholesky(inner.mT, out=inner.mT)
+        total = 0.0
+        for part, product, (met, alone) in zip(parts, products, beside, strict=True):
+            change = part[:, torch.from_numpy(kept)].to(torch.float64)
+            # Without a ridge there is nothing to fit: all moments are zero.
+            change -= torch.cholesky_solve(product.mT, inner.mT).mT if strength > 0 else change
+            total += alone + float(((change @ torch.from_numpy(inside) + 2 * met) * change).sum())
+        errors.append(total)
+    return errors
+
+
+def _pairs(kept: Indices, gone: Indices) -> tuple[tuple[Indices, Indices], ...]:
+    return (kept, kept), (kept, gone), (gone, gone)
 
 
 def _require_finite(moments: Array) -> None:

@@ -10,7 +10,7 @@ from cuts import scored
 from safetensors.torch import load_file, save_file
 
 from importance.score.moments import PERIOD, TOKENS_AN_INPUT, Moments
-from importance.score.surgeon import refit_error, removal_scores
+from importance.score.surgeon import refit_errors, removal_scores
 from importance.score.totals import Totals
 from minitron.cut.basis import Basis
 from minitron.cut.in_memory import cut_model
@@ -43,10 +43,17 @@ def test_inputs_that_follow_from_the_rest_are_not_missed() -> None:
     moments = np.cov(inputs(500, 12, 6), rowvar=False, bias=True)
     weight = torch.from_numpy(np.random.default_rng(1).standard_normal((5, 12)))
     kept = np.arange(6)
-    assert refit_error(weight, moments, moments, kept, 1e-10) < 1e-8 * refit_error(weight, moments, moments, kept, 1e6)
+    least, found, most = refit_errors(weight, moments, moments, kept, (1e-10, 0.1, 1e6))
+    assert least < 1e-8 * most
     change = weight.numpy() @ (fold(moments, kept, 0.1) @ np.eye(12)[kept] - np.eye(12))
     wanted = np.trace(change @ moments @ change.T)
-    assert refit_error(weight, moments, moments, kept, 0.1) == pytest.approx(wanted, rel=1e-9)
+    assert found == pytest.approx(wanted, rel=1e-9)
+    other = np.cov(inputs(500, 12, 12, seed=5), rowvar=False, bias=True)
+    assert refit_errors(weight, moments, other, kept, (0.1,)) == pytest.approx([np.trace(change @ other @ change.T)])
+    nothing = np.zeros((12, 12))
+    gone = weight.numpy()[:, 6:]
+    wanted = np.trace(gone @ other[6:, 6:] @ gone.T)
+    assert refit_errors(weight, nothing, other, kept, (0.1,)) == pytest.approx([wanted])
     # What was never seen leaves nothing to fit.
     np.testing.assert_array_equal(fold(np.zeros((4, 4)), np.array([1, 2]), 0.1), np.eye(4)[:, [1, 2]])
 
@@ -61,11 +68,40 @@ def test_the_surgeon_takes_what_brute_force_would_take_first(width: int) -> None
     errors = []
     for group in groups:
         kept = np.setdiff1d(np.arange(8), group)
-        errors.append(refit_error(weight, moments, moments, kept, 1e-9))
+        errors += refit_errors(weight, moments, moments, kept, (1e-9,))
     first = int(np.argmin(errors))
     assert scores.argmin() == first and scores[first] ** 2 == pytest.approx(min(errors), rel=1e-4)
     # The last of all costs all: the error of a linear that reads nothing.
     assert scores.max() ** 2 == pytest.approx(np.trace(weight.numpy() @ moments @ weight.numpy().T), rel=1e-4)
+
+
+@pytest.mark.parametrize(("width", "parts"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_the_surgeon_goes_on_as_slow_float64_does(width: int, parts: int) -> None:
+    """Algorithm 1 with the inverse of what is left made anew at every step."""
+    seen = inputs(600, 48, 48, seed=6)
+    moments, ridge = seen.T @ seen / len(seen), 1e-3
+    weight = np.random.default_rng(7).standard_normal((5, 48))
+    damped = moments + ridge * np.diag(moments).mean() * np.eye(48)
+    left, wanted, total = list(range(48 // width)), np.zeros(48 // width), 0.0
+    product = weight @ damped
+    while left:
+        columns = (np.array(left)[:, None] * width + np.arange(width)).ravel()
+        inverse = np.linalg.inv(damped[np.ix_(columns, columns)])
+        refitted = product[:, columns] @ inverse
+        errors = {}
+        for place, group in enumerate(left):
+            own = np.arange(place * width, (place + 1) * width)
+            block = refitted[:, own]
+            errors[group] = np.trace(block @ np.linalg.inv(inverse[np.ix_(own, own)]) @ block.T)
+        size = 48 // width // parts
+        counts = [sum(group // size == run for group in left) for run in range(parts)]
+        allowed = [group for group in left if counts[group // size] == max(counts)]
+        gone = min(allowed, key=errors.__getitem__)
+        total += errors[gone]
+        wanted[gone] = total**0.5
+        left.remove(gone)
+    found = removal_scores(torch.from_numpy(weight), moments, ridge, width, parts)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 def test_runs_lose_the_same_number() -> None:
