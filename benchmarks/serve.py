@@ -69,13 +69,13 @@ class Row:
     error: str = ""
     """Why vLLM does not serve it."""
 
-    served: float = math.nan
+    served: float = 0.0
     """Perplexity by vLLM."""
 
-    largest: float = math.nan
+    largest: float = 0.0
     """The largest difference of a token's log-probability."""
 
-    mean: float = math.nan
+    mean: float = 0.0
     same: int = 0
     """Greedy tokens that agree."""
 

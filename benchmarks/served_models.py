@@ -16,8 +16,8 @@ from minitron.model.loading import load_tokenizer
 
 CONTEXT = 512
 SCORING = ("--samples", 8, "--sequence-length", 128, "--layers", "none")
-ROUNDING = ("--samples", 32, "--sequence-length", 256)
-TOKENS = 8192
+ROUNDING = ("--samples", 16, "--sequence-length", 256)
+TOKENS = 4096
 TRAINING = ("--tokens", TOKENS, "--batch-tokens", 1024, "--sequence-length", 256, "--learning-rate", 1e-4)
 SMOLLM2 = "SmolLM2-135M"
 PRUNED = f"{SMOLLM2}, pruned by 20 %"
@@ -134,7 +134,6 @@ MODELS: dict[str, Served] = {
     f"{SMOLLM2}, int8": Served(_quantised(SMOLLM2, "int8"), SMOLLM2),
     f"{SMOLLM2}, int4": Served(_quantised(SMOLLM2, "int4"), SMOLLM2),
     f"{PRUNED}, int4": Served(_quantised(PRUNED, "int4"), PRUNED),
-    f"{DISTILLED}, int4": Served(_quantised(DISTILLED, "int4"), DISTILLED),
     HYBRID: Served(pruned(builtin.MODEL, "--pattern", "MM*-MM*-M", "--budget", "64MiB", "--context", CONTEXT)),
     f"{HYBRID}, int8": Served(_quantised(HYBRID, "int8"), HYBRID),
     # vLLM's CPU kernel for int4 takes rows in multiples of 32, which those of this in_proj are not.
