@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 # The other scripts beside this one.
+from llama_cpp_runs import continued, distribution, opened
 from smollm2 import RESULTS, minitron, write_section
 
 from minitron.cut.plan import make_plan
 from minitron.cut.prune import prune
 from minitron.gguf.export import export
-from minitron.gguf.running import continued, distribution, opened
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 

@@ -35,7 +35,8 @@ SERVING: Final[dict[str, Option]] = {
         typer.Option(
             "--engine",
             help="plain: the sum of weights, KV cache and states, without an engine's block rounding and "
-            "buffers. vllm: memory as vLLM allocates it, with its blocks, buffers and settings.",
+            "buffers. vllm: memory as vLLM allocates it, with its blocks, buffers and settings. llama.cpp: memory as "
+            "llama.cpp allocates it for a GGUF file, with its cells and compute buffer.",
         )
     ),
     "utilization": Option(
@@ -80,7 +81,8 @@ SERVING: Final[dict[str, Option]] = {
     "max_num_batched_tokens": Option(
         tokens_option(
             "--max-num-batched-tokens",
-            "vllm: maximum tokens per step; default: 2048, or 8192 on GPUs of 70 GiB and more.",
+            "vllm, llama.cpp: maximum tokens per step; default: 2048, or 8192 on GPUs of 70 GiB and more; 512 with "
+            "llama.cpp.",
             show_default=False,
         )
     ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from minitron.memory.workload import Engine, Workload
     from minitron.model.spec import ModelSpec
 
-EngineName = Literal["plain", "vllm"]
+EngineName = Literal["plain", "vllm", "llama.cpp"]
 """The engine whose memory is counted."""
 
 _LARGE_GPU_GIB: Final = 70
@@ -37,7 +37,7 @@ class Serving:
 
     engine: EngineName = "plain"
     """plain: the sum of weights, KV cache and states, without an engine's block rounding and buffers.  vllm: memory as
-    vLLM allocates it."""
+    vLLM allocates it.  llama.cpp: as llama.cpp does, of a GGUF file."""
 
     utilization: float | None = None
     """The share of a GPU's memory to use; None is 0.95, or 0.92 with vllm."""
@@ -82,7 +82,7 @@ class Serving:
     """vllm: maximum number of concurrent sequences; None is the batch."""
 
     max_num_batched_tokens: int | None = None
-    """vllm: tokens of a step; None is 2,048, or 8,192 on GPUs of 70 GiB and more."""
+    """Tokens of a step of the engine; None is 512 with llama.cpp, else 2,048, or 8,192 on GPUs of 70 GiB and more."""
 
     prefix_caching: bool = True
     """vllm: whether states of finished prefixes are kept."""
@@ -136,6 +136,7 @@ class Serving:
 
     def engine_on(self, gpu: Gpu | None) -> Engine:
         """The engine's settings."""
+        from minitron.engines.table import ENGINES
         from minitron.memory.workload import Engine
 
         large = gpu is not None and gpu.usable_GiB >= _LARGE_GPU_GIB
@@ -144,12 +145,13 @@ class Serving:
             self.prefix_caching,
             self.cuda_graphs,
             self.max_num_seqs,
-            self.max_num_batched_tokens or (8192 if large else 2048),
+            self.max_num_batched_tokens or ENGINES[self.engine].step_tokens or (8192 if large else 2048),
             self.block_size,
         )
 
     def workload_on(self, spec: ModelSpec, gpu: Gpu | None) -> Workload:
         """What the model is to serve; raises MinitronError where neither this nor the config says how long."""
+        from minitron.memory.caches import require_whole_blocks
         from minitron.memory.parallel import require_splits
         from minitron.memory.precision import precision_of
         from minitron.memory.workload import workload_of
@@ -177,6 +179,7 @@ class Serving:
             engine=self.engine_on(gpu),
         )
         precision_of(spec, workload.weights, workload.keep)
+        require_whole_blocks(spec, workload)
         return workload
 
 

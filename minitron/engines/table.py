@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from minitron.engines import plain, vllm
+from minitron.engines import llama_cpp, plain, vllm
 from minitron.engines.keeping import Demand, Kept
 from minitron.model.spec import ModelSpec
 
@@ -67,6 +67,12 @@ class ServingEngine:
     files: Literal["any", "safetensors", "gguf"] = "any"
     """The files that it loads."""
 
+    step_tokens: int | None = None
+    """Tokens of a step where nobody says otherwise; None where that depends on the GPU."""
+
+    tell: Mapping[str, Callable[[Demand, Kept], tuple[str, str, str, str]]] = field(default_factory=dict)
+    """Lines of the footprint that it explains itself: formula, the formula with its numbers, origin and note."""
+
     casts_fp32: bool = False
     """Whether it computes a model whose config says fp32 in 16 bits unless it is told to keep fp32."""
 
@@ -86,6 +92,16 @@ def _pool_facts(demand: Demand, keep: Kept, room: int) -> tuple[Fact, ...]:
         Fact("needed_blocks_count", "blocks that the workload takes", int(found.blocks), "blocks"),
         Fact("budget_blocks_count", "blocks that the budget holds", blocks, "blocks"),
         Fact("pool_tokens", "tokens that they hold", vllm.tokens_in(demand, found, blocks), "tokens"),
+    )
+
+
+def _buffer_facts(demand: Demand, keep: Kept, room: int) -> tuple[Fact, ...]:
+    held = llama_cpp.lines(demand, keep)
+    states = int(held["conv_state"] + held["ssm_state"])
+    return (
+        Fact("cells_tokens", "n_ctx_seq", int(llama_cpp.padded(demand.context)), "tokens"),
+        Fact("kv_buffer_bytes", "KV buffer size", int(held["kv_cache"] + held["block_rounding"]), "B"),
+        *((Fact("rs_buffer_bytes", "RS buffer size", states, "B"),) if states else ()),
     )
 
 
@@ -118,6 +134,22 @@ ENGINES: Final = {
             casts_fp32=True,
             buffers=vllm.buffers,
             facts=_pool_facts,
+        ),
+        ServingEngine(
+            "llama.cpp",
+            title="llama.cpp",
+            summary="memory as llama.cpp allocates it, of a GGUF file, its caches and its compute buffer",
+            source="llama.cpp b11739, the log of a load",
+            utilization=plain.UTILIZATION,
+            lines=llama_cpp.lines,
+            workspace=llama_cpp.compute_buffer,
+            tell_workspace=llama_cpp.tell_workspace,
+            kv={"fp16": "f16", "fp32": "f32", "bf16": "bf16", **{name: name for name in llama_cpp.KV_BLOCKS}},
+            states={"fp32": "f32"},
+            files="gguf",
+            step_tokens=512,
+            tell={"block_rounding": llama_cpp.tell_rounding},
+            facts=_buffer_facts,
         ),
     )
 }

@@ -4,6 +4,7 @@ Nothing is read but headers until a tensor is written: the converter's tensors a
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,9 @@ from minitron.model.spec import ModelSpec
 
 PLAIN: Final = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
 """Types without blocks -> the converter's name of a file of it."""
+
+_PADDED: Final = ("nemotron_h", "mamba", "mamba2", "falcon_mamba", "bamba", "granitemoehybrid")
+"""Families for which the converter pads the vocabulary to a multiple of 8 or 16."""
 
 _CONTEXT: Final = "max_position_embeddings"
 
@@ -59,9 +63,14 @@ def _adapted(known: Any, spec: ModelSpec) -> Any:
         return found
 
     changes: dict[str, Any] = {"model_arch": known.model_arch, "get_vocab_base_pre": named}
-    if spec.family.name == "nemotron_h":
-        # Its own pads the vocabulary, not the embedding, and always asks for a start token.
+    if spec.family.name in _PADDED:
+        # Its own pads the vocabulary, not the embedding, and that of Nemotron-H always asks for a start token.
         changes["set_vocab"] = lambda self: self._set_vocab_gpt2()
+    if spec.family.name == "nemotron_h":
+        # It knows the names of NVIDIA's checkpoints, not those that transformers gives in memory.
+        changes["modify_tensors"] = lambda self, data, name, layer: known.modify_tensors(
+            self, data, re.sub(r"^model\.", "backbone.", name), layer
+        )
     return type(known.__name__, (known,), changes)
 
 

@@ -69,6 +69,20 @@ def _rows_bytes(dim: Dim | None, sizes: Mapping[str, Any], layout: Layout) -> An
     return 0 if dim is None else sum(layout.rows(count, columns) for count, columns in matrices(dim, sizes))
 
 
+def require_whole_blocks(spec: ModelSpec, workload: Workload) -> None:
+    """Raise MinitronError where heads are no whole number of the blocks in which keys and values are to be kept."""
+    form = FORMATS[workload.kv]
+    for kind in dict.fromkeys(spec.layers) if form.gguf else ():
+        cache = spec.cache(kind)
+        dim = None if cache is None else cache.dim("keys_values")
+        for _, columns in () if dim is None else matrices(dim, spec.at(kind, spec.sizes)):
+            if columns % form.group:
+                raise MinitronError(
+                    f"llama.cpp keeps keys and values in {workload.kv} in blocks of {form.group}, which do not divide "
+                    f"a head of {columns}; choose --kv fp16."
+                )
+
+
 def window_of(spec: ModelSpec, cache: Cache, kind: str) -> int | None:
     """The tokens of the sliding window that a layer of a kind keeps keys and values of; None for all of the context."""
     window = spec.value(cache.window, kind) if cache.window else None

@@ -114,10 +114,15 @@ def footprint_lines(spec: ModelSpec, workload: Workload, budget: Budget | None =
     )
     always = {"weights", "kv_cache", "workspace"}
     return tuple(
-        FootprintLine(name, int(count), *_TELL[name](case))
+        FootprintLine(name, int(count), *_told(case, name))
         for name, count in case.found.lines.items()
         if count or name in always
     )
+
+
+def _told(case: _Case, name: str) -> tuple[str, str, str, str]:
+    own = ENGINES[case.workload.engine.name].tell.get(name)
+    return _TELL[name](case) if own is None else own(case.workload, case.keep)
 
 
 def _n(value: Any) -> str:

@@ -154,7 +154,7 @@ _COMPRESSED: Final = "compressed-tensors' compressors"
 _SERVERS: Final = ("vLLM", "SGLang", "TensorRT-LLM")
 _OPEN: Final = ("vLLM", "SGLang")
 _KEPT_IN_BLOCKS: Final = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-"""The types of GGUF files in which llama.cpp keeps keys and values too."""
+"""The types of GGUF files that may keep keys and values too."""
 
 
 def _gguf(kind: str) -> Format:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from math import floor
+from pathlib import Path
 from typing import Final
 
 from minitron.engines.table import ENGINES
@@ -13,6 +14,7 @@ from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import room_for_kept
 from minitron.memory.formats import FORMATS, STORED, stored_format
 from minitron.memory.workload import Engine, Workload
+from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
 
 
@@ -59,11 +61,28 @@ def _dtype(spec: ModelSpec, workload: Workload) -> str | None:
     return workload.weights if "fp32" in (stored, workload.weights) or workload.weights != stored else None
 
 
-_LINES: Final[dict[str, Callable[[str, ModelSpec, Workload, Budget], list[str]]]] = {"vllm": _vllm}
-"""Engine -> the words of its command."""
+def _llama_cpp(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> list[list[str]]:
+    """The GGUF file first.  A context is shared out among the slots; a step is at most a batch."""
+    kind, tokens = FORMATS[workload.weights].gguf, workload.engine.max_num_batched_tokens
+    file = f"{title(Path(model))}-{kind}.gguf"
+    kept = (ENGINES["llama.cpp"].kv or {})[workload.kv]
+    words = ["llama-server", "-m", file, "-ngl", "all", "-c", str(workload.context * workload.batch)]
+    words += ["--parallel", str(workload.batch), "--no-kv-unified", "-ctk", kept, "-ctv", kept, "-fa", "on"]
+    words += ["-ub", str(tokens), "-b", str(max(tokens, _BATCH))]
+    return [["minitron", "export", model, "--gguf", file, "--type", kind], words]
+
+
+_BATCH: Final = 2048
+"""llama.cpp's own tokens of a batch, which it computes in steps."""
+
+_LINES: Final[dict[str, Callable[[str, ModelSpec, Workload, Budget], list[list[str]]]]] = {
+    "vllm": lambda *asked: [_vllm(*asked)],
+    "llama.cpp": _llama_cpp,
+}
+"""Engine -> the words of its commands, one after another."""
 
 
 def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
-    """The shell command with which the workload's engine serves `model`, a folder or a name; empty for no engine."""
+    """The shell commands with which the workload's engine serves `model`, a folder or a name; empty for no engine."""
     line = _LINES.get(workload.engine.name)
-    return "" if line is None else shlex.join(line(model, spec, workload, budget))
+    return "" if line is None else " && ".join(map(shlex.join, line(model, spec, workload, budget)))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from minitron.engines.table import ENGINES
 from minitron.engines.vllm import TOKENS
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, STORED, Use, formats_for, named_in_config, stored_format
+from minitron.memory.formats import FORMATS, GGUF_OF, STORED, Use, formats_for, named_in_config, stored_format
 from minitron.model.spec import ModelSpec
 
 
@@ -121,6 +121,8 @@ class Workload:
                 f"{engine.title} does not keep Mamba states in {self.ssm_state}; choose --ssm-state "
                 f"{' or '.join(engine.states)}."
             )
+        if engine.files == "gguf" and self.conv_state != "fp32":
+            raise MinitronError(f"{engine.title} keeps convolution states in fp32 alone; drop --conv-state.")
         self._require_loadable()
         if self.tensor_parallel < 1:
             raise MinitronError(f"a model cannot be split among {self.tensor_parallel} GPUs; give 1 or more.")
@@ -131,6 +133,11 @@ class Workload:
         """Raise MinitronError where the engine does not load such weights, or llama.cpp cannot do what is asked."""
         engine, stored = ENGINES[self.engine.name], self.weights == STORED
         in_gguf = not stored and bool(FORMATS[self.weights].gguf)
+        if engine.files == "gguf" and (self.max_num_seqs > self.batch or self.lora_rank):
+            raise MinitronError(
+                f"{engine.title} is counted with a slot for each sequence and without adapters; drop --max-num-seqs "
+                "and --lora-rank, and give all sequences as --batch."
+            )
         if engine.files != "any" and (engine.files == "gguf") != in_gguf:
             raise MinitronError(
                 f"{engine.title} loads {engine.files} files, not weights in "
@@ -199,15 +206,21 @@ def workload_of(
     Weights take the formats that the config's quantization_config names, else its dtype, else bf16, and bf16 where the
     engine would compute an fp32 model so; keys, values and convolution states the dtype in which activations are
     computed, which is that of the weights unless those are quantised; the SSM state `mamba_ssm_cache_dtype`, else
-    fp32."""
+    fp32.  For llama.cpp the dtype is that of the GGUF file, keys and values are in fp16, and both states in fp32."""
     _require_countable(context * batch, more)
     config = spec.stated
     stored, engine = stored_format(config), more.get("engine")
     if stored == "fp32" and engine is not None and ENGINES[engine.name].casts_fp32:
         stored = "bf16"
     weights = weights or (stored if spec.quantisation is None else STORED)
+    runs = ENGINES["plain" if engine is None else engine.name]
+    if runs.files == "gguf":
+        weights = GGUF_OF.get(weights, weights)
     computed = _computed(weights, stored)
     stated = named_in_config(str(config.get("mamba_ssm_cache_dtype")), quantised=False) or "fp32"
     if more.get("speculative_tokens") and not spec.mtp_layers:
         raise MinitronError("this model has no multi-token-prediction block to draft tokens; drop --mtp.")
+    if runs.files == "gguf":
+        # It converts the config's dtypes away: all that a state is made of is fp32.
+        stated, conv_state = "fp32", conv_state or "fp32"
     return Workload(context, batch, weights, kv or computed, ssm_state or stated, conv_state or computed, **more)

@@ -34,7 +34,7 @@ def installed() -> None:
 def agrees(folder: Path, file: Path) -> None:
     """llama.cpp gives every token the probability that transformers gives it in fp32, and says the same tokens: its KV
     cache is in fp16, and so are some of its products."""
-    from minitron.gguf.running import distribution, opened
+    from benchmarks.llama_cpp_runs import distribution, opened
 
     model, server, ids = load_model(folder, dtype=torch.float32), opened(file), list(PROMPT)
     (printable,) = load_tokenizer(folder)("a")["input_ids"]
