@@ -112,6 +112,7 @@ def _settings(request: Distillation) -> dict[str, Any]:
         "student_format": request.student_format,
         "student_keep": dict(request.student_keep),
         "student_round": request.student_round,
+        "student_scales": request.student_scales,
         "cache_teacher": None if request.cache is None else str(request.cache),
         "teacher_device": request.teacher_device,
         "offload_teacher": request.offload_teacher,

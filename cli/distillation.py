@@ -48,6 +48,13 @@ DISTILLATION: Final[dict[str, Option]] = {
             "WAY",
         )
     ),
+    "student_scales": Option(
+        option(
+            "--student-scales",
+            "frozen: the scales of a student in a format stay as they begin; learned: they are trained too.",
+            "WAY",
+        )
+    ),
     "cache": Option(
         option(
             "--cache-teacher",

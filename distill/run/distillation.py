@@ -18,6 +18,7 @@ Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
 
 Way = Literal["best", "nearest"]
+Scaling = Literal["frozen", "learned"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Distillation:
     """Where a student in a format begins: rounded with feedback, so that columns make up for each other; or each weight
     at the nearest number."""
 
+    student_scales: Scaling = "frozen"
+    """Whether the scales of a student in a format stay as they begin, or are learned."""
+
     cache: Path | None = None
     """A folder in which what a sparse loss reads of the teacher is kept, and found by later runs."""
 
@@ -77,11 +81,15 @@ class Distillation:
     """Whether an output that exists is replaced, and a run with other settings started again."""
 
     def __post_init__(self) -> None:
-        require_known(self, {"teacher_precision": get_args(Precision), "student_round": get_args(Way)})
-        if self.student_keep and self.student_format is None:
-            raise MinitronError("--student-keep needs the format of the rest; give --student-format too.")
-        if self.student_round != "best" and self.student_format is None:
-            raise MinitronError("--student-round says how a student in fewer bits begins; give --student-format too.")
+        known = {"teacher_precision": Precision, "student_round": Way, "student_scales": Scaling}
+        require_known(self, {name: get_args(each) for name, each in known.items()})
+        if self.student_format is None:
+            plain = {"student_keep": {}, "student_round": "best", "student_scales": "frozen"}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise MinitronError(
+                        f"--{name.replace('_', '-')} is of a student in fewer bits; give --student-format too."
+                    )
         _ = self.wanted
 
     @property

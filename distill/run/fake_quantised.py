@@ -2,8 +2,9 @@
 through the rounding.
 
 Quantisation-aware training with a straight-through estimator (Bengio et al. 2013, arXiv 1308.3432, section 3.1) and a
-teacher's logits is quantisation-aware distillation.  The scales are those before the first step and stay: what is
-trained moves on a grid that does not move under it, and the same scales are written.
+teacher's logits is quantisation-aware distillation.  The scales are those before the first step and stay, unless they
+are learned (distill.run.learned_scales): what is trained moves on a grid that does not move under it, and the same
+scales are written.
 
 Shape letters: R rows (outputs) and C columns (inputs) of a matrix.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.run.learned_scales import LearnedScales, require_learnable
 from distill.run.rounded_start import RoundedStart
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import ModelSpec
@@ -51,6 +53,9 @@ class FakeQuantised:
     calibrate: Calibrate | None = None
     """Says what linears read; None where no format keeps that."""
 
+    learns: bool = False
+    """Whether scales are trained too."""
+
     @classmethod
     def of(
         cls,
@@ -60,20 +65,24 @@ class FakeQuantised:
         calibrate: Calibrate | None = None,
         *,
         start: RoundedStart | None = None,
+        learns: bool = False,
     ) -> FakeQuantised:
         """Those of the checkpoint `student`, with the scales of `start`, or else of the least squared error.
 
-        Raises MinitronError where a format keeps a scale of inputs and nothing can calibrate it."""
+        Raises MinitronError where a format keeps a scale of inputs and nothing can calibrate it, and where one `learns`
+        scales that cannot be."""
         checkpoint = Checkpoint(student)
         assigned = assign(spec, checkpoint, wanted)
         if calibrate is None:
             require_seen(assigned, NEAREST)
+        if learns:
+            require_learnable(assigned)
         found: dict[str, Scales] = {} if start is None else dict(start.scales)
         for unit in assigned.units if start is None else ():
             weights = [checkpoint.tensor(matrix.name) for matrix in unit]
             scales = searched_scales(unit[0].form, weights)
             found |= {matrix.name: own for matrix, own in zip(unit, scales, strict=True)}
-        return cls(assigned, found, calibrate if assigned.needs_inputs else None)
+        return cls(assigned, found, calibrate if assigned.needs_inputs else None, learns)
 
     def put_on(
         self, model: PreTrainedModel, spec: ModelSpec, student: Path, *, start: RoundedStart | None = None
@@ -81,20 +90,40 @@ class FakeQuantised:
         """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what
         they are, or become those of `start`, and are trained.  The output layer is not among them
         (distill.run.request): the loss reads its weights without running it."""
-        names = Checkpoint(student).stored_names(spec)
-        matrices = {matrix.name: matrix for matrix in self.assigned.matrices}
-        for one in held(spec):
-            parts = tuple(matrices.get(names[expected.name]) for expected in one.expected)
-            if not any(parts):
-                continue
+        for one, parts in self._held(spec, student):
             path, _, attribute = one.name.rpartition(".")
             module = model.get_submodule(path)
             if start is not None:
                 _begin(one, parts, module.get_parameter(attribute), start)
-            rounding = _Rounding(one, parts, self.scales)
-            swap = _Swap(attribute, rounding)
+            rounded: Callable[[nn.Module, nn.Parameter], Any]
+            if self.learns:
+                learned = LearnedScales(one, attribute, parts, self.scales)
+                learned.put_on(module)
+                rounded = learned.rounded
+            else:
+                rounded = _Rounding(one, parts, self.scales).rounded
+            swap = _Swap(attribute, rounded)
             module.register_forward_pre_hook(swap.enter)
             module.register_forward_hook(swap.leave, always_call=True)
+
+    def scales_of(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> Mapping[str, Scales]:
+        """The scales by now, of a model that this was put on."""
+        if not self.learns:
+            return self.scales
+        found: dict[str, Scales] = {}
+        for one, parts in self._held(spec, student):
+            path, _, attribute = one.name.rpartition(".")
+            found |= LearnedScales(one, attribute, parts, self.scales).learned(model.get_submodule(path))
+        return found
+
+    def _held(self, spec: ModelSpec, student: Path) -> Iterator[tuple[Held, tuple[Matrix | None, ...]]]:
+        """The parameters in memory that are rounded, and the matrix of each tensor on disk that they are made of."""
+        names = Checkpoint(student).stored_names(spec)
+        matrices = {matrix.name: matrix for matrix in self.assigned.matrices}
+        for one in held(spec):
+            parts = tuple(matrices.get(names[expected.name]) for expected in one.expected)
+            if any(parts):
+                yield one, parts
 
 
 @torch.no_grad()
@@ -113,6 +142,10 @@ class _Rounding:
     """One for every tensor on disk; None where that stays as it is."""
 
     scales: Mapping[str, Scales]
+
+    def rounded(self, module: nn.Module, weight: nn.Parameter) -> Any:
+        """The same with a gradient that passes straight through."""
+        return _Straight.apply(weight, self)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def __call__(self, weight: Tensor) -> Tensor:
@@ -146,8 +179,8 @@ class _Swap:
     The entry of the parameter is overwritten and not removed: the order of parameters, by which sums are made, stays.
     """
 
-    def __init__(self, attribute: str, rounding: _Rounding) -> None:
-        self.attribute, self.rounding = attribute, rounding
+    def __init__(self, attribute: str, rounded: Callable[[nn.Module, nn.Parameter], Any]) -> None:
+        self.attribute, self.rounded = attribute, rounded
         self._parameter: nn.Parameter | None = None
 
     def enter(self, module: nn.Module, arguments: Any) -> None:
@@ -155,8 +188,7 @@ class _Swap:
         parameter = module._parameters[self.attribute]
         assert parameter is not None
         self._parameter = parameter
-        rounded: Any = _Straight.apply(parameter, self.rounding)  # type: ignore[no-untyped-call]
-        module._parameters[self.attribute] = rounded
+        module._parameters[self.attribute] = self.rounded(module, parameter)
 
     def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """After it ran, or failed."""

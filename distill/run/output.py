@@ -121,7 +121,7 @@ def write_quantised(
         plain = between / student.name
         write_student(model, student, plain, mtp=mtp, card=card)
         calibrated = None if fake.calibrate is None else fake.calibrate(plain, blocks, feedback=False)
-        frozen = Frozen(fake.scales, weights, calibrated)
+        frozen = Frozen(fake.scales_of(model, spec, student), weights, calibrated)
         quantise(plain, output, fake.assigned.wanted, frozen, overwrite=overwrite, done=finish)
 
 
@@ -175,7 +175,7 @@ def write_outputs(
             trainer.work.write_written(partial, folder)
 
         written = replace(result, selected_step=step)
-        model, mtp = _weights_of(trainer, step, student)
+        model, mtp = _weights_of(trainer, step, student, fake)
         write = write_student
         if fake is not None:
             write = partial(write_quantised, fake=fake, blocks=calibration(trainer.text, trainer.recipe))
@@ -201,9 +201,11 @@ def _written(trainer: Trainer, output: Path) -> list[tuple[dict[str, Any], Path]
     return found if chosen["step"] == other["step"] else [*found, (other, beside(output, trainer.recipe))]
 
 
-def _weights_of(trainer: Trainer, step: int, folder: Path) -> tuple[PreTrainedModel, Predictor | None]:
+def _weights_of(
+    trainer: Trainer, step: int, folder: Path, fake: FakeQuantised | None
+) -> tuple[PreTrainedModel, Predictor | None]:
     """The student of `folder` and its multi-token-prediction block, where that was trained, as they were after a step,
-    the last one's or the best one's, in one piece."""
+    the last one's or the best one's, in one piece, with the scales that were learned."""
     if step != trainer.step:
         weights = trainer.checkpoints.best_weights(step)
     elif trainer.processes.world_size == 1:
@@ -213,6 +215,8 @@ def _weights_of(trainer: Trainer, step: int, folder: Path) -> tuple[PreTrainedMo
         assert newest is not None  # the last step is always saved
         weights = read_weights(newest)
     whole = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    if fake is not None:
+        fake.put_on(whole, read_spec(folder), folder)
     mtp = None if trainer.objective.mtp is None else Predictor(folder, whole)
     with torch.no_grad():
         for name, parameter in whole.named_parameters():

@@ -10,6 +10,7 @@ from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
 from distill.recipe import Recipe
 from distill.run.distillation import Distillation
+from distill.run.learned_scales import require_learnable
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
 from distill.run.work import Work
@@ -95,6 +96,8 @@ class Request:
                 "a student in a format of fewer bits is not compiled; drop --compile or --student-format."
             )
         require_trainable(student, spec, wanted)
+        if self.asked.student_scales == "learned":
+            require_learnable(assign(spec, Checkpoint(student), wanted))
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -126,6 +129,7 @@ class Request:
                     "student_format": asked.student_format,
                     "keep": dict(asked.student_keep),
                     "round": asked.student_round,
+                    **({} if asked.student_scales == "frozen" else {"scales": asked.student_scales}),
                 }
             ),
         }

@@ -61,6 +61,11 @@ def _distill_stages(
         Request(replace(asked, data=_text(stage, number, asked.sources)), stage.recipe)
         for number, stage in enumerate(stages, 1)
     ]
+    if asked.student_scales == "learned" and len(stages) > 1:
+        raise MinitronError(
+            "stages pass weights in 16 bits on, without the scales that were learned; drop --student-scales, or train "
+            "in one stage."
+        )
     # A stage's mistake is told now, not when the stages before it are done.
     for request in requests:
         request.check()

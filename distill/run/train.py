@@ -209,7 +209,8 @@ def _fake(
             write_start(rounded, asked.student, spec, assigned, rounding, progress=progress)
         processes.wait()
         start = RoundedStart.read(rounded)
-    fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate, start=start)
+    learns = asked.student_scales == "learned"
+    fake = FakeQuantised.of(asked.student, spec, asked.wanted, calibrate, start=start, learns=learns)
     fake.put_on(model, spec, asked.student, start=None if among.earlier else start)
     return fake
 

@@ -95,6 +95,19 @@ def scales_for(form: Format, ends: Tensor, whole: float, largest_scale: float = 
     return Scales(found, {".weight_scale": found.reshape(())})
 
 
+def rescaled(form: Format, scales: Scales, factors: Tensor) -> Scales:
+    """Scales of rows or groups times `factors` of the same shape, as they are stored."""
+    import torch
+
+    if form.numbers == "e2m1":
+        second = scales.stored[".weight_scale_2"].to(factors.device)
+        found = (scales.step.to(factors.device) / second * factors).clamp(SMALLEST_GROUP_SCALE, E4M3_LARGEST)
+        group = found.to(torch.float8_e4m3fn)
+        return Scales(group.float() * second, {".weight_scale": group, ".weight_scale_2": second})
+    kept = (scales.step.to(factors.device) * factors).to(torch.bfloat16)
+    return Scales(kept.float(), {".weight_scale": kept})
+
+
 def plain_scales(form: Format, weights: Sequence[Tensor]) -> list[Scales]:
     """The scales of matrices [R, C] that read the same inputs, by their largest numbers."""
     whole = whole_of(weights)
