@@ -111,7 +111,6 @@ def _written() -> Rows:
         "`--format`",
         "layout of",
         "inputs of linears",
-        "read by",
         "tensor cores of",
         "unpacked to 16 bits on",
         "refused on",
@@ -125,7 +124,17 @@ def _written() -> Rows:
                     native = form.native is not None and gpu.capability >= form.native
                     runs = form.least is not None and gpu.capability >= form.least
                     sides[0 if native else 1 if runs else 2].append(gpu.name)
-            yield _code(name), form.method, inputs[form.inputs], ", ".join(form.engines), *map(_shortly, sides)
+            yield _code(name), form.method, inputs[form.inputs], *map(_shortly, sides)
+
+
+def _engines() -> Rows:
+    columns = ("vLLM", "SGLang", "TensorRT-LLM", "transformers")
+    words = {"run": "run here", "loaded": "files read here", "read": "code read", "told": "documented"}
+    yield "`--format`", *columns
+    for name, form in FORMATS.items():
+        if form.written:
+            seen = dict(form.engines)
+            yield _code(name), *(words[seen[engine]] if engine in seen else "no" for engine in columns)
 
 
 def _shortly(names: list[str]) -> str:
@@ -232,6 +241,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "formats": _formats,
     "kept": _kept,
     "written": _written,
+    "engines": _engines,
     "gguf": _gguf,
     "gpus": _gpus,
     "families": _families,

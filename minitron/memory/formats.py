@@ -25,6 +25,10 @@ Numbers = Literal["", "e4m3", "e2m1", "int8", "int4"]
 Method = Literal["", "modelopt", "compressed-tensors"]
 Inputs = Literal["", "static", "token"]
 
+Seen = Literal["run", "loaded", "read", "told"]
+"""How it is known that an engine reads a format: files of it were run here, or read by the engine's own loader without
+its kernels (benchmarks/loading.py); its code was read; its makers say so."""
+
 _USES: Final = ("weights", "kv", "state", "conv")
 _ORIGINS: Final = ("exact", "published", "estimated")
 
@@ -76,8 +80,8 @@ class Format(Layout):
     instead: Format | None = None
     """The format of matrices whose rows are no whole number of groups; None where a last group may be short."""
 
-    engines: tuple[str, ...] = ()
-    """The engines that read it."""
+    engines: tuple[tuple[str, Seen], ...] = ()
+    """The engines that read it, and how that is known."""
 
     least: tuple[int, int] | None = None
     """The CUDA compute capability from which vLLM runs it at all, on weights unpacked to 16 bits where that is below
@@ -151,8 +155,8 @@ class Format(Layout):
 _ALL: Final[tuple[Use, ...]] = ("weights", "kv", "state", "conv")
 _PUBLISHED: Final = "the bytes of published checkpoints"
 _COMPRESSED: Final = "compressed-tensors' compressors"
-_SERVERS: Final = ("vLLM", "SGLang", "TensorRT-LLM")
-_OPEN: Final = ("vLLM", "SGLang")
+_SERVERS: Final[tuple[tuple[str, Seen], ...]] = (("vLLM", "loaded"), ("SGLang", "read"), ("TensorRT-LLM", "told"))
+_RUN: Final[tuple[tuple[str, Seen], ...]] = (("vLLM", "run"), ("SGLang", "read"), ("transformers", "run"))
 _KEPT_IN_BLOCKS: Final = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """The types of GGUF files that may keep keys and values too."""
 
@@ -167,7 +171,7 @@ def _gguf(kind: str) -> Format:
         **vars(most.layout),
         uses=("weights", "kv") if kind in _KEPT_IN_BLOCKS else ("weights",),
         gguf=kind,
-        engines=("llama.cpp",),
+        engines=(("llama.cpp", "read"),),
         note=note,
         source="llama.cpp's quantiser",
     )
@@ -227,7 +231,7 @@ FORMATS: Final = {
             numbers="e4m3",
             method="compressed-tensors",
             inputs="token",
-            engines=_OPEN,
+            engines=(("vLLM", "loaded"), *_RUN[1:]),
             least=(7, 5),
             note="E4M3, one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
@@ -260,7 +264,7 @@ FORMATS: Final = {
             config_names=("w4a16_nvfp4",),
             numbers="e2m1",
             method="modelopt",
-            engines=("vLLM",),
+            engines=(("vLLM", "loaded"), ("SGLang", "read")),
             least=(7, 5),
             note="the weights of nvfp4 alone; inputs stay in 16 bits",
             source="modelopt's export (W4A16_NVFP4)",
@@ -276,7 +280,7 @@ FORMATS: Final = {
             numbers="int8",
             method="compressed-tensors",
             inputs="token",
-            engines=_OPEN,
+            engines=_RUN,
             least=(7, 5),
             note="one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
@@ -291,7 +295,7 @@ FORMATS: Final = {
             word=32,
             numbers="int4",
             method="compressed-tensors",
-            engines=_OPEN,
+            engines=_RUN,
             least=(7, 5),
             note="one bf16 scale per 128 numbers of a row, or 64 or 32 where 128 do not divide it",
             source=_COMPRESSED,
