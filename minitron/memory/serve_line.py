@@ -38,6 +38,9 @@ def _vllm(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> li
         words += ["--mamba-ssm-cache-dtype", (ENGINES["vllm"].states or {})[workload.ssm_state]]
     if FORMATS[workload.kv].quantised:
         words += ["--kv-cache-dtype", (ENGINES["vllm"].kv or {})[workload.kv]]
+    elif spec.quantisation is not None and spec.quantisation.kv and FORMATS[workload.kv].bits == 16:
+        # Otherwise it keeps them as the checkpoint was made for.
+        words += ["--kv-cache-dtype", FORMATS[workload.kv].config_names[0]]
     words.append("--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching")
     if not engine.cuda_graphs:
         words.append("--enforce-eager")

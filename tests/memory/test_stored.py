@@ -18,7 +18,8 @@ from minitron.memory.footprint_lines import footprint_lines
 from minitron.memory.formats import STORED
 from minitron.memory.precision import precision_of, tally, tally_of, weight_bytes
 from minitron.memory.questions import cautions, remedies
-from minitron.memory.workload import workload_of
+from minitron.memory.serve_line import serve_line
+from minitron.memory.workload import Engine, workload_of
 from minitron.model.spec import ModelSpec, spec_of
 from minitron.search.search import build_lattice, search
 from minitron.units import GiB
@@ -348,3 +349,18 @@ def test_cases_that_were_reported(tmp_path: Path) -> None:
     )
     assert bytes_of(read_spec(tmp_path)) == by_hand(lambda rows, columns: rows * columns + 8)
     assert math.isclose(bytes_of(read_spec(tmp_path / "config.json")) / GiB, 8.458, rel_tol=1e-3)
+
+
+def test_the_line_that_serves_says_where_keys_and_values_are_not_kept_as_the_files_were_made_for() -> None:
+    """vLLM's resolve_kv_cache_dtype_string: `auto` is what the config's quantisation names."""
+    spec = quantised({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "ignore": []})
+    plain = quantised({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": []})
+    for one, kv, flag in (
+        (spec, None, "--kv-cache-dtype bfloat16 "),
+        (spec, "fp8", "--kv-cache-dtype fp8 "),
+        (plain, None, ""),
+        (plain, "fp8", "--kv-cache-dtype fp8 "),
+    ):
+        workload = workload_of(one, 1024, kv=kv, engine=Engine("vllm"))
+        line = serve_line("x", one, workload, Budget(80 * 2**30))
+        assert flag in line if flag else "--kv-cache-dtype" not in line
