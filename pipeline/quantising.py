@@ -129,13 +129,13 @@ def _rounding(request: Quantising, folder: Path, states: Path, note: Note) -> Ro
             note("without --data every number goes to the nearest, with scales of the least squared error.")
         return Nearest(search=best)
     from importance.rounding.calibrated import Calibrated
-    from minitron.measure.text import token_blocks
+    from minitron.measure.text import require_known, token_blocks
     from minitron.model.loading import find_device, load_tokenizer, require_embeddings
 
-    blocks = token_blocks(
-        load_tokenizer(folder), request.data, sequence_length=request.sequence_length, samples=request.samples
-    )
+    tokenizer = load_tokenizer(folder)
+    blocks = token_blocks(tokenizer, request.data, sequence_length=request.sequence_length, samples=request.samples)
     require_embeddings(folder, blocks)
+    require_known(tokenizer, blocks, request.data)
     if len(blocks) < request.samples:
         note(
             f"{request.data} holds {len(blocks):,} sequences of {request.sequence_length:,} tokens, not the "

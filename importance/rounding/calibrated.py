@@ -13,10 +13,13 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from importance.rounding.feedback import rounded_with_feedback
+from importance.rounding.descent import descended
+from importance.rounding.feedback import Curvature, rounded_with_feedback
 from importance.rounding.inputs import LayerInputs, Seen, largest_kv
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, NotFinite
+from minitron.memory.formats import Format
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
@@ -25,11 +28,14 @@ from minitron.model.tensor_map import weight_of
 from minitron.progress import Advance
 from minitron.quantise.assigned import Assigned, Unit
 from minitron.quantise.packing import off_grid, on_grid
-from minitron.quantise.scales import plain_scales, searched_scales
+from minitron.quantise.scales import Scales, plain_scales, searched_scales
 from minitron.quantise.writing import Rounded
 
 BATCH_TOKENS: Final = 2048
 """Tokens that run through a layer at a time."""
+
+_ROWS: Final = 2048
+"""Rows of a matrix that are rounded at a time."""
 
 
 @dataclass
@@ -114,15 +120,39 @@ class Calibrated:
         form = unit[0].form
         weights = [checkpoint.tensor(matrix.name).to(self.device) for matrix in unit]
         moments = seen.of(unit[0].expert)
-        diagonal = None if moments is None else moments.diagonal() if moments.ndim == 2 else moments
-        scales = searched_scales(form, weights, diagonal) if self.feedback else plain_scales(form, weights)
+        if moments is not None and not bool(moments.isfinite().all()):
+            raise NotFinite(
+                f"{unit[0].name} reads numbers that are no longer finite on this text, so the layers before it hold "
+                "weights that are too large; choose another checkpoint, or quantise without --data."
+            )
+        curvature = None
+        if self.feedback and moments is not None and moments.ndim == 2:
+            curvature = Curvature.of(moments)
+        importance = moments if curvature is None else curvature.importance
+        scales = searched_scales(form, weights, importance) if self.feedback else plain_scales(form, weights)
         for matrix, weight, own in zip(unit, weights, scales, strict=True):
-            if self.feedback and moments is not None and moments.ndim == 2:
-                numbers = rounded_with_feedback(form, weight, own, moments)
-            else:
+            if curvature is None:
                 numbers = on_grid(form, weight, own)
+            else:
+                numbers, own = fed_back(form, weight, own, curvature)
             if source is not None:
                 place = weight_of(source.model, source.spec, matrix.rule, matrix.layer)
                 (place if matrix.expert is None else place[matrix.expert]).copy_(off_grid(numbers, own))
-            yield Rounded(matrix, numbers.cpu(), own, seen.largest)
+            yield Rounded(matrix, numbers.cpu(), own.cpu(), seen.largest)
             advance(weight.nbytes)
+
+
+def fed_back(form: Format, weight: Tensor, scales: Scales, curvature: Curvature) -> tuple[Tensor, Scales]:
+    """([R, C] fp32: numbers of the grid for `weight` [R, C], their scales).  Rows do not know of each other: some go at
+    a time, for the memory."""
+    numbers = torch.empty_like(weight, dtype=torch.float32)
+    step = scales.step.clone()
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        own = scales.of_rows(rows)
+        found = rounded_with_feedback(form, weight[rows], own, curvature)
+        if form.group:
+            found, own = descended(form, weight[rows], found, own, curvature.moments)
+            step[rows] = own.step
+        numbers[rows] = found
+    return numbers, scales.at(step) if form.group else scales

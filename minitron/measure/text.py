@@ -124,6 +124,24 @@ def _ids(renderer: Renderer, record: Record) -> list[int]:
         raise
 
 
+MOST_UNKNOWN: Final = 0.1
+"""The share of unknown tokens above which a text is taken for one of another tokenizer."""
+
+
+def require_known(tokenizer: PreTrainedTokenizerBase, blocks: NDArray[np.int64], path: Path) -> None:
+    """Raise MinitronError where much of a text is no word of the tokenizer's: it was made for another language, or the
+    tokenizer is another model's."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return
+    share = float((blocks == unknown).mean())
+    if share > MOST_UNKNOWN:
+        raise MinitronError(
+            f"{share:.0%} of the tokens of {path} are unknown to the model's tokenizer; give text in languages that "
+            "the model knows, or the tokenizer that it was trained with."
+        )
+
+
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token after each record, if the tokenizer has one."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
@@ -150,4 +168,14 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
     return found
 
 
-__all__ = ["LARGE", "BrokenRecordError", "Renderer", "documents", "encoded", "end_of_text", "token_blocks", "token_ids"]
+__all__ = [
+    "LARGE",
+    "BrokenRecordError",
+    "Renderer",
+    "documents",
+    "encoded",
+    "end_of_text",
+    "require_known",
+    "token_blocks",
+    "token_ids",
+]

@@ -161,15 +161,13 @@ def _matrix(
     """What is to be quantised; None, with the reason in `left`, where its width cannot be."""
     if not rule.is_linear or rule.is_stacked or rule.transposed or is_mtp(kind) or len(shape) != 2:
         why = (
-            "the experts of a layer are one tensor"
+            "the experts of a layer are one tensor, for whose scales engines know no name"
             if rule.is_stacked
-            else "inputs stand before outputs"
+            else "inputs stand before outputs, and no engine reads that"
             if rule.transposed
-            else "it is no linear"
+            else "it is no linear, and no engine reads that"
         )
-        raise MinitronError(
-            f"{name} cannot be kept in {form.name}: {why}, and no engine reads that; add --keep {rule.component}=bf16."
-        )
+        raise MinitronError(f"{name} cannot be kept in {form.name}: {why}; add --keep {rule.component}=bf16.")
     width = common_width(spec, kind, rule, spec.at(kind, spec.sizes), form)
     group = form.group_for(width)
     if group is None:

@@ -27,30 +27,31 @@ class Grid:
     """fp32 of any shape -> the nearest numbers of the grid, as fp32; what is beyond its ends goes there."""
 
 
-def _e4m3(numbers: Tensor) -> Tensor:
-    import torch
+def _floating(fraction: int, least: float, end: float) -> Callable[[Tensor], Tensor]:
+    """Floats with so many bits of fraction, whose steps stay what they are at `least` below it."""
 
-    # torch makes NaN of what is beyond the largest.
-    return numbers.clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn).float()
+    def nearest(numbers: Tensor) -> Tensor:
+        import torch
 
+        size = numbers.clamp(-end, end)
+        # The power of two below each number: its exponent bits alone.
+        power = size.view(torch.int32).bitwise_and(0x7F800000).view(torch.float32).clamp_(min=least)
+        # fp32 has 23 bits of fraction: next to 1.5 x 2^23 steps it keeps whole steps, and rounds to them.
+        anchor = power.mul_(1.5 * 2.0 ** (23 - fraction))
+        # Zero keeps its sign.
+        return torch.copysign((size + anchor).sub_(anchor), numbers)
 
-def _e2m1(numbers: Tensor) -> Tensor:
-    """0, 0.5, 1, 1.5, 2, 3, 4, 6: steps of a half, of one from 2, of two from 4; zero keeps its sign."""
-    import torch
-
-    size = numbers.abs()
-    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    return torch.copysign(((size / step).round() * step).clamp(max=E2M1_LARGEST), numbers)
+    return nearest
 
 
 def _whole(bits: int) -> Callable[[Tensor], Tensor]:
     end = 2 ** (bits - 1)
-    return lambda numbers: numbers.round().clamp(-end, end - 1)
+    return lambda numbers: numbers.round().clamp_(-end, end - 1)
 
 
 GRIDS: Final[Mapping[str, Grid]] = {
-    "e4m3": Grid(E4M3_LARGEST, _e4m3),
-    "e2m1": Grid(E2M1_LARGEST, _e2m1),
+    "e4m3": Grid(E4M3_LARGEST, _floating(3, 2.0**-6, E4M3_LARGEST)),
+    "e2m1": Grid(E2M1_LARGEST, _floating(1, 1.0, E2M1_LARGEST)),
     # Half of the distance between the ends, as compressed-tensors scales symmetric integers.
     "int8": Grid(127.5, _whole(8)),
     "int4": Grid(7.5, _whole(4)),

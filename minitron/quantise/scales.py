@@ -30,13 +30,14 @@ CLIPPINGS: Final[Mapping[str, tuple[float, ...]]] = {
     "e4m3": (1.0, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875),
     "e2m1": (1.5, 1.35, 1.2, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75),
     "int8": (1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.85, 0.825, 0.8),
-    "int4": (1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5),
+    "int4": tuple(sign * percent / 100 for percent in range(110, 45, -5) for sign in (1, -1)),
 }
 """Numbers of a grid -> the shares of the largest number that are tried as the end of the grid.  A float's precision is
-relative: clipping it gains nothing, but another place between two powers of two may."""
+relative: clipping it gains nothing, but another place between two powers of two may.  Integers of four bits go from -8
+to 7: a scale below zero turns the longer side to where it is needed."""
 
-_AT_ONCE: Final = 2**22
-"""Numbers that are tried at a time."""
+_AT_ONCE: Final = 2**18
+"""Numbers that one thread tries at a time: they stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,38 @@ class Scales:
         groups = self.step.shape[1]
         return self.step if groups == 1 else self.step.repeat_interleave(columns // groups, 1)
 
+    def nearest(self, step: Tensor, instead: Tensor) -> Tensor:
+        """fp32: the steps nearest to `step` that a file holds beside what else it holds of this matrix, `instead` where
+        that would be none.  Scales are those of rows or groups."""
+        import torch
+
+        kept = self._kept(step).float() * self._second(step)
+        return torch.where((kept != 0) & kept.isfinite(), kept, instead)
+
+    def at(self, step: Tensor) -> Scales:
+        """The same with these steps [R, 1] or [R, G], which `nearest` gave."""
+        return Scales(step, {**self.stored, ".weight_scale": self._kept(step)})
+
+    def of_rows(self, rows: slice) -> Scales:
+        """Those of some rows, where rows have their own."""
+        if len(self.step) == 1:
+            return self
+        stored = {**self.stored, ".weight_scale": self.stored[".weight_scale"][rows]}
+        return Scales(self.step[rows], stored)
+
+    def cpu(self) -> Scales:
+        """The same in the memory of the CPU."""
+        return Scales(self.step.cpu(), {name: tensor.cpu() for name, tensor in self.stored.items()})
+
+    def _kept(self, step: Tensor) -> Tensor:
+        found = step / self._second(step)
+        if ".weight_scale_2" in self.stored:
+            found = found.clamp(SMALLEST_GROUP_SCALE, E4M3_LARGEST)
+        return found.to(self.stored[".weight_scale"].dtype)
+
+    def _second(self, step: Tensor) -> Tensor:
+        return self.stored[".weight_scale_2"] if ".weight_scale_2" in self.stored else step.new_ones(())
+
 
 def largest(form: Format, weight: Tensor) -> Tensor:
     """[1, 1], [R, 1] or [R, G] fp32: the largest size of a number in what shares a scale in [R, C]."""
@@ -70,7 +103,8 @@ def whole_of(weights: Sequence[Tensor]) -> float:
 
 
 def scales_for(form: Format, ends: Tensor, whole: float, largest_scale: float = E4M3_LARGEST) -> Scales:
-    """The scales by which numbers of the size `ends` ([1, 1], [R, 1] or [R, G]) go to the grid's end.
+    """The scales by which numbers of the size `ends` ([1, 1], [R, 1] or [R, G]) go to the grid's end; where an end is
+    below zero, numbers above it go below.
 
     `whole` is the largest size of all numbers, of all matrices that share a scale; it counts where the scales of groups
     are scaled themselves, to at most `largest_scale`."""
@@ -86,11 +120,11 @@ def scales_for(form: Format, ends: Tensor, whole: float, largest_scale: float = 
         group = found.to(torch.float8_e4m3fn)
         return Scales(group.float() * second, {".weight_scale": group, ".weight_scale_2": second})
     found = ends / limit
-    found = torch.where(found > 0, found, torch.ones(()))
+    found = torch.where(found == 0, torch.ones(()), found)
     if form.row_bytes or form.group:
         kept = found.to(torch.bfloat16)
         # What rounds to nothing is no scale.
-        kept = torch.where(kept > 0, kept, torch.ones((), dtype=torch.bfloat16))
+        kept = torch.where(kept == 0, torch.ones((), dtype=torch.bfloat16), kept)
         return Scales(kept.float(), {".weight_scale": kept})
     return Scales(found, {".weight_scale": found.reshape(())})
 
@@ -165,14 +199,17 @@ def _searched_whole(form: Format, weights: Sequence[Tensor], whole: float, impor
 
 def _errors(grid: Grid, rows: Tensor, scales: Scales, importance: Tensor | None, groups: int) -> Tensor:
     """[R, G]: the weighted squares of what rounding changes."""
-    step = scales.spread(rows.shape[1])
-    error = (grid.nearest(rows / step) * step - rows).square()
+    parts = rows.view(len(rows), groups, -1)
+    step = scales.step[..., None]
+    error = grid.nearest(parts / step).mul_(step).sub_(parts).square_()
     if importance is not None:
-        error = error * importance
-    return error.reshape(len(rows), groups, -1).sum(-1)
+        error = error.mul_(importance.view(groups, -1))
+    return error.sum(-1)
 
 
 def _some_rows(weight: Tensor) -> Iterator[Tensor]:
     """[R, C] in runs of rows."""
-    count = max(1, _AT_ONCE // weight.shape[1])
+    import torch
+
+    count = max(1, _AT_ONCE * torch.get_num_threads() // weight.shape[1])
     return (weight[start : start + count] for start in range(0, len(weight), count))

@@ -262,13 +262,14 @@ def _add(one: Rounded, writer: ShardWriter) -> None:
 
 
 def _add_kv(assigned: Assigned, rounding: Rounding, writer: ShardWriter) -> None:
-    """Write the scales of keys and values: 1 where all of them fit into E4M3, as modelopt does."""
+    """Write the scales of keys and values, by which the largest that was seen goes to E4M3's largest, as modelopt
+    does."""
     import torch
 
     for keys, values in assigned.attention.values():
         for module, suffix in ((keys, ".k_scale"), (values, ".v_scale")):
             found = torch.tensor(rounding.largest_kv(module), dtype=torch.float32) / E4M3_LARGEST
-            writer.add(f"{module}{suffix}", found.clamp(min=1.0))
+            writer.add(f"{module}{suffix}", torch.where(found > 0, found, torch.ones(())))
 
 
 def _write_rest(

@@ -2,6 +2,7 @@
 
 import importlib.util
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from minitron.model.decoding import decode
 from minitron.model.slabs import dtypes
 from minitron.quantise.grids import GRIDS
 from minitron.quantise.packing import entries, faked, off_grid, on_grid, pieces
-from minitron.quantise.scales import plain_scales, searched_scales
+from minitron.quantise.scales import CLIPPINGS, plain_scales, scales_for, searched_scales
 
 WRITTEN = [name for name, form in FORMATS.items() if form.written]
 
@@ -46,8 +47,9 @@ def test_the_nearest_number_of_a_grid_is_the_nearest(name: str) -> None:
     grid = np.array(NUMBERS[name])
     end = grid[-1]
     whole = np.concatenate([-grid[::-1], grid] + ([[-end - 1]] if name.startswith("int") else []))
-    # Between two numbers of the grid at every place, and beyond its ends.
+    # Between two numbers of the grid at every place, and beyond its ends; then far below its steps.
     asked = torch.linspace(-1.2 * end, 1.2 * end, 20_011, dtype=torch.float32)
+    asked = torch.cat([asked, asked / 1000, asked / 100_000, torch.tensor([1e-38, -1e-45, 3e38])])
     found = GRIDS[name].nearest(asked).double().numpy()
     assert set(np.abs(found)) <= set(np.abs(whole))
     distance = np.abs(whole[None] - asked.double().numpy()[:, None]).min(1)
@@ -57,7 +59,16 @@ def test_the_nearest_number_of_a_grid_is_the_nearest(name: str) -> None:
 def test_ties_go_to_the_even_number() -> None:
     halves = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -5.0])
     assert GRIDS["e2m1"].nearest(halves).tolist() == [0, 1, 1, 2, 2, 4, 4, 0, -4]
+    assert torch.signbit(GRIDS["e2m1"].nearest(halves)).tolist() == [False] * 7 + [True] * 2
     assert GRIDS["int4"].nearest(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])).tolist() == [0, 2, 2, 0, -2]
+
+
+def test_e4m3_is_rounded_as_torch_casts_to_it() -> None:
+    """Every number of bf16 that is in its range, whose ties are all of the grid's."""
+    every = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16).float()
+    every = every[every.abs() <= 448]
+    found, cast = GRIDS["e4m3"].nearest(every), every.to(torch.float8_e4m3fn).float()
+    assert torch.equal(found.view(torch.int32), cast.view(torch.int32))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -111,6 +122,43 @@ def test_a_searched_scale_errs_no_more_than_a_plain_one(name: str) -> None:
     plain, searched = error([*plain_scales(form, [weight])]), error([*searched_scales(form, [weight], importance)])
     # Of whole numbers of eight bits hardly any clipping gains.
     assert searched <= plain * (1 if form.bits == 8 else 0.9)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_search_finds_what_every_candidate_tried_in_float64_finds(name: str) -> None:
+    """Rows, groups or the whole matrix one by one, however the rows are split into runs."""
+    weight, form = matrix(9), written(name)
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(1)) ** 4
+    found = searched_scales(form, [weight], importance)[0]
+    whole = float(weight.abs().max())
+    grid = np.array(NUMBERS[form.numbers])
+    grid = np.concatenate([-grid[:0:-1], grid, [-grid[-1] - 1] if form.numbers.startswith("int") else []])
+    size = form.group or (256 if form.row_bytes else weight.numel())
+    parts = weight.double().numpy().reshape(-1, size)
+    costs = np.broadcast_to(importance.double().numpy(), weight.shape).reshape(-1, size)
+    steps = found.step.double().numpy().reshape(-1)
+
+    def cost(part: Any, own: Any, step: float) -> float:
+        return float((np.abs(part[:, None] / step - grid).min(1) ** 2 * step**2 * own).sum())
+
+    top = 256.0 if form.numbers == "e2m1" else 448.0
+    for part, own, step in zip(parts, costs, steps, strict=True):
+        ends = torch.tensor([[np.abs(part).max()]], dtype=torch.float32)
+        tried = [scales_for(form, ends * clipping, whole, top) for clipping in CLIPPINGS[form.numbers]]
+        least = min(cost(part, own, float(one.step)) for one in tried)
+        assert cost(part, own, step) == pytest.approx(least, rel=1e-5)
+
+
+def test_a_scale_below_zero_turns_the_longer_side() -> None:
+    """-8 is a whole number of four bits and 8 is none: where the largest is above zero, a scale below zero keeps it."""
+    form = FORMATS["int4"].in_groups(32)
+    weight = torch.tensor([[8.0, *range(-7, 8), *range(-7, 8), 0.0], [-8.0, *range(-7, 8), *range(-7, 8), 0.0]])
+    scales = searched_scales(form, [weight])[0]
+    numbers = on_grid(form, weight, scales)
+    assert (numbers[:, 0] == -8).all()
+    assert (scales.step[0] < 0).all()
+    assert (scales.step[1] > 0).all()
+    assert torch.equal(decode(pieces(form, numbers, scales), (2, 32)), off_grid(numbers, scales).bfloat16())
 
 
 def test_matrices_that_are_joined_share_what_is_scaled_as_a_whole() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_scales_of_inputs_keys_and_values(wide: Path, tmp_path: Path) -> None:
     at = "model.layers.1.self_attn."
     assert float(tensors[at + "q_proj.input_scale"]) == torch.tensor(3.0) / 448
     assert float(tensors[at + "k_proj.k_scale"]) == torch.tensor(900.0) / 448
-    assert float(tensors[at + "v_proj.v_scale"]) == 1.0
+    assert float(tensors[at + "v_proj.v_scale"]) == torch.tensor(2.0) / 448
     assert result.weight_bytes == result.planned_bytes == size_of(tmp_path / "out")
     assert read_spec(tmp_path / "out").quantisation.kv == "fp8"  # type: ignore[union-attr]
     # What a plan counts of the source, of the folder, and of its config alone is what was written.
@@ -201,45 +202,78 @@ def test_joined_matrices_share_their_scale(wide: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("modelopt") is None, reason="needs nvidia-modelopt")
-def test_fp8_is_what_modelopt_exports(tmp_path: Path) -> None:
-    """Names, config and, for the same largest numbers, every number.  modelopt keeps the scales of joined matrices
+@pytest.mark.parametrize(("name", "kv"), [("fp8", "bf16"), ("fp8", "fp8"), ("nvfp4", "fp8"), ("nvfp4a16", "bf16")])
+def test_folders_are_what_modelopt_exports(name: str, kv: str, tmp_path: Path) -> None:
+    """Names, config and, for the same largest numbers, every number.  modelopt keeps FP8's scales of joined matrices
     apart, where an engine rounds all but one of them anew: those are compared matrix by matrix."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import AutoModelForCausalLM
 
     source = tiny_models.save_llama(tmp_path / "model", hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    config = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG, "nvfp4a16": mtq.W4A16_NVFP4_CFG}[name]
+    if kv == "fp8":
+        config = {**config, "quant_cfg": [*config["quant_cfg"], *mtq.FP8_KV_CFG["quant_cfg"]]}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    model = mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda one: one(torch.arange(3, 60)[None]))
+    model = mtq.quantize(model, config, lambda one: one(torch.arange(3, 60)[None]))
     with torch.no_grad():
         export_hf_checkpoint(model, dtype=torch.float32, export_dir=tmp_path / "theirs")
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    form = FORMATS[name]
+    limit = 448 * (6 if name == "nvfp4" else 1)
 
     class Same(Seen):
         def rounded(self, *arguments: Any) -> Any:
             for one in super().rounded(*arguments):
-                read = float(theirs[f"{one.matrix.module}.input_scale"]) * 448
+                read = float(theirs[f"{one.matrix.module}.input_scale"]) * limit if form.inputs else None
                 yield Rounded(one.matrix, one.numbers, one.scales, read)
 
-    quantise(source, tmp_path / "ours", Wanted("fp8"), Same(search=False))
+        def largest_kv(self, module: str) -> float:
+            return float(theirs[f"{module}.k_scale" if module.endswith("k_proj") else f"{module}.v_scale"]) * 448
+
+    quantise(source, tmp_path / "ours", Wanted(name, kv=kv), Same(search=False))
     ours = load_file(tmp_path / "ours" / "model.safetensors")
     assert set(ours) == set(theirs)
     plain = load_file(source / "model.safetensors")
-    form = FORMATS["fp8"]
-    for name, tensor in theirs.items():
-        if name.endswith("input_scale"):
-            assert torch.allclose(ours[name], tensor, rtol=1e-6)
-        elif f"{name}_scale" in theirs:
-            scales = plain_scales(form, [plain[name]])[0]
-            made = pieces(form, on_grid(form, plain[name], scales), scales)
-            assert torch.equal(made[".weight_scale"], theirs[f"{name}_scale"])
+    for tensor_name, tensor in theirs.items():
+        found = ours[tensor_name]
+        if tensor_name.endswith(("input_scale", ".k_scale", ".v_scale")):
+            assert torch.allclose(found, tensor, rtol=1e-6)
+        elif name == "fp8" and f"{tensor_name}_scale" in theirs:
+            scales = plain_scales(form, [plain[tensor_name]])[0]
+            made = pieces(form, on_grid(form, plain[tensor_name], scales), scales)
+            assert torch.equal(made[".weight_scale"], theirs[f"{tensor_name}_scale"])
             assert torch.equal(made[".weight"].float(), tensor.float())
-            assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        elif not (name == "fp8" and tensor_name.endswith("weight_scale")):
+            # What is not quantised was fp32 and is written in bf16.
+            assert torch.equal(found.float(), tensor.to(found.dtype).float()), tensor_name
+            assert found.shape == tensor.shape
     for file, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
         one, other = (json.loads((tmp_path / folder / file).read_text())[key] for folder in ("theirs", "ours"))
         ignored = next(name for name in ("ignore", "exclude_modules") if name in one)
         assert set(one.pop(ignored)) == set(other.pop(ignored))
         assert {**one, "producer": None} == {**other, "producer": None}
+
+
+@pytest.mark.parametrize("name", ["fp8", "nvfp4"])
+def test_what_stays_of_a_hybrid_is_listed_by_its_own_names(name: str, tmp_path: Path) -> None:
+    """modelopt 0.47 writes `lm_head.\\0backbone.pt_name_sentinel` for these: every name here is a module of the files,
+    or the beginning of some, and every matrix of the files is either quantised or meant by one of them."""
+    source = save_wide_hybrid(tmp_path / "model")
+    quantise(source, tmp_path / "out", Wanted(name), Seen())
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    beside = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+    assert found == beside
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    matrices = {key.removesuffix(".weight") for key, one in tensors.items() if key.endswith(".weight") and one.ndim > 1}
+    kept = {module for module in matrices if f"{module}.weight_scale" not in tensors}
+    assert "lm_head" in kept
+    meant = {module for module in matrices if any(fnmatch(module, pattern) for pattern in found)}
+    assert meant == kept
+    assert all(any(fnmatch(module, pattern) for module in kept) for pattern in found)
+    for part in ("conv1d", "mixer.gate", "embeddings"):
+        assert any(part in module for module in kept)
 
 
 def test_plain_rounding_is_that_of_the_packers(wide: Path, tmp_path: Path) -> None:
