@@ -101,7 +101,11 @@ def print_remedies(remedies: "Sequence[Remedy]") -> None:
         for remedy in remedies
     ]
     show.line("")
-    show.table("What would make it fit, besides pruning", ["change", "options", "memory", "to spare"], rows)
+    head = ["change", "options", "memory", "to spare"]
+    if any(remedy.price for remedy in remedies):
+        head.append("KL measured, nats")
+        rows = [[*row, remedy.price] for row, remedy in zip(rows, remedies, strict=True)]
+    show.table("What would make it fit, besides pruning", head, rows)
 
 
 def print_answer(answer: "Answer") -> None:

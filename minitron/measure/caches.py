@@ -122,7 +122,10 @@ class Simulated:
         self._require_numbers(layer, keys.shape[1] * keys.shape[-1] + values.shape[1] * values.shape[-1])
         scales = self.scales.get(layer, (1.0, 1.0))
         form = FORMATS[self.options.kv]
-        found = (rounded(one, form, "kv", scale=scale) for one, scale in zip((keys, values), scales, strict=True))
+        found = (
+            _finite(rounded(one, form, "kv", scale=scale), form.name, "--kv")
+            for one, scale in zip((keys, values), scales, strict=True)
+        )
         new_keys, new_values = (new.to(old.dtype) for new, old in zip(found, (keys, values), strict=True))
         return new_keys, new_values
 
@@ -150,7 +153,15 @@ class Simulated:
                     states[place] = kept.float()
 
     def _rounded(self, state: Tensor) -> Tensor:
-        return rounded(state, FORMATS[self.options.ssm_state or "fp32"], "state", noise=self.noise)
+        form = FORMATS[self.options.ssm_state or "fp32"]
+        return _finite(rounded(state, form, "state", noise=self.noise), form.name, "--ssm-state")
+
+
+def _finite(numbers: Tensor, form: str, flag: str) -> Tensor:
+    """Raise MinitronError where a number is larger than the format holds: an engine would go on with infinities."""
+    if not bool(numbers.isfinite().all()):
+        raise MinitronError(f"numbers of this cache are larger than {form} holds; choose {flag} bf16.")
+    return numbers
 
 
 class _RoundedCache(DynamicCache):  # type: ignore[misc]

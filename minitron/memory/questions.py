@@ -17,6 +17,7 @@ from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS, STORED, mildest_first
 from minitron.memory.gpus import GPUS, Gpu
 from minitron.memory.precision import precision_of, tally_of
+from minitron.memory.prices import price
 from minitron.memory.stored import doubts_of
 from minitron.memory.workload import Workload, casts_to_half
 from minitron.model.quantised.quantisation import Quantisation
@@ -167,6 +168,9 @@ class Remedy:
     """Bytes then."""
 
     available: int
+    price: str = ""
+    """The KL divergence in nats that it cost the models on which it was measured (minitron.memory.prices); empty where
+    it was not, or costs nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """The remedy as a JSON object."""
@@ -176,6 +180,7 @@ class Remedy:
             "total_bytes": self.total,
             "available_bytes": self.available,
             "spare_bytes": self.available - self.total,
+            "price": self.price,
         }
 
 
@@ -189,7 +194,10 @@ def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit |
         changes = list(_narrower(spec, workload, budget.gpu))
         pairs = ((a, b) for place, a in enumerate(changes) for b in changes[place + 1 :])
         narrower = [both for a, b in pairs if (both := _joined(workload, a, b)) and fits(spec, both[2], budget)][:2]
-    found = [Remedy(text, flags, total_of(spec, load, budget), budget.available) for text, flags, load in narrower]
+    found = [
+        Remedy(text, flags, total_of(spec, load, budget), budget.available, _price(workload, load))
+        for text, flags, load in narrower
+    ]
     found += _less(spec, workload, budget)
     if limit is not None and (gpu := smallest_gpu(spec, workload, limit)):
         other = limit(gpu)
@@ -197,6 +205,14 @@ def remedies(spec: ModelSpec, workload: Workload, budget: Budget, limit: Limit |
             Remedy(f"a larger GPU: {gpu.name}", f"--gpu '{gpu.name}'", total_of(spec, workload, other), other.available)
         )
     return tuple(found)
+
+
+def _price(before: Workload, after: Workload) -> str:
+    """What is known of the changes, each behind its format where there are several."""
+    formats = {field: getattr(after, field) for field in ("ssm_state", "kv")}
+    changed = {field: form for field, form in formats.items() if form != getattr(before, field)}
+    told = {form: found for field, form in changed.items() if (found := price(field, form))}
+    return next(iter(told.values()), "") if len(told) < 2 else "; ".join(f"{form} {kl}" for form, kl in told.items())
 
 
 _Change = tuple[str, str, Workload]
@@ -208,8 +224,9 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
     main = spec.quantisation.main if workload.weights == STORED and spec.quantisation is not None else None
     bits[STORED] = 16 if main is None else main.layout.bits
     states = ENGINES[workload.engine.name].states
-    if keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "bf16" in states):
-        yield "Mamba states in bf16", "--ssm-state bf16", replace(workload, ssm_state="bf16")
+    if keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states):
+        # Of the two with 16 bits the one that has more for the fraction: it is the less costly by far.
+        yield "Mamba states in fp16", "--ssm-state fp16", replace(workload, ssm_state="fp16")
     narrow = next((name for name in ("fp8", "int8", "q8_0") if _keeps_kv(workload, name, gpu)), None)
     if workload.kv in ("fp32", "bf16", "fp16") and narrow is not None:
         told = "" if ENGINES[workload.engine.name].kv else _emulated(narrow, gpu)

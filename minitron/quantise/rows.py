@@ -96,7 +96,7 @@ def _up_or_down(numbers: Tensor, step: Tensor | float, noise: Generator) -> Tens
 
 
 def _float(numbers: Tensor, form: Format, noise: Generator | None) -> Tensor:
-    """As a float of 16 or 32 bits keeps them."""
+    """As a float of 16 or 32 bits keeps them: what is larger than it holds becomes infinite, as in kernels."""
     import torch
 
     dtype: torch.dtype = getattr(torch, form.config_names[0])
@@ -105,7 +105,7 @@ def _float(numbers: Tensor, form: Format, noise: Generator | None) -> Tensor:
     about = torch.finfo(dtype)
     if noise is not None:
         numbers = _up_or_down(numbers, _float_step(numbers, about.eps, about.tiny), noise)
-    return numbers.clamp(about.min, about.max).to(dtype).float()
+    return numbers.to(dtype).float()
 
 
 def _float_step(numbers: Tensor, eps: float, tiny: float) -> Tensor:

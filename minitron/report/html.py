@@ -319,11 +319,17 @@ def _remedies(document: Document) -> str:
     rows: list[tuple[str, Sequence[Cell]]] = [
         (
             "",
-            [r["change"], (r["flags"], "words filled"), format_bytes(r["total_bytes"]), format_bytes(r["spare_bytes"])],
+            [
+                r["change"],
+                (r["flags"], "words filled"),
+                format_bytes(r["total_bytes"]),
+                format_bytes(r["spare_bytes"]),
+                (r["price"], "words"),
+            ],
         )
         for r in document["remedies"]
     ]
-    head: list[Cell] = ["", ("options", "words"), "needs", "to spare"]
+    head: list[Cell] = ["", ("options", "words"), "needs", "to spare", ("KL measured, nats", "words")]
     return section("What else would make it fit", "Without pruning.", table(head, rows)) if rows else ""
 
 

@@ -198,12 +198,12 @@ def _remedies(document: Document) -> list[str]:
             code(r["flags"], cell=True) if r["flags"] else "",
             format_bytes(r["total_bytes"]),
             format_bytes(r["spare_bytes"]),
+            r["price"],
         ]
         for r in document["remedies"]
     ]
-    return (
-        ["### What else would make it fit", "", *_table(["", "options", "needs", "to spare"], rows, 2)] if rows else []
-    )
+    head = ["", "options", "needs", "to spare", "KL measured, nats"]
+    return ["### What else would make it fit", "", *_table(head, rows, 2)] if rows else []
 
 
 def _warnings(document: Document) -> list[str]:

@@ -132,6 +132,17 @@ def test_keys_and_values_of_every_kind(model_type: str, tmp_path: Path) -> None:
     assert 0 < kl["bf16"] < kl["int8"] < kl["fp8"]  # type: ignore[operator]
 
 
+def test_numbers_that_fp16_does_not_hold_are_told(tiny_hybrid: Path) -> None:
+    """Mamba layers whose inputs are 10,000 times as large: states of more than 65,504."""
+    model = load_model(tiny_hybrid, dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if name.endswith("mixer.conv1d.weight"):
+            weight.mul_(1e4)
+    asked = CacheOptions(ssm_state="fp16", rounding="nearest")
+    with pytest.raises(MinitronError, match="larger than fp16 holds; choose --ssm-state bf16"):
+        list(measure_caches(model, tiny_hybrid, read_spec(tiny_hybrid), some_text(), asked))
+
+
 def test_fp32_states_cost_nothing(tiny_hybrid: Path) -> None:
     (found,) = measured(tiny_hybrid, some_text(), ssm_state="fp32", kv="fp32")
     assert found.quality.kl_to_teacher == 0.0

@@ -1,6 +1,8 @@
 """Keys, values and states in fewer than 16 bits: bytes with their scales, counted by hand, and what engines take."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from family_sizes import FAMILY_SIZES
@@ -13,6 +15,7 @@ from minitron.memory.caches import kept
 from minitron.memory.footprint import footprint
 from minitron.memory.footprint_lines import footprint_lines
 from minitron.memory.gpus import find_gpu
+from minitron.memory.prices import PRICES, price
 from minitron.memory.questions import cautions, remedies
 from minitron.memory.serve_line import serve_line
 from minitron.memory.workload import Engine, workload_of
@@ -137,3 +140,41 @@ def test_every_format_of_an_engine_is_one_of_the_table() -> None:
 def test_convolutions_are_kept_in_no_fewer_than_16_bits() -> None:
     with pytest.raises(MinitronError, match="conv_state cannot be kept in int8; choose fp32, bf16, fp16"):
         workload_of(tiny(), 1, conv_state="int8")
+
+
+def measured() -> dict[tuple[str, str], dict[str, float]]:
+    """(field, format) -> model -> KL, rounded to nearest, as benchmarks/RESULTS.md has it."""
+    text = (Path(__file__).parents[2] / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    section = text.split("## Caches in fewer bits")[1].split("\n## ")[0]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[4] in ("-", "nearest"):
+            key = ("kv", cells[2]) if cells[4] == "-" else ("ssm_state", cells[3])
+            found.setdefault(key, {})[cells[0]] = float(cells[5])
+    return found
+
+
+def test_prices_are_those_that_were_measured() -> None:
+    found = measured()
+    assert PRICES
+    for key, prices in PRICES.items():
+        assert prices
+        for model, kl in prices.items():
+            assert kl == found[key][model]
+
+
+def test_a_remedy_has_the_price_that_was_measured() -> None:
+    spec = published(NINE)
+    load = workload_of(spec, 131_072, 8)
+    room = footprint(spec, load).total - footprint(spec, load).ssm_state // 4
+    found = {remedy.flags: remedy for remedy in remedies(spec, load, Budget(room))}
+    assert found["--ssm-state fp16"].price == price("ssm_state", "fp16") != ""
+    assert found["--ssm-state fp16"].to_json()["price"].endswith("on built-in model")
+    assert "SmolLM2" in found["--kv fp8"].price
+    assert found["--weights fp8"].price == ""
+    # Where neither is enough alone, both prices are told.
+    both = footprint(spec, replace(load, kv="fp8", ssm_state="fp16", weights="bf16")).total
+    told = {remedy.flags: remedy.price for remedy in remedies(spec, load, Budget(both))}
+    assert told["--ssm-state fp16 --kv fp8"].startswith("fp16 ")
+    assert "; fp8 " in told["--ssm-state fp16 --kv fp8"]
