@@ -12,7 +12,15 @@ from typing import Final
 BUILTIN: Final = "built-in model"
 SMOLLM2: Final = "SmolLM2-135M-Instruct"
 
-PRICES: Final[Mapping[tuple[str, str], Mapping[str, float]]] = {}
+PRICES: Final[Mapping[tuple[str, str], Mapping[str, float]]] = {
+    ("ssm_state", "bf16"): {BUILTIN: 2.54e-06},
+    ("ssm_state", "fp16"): {BUILTIN: 7.66e-09},
+    ("ssm_state", "int8"): {BUILTIN: 2.51e-05},
+    ("ssm_state", "fp8"): {BUILTIN: 0.000101},
+    ("kv", "fp8"): {BUILTIN: 2.62e-05, SMOLLM2: 0.00652},
+    ("kv", "int8"): {BUILTIN: 6.96e-06, SMOLLM2: 0.000663},
+    ("kv", "nvfp4"): {BUILTIN: 0.000185, SMOLLM2: 0.075},
+}
 """(field of Workload, format) -> model -> KL in nats."""
 
 

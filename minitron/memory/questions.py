@@ -227,10 +227,12 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
     if keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states):
         # Of the two with 16 bits the one that has more for the fraction: it is the less costly by far.
         yield "Mamba states in fp16", "--ssm-state fp16", replace(workload, ssm_state="fp16")
-    narrow = next((name for name in ("fp8", "int8", "q8_0") if _keeps_kv(workload, name, gpu)), None)
-    if workload.kv in ("fp32", "bf16", "fp16") and narrow is not None:
-        told = "" if ENGINES[workload.engine.name].kv else _emulated(narrow, gpu)
-        yield f"keys and values in {narrow.upper()}{told}", f"--kv {narrow}", replace(workload, kv=narrow)
+    # Of ggml's blocks where the others are not kept.
+    narrow = [name for name in ("fp8", "int8") if _keeps_kv(workload, name, gpu)] or ["q8_0"]
+    for name in narrow:
+        if workload.kv in ("fp32", "bf16", "fp16") and _keeps_kv(workload, name, gpu):
+            told = "" if ENGINES[workload.engine.name].kv else _emulated(name, gpu)
+            yield f"keys and values in {name.upper()}{told}", f"--kv {name}", replace(workload, kv=name)
     for name in ("q8_0", "q4_k_m") if in_gguf(workload) else ("fp8", "nvfp4"):
         if bits[name] < bits[workload.weights]:
             told = f"weights in {name.upper()}{_emulated(name, gpu)}"
