@@ -110,9 +110,10 @@ def main() -> None:
     """Parse the command line and measure what is not measured yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
-    parser.add_argument("--text", type=Path, required=True, help="text, of which the last fifth judges")
+    parser.add_argument("--text", type=Path, required=True, help="text, of which the first fifth judges")
     parser.add_argument("--samples", type=int, default=128, help="calibration sequences of 512 tokens")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="those that are measured")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="how numbers are rounded")
     parser.add_argument("--results", type=Path, default=RESULTS, help="Markdown file that gets the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,7 +130,7 @@ def main() -> None:
         f"| bf16 | - | 269,030,016 | 269,030,016 | {judge.few:.2f} | 1 | {judge.many:.2f} | 1 | 0 | - | - |",
     ]
     for form in options.formats:
-        for way in WAYS:
+        for way in options.ways:
             row = measured(options, form, way, calibration, judge)
             lines.append(
                 f"| {form} | {way} | {row['planned']:,} | {row['bytes']:,} | {row['few']:.2f} | "
