@@ -12,7 +12,14 @@ import typer
 
 from cli import show
 from cli.option_groups import Group, Option, takes
-from cli.options import JsonOption, ModelArgument, OverwriteOption, option
+from cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    OverwriteOption,
+    SequenceLengthOption,
+    option,
+)
 from minitron.memory.ggml import MIXTURES
 from minitron.units import format_bytes, format_parameters
 from pipeline.exporting import Export, count
@@ -26,6 +33,17 @@ EXPORT: Final[dict[str, Option | Group]] = {
     "type": Option(
         typer.Option("--type", help=f"llama.cpp's type of the weights: {', '.join(MIXTURES)}.", metavar="TYPE")
     ),
+    "data": Option(
+        option(
+            "--data",
+            "Text from which an importance matrix is computed, which types of about two bits need and others gain by: "
+            "a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
+            "FILE",
+        )
+    ),
+    "samples": Option(option("--samples", "Maximum number of text sequences to read.", "COUNT")),
+    "sequence_length": Option.of(SequenceLengthOption),
+    "device": Option.of(DeviceOption),
     "overwrite": Option.of(OverwriteOption),
 }
 """Field of pipeline.exporting.Export -> how it is typed."""
@@ -47,8 +65,8 @@ def command(request: Export, as_json: JsonOption = False) -> None:
     found = exported(request, progress=show.bar, note=show.note)
     if as_json:
         seconds = time.monotonic() - started
-        settings = {"type": request.type}
-        show.document(show.run_document(request.output, {"model": request.model}, settings, found.to_json(), seconds))
+        inputs = {name: getattr(request, name) for name in ("model", "data")}
+        show.document(show.run_document(request.output, inputs, request.settings, found.to_json(), seconds))
         return
     kinds = ", ".join(f"{count} {name}" for name, count in found.types.items())
     show.line(f"Tensors: {found.tensors} ({kinds})")

@@ -21,6 +21,7 @@ from minitron.engines.table import ENGINES, ServingEngine
 from minitron.files import write_text
 from minitron.memory.formats import FORMATS
 from minitron.memory.ggml import MIXTURES, TYPES
+from minitron.memory.gguf_families import RUN, SEEN
 from minitron.memory.gpus import GPUS
 from minitron.model.axes import Axis
 from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
@@ -153,6 +154,16 @@ def _gguf() -> Rows:
         yield _code(name), _code(mixture.most), bits, ", ".join(map(_code, others)), needs
 
 
+def _gguf_families() -> Rows:
+    yield "family", "run here", "refused where it has", "else refused, because"
+    for name in sorted({family.name for family in FAMILIES.values()}):
+        limits = RUN.get(name)
+        if limits is None:
+            yield _code(name), "no", "", SEEN.get(name, "it was not tried")
+        else:
+            yield _code(name), "yes", "; ".join(limit.told for limit in limits) or "-", ""
+
+
 def _gpus() -> Rows:
     yield "name", "usable, GiB:", "GB/s:", "BF16, TFLOP/s:", "FP8:", "NVFP4:", "compute capability:", "source"
     for name, gpu in GPUS.items():
@@ -243,6 +254,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "written": _written,
     "engines": _engines,
     "gguf": _gguf,
+    "gguf-families": _gguf_families,
     "gpus": _gpus,
     "families": _families,
     "cuts": _cuts,

@@ -5,8 +5,9 @@ Nothing is read but headers until a tensor is written: the converter's tensors a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron.errors import MinitronError
 from minitron.foreign import told
@@ -14,6 +15,12 @@ from minitron.gguf.extra import converter, quiet, writer
 from minitron.gguf.tokenizers import adds_end, adds_start, pre_tokenizer
 from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Importance = NDArray[np.float32]
 
 PLAIN: Final = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
 """Types without blocks -> the converter's name of a file of it."""
@@ -67,9 +74,8 @@ def _adapted(known: Any, spec: ModelSpec) -> Any:
         # Its own pads the vocabulary, not the embedding, and that of Nemotron-H always asks for a start token.
         changes["set_vocab"] = lambda self: self._set_vocab_gpt2()
     if spec.family.name == "nemotron_h":
-        # It knows the names of NVIDIA's checkpoints, not those that transformers gives in memory.
         changes["modify_tensors"] = lambda self, data, name, layer: known.modify_tensors(
-            self, data, re.sub(r"^model\.", "backbone.", name), layer
+            self, data, _named(name, spec), layer
         )
     return type(known.__name__, (known,), changes)
 
@@ -83,6 +89,36 @@ def _correct(made: Any, tokenizer: Any, spec: ModelSpec) -> None:
     context = spec.text.get(_CONTEXT)
     if isinstance(context, int) and context > 0:
         header.add_context_length(context)
+
+
+def renamed(importance: Mapping[str, Importance], header: Any, spec: ModelSpec) -> dict[str, Importance]:
+    """What is known of linears by their names in a checkpoint, by their names in the GGUF file; what the file holds
+    under no such name is left out."""
+    gguf = writer()
+    (architecture,) = (number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == header.arch)
+    names = gguf.get_tensor_name_map(architecture, len(spec.layers))
+    found = {}
+    for name, values in importance.items():
+        known = (names.get_name(one, try_suffixes=(".weight",)) for one in _spellings(name, spec))
+        own = next((one for one in known if one in header.tensors[0]), None)
+        if own is not None:
+            found[own] = values
+    return found
+
+
+def _spellings(name: str, spec: ModelSpec) -> tuple[str, ...]:
+    """A name as the converter may know it, which puts the experts of a layer together under names of its own."""
+    own = _named(name, spec)
+    experts = re.search(r"(layers\.\d+)\..*\.experts\.(\w+)\.weight$", own)
+    if experts is None:
+        return (own,)
+    layer, part = experts.groups()
+    return own, f"model.{layer}.mlp.experts.{part}.weight", f"{layer}.feed_forward.experts.{part}.weight"
+
+
+def _named(name: str, spec: ModelSpec) -> str:
+    """The converter knows the names of NVIDIA's Nemotron-H, not those that transformers gives in memory."""
+    return re.sub(r"^model\.", "backbone.", name) if spec.family.name == "nemotron_h" else name
 
 
 def set_file_type(header: Any, number: int) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, Format, ggml_format
 from minitron.memory.ggml import Facts, Mixture, Place, mixture_of
+from minitron.memory.gguf_families import require_exportable
 from minitron.model.axes import EXPERT
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
 QUERY, SHARED = "query_head", "kv_head"
-EXPERTS, MLP = "moe", "mlp"
 
 COUNTED: Final = ("llama", "nemotron_h")
 """Families whose files were measured against the count (tests/gguf)."""
@@ -44,23 +44,6 @@ _ROLES: Final = {
     r"\.(in_proj|out_proj|fc[12]_latent_proj)\.weight$": "other",
 }
 """A regular expression of a tensor's name -> its role; all other tensors stay in fp32."""
-
-
-def require_exportable(spec: ModelSpec) -> None:
-    """Raise MinitronError where llama.cpp cannot load such a model, with the reason."""
-    if spec.family.nesting is not None:
-        raise MinitronError(
-            f"config.json is that of a larger model ({spec.family.name} inside); Minitron exports language models that "
-            "stand alone: take the language model out of it first."
-        )
-    if spec.family.name == "nemotron_h" and {EXPERTS, MLP} <= set(spec.layers):
-        raise MinitronError(
-            f"llama.cpp loads no Nemotron-H with MLP layers (-) beside mixtures of experts (E), as in {spec.letters}: "
-            "its nemotron_h_moe takes every feed-forward layer for a mixture; drop the layers of one kind first "
-            "(`minitron plan --pattern` finds such a cut)."
-        )
-    if spec.family.blocks and spec.blocks.told:
-        raise MinitronError("llama.cpp loads no model whose layers of one kind differ in size; export another.")
 
 
 def require_counted(spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import save_family, save_hybrid, save_llama
+from tiny_models import save_family, save_hybrid, save_llama, write_text
 
 from cli.app import run
 from minitron.errors import MinitronError
@@ -55,6 +55,25 @@ def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
         export(model, tmp_path / "out.gguf", kind, overwrite=True)
         written = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors)
         assert counted(model, kind) == written, kind
+
+
+@pytest.mark.parametrize("label", ["tied llama", "eight experts"])
+def test_types_that_need_an_importance_matrix_compute_it_from_text(
+    tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("conversion", reason="needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    save, sizes = MODELS[label]
+    model = save(tmp_path / "model", **sizes)
+    text, out = write_text(tmp_path / "text.txt"), tmp_path / "out.gguf"
+    for kind in ("iq3_xxs", "iq2_xxs"):
+        asked = ["export", str(model), "--gguf", str(out), "--type", kind, "--overwrite", "--json"]
+        assert run(asked) == 2
+        assert "give text with --data" in capsys.readouterr().err
+        assert run([*asked, "--data", str(text), "--samples", "4", "--sequence-length", "32"]) == 0
+        results = json.loads(capsys.readouterr().out)["results"]
+        assert results["types"][kind] > 3
+        assert results["weight_bytes"] == counted(model, kind)
 
 
 def test_without_a_file_the_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def test_types_that_need_an_importance_are_refused(tmp_path: Path) -> None:
     for layer in range(4):
         for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_gate", "ffn_down"):
             ones[f"blk.{layer}.{part}.weight"] = np.ones(256, dtype=np.float32)
-    found = export(model, tmp_path / "out.gguf", "iq2_xxs", importance=ones)
+    found = export(model, tmp_path / "out.gguf", "iq2_xxs", importance=lambda spec, checkpoint: ones)
     assert found.types["iq2_xxs"] > 10
 
 

@@ -16,6 +16,7 @@ TABLES = ("minitron/model/axes.py", "minitron/model/families/")
 OWN_MATHEMATICS = {
     "importance/score/state_size.py": "the recurrence of a Mamba-2 mixer, term by term",
     "minitron/memory/gguf.py": "what llama.cpp's choice of types depends on",
+    "minitron/memory/gguf_families.py": "what llama.cpp does not load of attention heads",
     "minitron/gguf/staging.py": "what llama.cpp's converter misreads of a Mamba head",
     "minitron/search/dead_zones.py": "published runs that went wrong at some Mamba head widths",
 }
