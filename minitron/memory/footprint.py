@@ -24,7 +24,7 @@ from minitron.engines.keeping import Kept
 from minitron.engines.table import ENGINES, Fact
 from minitron.memory.budget import Budget
 from minitron.memory.caches import kept
-from minitron.memory.formats import FORMATS
+from minitron.memory.formats import FORMATS, KV_SCALE_BYTES
 from minitron.memory.parallel import per_gpu
 from minitron.memory.precision import Tally, precision_of, tally_of, weight_bytes
 from minitron.memory.workload import Workload
@@ -146,6 +146,8 @@ def _kv_scales(spec: ModelSpec, workload: Workload, keep: Kept) -> Any:
     if precision.uniform is not None or precision.stored or precision.mixture.attention_bytes:
         return 0
     scale = FORMATS[workload.kv].kept("kv").matrix_bytes
+    if scale:
+        scale = KV_SCALE_BYTES.get(FORMATS[workload.weights].method, scale)
     return 2 * scale * sum(one.layers for one in keep.caches if one.cache.keys_values)
 
 

@@ -33,6 +33,10 @@ _USES: Final = ("weights", "kv", "state", "conv")
 _ORIGINS: Final = ("exact", "published", "estimated")
 
 
+KV_SCALE_BYTES: Final[Mapping[str, int]] = {"modelopt": 4, "compressed-tensors": 2}
+"""Method -> the bytes of the scale of keys, or of values, of a layer in its files: fp32, or bf16."""
+
+
 @dataclass(frozen=True)
 class Format(Layout):
     """How a matrix is written down."""

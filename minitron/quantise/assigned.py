@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, Format, stored_format
+from minitron.memory.formats import FORMATS, KV_SCALE_BYTES, Format, stored_format
 from minitron.memory.precision import common_width, formats_in, precision_of
 from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
@@ -86,6 +86,11 @@ class Assigned:
         return (matrix for unit in self.units for matrix in unit)
 
     @property
+    def kv_dtype(self) -> str:
+        """As safetensors spells it: that of the scales of keys and values."""
+        return {4: "F32", 2: "BF16"}[KV_SCALE_BYTES[FORMATS[self.wanted.form].method]]
+
+    @property
     def needs_inputs(self) -> bool:
         """Whether something in the files says how large the inputs of linears, or keys and values, become."""
         return any(matrix.form.inputs == "static" for matrix in self.matrices) or bool(self.attention)
@@ -135,7 +140,8 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
     units = sorted(map(tuple, found.values()), key=_place)
     counted = sum(weight_bytes(spec, tally_of(spec, precision), spec.sizes))
     attention = dict(_attention(spec, checkpoint)) if wanted.kv == "fp8" else {}
-    scales = 0 if precision.mixture.attention_bytes else 8 * len(attention)
+    scale = KV_SCALE_BYTES[FORMATS[wanted.form].method]
+    scales = 0 if precision.mixture.attention_bytes else 2 * scale * len(attention)
     return Assigned(wanted, tuple(units), plain, tuple(ignored), left, attention, counted + scales)
 
 

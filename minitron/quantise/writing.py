@@ -235,7 +235,8 @@ def _promise(checkpoint: Checkpoint, assigned: Assigned) -> Iterator[tuple[Entry
         elif name in assigned.plain:
             yield (Entry(name, assigned.plain[name], checkpoint.headers[name].shape),)
     for keys, values in assigned.attention.values():
-        yield Entry(f"{keys}.k_scale", "F32", ()), Entry(f"{values}.v_scale", "F32", ())
+        names = f"{keys}.k_scale", f"{values}.v_scale"
+        yield tuple(Entry(name, assigned.kv_dtype, ()) for name in names)
 
 
 def _copy(checkpoint: Checkpoint, assigned: Assigned, writer: ShardWriter, advance: Advance) -> None:
@@ -269,7 +270,8 @@ def _add_kv(assigned: Assigned, rounding: Rounding, writer: ShardWriter) -> None
     for keys, values in assigned.attention.values():
         for module, suffix in ((keys, ".k_scale"), (values, ".v_scale")):
             found = torch.tensor(rounding.largest_kv(module), dtype=torch.float32) / E4M3_LARGEST
-            writer.add(f"{module}{suffix}", torch.where(found > 0, found, torch.ones(())))
+            kept = torch.where(found > 0, found, torch.ones(())).to(dtypes()[assigned.kv_dtype])
+            writer.add(f"{module}{suffix}", kept)
 
 
 def _write_rest(

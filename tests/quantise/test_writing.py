@@ -330,3 +330,20 @@ def test_experts_that_are_one_tensor_are_refused_by_name(tmp_path: Path) -> None
     result = quantise(source, tmp_path / "out", Wanted("int8", {"moe_routed": "bf16"}))
     assert size_of(tmp_path / "out") == result.planned_bytes
     assert quantisation_in(tmp_path / "out") is not None
+
+
+@pytest.mark.parametrize("form", ["fp8", "int4", "int8", "fp8-dynamic", "nvfp4a16"])
+@pytest.mark.parametrize("save", [save_wide_llama, save_wide_hybrid])
+def test_scales_of_keys_and_values_are_counted_in_every_layout(form: str, save: Any, tmp_path: Path) -> None:
+    source = save(tmp_path / "model")
+    result = quantise(source, tmp_path / "out", Wanted(form, kv="fp8"), Seen())
+    assert result.weight_bytes == result.planned_bytes == size_of(tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    kept = {tensor.dtype for name, tensor in tensors.items() if name.endswith((".k_scale", ".v_scale"))}
+    # As modelopt and as llmcompressor write them.
+    assert kept == {torch.float32 if FORMATS[form].method == "modelopt" else torch.bfloat16}
+    load = workload_of(read_spec(source), 1, weights=form, kv="fp8")
+    assert footprint(read_spec(source), load).weights == size_of(tmp_path / "out")
+    if save is save_wide_llama:  # routers are in fp32 where the source is, and no config says so
+        told = read_spec(tmp_path / "out")
+        assert footprint(told, workload_of(told, 1)).weights == size_of(tmp_path / "out")
