@@ -17,8 +17,10 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
 
+import torch
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
@@ -102,16 +104,28 @@ def specs(config: VllmConfig) -> dict[str, Any]:
 
 
 def state(config: VllmConfig) -> MambaSpec:
-    """What vLLM keeps for a Mamba layer, its page as large as that of attention."""
-    model, cache = config.model_config, config.cache_config
-    made, _ = ModelRegistry.resolve_model_cls(model.architecture, model_config=model)
-    return MambaSpec(
-        shapes=made.get_mamba_state_shape_from_config(config),
-        dtypes=made.get_mamba_state_dtype_from_config(config),
-        block_size=cache.mamba_block_size or cache.block_size,
-        page_size_padded=cache.mamba_page_size_padded,
-        mamba_cache_mode=cache.mamba_cache_mode,
-    )
+    """What vLLM keeps for a Mamba layer, as the mixer of the model's own class says it."""
+    made, _ = ModelRegistry.resolve_model_cls(config.model_config.architecture, model_config=config.model_config)
+    (mixer,) = {
+        one
+        for one in vars(sys.modules[made.__module__]).values()
+        if isinstance(one, type) and issubclass(one, MambaBase) and one is not MambaBase
+    }
+
+    class Mixer(mixer):
+        """One without weights."""
+
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def get_state_shape(self) -> Any:
+            return made.get_mamba_state_shape_from_config(config)
+
+        def get_state_dtype(self) -> Any:
+            return made.get_mamba_state_dtype_from_config(config)
+
+    config.cache_config.mamba_block_size = config.cache_config.mamba_block_size or config.cache_config.block_size
+    return Mixer().get_kv_cache_spec(config)
 
 
 def pool(case: dict[str, Any]) -> dict[str, int]:

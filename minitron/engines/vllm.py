@@ -11,9 +11,9 @@ keys and values, or one whole Mamba state, so block_size is raised until the for
     blocks          = sequences * (ceil(tokens / block_size) * ceil(A / group) + states * ceil(M / group)) + 1
 
 b the block size that was asked for, 16 by default; A attention layers, M Mamba layers; `states` of a sequence are 1,
-one more with prefix caching, one more for every drafted token; sliding layers hold the blocks of their window only. The
-last block is the null block, which stands for what is not there. With full CUDA graphs the pool has at least
-max_num_seqs blocks. The law is vLLM 0.32's; benchmarks and tests say against what it was checked.
+one more with prefix caching (of Mamba-2 two), one more for every drafted token; sliding layers hold the blocks of their
+window only. The last block is the null block, which stands for what is not there. With full CUDA graphs the pool has at
+least max_num_seqs blocks. The law is vLLM 0.32's; benchmarks and tests say against what it was checked.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ def pool(demand: Demand, keep: Kept) -> Pool:
     block_size = np.where(kv_bytes > 0, least * np.maximum(-(-state_bytes // unit), 1), demand.context)
     page = np.where(kv_bytes > 0, block_size * kv_bytes, state_bytes)
     share = np.maximum(group, 1)
-    states = 1 + demand.engine.prefix_caching + demand.speculative_tokens
     groups, per_sequence = np.int64(0), np.int64(0)
     for one in attention:
         own = -(-one.attention // share)
@@ -105,10 +104,16 @@ def pool(demand: Demand, keep: Kept) -> Pool:
         per_sequence = per_sequence + own * _blocks(demand, one, tokens)
     for one in stateful:
         own = -(-one.stateful // share)
+        states = 1 + demand.speculative_tokens + _prefix_states(demand, one)
         groups, per_sequence = groups + own, per_sequence + states * own
     needed = demand.batch * per_sequence + 1
     floor = demand.max_num_seqs if demand.engine.cuda_graphs else 0
     return Pool(block_size, page, group, groups, group * page, per_sequence, needed, np.maximum(needed, floor))
+
+
+def _prefix_states(demand: Demand, one: LayerCache) -> int:
+    """States of a sequence that a layer keeps for prefixes (vLLM's MambaSpec.max_memory_usage_bytes)."""
+    return 1 + one.cache.checkpoints if demand.engine.prefix_caching else 0
 
 
 STEPS: Final = 2
@@ -147,7 +152,9 @@ def lines(demand: Demand, keep: Kept) -> dict[str, Any]:
     found = pool(demand, keep)
     held = plain.lines(demand, keep)
     if demand.engine.prefix_caching:
-        held["prefix_states"] = demand.batch * (keep.conv_bytes + keep.state_bytes)
+        held["prefix_states"] = demand.batch * sum(
+            _prefix_states(demand, one) * one.layers * (one.conv + one.state) for one in keep.caches
+        )
     held["block_rounding"] = (found.needed - 1) * found.block - sum(held.values())
     held["null_block"] = found.block
     held["graph_blocks"] = (found.blocks - found.needed) * found.block

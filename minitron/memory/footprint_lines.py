@@ -265,10 +265,14 @@ def _tell_prefix(case: _Case) -> tuple[str, str, str, str]:
     load = case.workload
     found = [one for one in case.keep.caches if one.cache.keeps_state]
     return (
-        f"sequences x {_called(found)} x state per layer",
-        " + ".join(f"{_n(load.batch)} x {_n(one.layers)} x {_n(one.conv + one.state)} B" for one in found),
+        f"sequences x {_called(found)} x states x state per layer",
+        " + ".join(
+            f"{_n(load.batch)} x {_n(one.layers)} x {1 + one.cache.checkpoints} x {_n(one.conv + one.state)} B"
+            for one in found
+        ),
         "exact",
-        "the state at the end of a cached prefix, besides the running one",
+        "the state at the end of a cached prefix, besides the running one"
+        + ("; of Mamba-2 also one within a step" if any(one.cache.checkpoints for one in found) else ""),
     )
 
 

@@ -39,6 +39,10 @@ class Cache:
     """Numbers of a token that are multiplied with those of each token of a chunk of the scan; empty for a scan that
     goes token by token."""
 
+    checkpoints: int = 0
+    """States of a sequence that vLLM sets aside beside the running one and a prefix's, where it keeps prefixes: its
+    mixer of Mamba-2 leaves one at the end of a block in the middle of a step, and its other mixers do not."""
+
     called: str = ""
     """What reports call layers that keep this."""
 
@@ -50,6 +54,8 @@ class Cache:
             raise ValueError("a convolution has channels and taps")
         if self.window and not self.keys_values:
             raise ValueError("a window is one of keys and values")
+        if self.checkpoints and not self.state:
+            raise ValueError("what is set aside is a state")
 
     def dim(self, part: str) -> Dim | None:
         """A field of PARTS, parsed; None where it is empty."""

@@ -30,6 +30,7 @@ _BOTH: Final = Cache(
     state=STATES.state,
     attends=KEYS_AND_VALUES.attends,
     scans=STATES.scans,
+    checkpoints=STATES.checkpoints,
     called="hybrid layers",
 )
 

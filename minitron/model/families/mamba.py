@@ -21,6 +21,7 @@ STATES: Final = Cache(
     conv_taps="conv_kernel",
     state="mamba_head*mamba_head_dim*ssm_state",
     scans=f"{X} + {BC}",
+    checkpoints=1,
     called="Mamba layers",
 )
 """What a layer keeps between tokens."""

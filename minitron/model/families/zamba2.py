@@ -40,6 +40,7 @@ _HYBRID: Final = Cache(
     state=STATES.state,
     attends=KEYS_AND_VALUES.attends,
     scans=STATES.scans,
+    checkpoints=STATES.checkpoints,
     called="hybrid layers",
 )
 
