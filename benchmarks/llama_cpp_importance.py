@@ -63,7 +63,7 @@ def main() -> None:
             given = (lambda *asked: squares) if known else None
             size = export(options.smollm2, file, kind, importance=given, overwrite=True).weight_bytes
             model = AutoModelForCausalLM.from_pretrained(
-                options.work, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+                options.work, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
             )
             found = likelihoods(model, blocks)
             perplexity = float((-found.gather(-1, targets)).mean().exp())

@@ -102,8 +102,8 @@ def document(kind: str, *arguments: object) -> dict[str, Any]:
         ("estimator", "compress", "--estimator", "toy: thrice what it adds up to"),
         ("loss", "distill", "--loss", "sampled:12, toy:2."),
         ("gpu", "plan", "--gpu", "Jetson AGX Thor, Toy."),
-        ("format", "plan", "--weights", "int4, toy (quantised"),
-        ("format", "compare", "--kv", "int8, toy; default:"),
+        ("format", "plan", "--weights", ", toy (quantised"),
+        ("format", "compare", "--kv", ", toy; default:"),
     ],
 )
 def test_help_lists_it(kind: str, command: str, option: str, listed: str) -> None:
