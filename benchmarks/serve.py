@@ -147,7 +147,8 @@ class Server:
 
     def reason(self) -> str:
         """The first error of the log."""
-        errors = [line for line in self.log.read_text().splitlines() if re.search(r"\w+(Error|Exception): ", line)]
+        lines = (line for line in self.log.read_text().splitlines() if " WARNING " not in line)
+        errors = [line for line in lines if re.search(r"\w+(Error|Exception): ", line)]
         return errors[0].split("] ")[-1].strip()[:300] if errors else f"see {self.log}"
 
     def wait(self, process: "subprocess.Popen[bytes]", seconds: int = 600) -> None:
