@@ -4,8 +4,8 @@
                             [--tokens 24576]
 
 Four ways to the same bytes: every number to the nearest (`minitron quantize --round nearest`), rounded with feedback
-(`--data`), and from there distilled (`minitron distill --student-format`), a row a seed.  The first four fifths of the
-text calibrate and train, the last fifth judges.  Folders are read back as they were written.  What is measured already
+(`--data`), and from there distilled (`minitron distill --student-format`), a row a seed.  The first fifth of the
+text judges, the rest calibrates and trains.  Folders are read back as they were written.  What is measured already
 in the work folder is not measured again.  At the end the table goes into benchmarks/RESULTS.md.
 """
 
@@ -107,7 +107,7 @@ def main() -> None:
     """Parse the command line and measure what is not measured yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
-    parser.add_argument("--text", type=Path, required=True, help="text, of which the last fifth judges")
+    parser.add_argument("--text", type=Path, required=True, help="text, of which the first fifth judges")
     parser.add_argument("--formats", nargs="+", default=["int4", "nvfp4a16"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=24_576)
@@ -140,8 +140,9 @@ def main() -> None:
         f"SmolLM2-135M-Instruct, student and teacher; {options.tokens:,} tokens in steps of {BATCH:,}, AdamW at "
         f"{options.learning_rate:g}, fp32. int4 in groups of 64. Feedback sees {CALIBRATION} sequences of {LENGTH} "
         f"tokens, and distillation begins with such a rounding of its own first {CALIBRATION} sequences. Judged on "
-        f"{MANY} x {LENGTH} tokens of the last fifth of `{options.text.name}` (SHA-256 {file_hash(options.text)[:16]}) "
-        "from the folders that were written; what linears read is not rounded. Seconds of one thread, which other work "
+        f"{MANY} x {LENGTH} tokens of the first fifth of `{options.text.name}` "
+        f"(SHA-256 {file_hash(options.text)[:16]}) from the folders that were written; what linears "
+        "read is not rounded. Seconds of one thread, which other work "
         "shared.",
         "",
     ]

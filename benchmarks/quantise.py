@@ -30,8 +30,8 @@ FORMATS = ("fp8", "fp8-dynamic", "int8", "nvfp4a16", "int4")
 """nvfp4 holds the same weights as nvfp4a16."""
 
 LENGTH, FEW, MANY = 256, 6, 48
-"""Tokens of a sequence that judges, and how many of them: the first of the text, on which earlier figures were made,
-and more from all over what judges."""
+"""Tokens of a sequence that judges, and how many of them: the first of the text, and more from
+all over what judges."""
 
 
 def split(text: Path, work: Path) -> tuple[Path, Path]:

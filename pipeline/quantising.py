@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from minitron.errors import require_known, require_least
 from minitron.files import refuse_existing, scratch, sole
 from minitron.progress import Note, Progress, no_note, silent
-from minitron.quantise.wanted import Wanted
+from minitron.quantise.wanted import Wanted, Way
 
 if TYPE_CHECKING:
     from minitron.quantise.writing import Quantised, Rounding
-
-Way = Literal["best", "nearest"]
-"""How numbers are rounded: with scales that are searched and, given calibration text, each column making up for those
-before it; or each to the nearest, with scales by the largest number."""
 
 SAMPLES: Final = 128
 SEQUENCE_LENGTH: Final = 512

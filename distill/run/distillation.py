@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from distill.teacher.kept import DEFAULT, Kept
 from minitron.errors import MinitronError, require_known
 from minitron.measure.records import Source
-
-if TYPE_CHECKING:
-    from minitron.quantise.wanted import Wanted
+from minitron.quantise.wanted import Wanted, Way
 
 Precision = Literal["bf16", "fp8", "fp8-te"]
 """How a teacher's linear weights are kept (distill.teacher.loading.PRECISIONS)."""
 
-Way = Literal["best", "nearest"]
 Scaling = Literal["frozen", "learned"]
 
 
@@ -95,8 +92,6 @@ class Distillation:
     @property
     def wanted(self) -> Wanted | None:
         """The formats of the student; raises MinitronError for one that is not written."""
-        from minitron.quantise.wanted import Wanted
-
         return None if self.student_format is None else Wanted(self.student_format, self.student_keep)
 
     @property

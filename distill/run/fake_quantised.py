@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.run.learned_scales import LearnedScales, require_learnable
+from distill.run.learned_scales import LearnedScales, as_read_back, require_learnable
 from distill.run.rounded_start import RoundedStart
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held
 from minitron.progress import Advance
 from minitron.quantise.assigned import Assigned, Matrix, assign
-from minitron.quantise.packing import faked, on_grid
+from minitron.quantise.packing import on_grid
 from minitron.quantise.scales import Scales, searched_scales
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import NEAREST, Rounded, Rounding, require_seen
@@ -147,18 +147,9 @@ class _Rounding:
         """The same with a gradient that passes straight through."""
         return _Straight.apply(weight, self)  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
     def __call__(self, weight: Tensor) -> Tensor:
         """The parameter as it is when it is read back."""
-        rounded = torch.empty_like(weight)
-        pairs = zip(self.held.split(weight), self.held.split(rounded), self.parts, strict=True)
-        for (_, before), (_, after), matrix in pairs:
-            if matrix is None:
-                after.copy_(before)
-            else:
-                # In bf16, as readers decode it.
-                after.copy_(faked(matrix.form, before, self.scales[matrix.name]).bfloat16())
-        return rounded
+        return as_read_back(self.held, self.parts, weight, self.scales)
 
 
 class _Straight(torch.autograd.Function):

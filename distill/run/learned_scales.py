@@ -21,8 +21,8 @@ from minitron.memory.formats import Format
 from minitron.model.tensor_map import Held
 from minitron.quantise.assigned import Assigned, Matrix
 from minitron.quantise.grids import GRIDS
-from minitron.quantise.packing import on_grid
-from minitron.quantise.scales import Scales, rescaled
+from minitron.quantise.packing import faked, on_grid
+from minitron.quantise.scales import Scales
 
 
 def require_learnable(assigned: Assigned) -> None:
@@ -58,7 +58,7 @@ class LearnedScales:
         found = {}
         for name, matrix in self._named:
             factors = module.get_parameter(name).detach().float().cpu().exp()
-            found[matrix.name] = rescaled(matrix.form, self.scales[matrix.name], factors)
+            found[matrix.name] = self.scales[matrix.name].times(factors)
         return found
 
     def rounded(self, module: nn.Module, weight: nn.Parameter) -> Any:
@@ -72,10 +72,20 @@ class LearnedScales:
             if matrix is not None:
                 yield f"{self.attribute}_scale_{number}", matrix
 
-    def now(self, factors: Sequence[Tensor]) -> Iterator[Scales]:
-        """The scales of the matrices, on the device of what was learned."""
-        for (_, matrix), factor in zip(self._named, factors, strict=True):
-            yield rescaled(matrix.form, self.scales[matrix.name], factor.exp())
+    def now(self, factors: Sequence[Tensor]) -> dict[str, Scales]:
+        """Matrix's name -> its scales, on the device of what was learned."""
+        pairs = zip(self._named, factors, strict=True)
+        return {matrix.name: self.scales[matrix.name].times(factor.exp()) for (_, matrix), factor in pairs}
+
+
+@torch.no_grad()
+def as_read_back(held: Held, parts: Sequence[Matrix | None], weight: Tensor, scales: Mapping[str, Scales]) -> Tensor:
+    """A parameter as it is when it is read back, matrix by matrix; a part without one stays as it is."""
+    rounded = torch.empty_like(weight)
+    for (_, before), (_, after), matrix in zip(held.split(weight), held.split(rounded), parts, strict=True):
+        # In bf16, as readers decode it.
+        after.copy_(before if matrix is None else faked(matrix.form, before, scales[matrix.name]).bfloat16())
+    return rounded
 
 
 class _Learned(torch.autograd.Function):
@@ -85,16 +95,7 @@ class _Learned(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, own: LearnedScales, *factors: Tensor) -> Tensor:
         ctx.own = own
         ctx.save_for_backward(weight, *factors)
-        rounded = torch.empty_like(weight)
-        scales = own.now(factors)
-        pairs = zip(own.held.split(weight), own.held.split(rounded), own.parts, strict=True)
-        for (_, before), (_, after), matrix in pairs:
-            if matrix is None:
-                after.copy_(before)
-            else:
-                now = next(scales)
-                after.copy_((on_grid(matrix.form, before, now) * now.spread(before.shape[1])).bfloat16())
-        return rounded
+        return as_read_back(own.held, own.parts, weight, own.now(factors))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -104,7 +105,7 @@ class _Learned(torch.autograd.Function):
         pairs = zip(own.held.split(weight), own.held.split(gradients[0]), own.parts, strict=True)
         for (_, before), (_, gradient), matrix in pairs:
             if matrix is not None:
-                found.append(_of_factor(matrix.form, before, gradient, next(scales)))
+                found.append(_of_factor(matrix.form, before, gradient, scales[matrix.name]))
         return (gradients[0], None, *found)
 
 

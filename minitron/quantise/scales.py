@@ -67,6 +67,11 @@ class Scales:
         """The same with these steps [R, 1] or [R, G], which `nearest` gave."""
         return Scales(step, {**self.stored, ".weight_scale": self._kept(step)})
 
+    def times(self, factors: Tensor) -> Scales:
+        """The same multiplied by `factors` [R, 1] or [R, G], as a file holds them."""
+        step = self.step.to(factors.device)
+        return self.at(self.nearest(step * factors, step))
+
     def of_rows(self, rows: slice) -> Scales:
         """Those of some rows, where rows have their own."""
         if len(self.step) == 1:
@@ -127,19 +132,6 @@ def scales_for(form: Format, ends: Tensor, whole: float, largest_scale: float = 
         kept = torch.where(kept == 0, torch.ones((), dtype=torch.bfloat16), kept)
         return Scales(kept.float(), {".weight_scale": kept})
     return Scales(found, {".weight_scale": found.reshape(())})
-
-
-def rescaled(form: Format, scales: Scales, factors: Tensor) -> Scales:
-    """Scales of rows or groups times `factors` of the same shape, as they are stored."""
-    import torch
-
-    if form.numbers == "e2m1":
-        second = scales.stored[".weight_scale_2"].to(factors.device)
-        found = (scales.step.to(factors.device) / second * factors).clamp(SMALLEST_GROUP_SCALE, E4M3_LARGEST)
-        group = found.to(torch.float8_e4m3fn)
-        return Scales(group.float() * second, {".weight_scale": group, ".weight_scale_2": second})
-    kept = (scales.step.to(factors.device) * factors).to(torch.bfloat16)
-    return Scales(kept.float(), {".weight_scale": kept})
 
 
 def plain_scales(form: Format, weights: Sequence[Tensor]) -> list[Scales]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, formats_for
+
+Way = Literal["best", "nearest"]
+"""How numbers are rounded: with scales that are searched and, given calibration text, each column making up for those
+before it; or each to the nearest, with scales by the largest number."""
 
 KV_FORMATS: Final = ("bf16", "fp8")
 """In which a checkpoint may say that keys and values are to be kept."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from gguf_runs import agrees
 from tiny_models import save_family, save_hybrid, save_llama, write_text
 
 from cli.app import run
@@ -17,34 +17,14 @@ from minitron.errors import MinitronError
 from minitron.gguf import extra
 from minitron.gguf.export import export
 from minitron.gguf.tokenizers import pre_tokenizer
-from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 from pipeline.exporting import Export
-
-TOKENS = 16
-PROMPT = [5, 17, 42, 200, 9]
 
 
 def installed() -> None:
     """Skip the test where the extra `gguf` is not there."""
     pytest.importorskip("conversion", reason="needs the extra gguf")
     pytest.importorskip("xllamacpp", reason="needs the extra gguf")
-
-
-def agrees(folder: Path, file: Path) -> None:
-    """llama.cpp gives every token the probability that transformers gives it in fp32, and says the same tokens: its KV
-    cache is in fp16, and so are some of its products."""
-    from benchmarks.llama_cpp_runs import distribution, opened
-
-    model, server, ids = load_model(folder, dtype=torch.float32), opened(file), list(PROMPT)
-    (printable,) = load_tokenizer(folder)("a")["input_ids"]
-    for _ in range(TOKENS):
-        with torch.inference_mode():
-            expected = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).numpy()
-        found = np.array(distribution(server, ids, len(expected), printable))
-        np.testing.assert_allclose(found, expected, atol=0.02)
-        assert found.argmax() == expected.argmax()
-        ids.append(int(expected.argmax()))
 
 
 @pytest.mark.parametrize(

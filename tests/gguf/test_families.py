@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from family_sizes import FAMILY_SIZES
+from gguf_runs import agrees
 from tiny_models import save_family
 
 from minitron.errors import MinitronError
 from minitron.gguf.export import export
 from minitron.memory.gguf_families import RUN, SEEN, require_exportable
 from minitron.model.families import FAMILIES
-from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 
 TOKENS = 12
-PROMPT = [5, 17, 42, 200, 9]
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     **dict.fromkeys(("llama", "qwen3", "olmo2", "seed_oss", "apertus"), (0, {})),
     **dict.fromkeys(("lfm2", "lfm2_moe", "falcon_h1", "mamba2", "mixtral"), (0, {})),
@@ -33,21 +30,10 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 def test_what_is_exported_says_the_same(tmp_path: Path, name: str) -> None:
     pytest.importorskip("conversion", reason="needs the extra gguf")
     pytest.importorskip("xllamacpp", reason="needs the extra gguf")
-    from benchmarks.llama_cpp_runs import distribution, opened
-
     number, changes = RUNS[name]
     folder = save_family(tmp_path / "model", name, **FAMILY_SIZES[name][number] | changes)
     export(folder, tmp_path / "out.gguf", "f32")
-    model, server, ids = load_model(folder, dtype=torch.float32), opened(tmp_path / "out.gguf"), list(PROMPT)
-    (printable,) = load_tokenizer(folder)("a")["input_ids"]
-    for _ in range(TOKENS):
-        with torch.inference_mode():
-            expected = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).numpy()
-        found = np.array(distribution(server, ids, len(expected), printable))
-        # The KV cache is in fp16.
-        np.testing.assert_allclose(found, expected, atol=0.02)
-        assert found.argmax() == expected.argmax()
-        ids.append(int(expected.argmax()))
+    agrees(folder, tmp_path / "out.gguf", TOKENS)
 
 
 def test_every_family_is_run_or_refused_with_a_reason() -> None:
