@@ -47,8 +47,9 @@ from minitron.memory.footprint import footprint
 from minitron.memory.workload import Workload
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
+from minitron.search.counting import Worth
 from minitron.search.lattice import Lattice, Points
-from minitron.search.search import Worth, build_lattice, search
+from minitron.search.search import build_lattice, search
 from minitron.search.search_steps import LatticeOptions
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -135,10 +135,13 @@ def print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
         for name in result.best.sizes
         if name not in varied and result.best.sizes[name] != spec.named_sizes[name]
     ]
+    parts = _parts_that_differ(result)
+    same += _formats_in_common(result, parts)
     rows: list[list[show.Cell]] = [
         [
             place,
             *(candidate.sizes.get(name) for name in varied),
+            *(_form(candidate, part) for part in parts),
             format_parameters(candidate.parameters),
             format_bytes(candidate.footprint.total),
         ]
@@ -147,7 +150,22 @@ def print_candidates(spec: "ModelSpec", result: "SearchResult") -> None:
     show.line(f"{result.searched:,} architectures counted, {result.feasible:,} fit.")
     show.paragraph(f"The best of them, {result.ranking}{':' if not same else ', all with ' + ', '.join(same) + ':'}")
     show.line("")
-    show.table("", ["", *(_short(spec, name) for name in varied), "parameters", "memory"], rows)
+    show.table("", ["", *(_short(spec, name) for name in varied), *parts, "parameters", "memory"], rows)
+
+
+def _form(candidate: "Candidate", part: str) -> str | None:
+    return None if candidate.formats is None else candidate.formats.of.get(part)
+
+
+def _parts_that_differ(result: "SearchResult") -> list[str]:
+    """Parts of the model whose formats are not those of all candidates."""
+    parts = dict.fromkeys(part for one in result.candidates if one.formats for part in one.formats.of)
+    return [part for part in parts if len({_form(one, part) for one in result.candidates}) > 1]
+
+
+def _formats_in_common(result: "SearchResult", varied: list[str]) -> list[str]:
+    formats = {} if result.best.formats is None else result.best.formats.of
+    return [f"{part} in {form}" for part, form in formats.items() if part not in varied]
 
 
 def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
@@ -159,6 +177,9 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
         for name in ["num_hidden_layers", *spec.keys]
         if best.sizes.get(name) != parent.sizes[name]
     ]
+    own = {} if best.formats is None else best.formats.of
+    whole = {part: result.workload.kv if part == "kv" else result.workload.weights for part in own}
+    rows += [[f"{part} in", whole[part], form] for part, form in own.items() if form != whole[part]]
     rows += _lines(parent.footprint, best.footprint)
     show.table(
         f"Chosen: number {result.chosen + 1}, {left} parameters, {spare} to spare", ["", "model", "chosen"], rows

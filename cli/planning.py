@@ -76,6 +76,18 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "every_mix": Option(
         typer.Option("--every-mix", help="Try every number of each kind of layer, not one mix per depth.")
     ),
+    "formats": Option(
+        option(
+            "--formats",
+            "Let the search choose a format for each part of the model, of these: bf16,int8,int4; native: those that "
+            "the engine reads and the GPU runs.",
+            "DTYPES",
+        ),
+        type=str | None,
+        default=None,
+        read=lambda typed: tuple(word.strip() for word in typed.split(",")) if typed else (),
+    ),
+    "search_kv": Option(typer.Option("--search-kv", help="Let the search choose the format of keys and values too.")),
     "sort": Option(
         typer.Option(
             "--sort",

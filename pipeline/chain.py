@@ -41,6 +41,7 @@ from pipeline.stages import Done, cut_depth_first
 
 if TYPE_CHECKING:
     from minitron.measure.records import Record
+    from pipeline.planning import Planning
 
 _HELD_OUT: Final = 0.05
 """The share of the training text that is held out, where no other text is given."""
@@ -134,7 +135,7 @@ def compress(
             keep(*_parts(artefact))
         _tidy(request.output)
         models = read_json(request.output / EVALUATION)["models"]
-        serve = serve_line_for(request.output / DISTILLED, request.planning)
+        serve = serve_line_for(request.output / DISTILLED, _served(request))
         return Compressed(request.output, record["steps"], models, serve)
 
 
@@ -235,6 +236,15 @@ def _dealt(found: list[Record]) -> tuple[str, str]:
     return "".join(lines[:first]), "".join(lines[first:])
 
 
+def _served(request: Compression) -> Planning:
+    """The plan's workload, keys and values as the search chose."""
+    from minitron.cut.plan import load_plan
+    from minitron.search.format_choices import KV
+
+    kv = load_plan(request.output / PLAN).formats.get(KV) if request.planning.search_kv else None
+    return replace(request.planning, kv=kv, search_kv=False) if kv else request.planning
+
+
 def _score(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from importance.score.calibrate import calibrate
 
@@ -292,7 +302,9 @@ def _distill(request: Compression, done: Done, progress: Progress, note: Note) -
     from distill.run.distillation import Distillation
     from distill.run.train import distill
     from importance.rounding.calibrated import Calibrated
+    from minitron.cut.plan import load_plan
     from minitron.model.loading import find_device
+    from pipeline.finalists import student_formats
 
     asked = Distillation(
         student=request.output / PRUNED,
@@ -300,8 +312,7 @@ def _distill(request: Compression, done: Done, progress: Progress, note: Note) -
         data=request.data,
         output=request.output / DISTILLED,
         teacher_precision=request.teacher_precision,
-        student_format=request.form,
-        student_keep={} if request.form is None else request.planning.keep,
+        **student_formats(request, load_plan(request.output / PLAN)),
         device=request.device,
     )
     distill(

@@ -75,11 +75,19 @@ def choose(request: Compression, spec: ModelSpec, scores: Scores, progress: Prog
     searching, planning = request.searching, request.planning
     fallback = weight_magnitude(Checkpoint(request.model), spec)
 
-    def plan(sizes: Mapping[str, int], kept: Kept, report: dict[str, Any] | None = None) -> Plan:
-        return make_plan(spec, sizes, kept, scores, fallback=fallback, report=report, **request.cutting.arguments)
+    def plan(
+        sizes: Mapping[str, int],
+        kept: Kept,
+        formats: Mapping[str, str] | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> Plan:
+        how: dict[str, Any] = {"fallback": fallback, "report": report, "formats": formats}
+        return make_plan(spec, sizes, kept, scores, **how, **request.cutting.arguments)
 
     def choice(result: SearchResult, sieved: Sieved | None, finalists: dict[str, Any] | None) -> Choice:
-        chosen = plan(result.best.sizes, result.best.kept, result.to_json())
+        best = result.best
+        formats = None if best.formats is None else best.formats.to_json()
+        chosen = plan(best.sizes, best.kept, formats, result.to_json())
         return Choice(request, *request.cutting.counted(spec, scores), result, sieved, finalists, chosen)
 
     if not searching.measures or planning.sort == "memory":

@@ -94,6 +94,8 @@ class Compression:
             )
         if self.form is not None:
             self._plan_for_format()
+        if self.planning.formats and self.recipe.compile:
+            raise MinitronError("a student in a format of fewer bits is not compiled; drop --compile or --formats.")
         texts = {resolved(path) for path in (self.calibration_text, self.data)}
         if self.heldout is not None and resolved(self.heldout) in texts:
             raise MinitronError(
@@ -102,6 +104,8 @@ class Compression:
 
     def _plan_for_format(self) -> None:
         """Let the plan count what will be written."""
+        if self.planning.formats:
+            raise MinitronError("--format fixes what --formats lets the search choose; drop one.")
         if self.planning.weights not in (None, self.form):
             raise MinitronError(
                 f"--format {self.form} writes the model, and --weights {self.planning.weights} plans for another; "

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,8 @@ def race(
         file = request.output / FOLDER / f"{_digest(candidate, recipe)}.json"
         if not file.exists():
             note(f"finalist {number} of {len(candidates)}: {recipe.total_tokens:,} tokens")
-            _distil(request, plan(candidate.sizes, candidate.kept), file, recipe, progress)
+            formats = () if candidate.formats is None else (candidate.formats.to_json(),)
+            _distil(request, plan(candidate.sizes, candidate.kept, *formats), file, recipe, progress)
         remove(file.with_suffix(""))
         found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_sealed(file))
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
@@ -57,7 +59,9 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
     """Cut and distil one finalist beside `file`, which says what became of it."""
     from distill.run.distillation import Distillation
     from distill.run.train import distill
+    from importance.rounding.calibrated import Calibrated
     from minitron.cut.prune import prune
+    from minitron.model.loading import find_device
 
     folder = file.with_suffix("")
     pruned = folder / "pruned"
@@ -74,11 +78,28 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
         data=request.data,
         output=folder / "distilled",
         teacher_precision=request.teacher_precision,
+        **student_formats(request, plan),
         device=request.device,
         # What stands there was written by a run that was stopped then.
         overwrite=True,
     )
-    distill(asked, replace(recipe, validate_every=recipe.total_steps), done=done, progress=progress)
+    calibrate = partial(Calibrated, device=find_device(request.device))
+    whole = replace(recipe, validate_every=recipe.total_steps)
+    distill(asked, whole, calibrate=calibrate, done=done, progress=progress)
+
+
+def student_formats(request: Compression, plan: Plan) -> dict[str, Any]:
+    """The fields of a distillation that say in which formats the student of a plan is trained and written."""
+    from minitron.model.spec import read_spec
+    from minitron.search.format_choices import written_of
+
+    if not plan.formats:
+        keep = {} if request.form is None else request.planning.keep
+        return {"student_format": request.form, "student_keep": keep}
+    counts = plan.target(read_spec(request.model)).parameters().by_component
+    written = written_of({part: form for part, form in plan.formats.items() if part in counts}, counts)
+    form, chosen = written or (None, {})
+    return {"student_format": form, "student_keep": {**request.planning.keep, **chosen} if form else {}}
 
 
 def short(recipe: Recipe, tokens: int | None) -> Recipe:
@@ -88,5 +109,7 @@ def short(recipe: Recipe, tokens: int | None) -> Recipe:
 
 
 def _digest(candidate: Candidate, recipe: Recipe) -> str:
-    what = [sorted(candidate.sizes.items()), list(candidate.kept), recipe.to_json()]
+    what: list[Any] = [sorted(candidate.sizes.items()), list(candidate.kept), recipe.to_json()]
+    if candidate.formats is not None:
+        what.append(candidate.formats.to_json())
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

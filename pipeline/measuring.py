@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from importance.score.options import ScoringOptions
 from minitron.errors import MinitronError
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from minitron.cut.scores import Scores
     from minitron.model.spec import ModelSpec
     from minitron.progress import Progress
+
+
+ROUNDED_BY: Final = 4096
+"""Tokens of the calibration text by which candidates are rounded."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,18 @@ class MeasuredSearch:
         objective: Any = self.searching.objective
         if objective.startswith(TASK):
             objective = (objective, self._task(model, objective.removeprefix(TASK)))
-        blocks = self._blocks(model, calibration)
-        return Trials(parent, spec, blocks, batch_size=self.scoring.batch_size, objective=objective, store=store)
+        seen, blocks = self._blocks(model, calibration)
+        few = seen[: max(1, ROUNDED_BY // seen.shape[1])] if self.planning.formats else None
+        return Trials(
+            *(parent, spec, blocks),
+            batch_size=self.scoring.batch_size,
+            objective=objective,
+            store=store,
+            calibration=few,
+        )
 
-    def _blocks(self, model: Path, calibration: Path) -> NDArray[np.int64]:
-        """The sequences to measure on; raises MinitronError where they overlap with those that calibrated."""
+    def _blocks(self, model: Path, calibration: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(sequences that calibrated, those to measure on); raises MinitronError where they overlap."""
         from importance.score.blocks import require_apart
         from importance.score.calibrate import calibration_blocks
         from minitron.measure.text import token_blocks
@@ -99,7 +110,7 @@ class MeasuredSearch:
         searching = self.searching
         seen, measured = calibration_blocks(model, calibration, self.scoring, held_back=searching.held_back)
         if searching.trial_text is None:
-            return measured
+            return seen, measured
         blocks = token_blocks(
             load_tokenizer(model),
             searching.trial_text,
@@ -107,7 +118,7 @@ class MeasuredSearch:
             samples=searching.trial_samples,
         )
         require_apart(blocks, seen)
-        return blocks
+        return seen, blocks
 
     def _task(self, model: Path, name: str) -> Callable[[PreTrainedModel], float]:
         """What a model lacks of a full score: 1 less the mean of the task's accuracies (acc_norm before acc), or of its

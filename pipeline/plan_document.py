@@ -32,7 +32,8 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
     known = str(model) if model.is_dir() else model_name(model) if found is None else found.repo
     fits, best = result.parent.fits, result.best
     served = spec if fits else spec.resized(best.sizes, best.kept)
-    line = serve_line(known if fits else PRUNED, served, result.workload, result.budget)
+    kept = result.workload if fits else result.served()
+    line = serve_line(known if fits else PRUNED, served, kept, result.budget)
     revision = found is not None and fits and found.revision
     return f"{line} --revision {revision}" if line and revision else line
 
@@ -55,13 +56,14 @@ def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], i
     tokens of a context are the prompt's."""
     from minitron.memory.serving_speed import speed_document
 
-    models = {"model": spec}
-    if result.best.sizes != result.parent.sizes or result.best.kept != result.parent.kept:
-        models[f"#{result.chosen + 1}"] = spec.resized(result.best.sizes, result.best.kept)
-    workload = result.workload
+    best, workload = result.best, result.workload
+    models, own = {"model": spec}, {}
+    if best.sizes != result.parent.sizes or best.kept != result.parent.kept or result.served() != workload:
+        label = f"#{result.chosen + 1}"
+        models[label], own[label] = spec.resized(best.sizes, best.kept), result.served()
     if workload.context < 2:
         return None
-    return speed_document(models, workload, result.budget, prompt_of(workload.context))
+    return speed_document(models, workload, result.budget, prompt_of(workload.context), own)
 
 
 def plan_document(

@@ -48,7 +48,8 @@ class Planned:
     def cut(self) -> bool:
         """Whether the chosen one is smaller than the model."""
         best, parent = self.result.best, self.result.parent
-        return best.sizes != parent.sizes or best.kept != parent.kept
+        formats = best.formats is not None and best.formats.quantised
+        return best.sizes != parent.sizes or best.kept != parent.kept or formats
 
     @property
     def engine_log(self) -> tuple[Fact, ...]:
@@ -56,7 +57,7 @@ class Planned:
         from minitron.memory.footprint import engine_facts
 
         best = self.result.best
-        return engine_facts(self.spec.resized(best.sizes, best.kept), self.result.workload, self.result.budget)
+        return engine_facts(self.spec.resized(best.sizes, best.kept), self.result.served(), self.result.budget)
 
     @property
     def serve(self) -> str:
@@ -71,7 +72,9 @@ class Planned:
         best, plain = self.result.best, self.model.is_dir() and self.spec.quantisation is None
         fallback = self._by_magnitude if plain else None
         report = self.result.to_json()
-        return make_plan(self.spec, best.sizes, best.kept, self.scores, fallback=fallback, report=report)
+        formats = None if best.formats is None else best.formats.to_json()
+        how: dict[str, Any] = {"fallback": fallback, "report": report, "formats": formats}
+        return make_plan(self.spec, best.sizes, best.kept, self.scores, **how)
 
     def _by_magnitude(self, axis: str, layer: int | None) -> Any:
         # Reads the weights of the few axes that no score covers, and torch for that: only where it is needed.

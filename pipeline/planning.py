@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from minitron.errors import MinitronError, require_known, require_least
 from pipeline.serving import Serving
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from minitron.memory.gpus import Gpu
     from minitron.memory.workload import Workload
     from minitron.model.spec import ModelSpec
+    from minitron.search.format_choices import Formats
     from minitron.search.lattice import Lattice
     from minitron.search.search import SearchResult
     from minitron.search.search_steps import LatticeOptions
 
 Sort = Literal["score", "memory"]
 """How candidates are ordered: by importance kept (parameters without scores), or the largest that fits first."""
+
+
+NATIVE: Final = "native"
+"""Stands for the formats that the engine reads and the GPU runs."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,13 @@ class Planning(Serving):
     every_mix: bool = False
     """Whether every number of each kind of layer is tried, not one mix for each depth."""
 
+    formats: Sequence[str] = ()
+    """Formats of weights, of which the search chooses one for each part of the model; "native" stands for those that
+    the engine reads and the GPU runs.  Empty keeps the weights in one format."""
+
+    search_kv: bool = False
+    """Whether the search chooses the format of keys and values too."""
+
     sort: Sort = "score"
     """How candidates are ordered."""
 
@@ -83,6 +95,10 @@ class Planning(Serving):
         require_least(self, {"layers": 1, "keep_attention": 0, "top": 1})
         if self.layers is not None and self.pattern is not None:
             raise MinitronError("--layers and --pattern both set the depth; drop one.")
+        if self.formats and self.weights is not None:
+            raise MinitronError("--formats lets the search choose what --weights fixes; drop one.")
+        if self.search_kv and self.kv is not None:
+            raise MinitronError("--search-kv lets the search choose what --kv fixes; drop one.")
 
     @property
     def device(self) -> Gpu | None:
@@ -141,9 +157,10 @@ class Planning(Serving):
         """Every architecture to look at."""
         from minitron.search.search import build_lattice
 
-        return build_lattice(
+        workload = self.workload(spec)
+        found = build_lattice(
             spec,
-            self.workload(spec),
+            workload,
             lattice={key: ",".join(map(str, sizes)) for key, sizes in self.lattice.items()},
             layers=self.layers,
             pattern=self.pattern,
@@ -151,3 +168,15 @@ class Planning(Serving):
             scores=scores,
             options=self.lattice_options(),
         )
+        return dataclasses.replace(found, formats=self.format_choices(spec, workload))
+
+    def format_choices(self, spec: ModelSpec, workload: Workload) -> tuple[Formats, ...]:
+        """The assignments of formats to try; empty where none are searched."""
+        from minitron.search.format_choices import format_choices, kv_formats, runnable
+
+        if not self.formats and not self.search_kv:
+            return ()
+        names = list(self.formats) or [workload.weights]
+        if NATIVE in names:
+            names = list(dict.fromkeys([name for name in names if name != NATIVE] + runnable(workload, self.device)))
+        return format_choices(spec, workload, names, kv_formats(workload, self.device) if self.search_kv else ())

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from importance.search.least_squares import Array, nonnegative, spearman
 from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
+from minitron.memory.formats import FORMATS
 from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
+from minitron.search.format_choices import KV, Formats, losses, share_lost
 from minitron.search.lattice import Lattice, Points
 
 EXPONENT: Final = 1.5
@@ -83,6 +85,9 @@ class Setting:
 
     kept: Kept
 
+    formats: Formats | None = None
+    """Those of a cut of none of the sizes; None for the workload's."""
+
 
 class Coordinates:
     """How much of each axis the points of a lattice cut, as shares from 0 to 1."""
@@ -96,8 +101,10 @@ class Coordinates:
         self._left_out = np.array([1.0 - weights[list(kept)].sum() / weights.sum() for kept in lattice.depths])
         self._left_out[[len(kept) == len(self.spec.layers) for kept in lattice.depths]] = 0.0
         self._users = {key: self._share_of_users(axes[0]) for key, axes in self.spec.keys.items()}
-        self.names = tuple(name for name in (DEPTH, *lattice.widths) if self.settings(name))
-        """DEPTH and the config keys that some point of the lattice cuts."""
+        self._lost = losses(lattice.formats)
+        names = (DEPTH, *lattice.widths, *map(format_name, self._lost))
+        self.names = tuple(name for name in names if self.settings(name))
+        """DEPTH and the config keys that some point of the lattice cuts, and the formats that some point rounds to."""
 
     def _share_of_users(self, axis: str) -> Array:
         """[depths] the share of the layers with this axis that stay; 1 for an axis outside layers."""
@@ -109,9 +116,13 @@ class Coordinates:
         return np.asarray(np.sum(stay, axis=0) / whole) if stay and whole else np.ones(len(self.lattice.depths))
 
     def cut(self, name: str, points: Points) -> Array:
-        """The share of an axis that each point cuts; of one in groups, the share of each group that stays."""
+        """The share of an axis that each point cuts; of one in groups, the share of each group that stays; of a format
+        the share that the prior says it loses."""
         if name == DEPTH:
             return np.asarray(self._left_out[points.depth])
+        if (part := format_part(name)) is not None:
+            assert points.form is not None
+            return np.asarray(self._lost[part][points.form])
         axis = self.spec.keys[name][0]
         share: Any = points.sizes[axis] / self.spec.sizes[axis]
         group = self.spec.family.grouped.get(axis)
@@ -121,7 +132,9 @@ class Coordinates:
 
     def users(self, name: str, points: Points) -> Array:
         """The share of the layers with an axis that each point keeps: the others lose nothing by its cut."""
-        return np.ones(()) if name == DEPTH else np.asarray(self._users[name][points.depth])
+        if name == DEPTH or format_part(name) is not None:
+            return np.ones(())
+        return np.asarray(self._users[name][points.depth])
 
     def settings(self, name: str) -> list[Setting]:
         """Every cut of one axis alone, the smallest first; what stands in its groups goes with them."""
@@ -129,6 +142,8 @@ class Coordinates:
         if name == DEPTH:
             depths = zip(self._left_out.tolist(), self.lattice.depths, strict=True)
             found = [Setting(cut, {}, kept) for cut, kept in depths if cut > 0]
+        elif (part := format_part(name)) is not None:
+            found = [Setting(cut, {}, whole, self._only(part, form)) for form, cut in self._forms(part) if cut > 0]
         else:
             axis = self.spec.keys[name][0]
             size = self.spec.sizes[axis]
@@ -138,6 +153,19 @@ class Coordinates:
                 if n < size and (sizes := self._alone(axis, n)) is not None
             ]
         return sorted({setting.cut: setting for setting in found}.values(), key=lambda setting: setting.cut)
+
+    def _forms(self, part: str) -> list[tuple[str, float]]:
+        """(format, what the prior says it loses) of all formats that some point keeps a part in."""
+        forms = dict.fromkeys(one.of[part] for one in self.lattice.formats if part in one.of)
+        return [(form, share_lost(form)) for form in forms]
+
+    def _only(self, part: str, form: str) -> Formats:
+        """Formats in which one part alone is in fewer bits."""
+        plain = {name: min(self._forms(name), key=lambda pair: pair[1])[0] for name in self._lost}
+        plain = {name: own if not FORMATS[own].quantised else "bf16" for name, own in plain.items()}
+        chosen = plain | {part: form}
+        parts = tuple((name, own) for name, own in chosen.items() if name != KV)
+        return Formats(form if part != KV else "bf16", parts, chosen.get(KV, ""))
 
     def _alone(self, axis: str, size: int) -> dict[str, int] | None:
         """config key -> size for an axis cut alone or, where no architecture is like that, with as little of the axis
@@ -158,6 +186,19 @@ class Coordinates:
         except MinitronError:
             return False
         return True
+
+
+_FORMAT: Final = "format of "
+
+
+def format_name(part: str) -> str:
+    """What the curve of a part's formats is called."""
+    return _FORMAT + part
+
+
+def format_part(name: str) -> str | None:
+    """The part whose formats a curve is of; None for a size."""
+    return name.removeprefix(_FORMAT) if name.startswith(_FORMAT) else None
 
 
 def spread(settings: Sequence[Setting], wanted: int) -> list[Setting]:
@@ -311,13 +352,12 @@ class DamageModel:
         }
 
 
-def measure_curves(
-    coordinates: Coordinates, measure: Callable[[Mapping[str, int], Kept], float], sizes: int = 3
-) -> dict[str, Curve]:
-    """config key (and num_hidden_layers) -> its curve, each from at most `sizes` calls of `measure(sizes, kept)`."""
+def measure_curves(coordinates: Coordinates, measure: Callable[[Setting], float], sizes: int = 3) -> dict[str, Curve]:
+    """Name of `coordinates` -> its curve, each from at most `sizes` calls of `measure`; of formats all are measured."""
     found = {}
     for name in coordinates.names:
-        chosen = spread(coordinates.settings(name), sizes)
-        losses = [measure(setting.sizes, setting.kept) for setting in chosen]
-        found[name] = Curve(tuple(setting.cut for setting in chosen), tuple(max(loss, 0.0) for loss in losses))
+        chosen = coordinates.settings(name)
+        chosen = chosen if format_part(name) is not None else spread(chosen, sizes)
+        measured = [max(measure(setting), 0.0) for setting in chosen]
+        found[name] = Curve(tuple(setting.cut for setting in chosen), tuple(measured))
     return found

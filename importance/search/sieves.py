@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from importance.search.damage import Coordinates, DamageModel, Heldout, measure_curves
+from importance.search.damage import Coordinates, DamageModel, Heldout, Setting, format_part, measure_curves
 from importance.search.trial import Trial, Trials
 from importance.search.verdicts import Sieved, Verdict
 from minitron.cut.plan import Plan, make_plan
@@ -26,12 +26,14 @@ from minitron.memory.workload import Workload
 from minitron.model.spec import DEPTH
 from minitron.progress import Advance, Progress, silent
 from minitron.search.candidate import Candidate
+from minitron.search.counting import Worth, default_worth
 from minitron.search.depth import Kept
 from minitron.search.lattice import Lattice, Points
-from minitron.search.search import SearchResult, Worth, default_worth, fitting, one_a_layout, search
+from minitron.search.search import SearchResult, fitting, one_a_layout, search
 
-Planner = Callable[[Mapping[str, int], Kept], Plan]
-"""(config key -> size, kept layers) -> the plan that the candidate would be cut by."""
+Planner = Callable[..., Plan]
+"""(config key -> size, kept layers, and where formats are searched those of each part) -> the plan that the candidate
+would be cut by."""
 
 POOL: Final = 512
 """Of so many best predicted ones a round chooses."""
@@ -90,8 +92,8 @@ class SieveOptions:
 def planner(trials: Trials, scores: Scores, fallback: Fallback | None = None, **options: Any) -> Planner:
     """Plans by `scores`; `options` are those of minitron.cut.plan.make_plan."""
 
-    def plan(sizes: Mapping[str, int], kept: Kept) -> Plan:
-        return make_plan(trials.spec, sizes, kept, scores, fallback=fallback, **options)
+    def plan(sizes: Mapping[str, int], kept: Kept, formats: Mapping[str, str] | None = None) -> Plan:
+        return make_plan(trials.spec, sizes, kept, scores, fallback=fallback, formats=formats, **options)
 
     return plan
 
@@ -153,7 +155,9 @@ class _Run:
     @property
     def expected(self) -> int:
         """Measurements to come: fewer where an axis has few sizes."""
-        curves = sum(min(self.options.sizes, len(self.coordinates.settings(name))) for name in self.coordinates.names)
+        settings = {name: len(self.coordinates.settings(name)) for name in self.coordinates.names}
+        most = {name: self.options.sizes if format_part(name) is None else number for name, number in settings.items()}
+        curves = sum(min(most[name], number) for name, number in settings.items())
         return curves + self.options.combinations + self.options.finalists
 
     def learn(self) -> None:
@@ -181,16 +185,22 @@ class _Run:
         predicted = points.spread(self.model.predict(points))
         return np.asarray(rng.gumbel(size=points.shape) - np.log(np.maximum(predicted, 1e-12)) / WARMTH)
 
-    def _loss(self, sizes: Mapping[str, int], kept: Kept) -> float:
+    def _loss(self, setting: Setting) -> float:
         """One axis alone: measured for its curve; no candidate, for it need not fit."""
-        found = self.trials.run(self.plan(sizes, kept))
-        self.alone.add(self._key(sizes, kept))
+        found = self._run(setting)
+        self.alone.add(self._key(setting))
         self.advance(1, f"alone: {found.loss:.4g}")
         return found.loss
 
-    def _key(self, sizes: Mapping[str, int], kept: Kept) -> tuple[Any, ...]:
+    def _run(self, one: Candidate | Setting) -> Trial:
+        formats = () if one.formats is None else (one.formats.to_json(),)
+        return self.trials.run(self.plan(one.sizes, one.kept, *formats))
+
+    def _key(self, one: Candidate | Setting) -> tuple[Any, ...]:
         """An architecture, however much of it was said."""
-        return kept, tuple(sorted((self.lattice.spec.named_sizes | dict(sizes) | {DEPTH: len(kept)}).items()))
+        sizes = self.lattice.spec.named_sizes | dict(one.sizes) | {DEPTH: len(one.kept)}
+        formats = () if one.formats is None else tuple(sorted(one.formats.of.items()))
+        return one.kept, tuple(sorted(sizes.items())), formats
 
     def _best(self, worth: Worth, top: int) -> tuple[Candidate, ...]:
         return search(self.lattice, self.workload, self.budget, scores=self.scores, worth=worth, top=top).candidates
@@ -199,11 +209,11 @@ class _Run:
         """Measure at most `most` candidates that were not measured before."""
         done = 0
         for candidate in candidates:
-            key = self._key(candidate.sizes, candidate.kept)
+            key = self._key(candidate)
             if key in self.measured or (most is not None and done == most):
                 continue
             predicted = None if self.model is None else float(self.model.predict(self.points([candidate]))[0])
-            found = self.trials.run(self.plan(candidate.sizes, candidate.kept))
+            found = self._run(candidate)
             self.measured[key] = candidate, origin, predicted, found
             done += 1
             self.advance(1, f"least {min(entry[3].loss for entry in self.measured.values()):.4g}")
@@ -224,7 +234,9 @@ class _Run:
             for axis in sorted(self.lattice.varied)
         }
         depth = np.array([depths[candidate.kept] for candidate in candidates], dtype=np.int64)
-        return Points(depth, sizes, depth.shape)
+        forms = {formats: number for number, formats in enumerate(self.lattice.formats)}
+        form = np.array([forms[one.formats] for one in candidates if one.formats is not None], dtype=np.int64)
+        return Points(depth, sizes, depth.shape, form if self.lattice.formats else None)
 
     def round(self, number: int) -> None:
         """Measure one part of the finalists: what the model likes best, of that what differs most, and the best of less
@@ -245,11 +257,7 @@ class _Run:
         if wanted >= FEW:
             smaller = self._smaller(found.front, number)
             self.measure(smaller, f"round {number}: the best predicted of less memory", most=1)
-        pool = [
-            candidate
-            for candidate in found.candidates
-            if self._key(candidate.sizes, candidate.kept) not in self.measured
-        ]
+        pool = [candidate for candidate in found.candidates if self._key(candidate) not in self.measured]
         left = wanted - (len(self.measured) - before)
         for candidate, why in self._choose(pool, left):
             self.measure([candidate], f"round {number}: {why}")

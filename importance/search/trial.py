@@ -19,12 +19,18 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from importance.rounding.in_memory import round_in_memory
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan
 from minitron.errors import MinitronError, NotFinite
 from minitron.files import sealed, unsealed
-from minitron.measure.quality import Quality, Teacher, measure_quality
+from minitron.measure.cache_options import CacheOptions
+from minitron.measure.caches import Simulated
+from minitron.measure.quality import Quality, Read, Teacher, measure_quality
+from minitron.memory.formats import FORMATS
 from minitron.model.spec import ModelSpec
+from minitron.quantise.wanted import Wanted
+from minitron.search.format_choices import KV, written_of
 
 Loss = Callable[[PreTrainedModel], float]
 """What a model lost, less is better; the parent's is taken off it."""
@@ -76,11 +82,13 @@ class Trials:
         batch_size: int = 1,
         objective: str | tuple[str, Loss] = "kl",
         store: Path | None = None,
+        calibration: NDArray[np.int64] | None = None,
     ) -> None:
         """`model`, whose spec is `spec`, is the parent; `blocks` [S, T] the judging text, no part of which the scores
         may have seen (`require_apart`).  `objective` is a name in OBJECTIVES, or a name of one's own with the function
         that measures a model.  `store` keeps every measurement in a file of JSON lines, from which trials of the same
-        weights, text and objective takes what it holds.
+        weights, text and objective takes what it holds.  Candidates whose plans name formats are rounded by what
+        `calibration` [S, T] makes them read.
 
         Raises MinitronError for an unknown objective."""
         self.model, self.spec, self.blocks, self.batch_size = model, spec, blocks, batch_size
@@ -91,6 +99,7 @@ class Trials:
             self.objective = objective
         if self._measure is None and self.objective not in OBJECTIVES:
             raise MinitronError(f"{self.objective!r} is not an objective; choose one of {', '.join(OBJECTIVES)}.")
+        self.calibration = calibration
         self.teacher = Teacher(model)
         self.measured = 0
         """Candidates measured here, without those that were found in the store."""
@@ -120,6 +129,8 @@ class Trials:
 
         A candidate whose logits are not finite loses HOPELESS nats; raises NotFinite where the parent's are not."""
         name = plan_digest(plan)
+        if plan.formats:
+            name += self._calibrated
         key = f"{self.fingerprint}/{name}"
         if name not in self._known:
             found = None if self._store is None else self._store.get(key)
@@ -131,12 +142,32 @@ class Trials:
             self._known[name] = found
         return self._known[name]
 
+    @cached_property
+    def _calibrated(self) -> str:
+        """A hash of the text that candidates are rounded by."""
+        found = np.zeros(0, np.int64) if self.calibration is None else self.calibration
+        return hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()[:16]
+
+    def _rounded(self, small: PreTrainedModel, plan: Plan) -> Read | None:
+        """Round a candidate to the formats of its plan; how it is read where those of its cache differ too."""
+        target, calibration = plan.target(self.spec), self.calibration
+        counts = target.parameters().by_component
+        written = written_of({part: form for part, form in plan.formats.items() if part in counts}, counts)
+        if written is not None:
+            blocks = self.blocks if calibration is None else calibration
+            round_in_memory(small, target, Wanted(*written), blocks, batch_size=self.batch_size)
+        kv = plan.formats.get(KV)
+        if kv is None or not FORMATS[kv].quantised:
+            return None
+        return Simulated(target, {}, CacheOptions(kv=kv), stepwise=False).read
+
     @torch.inference_mode()
     def _run(self, plan: Plan) -> Trial:
         started, parent = time.monotonic(), self.parent
         small = cut_model(self.model, self.spec, plan)
         try:
-            quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size)
+            read = self._rounded(small, plan) if plan.formats else None
+            quality = measure_quality(small, self.blocks, teacher=self.teacher, batch_size=self.batch_size, read=read)
         except NotFinite:
             worst = math.exp(HOPELESS)
             return Trial(HOPELESS, HOPELESS, worst, 0.0, round(time.monotonic() - started, 4))

@@ -66,6 +66,10 @@ class Plan:
     report: Mapping[str, Any] = field(default_factory=dict)
     """The search that led here: budget, workload, candidates."""
 
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Part of the model (a component, or kv) -> the format in which what is left of it is to be kept, where the search
+    chose that; a cut itself writes none of them."""
+
     def __post_init__(self) -> None:
         if not self.layers:
             raise MinitronError("the plan keeps no layer; keep at least one.")
@@ -142,6 +146,7 @@ class Plan:
             "bases": hashlib.sha256(self.arrays).hexdigest() if self.arrays else None,
             "gains": {name: list(factors) for name, factors in self.gains.items()},
             "report": dict(self.report),
+            **({"formats": dict(self.formats)} if self.formats else {}),
         }
 
 
@@ -174,6 +179,7 @@ class _Document:
     report: dict[str, Any]
     bases: str | None = None
     weights: dict[str, Any] | None = None
+    formats: dict[str, str] | None = None
 
 
 def load_plan(path: Path) -> Plan:
@@ -196,6 +202,7 @@ def load_plan(path: Path) -> Plan:
             scores=value["scores"],
             weights=value.get("weights") or {},
             report=value["report"],
+            formats=value.get("formats") or {},
         )
     except (KeyError, ValueError) as error:
         raise MinitronError(f"{path} is damaged ({error}); {AGAIN}.") from None
@@ -212,6 +219,7 @@ def make_plan(
     refit: bool = True,
     project: bool = True,
     report: Mapping[str, Any] | None = None,
+    formats: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan that leaves `layers` and the given sizes; with scores it says which indices stay.
 
@@ -249,6 +257,7 @@ def make_plan(
         scores=None if scores is None else scores.fingerprint,
         weights={} if scores is None else scores.weights,
         report=report or {},
+        formats=formats or {},
     )
 
 

@@ -45,8 +45,15 @@ class Curves:
     """label -> the curve of that model."""
 
 
-def context_curves(models: Mapping[str, ModelSpec], workload: Workload, budget: Budget, longest: int | None) -> Curves:
-    """Memory against the context, as far as twice the longer of the workload's and `longest`, the config's."""
+def context_curves(
+    models: Mapping[str, ModelSpec],
+    workload: Workload,
+    budget: Budget,
+    longest: int | None,
+    own: Mapping[str, Workload] | None = None,
+) -> Curves:
+    """Memory against the context, as far as twice the longer of the workload's and `longest`, the config's; `own` are
+    the workloads of the models that have another, in their formats."""
     top = 2 * max(workload.context, longest or 0)
     fewest = _FEWEST_TOKENS if workload.context > _FEWEST_TOKENS else 1
 
@@ -56,12 +63,16 @@ def context_curves(models: Mapping[str, ModelSpec], workload: Workload, budget: 
         return [point for point in (*powers, workload.context, *limits) if fewest <= point <= top]
 
     return _curves(
-        {label: _Question(spec, workload, budget, "context") for label, spec in models.items()}, largest_context, grid
+        {label: _Question(spec, (own or {}).get(label, workload), budget, "context") for label, spec in models.items()},
+        largest_context,
+        grid,
     )
 
 
-def batch_curves(models: Mapping[str, ModelSpec], workload: Workload, budget: Budget) -> Curves:
-    """Memory against the batch, somewhat further than the largest that fits."""
+def batch_curves(
+    models: Mapping[str, ModelSpec], workload: Workload, budget: Budget, own: Mapping[str, Workload] | None = None
+) -> Curves:
+    """Memory against the batch, somewhat further than the largest that fits; `own` as in `context_curves`."""
     most = max(_MOST_BATCH, 8 * workload.batch)
 
     def grid(limits: Sequence[int]) -> list[int]:
@@ -69,7 +80,9 @@ def batch_curves(models: Mapping[str, ModelSpec], workload: Workload, budget: Bu
         return [point for point in (*range(1, top, max(1, top // 32)), top, workload.batch, *limits) if point <= top]
 
     return _curves(
-        {label: _Question(spec, workload, budget, "batch") for label, spec in models.items()}, largest_batch, grid
+        {label: _Question(spec, (own or {}).get(label, workload), budget, "batch") for label, spec in models.items()},
+        largest_batch,
+        grid,
     )
 
 

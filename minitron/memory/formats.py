@@ -32,9 +32,13 @@ its kernels (benchmarks/loading.py); its code was read; its makers say so."""
 _USES: Final = ("weights", "kv", "state", "conv")
 _ORIGINS: Final = ("exact", "published", "estimated")
 
-
 KV_SCALE_BYTES: Final[Mapping[str, int]] = {"modelopt": 4, "compressed-tensors": 2}
 """Method -> the bytes of the scale of keys, or of values, of a layer in its files: fp32, or bf16."""
+
+
+RATE_DISTORTION: Final = 3.5
+"""A number of b bits errs by so many times 4^-b of its mean square, as the formats with scales that are measured do
+(2.9 to 4.1; Shannon's bound for normally distributed numbers is 1)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class Format(Layout):
     source: str = ""
     """Whose layout it is."""
 
+    error: float | None = None
+    """What `relative_error` gives, measured; None for what RATE_DISTORTION says."""
+
     def __post_init__(self) -> None:
         if self.bits < 1 or min(self.group, self.group_bytes, self.row_bytes, self.matrix_bytes) < 0:
             raise ValueError(f"format {self.name}: it needs bits, and no part of it can be negative")
@@ -120,6 +127,12 @@ class Format(Layout):
     def written(self) -> bool:
         """Whether `minitron quantize` writes it."""
         return bool(self.numbers)
+
+    @property
+    def relative_error(self) -> float:
+        """The mean squared error of normally distributed numbers, scales searched, as a share of their mean square."""
+        told = RATE_DISTORTION * 4.0 ** -float(self.bits_with_scales) if self.error is None else self.error
+        return told if self.quantised else 0.0
 
     def kept(self, use: Literal["kv", "state"]) -> Layout:
         """How the rows of keys and values, or of states, are kept in a cache."""
@@ -224,6 +237,7 @@ FORMATS: Final = {
             engines=_SERVERS,
             least=(8, 0),
             origin="published",
+            error=7.0e-04,
             note="E4M3, one scale per matrix and one for its inputs",
             source=_PUBLISHED,
         ),
@@ -237,6 +251,7 @@ FORMATS: Final = {
             inputs="token",
             engines=(("vLLM", "loaded"), *_RUN[1:]),
             least=(7, 5),
+            error=6.5e-04,
             note="E4M3, one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
         ),
@@ -256,6 +271,7 @@ FORMATS: Final = {
             engines=_SERVERS,
             least=(7, 5),
             origin="published",
+            error=6.7e-03,
             note="E2M1, one E4M3 scale per 16 numbers",
             source=_PUBLISHED,
         ),
@@ -270,6 +286,7 @@ FORMATS: Final = {
             method="modelopt",
             engines=(("vLLM", "loaded"), ("SGLang", "read")),
             least=(7, 5),
+            error=6.7e-03,
             note="the weights of nvfp4 alone; inputs stay in 16 bits",
             source="modelopt's export (W4A16_NVFP4)",
         ),
@@ -286,6 +303,7 @@ FORMATS: Final = {
             inputs="token",
             engines=_RUN,
             least=(7, 5),
+            error=6.2e-05,
             note="one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
         ),
@@ -301,6 +319,7 @@ FORMATS: Final = {
             method="compressed-tensors",
             engines=_RUN,
             least=(7, 5),
+            error=9.4e-03,
             note="one bf16 scale per 128 numbers of a row, or 64 or 32 where 128 do not divide it",
             source=_COMPRESSED,
         ),

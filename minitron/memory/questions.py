@@ -228,9 +228,9 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
         # Of the two with 16 bits the one that has more for the fraction: it is the less costly by far.
         yield "Mamba states in fp16", "--ssm-state fp16", replace(workload, ssm_state="fp16")
     # Of ggml's blocks where the others are not kept.
-    narrow = [name for name in ("fp8", "int8") if _keeps_kv(workload, name, gpu)] or ["q8_0"]
+    narrow = [name for name in ("fp8", "int8") if keeps_kv(workload, name, gpu)] or ["q8_0"]
     for name in narrow:
-        if workload.kv in ("fp32", "bf16", "fp16") and _keeps_kv(workload, name, gpu):
+        if workload.kv in ("fp32", "bf16", "fp16") and keeps_kv(workload, name, gpu):
             told = "" if ENGINES[workload.engine.name].kv else _emulated(name, gpu)
             yield f"keys and values in {name.upper()}{told}", f"--kv {name}", replace(workload, kv=name)
     for name in ("q8_0", "q4_k_m") if in_gguf(workload) else ("fp8", "nvfp4"):
@@ -239,7 +239,7 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
             yield told, f"--weights {name}", replace(workload, weights=name)
 
 
-def _keeps_kv(workload: Workload, kv: str, gpu: Gpu | None) -> bool:
+def keeps_kv(workload: Workload, kv: str, gpu: Gpu | None) -> bool:
     """Whether the workload's engine keeps keys and values in a format, on the GPU where there is one."""
     engine = ENGINES[workload.engine.name]
     if engine.kv is not None and kv not in engine.kv:
@@ -250,7 +250,7 @@ def _keeps_kv(workload: Workload, kv: str, gpu: Gpu | None) -> bool:
 
 def _no_kernels(workload: Workload, gpu: Gpu) -> str:
     engine = ENGINES[workload.engine.name]
-    others = [name for name in engine.kv or {} if FORMATS[name].quantised and _keeps_kv(workload, name, gpu)]
+    others = [name for name in engine.kv or {} if FORMATS[name].quantised and keeps_kv(workload, name, gpu)]
     version = ".".join(map(str, gpu.capability or ()))
     return (
         f"{engine.title} has no kernels for keys and values in {workload.kv.upper()} on {gpu.name} (compute capability "
@@ -316,7 +316,7 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
         named = {*(clause.form for clause in precision.mixture.clauses), workload.weights} - {STORED}
         if ENGINES[workload.engine.name].kv is None:
             named.add(workload.kv)
-        elif not _keeps_kv(workload, workload.kv, gpu):
+        elif not keeps_kv(workload, workload.kv, gpu):
             found.append(_no_kernels(workload, gpu))
         used = {name: FORMATS[name].native for name in named}
         used |= {part.form.name: part.form.native for part in tally_of(spec, precision).parts if precision.stored}

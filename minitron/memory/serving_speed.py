@@ -27,18 +27,24 @@ def concurrencies(largest: int, batch: int) -> list[int]:
 
 
 def speed_document(
-    models: Mapping[str, ModelSpec], workload: Workload, budget: Budget, prompt: int
+    models: Mapping[str, ModelSpec],
+    workload: Workload,
+    budget: Budget,
+    prompt: int,
+    own: Mapping[str, Workload] | None = None,
 ) -> dict[str, Any] | None:
     """The `speed` part of a report: a row for each model and concurrency that fits; None on an unknown GPU.
 
-    `models`: label -> model.  A sequence reads `prompt` tokens of the workload's context and writes the rest."""
+    `models`: label -> model; `own`: label -> the workload of a model that is kept in formats of its own.  A
+    sequence reads `prompt` tokens of the workload's context and writes the rest."""
     gpu = budget.gpu
     if gpu is None or not can_estimate(gpu):
         return None
     rows = []
     for label, spec in models.items():
-        load = load_of(spec, workload)
-        for concurrency in concurrencies(largest_batch(spec, workload, budget), workload.batch):
+        kept = (own or {}).get(label, workload)
+        load = load_of(spec, kept)
+        for concurrency in concurrencies(largest_batch(spec, kept, budget), workload.batch):
             speed = estimate(load, gpu, prompt=prompt, output=workload.context - prompt, concurrency=concurrency)
             rows.append(
                 {

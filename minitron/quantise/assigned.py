@@ -128,8 +128,7 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
             plain[name] = _dtype(spec, header.dtype, form)
         if matrix is not None:
             del plain[name]
-            key = (kind, matrix.layer, matrix.expert, rule.component, rule.reads, rule.inputs, matrix.form)
-            found.setdefault(key, []).append(matrix)
+            found.setdefault(_joined(matrix), []).append(matrix)
         elif name in plain and name.endswith(".weight") and len(header.shape) > 1:
             ignored.append(name.removesuffix(".weight"))
     if not found:
@@ -143,6 +142,34 @@ def assign(spec: ModelSpec, checkpoint: Checkpoint, wanted: Wanted) -> Assigned:
     scale = KV_SCALE_BYTES[FORMATS[wanted.form].method]
     scales = 0 if precision.mixture.attention_bytes else 2 * scale * len(attention)
     return Assigned(wanted, tuple(units), plain, tuple(ignored), left, attention, counted + scales)
+
+
+def units_of(spec: ModelSpec, wanted: Wanted) -> tuple[Unit, ...]:
+    """What would be quantised of a checkpoint of this model, layer by layer; the names are those of the rules.
+
+    Raises MinitronError as `assign` does, but where nothing would be."""
+    precision = precision_of(spec, wanted.form, wanted.keep)
+    found: dict[tuple[object, ...], list[Matrix]] = {}
+    forms: dict[tuple[str, Rule], dict[int | None, Format]] = {}
+    for one in spec.expected():
+        if one.is_mtp or one.is_aside:
+            continue
+        key = (one.kind, one.rule)
+        if key not in forms:
+            forms[key] = formats_in(spec, precision, *key)
+        layer = one.index.get("layer")
+        form = forms[key].get(layer, forms[key].get(None, FORMATS["bf16"]))
+        if form.quantised:
+            matrix = _matrix(spec, one.name, one.shape, one.kind, one.rule, one.index, form, {})
+            if matrix is not None:
+                found.setdefault(_joined(matrix), []).append(matrix)
+    return tuple(sorted(map(tuple, found.values()), key=_place))
+
+
+def _joined(matrix: Matrix) -> tuple[object, ...]:
+    """What the matrices of a unit have in common."""
+    rule = matrix.rule
+    return (matrix.kind, matrix.layer, matrix.expert, rule.component, rule.reads, rule.inputs, matrix.form)
 
 
 def _place(unit: Unit) -> tuple[int, str, int]:

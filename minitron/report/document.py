@@ -92,7 +92,7 @@ def build_report(
         "ranking": result.ranking,
         "terms": {
             "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),
-            "chosen": [] if chosen is None else _terms(footprint_lines(_left(spec, chosen), workload, budget)),
+            "chosen": _terms(footprint_lines(_left(spec, chosen), result.served(), budget)) if chosen else [],
         },
         "engine_log": _engine_log(spec, result, chosen),
         "curves": _all_curves(spec, result, labels),
@@ -254,6 +254,7 @@ def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available
         "total_bytes": total,
         "spare_bytes": available - total,
         "fits": candidate.fits,
+        "formats": {} if candidate.formats is None else candidate.formats.of,
     }
 
 
@@ -283,7 +284,7 @@ def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
 def _engine_log(spec: ModelSpec, result: SearchResult, chosen: Candidate | None) -> dict[str, Any]:
     """What the engine's log should say of the model, and of the chosen one."""
     parent = engine_facts(spec, result.workload, result.budget)
-    best = () if chosen is None else engine_facts(_left(spec, chosen), result.workload, result.budget)
+    best = () if chosen is None else engine_facts(_left(spec, chosen), result.served(), result.budget)
     return {
         "labels": {fact.name: fact.label for fact in parent},
         "parent": {fact.name: fact.value for fact in parent},
@@ -295,17 +296,18 @@ def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) ->
     """The model's and the first few candidates' curves, the chosen one's among them."""
     places = list(range(len(result.candidates)))
     drawn = sorted(sorted(places, key=lambda place: (place != result.chosen, place))[:_CURVES])
-    same = (dict(result.parent.sizes), result.parent.kept)
-    models = {PARENT: spec} | {
-        labels[1 + place]: _left(spec, candidate)
-        for place in drawn
-        if (dict((candidate := result.candidates[place]).sizes), candidate.kept) != same
-    }
+    same = (dict(result.parent.sizes), result.parent.kept, result.workload)
+    models, own = {PARENT: spec}, {}
+    for place in drawn:
+        candidate, label = result.candidates[place], labels[1 + place]
+        if (dict(candidate.sizes), candidate.kept, served := result.served(candidate)) != same:
+            models[label], own[label] = _left(spec, candidate), served
     longest = spec.value("max_position_embeddings")
-    context = context_curves(models, result.workload, result.budget, longest if isinstance(longest, int) else None)
+    longest = longest if isinstance(longest, int) else None
+    context = context_curves(models, result.workload, result.budget, longest, own)
     return {
         "context": _curves(context, "tokens", "context_tokens"),
-        "batch": _curves(batch_curves(models, result.workload, result.budget), "sequences", "batch_sequences"),
+        "batch": _curves(batch_curves(models, result.workload, result.budget, own), "sequences", "batch_sequences"),
     }
 
 

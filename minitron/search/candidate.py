@@ -8,6 +8,7 @@ from typing import Any
 
 from minitron.memory.footprint import Footprint
 from minitron.search.depth import Kept
+from minitron.search.format_choices import Formats
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Candidate:
     warnings: tuple[Zone, ...] = ()
     """Where published runs of the like went wrong."""
 
+    formats: Formats | None = None
+    """The formats of its parts; None for those of the workload."""
+
     def to_json(self) -> dict[str, Any]:
         """The candidate as a JSON object, bytes as whole numbers."""
         return {
@@ -64,4 +68,5 @@ class Candidate:
             "fits": self.fits,
             "score": self.score,
             "warnings": [zone.to_json() for zone in self.warnings],
+            **({} if self.formats is None else {"formats": self.formats.to_json()}),
         }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from minitron.cut.selection import STREAM, members_of, rotates
 from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
+from minitron.model.tensors import Parameters
 from minitron.search.depth import Kept, layer_scores
 from minitron.search.lattice import Lattice, Points
 
@@ -63,11 +64,11 @@ class EffectiveParameters:
         group = self.spec.family.grouped.get(axis)
         return self.spec.sizes.get(group, 1) if group else 1
 
-    def effective_parameters(self, points: Points) -> Any:
+    def parameters(self, points: Points) -> Parameters:
         """Effective parameters of every point, the multi-token-prediction block left out."""
         sizes = {axis: self.effective(axis, points) for axis in points.sizes}
         counts = {kind: share[points.depth] for kind, share in self.kinds.items()}
-        return self.spec.parameters(sizes, counts).total
+        return self.spec.parameters(sizes, counts)
 
     def effective(self, axis: str, points: Points) -> NDArray[np.float64]:
         """The size of an axis times the kept share of its importance."""

@@ -1,9 +1,9 @@
-"""The lattice: all architectures of a search, as depths times a list of sizes for each width."""
+"""The lattice: all architectures of a search, as depths times a list of sizes for each width, in some formats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
+from minitron.search.format_choices import Formats, spread
 from minitron.search.search_steps import (
     Choice,
     LatticeOptions,
@@ -54,6 +55,9 @@ class Lattice:
     """config key -> the sizes to try; a key that is not here stays at the model's size, but for axes whose groups are
     cut: they follow, so that each group that stays is whole."""
 
+    formats: tuple[Formats, ...] = ()
+    """The assignments of formats to parts to try; empty for what the workload says."""
+
     def __post_init__(self) -> None:
         if not self.depths or len(set(self.depths)) < len(self.depths):
             raise MinitronError("the lattice has repeated depths; give each depth once.")
@@ -71,7 +75,34 @@ class Lattice:
     @property
     def points(self) -> int:
         """How many points the lattice has, those that break a constraint among them."""
-        return len(self.depths) * prod(len(choices) for choices in self.widths.values())
+        widths = prod(len(choices) for choices in self.widths.values())
+        return len(self.depths) * widths * max(1, len(self.formats))
+
+    def thinned(self, most: int) -> Lattice:
+        """The lattice with so few sizes of each width that there are about `most` architectures; itself where it has
+        no more, or its formats are not searched.  The largest and the smallest size of a width always stay."""
+        widths = dict(self.widths)
+        if not self.formats:
+            return self
+        while len(self.depths) * prod(map(len, widths.values())) > most:
+            key = max(widths, key=lambda one: len(widths[one]))
+            if len(widths[key]) < 4:
+                break
+            widths[key] = tuple(widths[key][place] for place in spread(len(widths[key]), len(widths[key]) // 2 + 1))
+        return self if widths == dict(self.widths) else replace(self, widths=widths)
+
+    def around(self, thinned: Lattice, points: Points) -> Lattice:
+        """The lattice with the sizes near those of some flat points of a `thinned` one: as far as the next sizes that
+        are in it."""
+        widths: dict[str, tuple[Choice, ...]] = {}
+        for key, choices in self.widths.items():
+            near, known = set(), [place for place, one in enumerate(choices) if one in thinned.widths[key]]
+            for size in set(points.sizes[self.spec.keys[key][0]].tolist()):
+                at = next((n for n, place in enumerate(known) if choices[place] == size), None)
+                low, high = (0, len(known) - 1) if at is None else (max(at - 1, 0), min(at + 1, len(known) - 1))
+                near |= set(range(known[low], known[high] + 1))
+            widths[key] = tuple(one for place, one in enumerate(choices) if place in near)
+        return replace(self, widths=widths)
 
     @cached_property
     def followers(self) -> dict[str, str]:
@@ -147,8 +178,8 @@ class Lattice:
         }
 
     def chunks(self, length: int = 2**18) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
-        """All points in blocks of at most `length`, larger sizes first, each with a mask of those that keep the
-        constraints.  The arrays of a block are as small as they can be and broadcast against each other."""
+        """All points of one format in blocks of at most `length`, larger sizes first, each with a mask of those that
+        keep the constraints.  The arrays of a block are as small as they can be and broadcast against each other."""
         shape = (len(self.depths), len(self._hidden), *(table.shape[1] for table in self._tables.values()))
         for block in _blocks(shape, length):
             depth, hidden, *others = (
@@ -217,6 +248,20 @@ class Points:
     shape: tuple[int, ...]
     """What the arrays broadcast to."""
 
+    form: Whole | None = None
+    """Index into Lattice.formats; None where that is empty."""
+
+    def in_format(self, number: int) -> Points:
+        """The same in one of the lattice's formats."""
+        return replace(self, form=np.full((1,) * len(self.shape), number, dtype=np.int64))
+
+    def firsts(self, order: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """[order] whether each of these flat points, in that order, equals none before it."""
+        key = np.stack([self.depth, *self.sizes.values(), *(() if self.form is None else (self.form,))])[:, order]
+        found = np.zeros(len(order), dtype=bool)
+        found[np.unique(key, axis=1, return_index=True)[1]] = True
+        return found
+
     def spread(self, values: Any) -> NDArray[Any]:
         """One value a point, from values that may be the same for many."""
         return np.broadcast_to(np.asarray(values), self.shape)
@@ -225,11 +270,22 @@ class Points:
         """The points at the given places in row-major order, as flat arrays."""
         place = np.unravel_index(which, self.shape)
         sizes = {axis: self.spread(size)[place] for axis, size in self.sizes.items()}
-        return Points(self.spread(self.depth)[place], sizes, which.shape)
+        form = None if self.form is None else self.spread(self.form)[place]
+        return Points(self.spread(self.depth)[place], sizes, which.shape, form)
 
 
 def joined(parts: Sequence[Points]) -> Points:
     """Several flat selections of one lattice's points as one."""
     depth = np.concatenate([part.depth for part in parts])
     sizes = {axis: np.concatenate([part.sizes[axis] for part in parts]) for axis in parts[0].sizes}
-    return Points(depth, sizes, depth.shape)
+    forms = [part.form for part in parts if part.form is not None]
+    return Points(depth, sizes, depth.shape, np.concatenate(forms) if forms else None)
+
+
+def in_every_format(points: Points, formats: int) -> Points:
+    """The architectures of flat points, each in every format."""
+    key = np.stack([points.depth, *points.sizes.values()])
+    first = np.sort(np.unique(key, axis=1, return_index=True)[1])
+    alone = points.select(first)
+    place = np.repeat(np.arange(len(first)), formats)
+    return replace(alone.select(place), form=np.tile(np.arange(formats), len(first)))

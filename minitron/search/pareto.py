@@ -49,7 +49,8 @@ class Best:
             places, worth = places[likely], worth[likely]
         pool = joined([*self.parts, points.select(places)])
         merged = np.concatenate([self.worth, worth])
-        order = np.argsort(-merged, kind="stable")[: self.top]
+        order = np.argsort(-merged, kind="stable")
+        order = order[pool.firsts(order)][: self.top]
         self.worth, self.parts = merged[order], [pool.select(order)]
 
 
@@ -66,6 +67,7 @@ class Front:
         self.memory = np.full(CELLS + 2, np.iinfo(np.int64).max)
         self.depth = np.zeros(CELLS + 2, dtype=np.int64)
         self.sizes: dict[str, NDArray[np.int64]] = {}
+        self.form: NDArray[np.int64] | None = None
         # The most that any cell up to this one holds: what is worth less is beaten.  The last cell takes all above
         # `highest` and lets nothing in.
         self._beaten = np.full(CELLS + 3, -np.inf)
@@ -105,6 +107,9 @@ class Front:
         self.memory[at], self.worth[at], self.depth[at] = memory, worth, points.depth
         for axis, size in points.sizes.items():
             self.sizes.setdefault(axis, np.zeros(CELLS + 2, dtype=np.int64))[at] = size
+        if points.form is not None:
+            self.form = np.zeros(CELLS + 2, dtype=np.int64) if self.form is None else self.form
+            self.form[at] = points.form
         self._beaten[:-1] = np.maximum.accumulate(self.worth)
 
     def points(self, most: int = MOST) -> Points:
@@ -113,7 +118,7 @@ class Front:
         cells = np.flatnonzero(self.worth > before)
         cells = cells[_spread(self.memory[cells], self.available, most)]
         sizes: Mapping[str, NDArray[np.int64]] = {axis: size[cells] for axis, size in self.sizes.items()}
-        return Points(self.depth[cells], sizes, cells.shape)
+        return Points(self.depth[cells], sizes, cells.shape, None if self.form is None else self.form[cells])
 
 
 def _spread(memory: NDArray[np.int64], available: int, most: int) -> NDArray[np.int64]:

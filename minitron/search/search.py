@@ -6,7 +6,7 @@ Points are counted in chunks, so that memory stays bounded however large the lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,16 +15,22 @@ from numpy.typing import NDArray
 
 from minitron.errors import MinitronError, NothingFits
 from minitron.memory.budget import Budget
-from minitron.memory.footprint import Footprint, footprint
-from minitron.memory.parallel import splits
-from minitron.memory.precision import Precision, Tally, precision_of, tally
 from minitron.memory.workload import Workload
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate, Zone
-from minitron.search.dead_zones import dead_zones
+from minitron.search.counting import Counter, Worth, default_worth
 from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
 from minitron.search.effective_parameters import EffectiveParameters
-from minitron.search.lattice import Lattice, LatticeOptions, Points, default_widths, fewest_layers, parse_widths
+from minitron.search.format_choices import FIRST
+from minitron.search.lattice import (
+    Lattice,
+    LatticeOptions,
+    Points,
+    default_widths,
+    fewest_layers,
+    in_every_format,
+    parse_widths,
+)
 from minitron.search.pareto import Best, Front
 from minitron.search.search_steps import config_key
 from minitron.units import format_bytes
@@ -38,17 +44,11 @@ SORTS: Final = {
 }
 """How candidates can be ordered -> how the order is told."""
 
+POINTS: Final = 4_000_000
+"""So many points are looked at with some formats each; of a lattice that has more some sizes are left out at first."""
 
-@dataclass(frozen=True)
-class Worth:
-    """What to rank by in the place of effective parameters."""
-
-    of: Callable[[Points], Any]
-    """Points of the lattice with one depth a layout (`one_a_layout`) -> what each is worth, as an array that broadcasts
-    to their shape: larger is better."""
-
-    ranking: str
-    """What it is, in words: `ranked by` stands before it."""
+LEADING: Final = 3
+"""Around so many of the best architectures all sizes are tried then."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class SearchResult:
     def best(self) -> Candidate:
         """The chosen candidate."""
         return self.candidates[self.chosen]
+
+    def served(self, candidate: Candidate | None = None) -> Workload:
+        """The workload with the formats of a candidate, the chosen one unless another is given."""
+        formats = (candidate or self.best).formats
+        return self.workload if formats is None else formats.on(self.workload)
 
     @property
     def warnings(self) -> tuple[Zone, ...]:
@@ -209,53 +214,83 @@ def search(
     spec = lattice.spec
     shares = None if scores is None else EffectiveParameters(lattice, scores)
     worth = worth or default_worth(lattice, scores, shares)
-    count = _Counter(workload, budget, precision_of(spec, workload.weights, workload.keep))
+    count = Counter(workload, budget)
     whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
-    best, front = Best(top), Front(parent.footprint.total, budget.available)
-    smallest: tuple[int, Points] | None = None
-    searched = feasible = 0
-    for points, allowed, totals in count.blocks(lattice):
-        values = points.spread(worth.of(points))
-        fits = allowed & (totals <= budget.available)
-        searched += int(np.count_nonzero(allowed))
-        feasible += int(np.count_nonzero(fits))
-        if not feasible and allowed.any():
-            least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
-            if smallest is None or totals.flat[least] < smallest[0]:
-                smallest = int(totals.flat[least]), points.select(np.array([least]))
-        best.add(points, fits, totals if sort == "memory" else values)
-        front.add(points, allowed, totals, values)
-    if not searched:
+    sweep = _Sweep(count, budget, worth, sort, Best(top), Front(parent.footprint.total, budget.available))
+    sweep.over(lattice, lattice.thinned(POINTS // min(max(len(lattice.formats), 1), FIRST)))
+    if not sweep.searched:
         raise MinitronError(
             "the lattice holds no valid architecture: sizes must not exceed the model's and groups must "
             "divide evenly; give more sizes."
         )
-    if smallest is not None and not feasible:
-        raise NothingFits(_miss(count.candidates(lattice, None, smallest[1])[0], budget, searched))
+    if not sweep.feasible:
+        assert sweep.smallest is not None
+        smallest = count.candidates(lattice, None, sweep.smallest[1])[0]
+        raise NothingFits(_miss(smallest, budget, sweep.searched))
     return SearchResult(
         budget=budget,
         workload=workload,
         parent=parent,
-        candidates=count.candidates(lattice, shares, best.points),
-        searched=searched,
-        feasible=feasible,
+        candidates=count.candidates(lattice, shares, sweep.best.points),
+        searched=sweep.searched,
+        feasible=sweep.feasible,
         ranking=SORTS[sort].format(score=worth.ranking),
-        front=count.candidates(lattice, shares, front.points()),
+        front=count.candidates(lattice, shares, sweep.front.points()),
     )
 
 
-def default_worth(lattice: Lattice, scores: Scores | None, shares: EffectiveParameters | None = None) -> Worth:
-    """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
-    if scores is None:
-        return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
-    shares = shares or EffectiveParameters(lattice, scores)
-    return Worth(shares.effective_parameters, "effective parameters (by the scores given)")
+@dataclass
+class _Sweep:
+    """Points seen so far."""
+
+    count: Counter
+    budget: Budget
+    worth: Worth
+    sort: str
+    best: Best
+    front: Front
+    searched: int = 0
+    feasible: int = 0
+
+    smallest: tuple[int, Points] | None = None
+    """Bytes of the smallest point while none fits."""
+
+    def over(self, lattice: Lattice, thinned: Lattice) -> None:
+        """Look at a lattice; of one that is too large with all formats first at some of its sizes, then at all around
+        the best of those."""
+        self._see(self.count.blocks(thinned))
+        if not self.feasible or not lattice.formats:
+            return
+        if thinned is not lattice:
+            forms = sorted(set(self._leading().form.tolist()))  # type: ignore[union-attr]
+            self._see(self.count.blocks(lattice.around(thinned, self._leading()), forms))
+        if len(lattice.formats) > FIRST:
+            # The formats that were not tried yet, for the architectures that came out best.
+            points = in_every_format(self.best.points, len(lattice.formats))
+            totals = np.array([lines.total for lines in self.count.lines(lattice, points)])
+            self._see([(points, np.ones(points.shape, dtype=np.bool_), totals)])
+
+    def _leading(self) -> Points:
+        return self.best.points.select(np.arange(min(LEADING, len(self.best.worth))))
+
+    def _see(self, blocks: Iterable[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]) -> None:
+        for points, allowed, totals in blocks:
+            values = points.spread(self.worth.of(points))
+            fits = allowed & (totals <= self.budget.available)
+            self.searched += int(np.count_nonzero(allowed))
+            self.feasible += int(np.count_nonzero(fits))
+            if not self.feasible and allowed.any():
+                least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
+                if self.smallest is None or totals.flat[least] < self.smallest[0]:
+                    self.smallest = int(totals.flat[least]), points.select(np.array([least]))
+            self.best.add(points, fits, totals if self.sort == "memory" else values)
+            self.front.add(points, allowed, totals, values)
 
 
 def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
     """Every point of the lattice in blocks, each with a mask of the architectures that fit the budget."""
-    count = _Counter(workload, budget, precision_of(lattice.spec, workload.weights, workload.keep))
+    count = Counter(workload, budget)
     for points, allowed, totals in count.blocks(lattice):
         yield points, allowed & (totals <= budget.available)
 
@@ -271,64 +306,6 @@ def one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
         if worth is not None and worth[list(kept)].sum() > worth[list(rival)].sum():
             found[letters] = kept
     return replace(lattice, depths=tuple(found.values())) if len(found) < len(lattice.depths) else lattice
-
-
-def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
-    return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
-
-
-def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Any:
-    """What candidates are ranked by: effective parameters, or parameters where there are no scores."""
-    if shares is not None:
-        return shares.effective_parameters(points)
-    return lattice.spec.parameters(points.sizes, _counts(lattice, points)).total
-
-
-@dataclass(frozen=True)
-class _Counter:
-    """How points are counted."""
-
-    workload: Workload
-    budget: Budget
-    precision: Precision
-
-    def footprint(self, spec: ModelSpec, points: Points, kept: Tally) -> Footprint:
-        """Bytes of every point; `kept` is the tally of the lattice's depths."""
-        tallied = kept.at(points.depth)
-        return footprint(spec, self.workload, self.budget.workspace, points.sizes, tally=tallied)
-
-    def blocks(self, lattice: Lattice) -> Iterator[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]:
-        """All points in blocks, each with a mask of those that keep the constraints and with their bytes."""
-        spec = lattice.spec
-        kept = tally(spec, self.precision, lattice.depths)
-        for points, allowed in lattice.chunks():
-            allowed = allowed & splits(spec, {**spec.sizes, **points.sizes}, self.workload.tensor_parallel)
-            yield points, allowed, points.spread(self.footprint(spec, points, kept).total)
-
-    def candidates(self, lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> tuple[Candidate, ...]:
-        """Flat points in full."""
-        spec = lattice.spec
-        counted = self.footprint(spec, points, tally(spec, self.precision, lattice.depths))
-        lines = {name: points.spread(bytes_).tolist() for name, bytes_ in counted.lines.items()}
-        parameters = points.spread(_worth(lattice, None, points)).tolist()
-        scores = parameters if shares is None else points.spread(_worth(lattice, shares, points)).tolist()
-        found = []
-        for place, (depth, score) in enumerate(zip(points.depth.tolist(), scores, strict=True)):
-            sizes = spec.sizes | {axis: int(size[place]) for axis, size in points.sizes.items()}
-            kept = lattice.depths[depth]
-            bytes_ = Footprint(**{name: line[place] for name, line in lines.items()})
-            candidate = Candidate(
-                sizes={DEPTH: len(kept)}
-                | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][depth]},
-                kept=kept,
-                letters="".join(spec.letters[layer] for layer in kept),
-                parameters=parameters[place],
-                footprint=bytes_,
-                fits=bytes_.total <= self.budget.available,
-                score=score,
-            )
-            found.append(replace(candidate, warnings=dead_zones(spec, candidate)))
-        return tuple(found)
 
 
 def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:

@@ -1,14 +1,13 @@
 """The damage model: curves, least squares against brute force, planted losses found again, and never less for more."""
 
 import itertools
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from family_sizes.base import LLAMA_SIZES
 from planning_models import WORKLOAD, nano_12b, random_scores, tiny
 
-from importance.search.damage import Coordinates, Curve, DamageModel, Form, measure_curves
+from importance.search.damage import Coordinates, Curve, DamageModel, Form, Setting, measure_curves
 from importance.search.least_squares import nonnegative, ranks, spearman
 from minitron.model.spec import spec_of
 from minitron.search.depth import depths
@@ -61,11 +60,11 @@ def fitted(lattice: Lattice, count: int, seed: int = 0) -> tuple[DamageModel, Po
     points, losses = points.select(np.flatnonzero(losses > 0)), losses[losses > 0]
     depth_numbers = {kept: number for number, kept in enumerate(lattice.depths)}
 
-    def measure(sizes: Mapping[str, int], kept: tuple[int, ...]) -> float:
+    def measure(setting: Setting) -> float:
         spec = lattice.spec
-        wanted = {axis: sizes.get(spec.key(axis), spec.sizes[axis]) for axis in points.sizes}
+        wanted = {axis: setting.sizes.get(spec.key(axis), spec.sizes[axis]) for axis in points.sizes}
         one = {axis: np.array([size]) for axis, size in wanted.items()}
-        return float(planted(coordinates, Points(np.array([depth_numbers[kept]]), one, (1,)), seed)[0])
+        return float(planted(coordinates, Points(np.array([depth_numbers[setting.kept]]), one, (1,)), seed)[0])
 
     curves = measure_curves(coordinates, measure)
     order = np.random.default_rng(seed).permutation(len(losses))

@@ -24,9 +24,10 @@ from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
+from minitron.search.counting import default_worth
 from minitron.search.depth import depths
 from minitron.search.lattice import Lattice, parse_widths
-from minitron.search.search import default_worth, one_a_layout, search
+from minitron.search.search import one_a_layout, search
 
 AXES = {
     "hidden_size": "32,28,24,20",

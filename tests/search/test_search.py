@@ -16,9 +16,10 @@ from minitron.memory.footprint import footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.workload import Workload, workload_of
 from minitron.search.candidate import Candidate
+from minitron.search.counting import Worth
 from minitron.search.depth import depths
 from minitron.search.lattice import Lattice, parse_widths
-from minitron.search.search import Worth, build_lattice, fitting, search
+from minitron.search.search import build_lattice, fitting, search
 from minitron.units import GiB
 
 

@@ -1,0 +1,141 @@
+"""Counting: the memory of points of a lattice, and what they are worth, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import Footprint, footprint
+from minitron.memory.parallel import splits
+from minitron.memory.precision import Tally, precision_of, tally
+from minitron.memory.workload import Workload
+from minitron.model.spec import DEPTH, ModelSpec
+from minitron.search.candidate import Candidate
+from minitron.search.dead_zones import dead_zones
+from minitron.search.effective_parameters import EffectiveParameters
+from minitron.search.format_choices import FIRST, KV, losses, spread
+from minitron.search.lattice import Lattice, Points
+
+if TYPE_CHECKING:
+    from minitron.cut.scores import Scores
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What to rank by in the place of effective parameters."""
+
+    of: Callable[[Points], Any]
+    """Points of the lattice with one depth a layout (`one_a_layout`) -> what each is worth, as an array that broadcasts
+    to their shape: larger is better."""
+
+    ranking: str
+    """What it is, in words: `ranked by` stands before it."""
+
+
+def default_worth(lattice: Lattice, scores: Scores | None, shares: EffectiveParameters | None = None) -> Worth:
+    """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
+    if scores is None:
+        return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
+    shares = shares or EffectiveParameters(lattice, scores)
+    return Worth(lambda points: _worth(lattice, shares, points), "effective parameters (by the scores given)")
+
+
+def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
+    return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
+
+
+def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Any:
+    """What candidates are ranked by: effective parameters, or parameters where there are no scores, each part's less
+    what its format loses."""
+    spec, counts = lattice.spec, _counts(lattice, points)
+    found = spec.parameters(points.sizes, counts) if shares is None else shares.parameters(points)
+    if points.form is None:
+        return found.total
+    total: Any = found.total
+    for part, lost in losses(lattice.formats).items():
+        held = found.by_component.get("attention" if part == KV else part, 0)
+        total = total - held * lost[points.form]
+    return total
+
+
+@dataclass(frozen=True)
+class Counter:
+    """How points are counted."""
+
+    workload: Workload
+    budget: Budget
+
+    def workloads(self, lattice: Lattice) -> list[Workload]:
+        """The workload in each format of the lattice; as it is where that has none."""
+        return [formats.on(self.workload) for formats in lattice.formats] or [self.workload]
+
+    def footprint(self, spec: ModelSpec, workload: Workload, points: Points, kept: Tally) -> Footprint:
+        """Bytes of every point in one format; `kept` is the tally of the lattice's depths."""
+        tallied = kept.at(points.depth)
+        return footprint(spec, workload, self.budget.workspace, points.sizes, tally=tallied)
+
+    def blocks(
+        self, lattice: Lattice, forms: Sequence[int] | None = None
+    ) -> Iterator[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]:
+        """All points in blocks, each with a mask of those that keep the constraints and with their bytes: in the
+        formats `forms` of the lattice, or in FIRST of them."""
+        spec = lattice.spec
+        workloads = self.workloads(lattice)
+        for number in spread(len(workloads), FIRST) if forms is None else forms:
+            workload = workloads[number]
+            kept = tally(spec, precision_of(spec, workload.weights, workload.keep), lattice.depths)
+            for points, allowed in lattice.chunks():
+                if lattice.formats:
+                    points = points.in_format(number)
+                allowed = allowed & splits(spec, {**spec.sizes, **points.sizes}, workload.tensor_parallel)
+                yield points, allowed, points.spread(self.footprint(spec, workload, points, kept).total)
+
+    def candidates(self, lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> tuple[Candidate, ...]:
+        """Flat points in full."""
+        parameters = points.spread(lattice.spec.parameters(points.sizes, _counts(lattice, points)).total).tolist()
+        scores = points.spread(_worth(lattice, shares, points)).tolist()
+        lines = self.lines(lattice, points)
+        return tuple(
+            self._candidate(lattice, points.select(np.array([place])), lines[place], parameters[place], score)
+            for place, score in enumerate(scores)
+        )
+
+    def lines(self, lattice: Lattice, points: Points) -> list[Footprint]:
+        """The footprint of each flat point."""
+        found: dict[int, Footprint] = {}
+        spec = lattice.spec
+        for number, workload in enumerate(self.workloads(lattice)):
+            here = np.arange(points.shape[0]) if points.form is None else np.flatnonzero(points.form == number)
+            if not len(here):
+                continue
+            some = points.select(here)
+            kept = tally(spec, precision_of(spec, workload.weights, workload.keep), lattice.depths)
+            counted = self.footprint(spec, workload, some, kept)
+            lines = {name: some.spread(bytes_).tolist() for name, bytes_ in counted.lines.items()}
+            for own, place in enumerate(here.tolist()):
+                found[place] = Footprint(**{name: line[own] for name, line in lines.items()})
+        return [found[place] for place in range(points.shape[0])]
+
+    def _candidate(
+        self, lattice: Lattice, point: Points, counted: Footprint, parameters: int, score: float
+    ) -> Candidate:
+        spec, depth = lattice.spec, int(point.depth[0])
+        sizes = spec.sizes | {axis: int(size[0]) for axis, size in point.sizes.items()}
+        kept = lattice.depths[depth]
+        candidate = Candidate(
+            sizes={DEPTH: len(kept)}
+            | {key: sizes[axes[0]] for key, axes in spec.keys.items() if lattice.has[key][depth]},
+            kept=kept,
+            letters="".join(spec.letters[layer] for layer in kept),
+            parameters=parameters,
+            footprint=counted,
+            fits=counted.total <= self.budget.available,
+            score=score,
+            formats=None if point.form is None else lattice.formats[int(point.form[0])],
+        )
+        return replace(candidate, warnings=dead_zones(spec, candidate))

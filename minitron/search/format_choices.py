@@ -1,0 +1,255 @@
+"""Formats of a model's parts as a dimension of the lattice: which assignments are worth a try.
+
+A checkpoint's parts (attention, Mamba, MLP, routed experts ...) may each be kept in a format of their own, as far as
+one config can name them together.  Of all assignments only those near the front of (bytes, damage) are tried, with the
+damage of a part that is kept in a format told by a prior, or by what was measured of it.
+
+The prior is a rate-distortion law: the outputs of a linear err by the mean square by which its weights do, and KL grows
+with that mean square, as it grows with the share cut to the power EXPONENT.  So numbers of the relative error D
+(minitron.memory.formats.Format.relative_error) cost what cutting a share SENSITIVITY * D^(1 / EXPONENT) of them would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron.engines.table import ENGINES
+from minitron.errors import MinitronError
+from minitron.memory.footprint import footprint
+from minitron.memory.formats import FORMATS, formats_for
+from minitron.memory.gpus import Gpu
+from minitron.memory.questions import keeps_kv
+from minitron.memory.workload import Engine, Workload
+from minitron.model.spec import ModelSpec
+from minitron.model.tensors import is_mtp
+
+EXPONENT: Final = 1.5
+"""KL grows as this power of the share cut, as axes of the built-in model do."""
+
+SENSITIVITY: Final = 1.4
+"""What int4 with feedback cost SmolLM2-135M (KL 0.105) and the built-in model (0.0047) beside a cut to 80 % of their
+bytes (0.40 and 0.05) gives 0.9 to 1.9 (benchmarks/RESULTS.md)."""
+
+KV: Final = "kv"
+"""Stands for keys and values beside the components whose formats vary."""
+
+MOST: Final = 512
+"""How many assignments are in a lattice."""
+
+FIRST: Final = 24
+"""How many of them, spread over their bytes, are tried with every architecture; the others with the best ones."""
+
+NEAR: Final = 1.15
+"""An assignment that costs at most so many times what the best of no more bytes does is worth a try."""
+
+
+def share_lost(form: str) -> float:
+    """What keeping numbers in a format costs, as the share of them whose cut would cost as much."""
+    return min(SENSITIVITY * float(FORMATS[form].relative_error ** (1.0 / EXPONENT)), 1.0)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The formats of one model's parts."""
+
+    weights: str
+    """As Workload.weights: the format that most quantised numbers have, else that of activations."""
+
+    parts: tuple[tuple[str, str], ...] = ()
+    """(component, format) of every component that may be quantised."""
+
+    kv: str = ""
+    """As Workload.kv; empty for what was asked for."""
+
+    def on(self, workload: Workload) -> Workload:
+        """A workload with these formats."""
+        # What is in the workload's own format need not be named, unless a published mixture would name it otherwise.
+        own = {} if self.weights == workload.weights else dict(self.parts)
+        kept = replace(workload, weights=self.weights, keep={**workload.keep, **own})
+        return replace(kept, kv=self.kv) if self.kv else kept
+
+    @property
+    def of(self) -> dict[str, str]:
+        """What is kept -> its format: every component that may be quantised, and keys and values where they vary."""
+        return dict(self.parts) | ({KV: self.kv} if self.kv else {})
+
+    @property
+    def quantised(self) -> bool:
+        """Whether something is kept in fewer than 16 bits."""
+        return any(FORMATS[form].quantised for form in self.of.values())
+
+    def to_json(self) -> dict[str, str]:
+        """What `of` gives."""
+        return self.of
+
+
+def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[str, dict[str, str]] | None:
+    """(format, component -> another one), as `minitron quantize` takes them, of what Formats.of gave; `counts` says how
+    many numbers each component holds.  None where nothing is quantised."""
+    parts = {part: form for part, form in formats.items() if part != KV}
+    numbers: dict[str, int] = {}
+    for part, form in parts.items():
+        if FORMATS[form].quantised:
+            numbers[form] = numbers.get(form, 0) + int(counts.get(part, 0))
+    if not numbers:
+        return None
+    main = max(numbers, key=lambda form: numbers[form])
+    return main, {part: form for part, form in parts.items() if form != main}
+
+
+def losses(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
+    """What is kept in formats that vary -> [formats] the share of it that is lost, by the prior; of keys and values the
+    share of attention's numbers."""
+    names = dict.fromkeys(name for one in formats for name in one.of)
+    return {name: np.array([share_lost(one.of[name]) if name in one.of else 0.0 for one in formats]) for name in names}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` places of `count`, the first and the last among them and the others evenly between."""
+    if count <= most:
+        return list(range(count))
+    return sorted(set(np.linspace(0, count - 1, most).round().astype(int).tolist()))
+
+
+def parts_of(spec: ModelSpec) -> tuple[str, ...]:
+    """The components of which a checkpoint may keep linears in a quantised format: all of their projections are
+    matrices with a row an output."""
+    found: dict[str, bool] = {}
+    for kind, rules in spec.rules.items():
+        for rule in rules:
+            if rule.is_projection and not is_mtp(kind):
+                usual = not rule.is_stacked and not rule.transposed
+                found[rule.component] = found.get(rule.component, True) and usual
+    return tuple(sorted(part for part, usual in found.items() if usual))
+
+
+def require_formats(names: Sequence[str]) -> None:
+    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers."""
+    known = [name for name in formats_for("weights") if FORMATS[name].written or not FORMATS[name].quantised]
+    known = [name for name in known if not FORMATS[name].gguf]
+    for name in names:
+        if name not in known:
+            raise MinitronError(f"--formats {name} is no format that Minitron writes; choose of {', '.join(known)}.")
+
+
+def runnable(workload: Workload, gpu: Gpu | None) -> list[str]:
+    """The formats of weights that the workload's engine reads and the GPU runs: those that its tensor cores know, and
+    those whose inputs stay in 16 bits; of a GPU of which only the memory is known, all."""
+    title = ENGINES[workload.engine.name].title
+    found = [workload.weights]
+    for name in formats_for("weights"):
+        form = FORMATS[name]
+        read = workload.engine.name == Engine.name or title in dict(form.engines)
+        least = form.least if not form.inputs else form.native
+        runs = gpu is None or gpu.capability is None or (least is not None and gpu.capability >= least)
+        if form.written and read and runs:
+            found.append(name)
+    return found
+
+
+def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
+    """The formats of keys and values that the workload's engine keeps on the GPU."""
+    quantised = [name for name in formats_for("kv") if FORMATS[name].quantised and not FORMATS[name].gguf]
+    return [workload.kv, *(name for name in quantised if keeps_kv(workload, name, gpu))]
+
+
+def format_choices(
+    spec: ModelSpec,
+    workload: Workload,
+    names: Sequence[str],
+    kv: Sequence[str] = (),
+    *,
+    damage: Mapping[tuple[str, str], float] | None = None,
+    most: int = MOST,
+) -> tuple[Formats, ...]:
+    """The assignments to try, the most bytes first.
+
+    `names` are formats of weights and `kv` those of keys and values.  `damage` is what a component, or `kv`, in a
+    format has been measured to cost; without it the prior says.  `workload` names the format of what cannot be
+    quantised.  Raises MinitronError for a format that is not written, and where none can be used."""
+    require_formats(names)
+    parts = parts_of(spec)
+    counts = spec.parameters().by_component
+    bytes_of = _Bytes(spec, workload)
+    found: dict[Formats, tuple[int, float]] = {}
+    for forms in _together(names):
+        rows = [[(part, form) for form in forms] for part in parts]
+        rows += [[(KV, form) for form in kv]] if kv else []
+        if not rows:
+            break
+        cost = np.array([0.0])
+        size = np.array([0], dtype=np.int64)
+        for row in rows:
+            costs = [_cost(counts, part, form) if damage is None else damage[part, form] for part, form in row]
+            sizes = [bytes_of.added(part, form) for part, form in row]
+            cost = np.add.outer(cost, costs).reshape(-1)
+            size = np.add.outer(size, sizes).reshape(-1)
+        every = list(product(*rows)) if len(cost) <= _EVERY else None
+        for place in _near_front(size, cost).tolist():
+            row_of = every[place] if every is not None else _row(rows, place)
+            found.setdefault(_formats(workload, counts, row_of), (int(size[place]), float(cost[place])))
+    if not found:
+        raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")
+    order = sorted(found, key=lambda one: (-found[one][0], found[one][1]))
+    return tuple(order[place] for place in spread(len(order), most))
+
+
+_EVERY: Final = 2**16
+"""Of more assignments than this not all are written out."""
+
+
+def _row(rows: Sequence[Sequence[tuple[str, str]]], place: int) -> tuple[tuple[str, str], ...]:
+    """The assignment at a place, as the last row runs fastest."""
+    found = []
+    for row in reversed(rows):
+        place, own = divmod(place, len(row))
+        found.append(row[own])
+    return tuple(reversed(found))
+
+
+def _together(names: Sequence[str]) -> Iterator[list[str]]:
+    """The formats that one config can name together: plain ones, and those of one method."""
+    plain = [name for name in names if not FORMATS[name].quantised]
+    methods = dict.fromkeys(FORMATS[name].method for name in names if FORMATS[name].quantised)
+    for method in methods or ("",):
+        yield plain + [name for name in names if FORMATS[name].quantised and FORMATS[name].method == method]
+
+
+def _cost(counts: Mapping[str, Any], part: str, form: str) -> float:
+    """By the prior: the numbers whose cut would cost as much, to the power that a loss grows by."""
+    held = counts.get("attention", 0) if part == KV else counts[part]
+    return float(held) * share_lost(form)
+
+
+def _near_front(size: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Places of the assignments that cost at most NEAR times what the best of no more bytes does."""
+    order = np.lexsort((cost, size))
+    best = np.minimum.accumulate(cost[order])
+    return np.sort(order[cost[order] <= NEAR * best + 1e-12])
+
+
+def _formats(workload: Workload, counts: Mapping[str, Any], chosen: Sequence[tuple[str, str]]) -> Formats:
+    parts = tuple((part, form) for part, form in chosen if part != KV)
+    written = written_of(dict(parts), counts)
+    main = workload.weights if written is None else written[0]
+    return Formats(main, parts, dict(chosen).get(KV, ""))
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Bytes that a part takes in a format beyond those in the workload's own, in the whole model."""
+
+    spec: ModelSpec
+    workload: Workload
+
+    def added(self, part: str, form: str) -> int:
+        """Of one part."""
+        kept = replace(self.workload, keep={**self.workload.keep, part: form}) if part != KV else None
+        changed = replace(self.workload, kv=form) if kept is None else kept
+        return int(footprint(self.spec, changed).total) - int(footprint(self.spec, self.workload).total)
