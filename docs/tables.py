@@ -23,7 +23,7 @@ from minitron.memory.formats import FORMATS
 from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf_families import RUN, SEEN
 from minitron.memory.gpus import GPUS
-from minitron.model.axes import Axis
+from minitron.model.axes import AXES, Axis
 from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
 from minitron.model.matrix_layout import Layout
 
@@ -199,6 +199,15 @@ def _cuts() -> Rows:
         )
 
 
+def _lattice() -> Rows:
+    yield "axis", "name", "multiples of:", "or less, so that a size holds:", "pruned at most:", "because"
+    searched = [axis for axis in AXES.values() if axis.step.most and not axis.fixed]
+    for label, step in dict.fromkeys((axis.label, axis.step) for axis in searched):
+        names = ", ".join(_code(axis.name) for axis in searched if axis.label == label)
+        halved = _number(step.fewest) if step.multiple > step.smallest else ""
+        yield label, names, _number(step.multiple), halved, f"{step.most:.0%}", step.reason
+
+
 def _inside() -> Rows:
     yield "`model_type`", "language model inside", "carried as it is", "cut with hidden", "hidden", "refused"
     for model_type, wrapper in sorted(WRAPPERS.items()):
@@ -259,6 +268,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "families": _families,
     "cuts": _cuts,
     "inside": _inside,
+    "lattice": _lattice,
     "fixed": _fixed,
     "refused": _refused,
     "unsupported": _unsupported,

@@ -67,6 +67,9 @@ class ServingEngine:
     files: Literal["any", "safetensors", "gguf"] = "any"
     """The files that it loads."""
 
+    leaves: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> why a lattice that nobody names leaves it whole for this engine."""
+
     step_tokens: int | None = None
     """Tokens of a step where nobody says otherwise; None where that depends on the GPU."""
 
@@ -147,6 +150,7 @@ ENGINES: Final = {
             kv={"fp16": "f16", "fp32": "f32", "bf16": "bf16", **{name: name for name in llama_cpp.KV_BLOCKS}},
             states={"fp32": "f32"},
             files="gguf",
+            leaves={"ssm_state": "its CUDA scan of Mamba-2 knows 128 and 256 states; others run on the CPU"},
             step_tokens=512,
             tell={"block_rounding": llama_cpp.tell_rounding},
             facts=_buffer_facts,

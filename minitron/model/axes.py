@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from minitron.errors import MinitronError
+from minitron.model.steps import HEAD_STEP, LATENT_STEP, STATE_STEP, UNSCORED, UNSEARCHED, Step
 
 Config = Mapping[str, Any]
 
@@ -95,29 +96,6 @@ size is one; an equal share once padded to a multiple of 64."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """How an axis is searched by default."""
-
-    multiple: int = 1
-    """Sizes are multiples of this; halved for models so small that fewer than 16 such steps would be left."""
-
-    smallest: int = 1
-    """What the multiple is not halved below."""
-
-    most: float = 0.0
-    """The largest share of the axis to prune; 0 leaves it alone unless it is named by hand."""
-
-    reason: str = ""
-    """Why these numbers."""
-
-    def __post_init__(self) -> None:
-        if self.multiple < 1 or self.smallest < 1 or not 0 <= self.most < 1:
-            raise ValueError(
-                f"a step of {self.multiple}, at least {self.smallest}, up to {self.most} cannot be searched"
-            )
-
-
-@dataclass(frozen=True)
 class Axis:
     """One axis of a family."""
 
@@ -185,7 +163,7 @@ class Axis:
     least_in_group: int = 1
     """The fewest that each of those groups may be left with: routers rank groups by their best experts, some by two."""
 
-    step: Step = Step()
+    step: Step = UNSEARCHED
     """How it is searched by default."""
 
     scored_at_input: bool = False
@@ -244,7 +222,6 @@ def _shared_out(config: Config) -> int:
 
 
 _ROTARY: Final = "rotary embeddings pair the channels of a head by position"
-_ATTENTION_KERNELS: Final = "attention kernels are built for 64, 128 and 256"
 
 _ROWS: Final = (
     Axis(
@@ -306,8 +283,8 @@ _ROWS: Final = (
         null=_shared_out,
         fixed=f"{_ROTARY}, and no choice of channels keeps the pairs' frequencies",
     ),
-    Axis("qk_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),
-    Axis("v_head_dim", "head width", ("head_dim",), step=Step(16, 8, reason=_ATTENTION_KERNELS), linear=True),
+    Axis("qk_head_dim", "head width", ("head_dim",), step=HEAD_STEP, linear=True),
+    Axis("v_head_dim", "head width", ("head_dim",), step=HEAD_STEP, linear=True),
     Axis(
         "mamba_head",
         "Mamba heads",
@@ -337,10 +314,15 @@ _ROWS: Final = (
         "rank of time steps",
         ("time_step_rank",),
         default=lambda config: -(-number_of(config, "hidden_size") // 16),
-        step=Step(16, 8, reason="calibration does not score it"),
+        step=UNSCORED,
     ),
     Axis("mamba_group", "Mamba groups", ("n_groups",), split="one", fixed="all heads of a group share B and C"),
-    Axis("ssm_state", "SSM state", ("ssm_state_size",), step=Step(16, 8, reason="calibration does not score it")),
+    Axis(
+        "ssm_state",
+        "SSM state",
+        ("ssm_state_size",),
+        step=STATE_STEP,
+    ),
     Axis("conv_kernel", "convolution taps", ("conv_kernel",), fixed="each tap reads a different token"),
     Axis(
         EXPERT,
@@ -373,7 +355,7 @@ _ROWS: Final = (
         "latent",
         ("moe_latent_size",),
         aliases=("latent",),
-        step=Step(64, 8, reason="calibration does not score it"),
+        step=LATENT_STEP,
         scored_at_input=True,
         linear=True,
     ),
@@ -381,7 +363,7 @@ _ROWS: Final = (
         "latent_out",
         "latent",
         ("moe_latent_size",),
-        step=Step(64, 8, reason="calibration does not score it"),
+        step=LATENT_STEP,
         scored_at_input=True,
         linear=True,
     ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError, NothingFits
 from minitron.memory.budget import Budget
 from minitron.memory.workload import Workload
@@ -33,6 +34,7 @@ from minitron.search.lattice import (
 )
 from minitron.search.pareto import Best, Front
 from minitron.search.search_steps import config_key
+from minitron.search.thinning import thinned
 from minitron.units import format_bytes
 
 if TYPE_CHECKING:
@@ -127,8 +129,9 @@ def build_lattice(
 
     `lattice` is config key -> sizes as typed (`4480,4800` or `3x,3.5x`); once it names one key, what neither it nor the
     options name stays at the model's size.  `layers` or `pattern` set the depth.  What none of them says follows from
-    the rows of the axes (minitron.model.axes).  Raises MinitronError for what contradicts itself or cannot be
-    reached."""
+    the rows of the axes (minitron.model.axes), less what the engine leaves whole (minitron.engines.table), in steps so
+    wide that no more than minitron.search.thinning.MOST points are left.  Raises MinitronError for what contradicts
+    itself or cannot be reached."""
     options = options or LatticeOptions()
     by_hand = dict(lattice or {})
     counts = by_hand.pop(DEPTH, None)
@@ -137,10 +140,12 @@ def build_lattice(
     if pattern is not None and keep_attention is not None:
         raise MinitronError("--pattern conflicts with --keep-attention; drop one.")
     _require_no_contradiction(spec, options, by_hand, pattern, [layers, pattern, counts])
-    widths = default_widths(spec, options)
+    widths, wanted = default_widths(spec, options), options.keys(spec)
     if lattice:
-        wanted = options.keys(spec)
         widths = parse_widths(spec, by_hand) | {key: sizes for key, sizes in widths.items() if key in wanted}
+    else:
+        left = {spec.key(axis) for axis in ENGINES[workload.engine.name].leaves if axis in spec.sizes} - wanted
+        widths = {key: sizes for key, sizes in widths.items() if key not in left}
     numbers = [layers] if layers is not None else _layer_counts(counts) if counts else []
     limits: dict[str, Any] = {"scores": scores, "keep_attention": keep_attention, "limits": options.layers}
     if pattern is not None:
@@ -153,7 +158,10 @@ def build_lattice(
         )
         fewest = len(spec.layers) if still else fewest_layers(spec, options)
         kept = (mixes if options.every_mix else depths)(spec, workload, fewest, **limits)
-    return Lattice(spec, _in_steps(spec, kept, options), widths)
+    kept = _in_steps(spec, kept, options)
+    if not lattice:
+        widths = thinned(widths, len(kept), wanted)
+    return Lattice(spec, kept, widths)
 
 
 def _require_no_contradiction(

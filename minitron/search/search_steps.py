@@ -7,16 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import ceil, lcm
-from typing import Any, Final
+from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.model.axes import AXES, HIDDEN, LAYER, Step
+from minitron.model.axes import AXES, HIDDEN, LAYER
 from minitron.model.spec import DEPTH, ModelSpec
+from minitron.model.steps import Step
 from minitron.search.alignment import PIECE, multiple_for_experts
 from minitron.search.depth import LayerLimits
-
-_MOST_STEPS: Final = 16
-"""A multiple is halved until the size holds at least so many of it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class LatticeOptions:
             default.smallest if multiple is None else multiple,
             0.0 if left else default.most if most is None else most,
             default.reason,
+            default.fewest,
         )
 
 
@@ -117,7 +116,7 @@ def default_sizes(spec: ModelSpec, axis: str, options: LatticeOptions | None = N
     found: set[int] = set()
     for whole in _wholes(spec, axis, options):
         multiple = step.multiple
-        while multiple > step.smallest and size // lcm(multiple, whole) < _MOST_STEPS:
+        while multiple > step.smallest and size // lcm(multiple, whole) < step.fewest:
             multiple //= 2
         multiple = lcm(multiple, whole)
         found.update(n for n in range(size // multiple * multiple, 0, -multiple) if least <= n < size)

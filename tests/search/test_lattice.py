@@ -11,12 +11,13 @@ import pytest
 from planning_models import LONG, MODELS, WORKLOAD, left, nano_12b, published, random_scores, tiny
 
 from minitron.errors import MinitronError
-from minitron.memory.workload import workload_of
+from minitron.memory.workload import Engine, workload_of
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.depth import LayerLimits
 from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.lattice import Lattice, LatticeOptions, Times, default_sizes, default_widths, parse_widths
 from minitron.search.search import build_lattice
+from minitron.search.thinning import thinned
 
 
 @pytest.mark.parametrize(
@@ -27,14 +28,15 @@ def test_every_default_size_is_one_that_kernels_want_and_a_cut_can_reach(path: P
     widths = default_widths(spec)
     assert {"hidden_size"} < set(widths)
     for key, choices in widths.items():
-        (axis,) = spec.keys[key]
+        axis = spec.keys[key][0]
         step, size = spec.axis(axis).step, spec.sizes[axis]
         assert choices[0] == size
         assert list(choices) == sorted(set(choices), reverse=True)
         for choice in choices[1:]:
             assert isinstance(choice, int)
             assert size * (1 - step.most) <= choice < size
-            assert choice % step.multiple == 0
+            # Quarters of 128 are what attention kernels and engines' caches take; no step is finer.
+            assert choice % (32 if key in ("head_dim", "ssm_state_size") else step.multiple) == 0
         for choice in (choices[-1], choices[len(choices) // 2]):
             assert isinstance(choice, int)
             assert spec.resized({key: choice}).named_sizes[key] == choice
@@ -49,6 +51,50 @@ def test_steps_shrink_with_the_model() -> None:
     assert wider["hidden_size"] == (256, 240, 224, 208, 192)
     assert wider["mamba_num_heads"] == (30, 27, 24)
     assert set(wider["intermediate_size"]) == {1000, *range(512, 1000, 32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("Nemotron-Nano-12B-v2", {"head_dim": (128, 96, 64), "ssm_state_size": (128, 96, 64)}),
+        ("Nemotron-3-Super-120B-A12B", {"moe_latent_size": (1024, 768, 512)}),
+        ("Bamba-9B-v1", {"mamba_d_state": (128, 96, 64)}),
+        # No choice of directions keeps rotary pairs, and the first Mamba's states have no scores.
+        ("Llama-3.1-8B", {"head_dim": None}),
+        ("Jamba-v0.1", {"mamba_d_state": None, "head_dim": (128, 96, 64)}),
+    ],
+)
+def test_axes_that_cost_little_are_searched_in_quarters_wherever_they_have_scores(
+    name: str, found: dict[str, tuple[int, ...] | None]
+) -> None:
+    spec = published(name)
+    widths = build_lattice(spec, workload_of(spec, 4096)).widths
+    assert {key: widths.get(key) for key in found} == found
+
+
+def test_an_engine_whose_kernels_want_the_states_whole_keeps_them() -> None:
+    spec = nano_12b()
+    workload = workload_of(spec, 4096, engine=Engine("llama.cpp"))
+    assert "ssm_state_size" not in build_lattice(spec, workload).widths
+    asked = LatticeOptions(most={"ssm_state": 0.5})
+    assert build_lattice(spec, workload, options=asked).widths["ssm_state_size"] == (128, 96, 64)
+    by_hand = build_lattice(spec, workload, lattice={"ssm_state_size": "64"})
+    assert by_hand.widths == {"ssm_state_size": (64,)}
+
+
+def test_a_lattice_too_large_to_look_through_is_thinned() -> None:
+    widths = {"a": tuple(range(33, 0, -1)), "b": tuple(range(22, 0, -1)), "c": (8, 7, 6), "d": tuple(range(99, 0, -1))}
+    assert thinned(widths, 2, most=2 * 33 * 22 * 3 * 99) == widths
+    for most in (100_000, 10_000, 1_000):
+        found = thinned(widths, 2, {"c"}, most=most)
+        assert 2 * prod(len(sizes) for sizes in found.values()) <= most
+        assert found["c"] == (8, 7, 6)
+        for key, sizes in found.items():
+            assert sizes[0] == widths[key][0] and sizes[-1] == widths[key][-1]
+            assert list(sizes) == sorted(set(sizes) & set(widths[key]), reverse=True)
+    # What was asked for stays, and no axis is left without a size between its ends.
+    assert thinned(widths, 2, {"b", "d"}, most=1)["d"] == widths["d"]
+    assert {len(sizes) for sizes in thinned(widths, 2, most=1).values()} == {3}
 
 
 def test_a_lattice_by_hand() -> None:
@@ -110,13 +156,16 @@ def test_every_axis_can_be_searched_and_the_vocabulary_is_left_alone() -> None:
         assert choices[0] == size
         assert size / 2 <= min(choices) < size * 0.63
     dense = published("Nemotron-Nano-12B-v2")
-    assert set(default_widths(dense, LatticeOptions(most={"ffn": 0.0}))) == {"hidden_size", "mamba_num_heads"}
+    stay = {"hidden_size", "mamba_num_heads", "head_dim", "ssm_state_size"}
+    assert set(default_widths(dense, LatticeOptions(most={"ffn": 0.0}))) == stay
 
 
 def test_what_a_person_asks_of_an_axis() -> None:
     spec = nano_12b()
     asked = LatticeOptions(
-        multiples={"ffn": 1024}, most={"intermediate_size": 0.2, "hidden_size": 0.05}, leave=["mamba_head"]
+        multiples={"ffn": 1024},
+        most={"intermediate_size": 0.2, "hidden_size": 0.05},
+        leave=["mamba_head", "head_dim", "ssm_state"],
     )
     assert default_widths(spec, asked) == {
         "hidden_size": (5120, 4992, 4864),

@@ -20,6 +20,7 @@ from minitron.model.families.decoders import (
 )
 from minitron.model.families.family import Cache, Rule
 from minitron.model.families.layer_lists import layer_count
+from minitron.model.steps import UNSCORED
 
 _QUERIES = "query_head*(nope_dim + rope_dim)"
 
@@ -93,7 +94,8 @@ def shared_mlp(bias: str | None = None) -> tuple[Rule, ...]:
 
 LATENT_HEADS: Final[dict[str, dict[str, Any]]] = {
     "query_head": {"keys": ("num_attention_heads",), "repeats": ("num_key_value_heads",), "group": ""},
-    "v_head_dim": {"keys": ("v_head_dim",), "linear": False},
+    # Behind positions on one side and the latent on the other: no basis and no score.
+    "v_head_dim": {"keys": ("v_head_dim",), "linear": False, "step": UNSCORED},
 }
 """The rows of heads that have keys and values each, made from the latent."""
 

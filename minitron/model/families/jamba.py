@@ -22,6 +22,7 @@ from minitron.model.families.decoders import (
 from minitron.model.families.family import Cache, Family, Rule
 from minitron.model.families.layer_lists import layer_count
 from minitron.model.families.mamba import STATES_1, mamba1
+from minitron.model.steps import UNSCORED
 
 _MIXER: Final = mamba1(LAYER + "mamba.", bias="mamba_proj_bias", conv_bias="mamba_conv_bias", norms=True)
 
@@ -133,7 +134,7 @@ JAMBA = Family(
         kv_head={"default": 8},
         qk_head_dim={"default": _head_width},
         v_head_dim={"default": _head_width},
-        ssm_state={"keys": ("mamba_d_state",), "default": 16},
+        ssm_state={"keys": ("mamba_d_state",), "default": 16, "step": UNSCORED},
         conv_kernel={"keys": ("mamba_d_conv",), "default": 4},
         time_step_rank={"keys": ("mamba_dt_rank",)},
         # An expert is as wide as an MLP, and there is no model with a single one: it would be an MLP.

@@ -10,11 +10,12 @@ from minitron.model.families.decoders import BEFORE, STORED_TIED_HEAD, gain, out
 from minitron.model.families.family import Cache, Family, Norm, Rule
 from minitron.model.families.layer_lists import keep_listed, layer_count
 from minitron.model.families.mamba import STATES, STATES_1, mamba1, mamba2
+from minitron.model.steps import UNSCORED
 
 _LAYER: Final = "backbone.layers.{layer}."
 _NO_GAIN: Final = "it passes a norm without a gain that could make up for fewer"
 
-_STATE: Final = {"keys": ("state_size",), "default": 16}
+_STATE: Final = {"keys": ("state_size",), "default": 16, "step": UNSCORED}
 
 
 def _state_space(
