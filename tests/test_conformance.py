@@ -322,8 +322,8 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text:
         np.testing.assert_allclose(layers.importance[key], values, rtol=1e-4, atol=1e-7, err_msg=str(key))
     for name, energy in whole.energy.items():
         np.testing.assert_allclose(layers.energy[name], energy, rtol=1e-4, err_msg=name)
-    # Every axis that is cut to its best indices by default has a score, or takes that of what is grouped in it.
-    scored = {axis for axis, _ in whole.importance}
+    # Every axis that is cut by default has scores or a basis, or takes those of what is grouped in it.
+    scored = {axis for axis, _ in (*whole.importance, *whole.bases)}
     for axis in free_axes(spec):
         row = spec.axis(axis)
         members = {member for member, group in spec.family.grouped.items() if group == axis}
