@@ -1,0 +1,200 @@
+"""Which formats the parts of a model are tried in, against every assignment there is."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from planning_models import WORKLOAD as WIDE
+from planning_models import tiny
+
+from minitron.errors import MinitronError
+from minitron.memory.budget import Budget
+from minitron.memory.footprint import footprint
+from minitron.memory.formats import FORMATS
+from minitron.memory.gpus import find_gpu
+from minitron.memory.questions import cautions
+from minitron.memory.workload import Engine, Workload, workload_of
+from minitron.model.spec import ModelSpec
+from minitron.quantise.packing import off_grid, on_grid
+from minitron.quantise.scales import searched_scales
+from minitron.search import search as searches
+from minitron.search.format_choices import (
+    KV,
+    Formats,
+    format_choices,
+    kv_formats,
+    parts_of,
+    runnable,
+    share_lost,
+    written_of,
+)
+from minitron.search.lattice import Lattice, parse_widths
+from minitron.search.search import search
+
+WORKLOAD = replace(WIDE, weights="bf16", kv="bf16")
+WRITTEN = [form.name for form in FORMATS.values() if form.written]
+
+
+def hybrid() -> ModelSpec:
+    return tiny(hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
+
+
+def added(spec: ModelSpec, workload: Workload, formats: Formats) -> int:
+    return int(footprint(spec, formats.on(workload)).total) - int(footprint(spec, workload).total)
+
+
+def cost(spec: ModelSpec, formats: Formats) -> float:
+    counts = spec.parameters().by_component
+    return sum(counts["attention" if part == KV else part] * share_lost(form) for part, form in formats.of.items())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_errors_of_formats_are_those_of_normally_distributed_numbers(name: str) -> None:
+    weight = torch.randn(512, 768, generator=torch.Generator().manual_seed(3))
+    (scales,) = searched_scales(FORMATS[name], [weight])
+    found = off_grid(on_grid(FORMATS[name], weight, scales), scales)
+    error = float((found - weight).square().mean() / weight.square().mean())
+    assert FORMATS[name].relative_error == pytest.approx(error, rel=0.06)
+
+
+def test_fewer_bits_lose_more() -> None:
+    lost = [share_lost(name) for name in ("bf16", "q8_0", "int8", "fp8", "nvfp4", "int4", "iq3_xxs", "iq2_xxs")]
+    assert lost[0] == 0
+    assert sorted(lost) == lost
+    assert lost[-1] < 1
+
+
+@pytest.mark.parametrize("names", [("bf16", "int8", "int4"), ("bf16", "fp8", "nvfp4"), ("int8", "int4")])
+def test_no_assignment_beats_those_that_are_tried(names: tuple[str, ...]) -> None:
+    spec = hybrid()
+    workload = WORKLOAD
+    tried = format_choices(spec, workload, names)
+    known = [(added(spec, workload, one), cost(spec, one)) for one in tried]
+    parts = parts_of(spec)
+    assert {"attention", "ssm", "mlp", "moe_routed"} <= set(parts)
+    for chosen in product(names, repeat=len(parts)):
+        forms = dict(zip(parts, chosen, strict=True))
+        main = written_of(forms, spec.parameters().by_component)
+        other = Formats("bf16" if main is None else main[0], tuple(forms.items()))
+        size, lost = added(spec, workload, other), cost(spec, other)
+        assert any(bytes_ <= size and own <= lost * (1 + 1e-9) + 1e-9 for bytes_, own in known)
+    sizes = [bytes_ for bytes_, _ in known]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_formats_of_one_checkpoint_are_those_that_one_config_can_name() -> None:
+    for one in format_choices(hybrid(), WORKLOAD, ["bf16", "fp8", "nvfp4", "int8", "int4"]):
+        methods = {FORMATS[form].method for form in one.of.values() if FORMATS[form].quantised}
+        assert len(methods) <= 1
+
+
+def test_keys_and_values_vary_too() -> None:
+    spec, workload = hybrid(), replace(WORKLOAD, context=64)
+    found = format_choices(spec, workload, [workload.weights], ["bf16", "fp8"])
+    assert {one.kv for one in found} == {"bf16", "fp8"}
+    assert {one.on(workload).kv for one in found} == {"bf16", "fp8"}
+
+
+def test_a_single_choice_keeps_everything_as_it_is() -> None:
+    spec = hybrid()
+    (only,) = format_choices(spec, WORKLOAD, [WORKLOAD.weights])
+    assert only.on(WORKLOAD) == WORKLOAD
+    assert not only.quantised
+    assert written_of(only.of, spec.parameters().by_component) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has", "lacks"),
+    [
+        ("A10G", {"int8", "int4", "nvfp4a16"}, {"fp8", "nvfp4"}),
+        ("L4", {"int8", "int4", "fp8", "fp8-dynamic"}, {"nvfp4"}),
+        ("B200", {"int8", "int4", "fp8", "nvfp4"}, set()),
+        ("V100-16GB", {"bf16"}, {"int8", "int4", "fp8", "nvfp4"}),
+    ],
+)
+def test_what_a_gpu_does_not_run_is_not_offered(gpu: str, has: set[str], lacks: set[str]) -> None:
+    found = set(runnable(workload_of(hybrid(), 64, engine=Engine("vllm")), find_gpu(gpu)))
+    assert has <= found
+    assert not lacks & found
+
+
+def test_keys_and_values_are_offered_as_the_engine_keeps_them() -> None:
+    workload = workload_of(hybrid(), 64, engine=Engine("vllm"))
+    offered = {gpu: kv_formats(workload, find_gpu(gpu)) for gpu in ("V100-16GB", "L4", "B200")}
+    assert offered["L4"][:2] == ["bf16", "fp8"]
+    for gpu, forms in offered.items():
+        assert forms[0] == workload.kv
+        told = [cautions(hybrid(), replace(workload, kv=form), find_gpu(gpu)) for form in forms]
+        assert not any("no kernels" in sentence for sentences in told for sentence in sentences)
+
+
+@pytest.mark.parametrize("name", ["int3", "q4_k_m", "int4 "])
+def test_a_format_that_is_not_written(name: str) -> None:
+    with pytest.raises(MinitronError, match=r"--formats .* is no format that Minitron writes; choose of fp32, bf16"):
+        format_choices(hybrid(), WORKLOAD, [name])
+
+
+def lattice_of(spec: ModelSpec, names: list[str], **widths: str) -> Lattice:
+    whole = tuple(range(len(spec.layers)))
+    found = Lattice(spec, (whole, whole[:-1]), parse_widths(spec, widths))
+    return replace(found, formats=format_choices(spec, WORKLOAD, names))
+
+
+def test_the_search_finds_what_a_loop_finds_in_any_format() -> None:
+    spec = hybrid()
+    lattice = lattice_of(spec, ["bf16", "int8", "int4"], intermediate_size="64,48,32,16", hidden_size="64,56,32")
+    whole = int(footprint(spec, WORKLOAD).total)
+    budget = Budget(usable=whole // 2)
+    expected = []
+    for formats in lattice.formats:
+        for kept in lattice.depths:
+            for ffn, hidden in product((64, 48, 32, 16), (64, 56, 32)):
+                left = spec.resized({"intermediate_size": ffn, "hidden_size": hidden}, kept)
+                total = int(footprint(left, formats.on(WORKLOAD)).total)
+                counts = left.parameters().by_component
+                lost = sum(counts.get(part, 0) * share_lost(form) for part, form in formats.of.items())
+                if total <= budget.available:
+                    expected.append((left.parameters().total - lost, total))
+    best = max(score for score, _ in expected)
+    found = search(lattice, WORKLOAD, budget, top=5)
+    assert found.best.score == pytest.approx(best)
+    assert (best, found.best.footprint.total) in [(pytest.approx(score), total) for score, total in expected]
+    left = spec.resized(found.best.sizes, found.best.kept)
+    assert int(footprint(left, found.served()).total) == found.best.footprint.total
+    assert found.best.formats is not None
+    assert found.best.formats.quantised
+    document = found.to_json()["candidates"][0]
+    assert document["formats"] == found.best.formats.of
+
+
+def test_a_lattice_that_is_too_large_is_searched_around_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hybrid()
+    lattice = lattice_of(
+        spec,
+        ["bf16", "int8", "int4"],
+        intermediate_size=",".join(map(str, range(64, 15, -2))),
+        moe_shared_expert_intermediate_size=",".join(map(str, range(40, 15, -2))),
+        moe_intermediate_size=",".join(map(str, range(32, 7, -4))),
+    )
+    budget = Budget(usable=int(footprint(spec, WORKLOAD).total) * 3 // 5)
+    whole = search(lattice, WORKLOAD, budget)
+    monkeypatch.setattr(searches, "POINTS", 4000)
+    few = search(lattice, WORKLOAD, budget)
+    assert few.searched < whole.searched / 4
+    assert few.best.score >= 0.995 * whole.best.score
+    assert few.best.fits
+
+
+def test_architectures_of_a_thinned_lattice_are_of_the_lattice() -> None:
+    spec = hybrid()
+    lattice = lattice_of(spec, ["bf16", "int4"], intermediate_size=",".join(map(str, range(64, 15, -2))))
+    thinned = lattice.thinned(10)
+    assert thinned.points < lattice.points
+    assert set(thinned.widths["intermediate_size"]) < set(lattice.widths["intermediate_size"])
+    assert {64, 16} <= set(thinned.widths["intermediate_size"])
+    point = next(thinned.chunks())[0]
+    near = lattice.around(thinned, point.select(np.array([0])))
+    assert set(near.widths["intermediate_size"]) < set(lattice.widths["intermediate_size"])
+    assert 64 in near.widths["intermediate_size"]
