@@ -32,7 +32,7 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
     known = str(model) if model.is_dir() else model_name(model) if found is None else found.repo
     fits, best = result.parent.fits, result.best
     served = spec if fits else spec.resized(best.sizes, best.kept)
-    kept = result.workload if fits else result.served()
+    kept = result.workload if fits else result.served(served)
     line = serve_line(known if fits else PRUNED, served, kept, result.budget)
     revision = found is not None and fits and found.revision
     return f"{line} --revision {revision}" if line and revision else line
@@ -58,9 +58,10 @@ def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], i
 
     best, workload = result.best, result.workload
     models, own = {"model": spec}, {}
-    if best.sizes != result.parent.sizes or best.kept != result.parent.kept or result.served() != workload:
+    left = spec.resized(best.sizes, best.kept)
+    if best.sizes != result.parent.sizes or best.kept != result.parent.kept or result.served(left) != workload:
         label = f"#{result.chosen + 1}"
-        models[label], own[label] = spec.resized(best.sizes, best.kept), result.served()
+        models[label], own[label] = left, result.served(left)
     if workload.context < 2:
         return None
     return speed_document(models, workload, result.budget, prompt_of(workload.context), own)

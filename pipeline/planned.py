@@ -57,7 +57,8 @@ class Planned:
         from minitron.memory.footprint import engine_facts
 
         best = self.result.best
-        return engine_facts(self.spec.resized(best.sizes, best.kept), self.result.served(), self.result.budget)
+        left = self.spec.resized(best.sizes, best.kept)
+        return engine_facts(left, self.result.served(left), self.result.budget)
 
     @property
     def serve(self) -> str:

@@ -14,7 +14,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from importance.search.damage import Coordinates, DamageModel, Heldout, Setting, format_part, measure_curves
+from importance.search.damage import (
+    Coordinates,
+    DamageModel,
+    Heldout,
+    Setting,
+    format_name,
+    format_part,
+    measure_curves,
+)
 from importance.search.trial import Trial, Trials
 from importance.search.verdicts import Sieved, Verdict
 from minitron.cut.plan import Plan, make_plan
@@ -28,6 +36,7 @@ from minitron.progress import Advance, Progress, silent
 from minitron.search.candidate import Candidate
 from minitron.search.counting import Worth, default_worth
 from minitron.search.depth import Kept
+from minitron.search.format_choices import KV, format_choices, share_lost
 from minitron.search.lattice import Lattice, Points
 from minitron.search.search import SearchResult, fitting, one_a_layout, search
 
@@ -163,6 +172,8 @@ class _Run:
     def learn(self) -> None:
         """Measure every axis alone, then random combinations: half anywhere, half where the curves like it."""
         self.curves = measure_curves(self.coordinates, self._loss, self.options.sizes)
+        if self.lattice.formats:
+            self._choose_formats()
         self.fit()
         rng = np.random.default_rng(self.options.seed)
         half = self.options.combinations // 2
@@ -177,6 +188,24 @@ class _Run:
         assert self.model is not None
         self.heldout = self.model.heldout
         self.fit(FOCUS)
+
+    def _choose_formats(self) -> None:
+        """Let the lattice hold the assignments of formats that are best by what was measured, not by the prior."""
+        forms: dict[str, list[str]] = {}
+        for one in self.lattice.formats:
+            for part, form in one.of.items():
+                forms.setdefault(part, []).append(form)
+        damage: dict[tuple[str, str], float] = {}
+        for part, own in forms.items():
+            curve = self.curves.get(format_name(part))
+            lost = np.array([share_lost(form) for form in own])
+            costs = np.zeros(len(own)) if curve is None else curve.at(lost)
+            damage |= {(part, form): float(cost) for form, cost in zip(own, costs, strict=True)}
+        kv = list(dict.fromkeys(forms.pop(KV, [])))
+        names = list(dict.fromkeys(form for own in forms.values() for form in own))
+        formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage)
+        self.lattice = replace(self.lattice, formats=formats)
+        self.coordinates = Coordinates(self.lattice, self.scores)
 
     def _likely(self, points: Points, rng: np.random.Generator) -> NDArray[np.float64]:
         """Values whose largest are a draw without replacement, each with chances predicted^(-1 / WARMTH) (the Gumbel

@@ -73,6 +73,7 @@ def build_report(
         for label, candidate in zip(labels, [result.parent, *result.candidates], strict=True)
     ]
     chosen = result.best if result.candidates else None
+    left = spec if chosen is None else _left(spec, chosen)
     document: dict[str, Any] = {
         "version": VERSION,
         "minitron": __version__,
@@ -92,7 +93,7 @@ def build_report(
         "ranking": result.ranking,
         "terms": {
             "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),
-            "chosen": _terms(footprint_lines(_left(spec, chosen), result.served(), budget)) if chosen else [],
+            "chosen": _terms(footprint_lines(left, result.served(left), budget)) if chosen else [],
         },
         "engine_log": _engine_log(spec, result, chosen),
         "curves": _all_curves(spec, result, labels),
@@ -284,7 +285,8 @@ def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
 def _engine_log(spec: ModelSpec, result: SearchResult, chosen: Candidate | None) -> dict[str, Any]:
     """What the engine's log should say of the model, and of the chosen one."""
     parent = engine_facts(spec, result.workload, result.budget)
-    best = () if chosen is None else engine_facts(_left(spec, chosen), result.served(), result.budget)
+    left = spec if chosen is None else _left(spec, chosen)
+    best = () if chosen is None else engine_facts(left, result.served(left), result.budget)
     return {
         "labels": {fact.name: fact.label for fact in parent},
         "parent": {fact.name: fact.value for fact in parent},
@@ -300,8 +302,9 @@ def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) ->
     models, own = {PARENT: spec}, {}
     for place in drawn:
         candidate, label = result.candidates[place], labels[1 + place]
-        if (dict(candidate.sizes), candidate.kept, served := result.served(candidate)) != same:
-            models[label], own[label] = _left(spec, candidate), served
+        left = _left(spec, candidate)
+        if (dict(candidate.sizes), candidate.kept, served := result.served(left, candidate)) != same:
+            models[label], own[label] = left, served
     longest = spec.value("max_position_embeddings")
     longest = longest if isinstance(longest, int) else None
     context = context_curves(models, result.workload, result.budget, longest, own)

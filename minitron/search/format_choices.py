@@ -67,10 +67,16 @@ class Formats:
     kv: str = ""
     """As Workload.kv; empty for what was asked for."""
 
-    def on(self, workload: Workload) -> Workload:
-        """A workload with these formats."""
+    fixed: tuple[tuple[str, str], ...] = ()
+    """The same of components with projections that cannot be quantised."""
+
+    def on(self, workload: Workload, left: ModelSpec | None = None) -> Workload:
+        """A workload with these formats; of a model that is `left` after a cut only those of what it has."""
         # What is in the workload's own format need not be named, unless a published mixture would name it otherwise.
-        own = {} if self.weights == workload.weights else dict(self.parts)
+        own = {} if self.weights == workload.weights else dict(self.parts + self.fixed)
+        if left is not None:
+            has = {rule.component for rules in left.rules.values() for rule in rules}
+            own = {part: form for part, form in own.items() if part in has}
         kept = replace(workload, weights=self.weights, keep={**workload.keep, **own})
         return replace(kept, kv=self.kv) if self.kv else kept
 
@@ -120,13 +126,18 @@ def spread(count: int, most: int) -> list[int]:
 def parts_of(spec: ModelSpec) -> tuple[str, ...]:
     """The components of which a checkpoint may keep linears in a quantised format: all of their projections are
     matrices with a row an output."""
+    return tuple(sorted(part for part, usual in _projecting(spec).items() if usual))
+
+
+def _projecting(spec: ModelSpec) -> dict[str, bool]:
+    """Component with projections -> whether all of them are usual matrices."""
     found: dict[str, bool] = {}
     for kind, rules in spec.rules.items():
         for rule in rules:
             if rule.is_projection and not is_mtp(kind):
                 usual = not rule.is_stacked and not rule.transposed
                 found[rule.component] = found.get(rule.component, True) and usual
-    return tuple(sorted(part for part, usual in found.items() if usual))
+    return found
 
 
 def require_formats(names: Sequence[str]) -> None:
@@ -174,7 +185,8 @@ def format_choices(
     format has been measured to cost; without it the prior says.  `workload` names the format of what cannot be
     quantised.  Raises MinitronError for a format that is not written, and where none can be used."""
     require_formats(names)
-    parts = parts_of(spec)
+    parts = tuple(part for part in parts_of(spec) if part not in workload.keep)
+    fixed = tuple((part, workload.weights) for part, usual in _projecting(spec).items() if not usual)
     counts = spec.parameters().by_component
     bytes_of = _Bytes(spec, workload)
     found: dict[Formats, tuple[int, float]] = {}
@@ -193,7 +205,8 @@ def format_choices(
         every = list(product(*rows)) if len(cost) <= _EVERY else None
         for place in _near_front(size, cost).tolist():
             row_of = every[place] if every is not None else _row(rows, place)
-            found.setdefault(_formats(workload, counts, row_of), (int(size[place]), float(cost[place])))
+            one = replace(_formats(workload, counts, row_of), fixed=fixed)
+            found.setdefault(one, (int(size[place]), float(cost[place])))
     if not found:
         raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")
     order = sorted(found, key=lambda one: (-found[one][0], found[one][1]))

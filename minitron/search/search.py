@@ -87,10 +87,11 @@ class SearchResult:
         """The chosen candidate."""
         return self.candidates[self.chosen]
 
-    def served(self, candidate: Candidate | None = None) -> Workload:
-        """The workload with the formats of a candidate, the chosen one unless another is given."""
+    def served(self, left: ModelSpec, candidate: Candidate | None = None) -> Workload:
+        """The workload with the formats of a candidate, the chosen one unless another is given; `left` is the spec of
+        what it leaves of the model."""
         formats = (candidate or self.best).formats
-        return self.workload if formats is None else formats.on(self.workload)
+        return self.workload if formats is None else formats.on(self.workload, left)
 
     @property
     def warnings(self) -> tuple[Zone, ...]:

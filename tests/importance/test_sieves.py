@@ -1,6 +1,8 @@
 """The sieves against the whole truth: every feasible candidate measured, and a search that is killed and goes on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.counting import default_worth
 from minitron.search.depth import depths
-from minitron.search.lattice import Lattice, parse_widths
-from minitron.search.search import one_a_layout, search
+from minitron.search.format_choices import Formats, format_choices, parts_of, written_of
+from minitron.search.lattice import Lattice, Points, parse_widths
+from minitron.search.search import fitting, one_a_layout, search
 
 AXES = {
     "hidden_size": "32,28,24,20",
@@ -65,7 +68,58 @@ def truth(spec: ModelSpec, sizes: Mapping[str, int], kept: tuple[int, ...]) -> f
 
 
 def plan_of(spec: ModelSpec) -> Any:
-    return lambda sizes, kept: make_plan(spec, sizes, kept)
+    return lambda sizes, kept, formats=None: make_plan(spec, sizes, kept, formats=formats)
+
+
+class FormatOracle(Oracle):
+    """Knows what formats lose too: Mamba most, so that a prior that knows no parts is wrong."""
+
+    def run(self, plan: Plan) -> Trial:
+        self.asked += 1
+        loss = truth(self.spec, plan.sizes, plan.layers) + lost_to_formats(plan.formats)
+        return Trial(loss, loss, 1.0, 1.0, 0.0)
+
+
+def lost_to_formats(formats: Mapping[str, str]) -> float:
+    rates = {"bf16": 0.0, "int8": 0.0004, "int4": 0.03}
+    return sum(rates[form] * (8.0 if part == "ssm" else 0.5) for part, form in formats.items())
+
+
+def test_bits_and_sizes_are_found_together() -> None:
+    spec = tiny(hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
+    workload = replace(WORKLOAD, weights="bf16", kv="bf16")
+    scores, oracle = random_scores(spec), FormatOracle(spec)
+    widths = {"hidden_size": "64,56,48", "intermediate_size": "64,48,32", "moe_intermediate_size": "32,24,16"}
+    lattice = Lattice(spec, (tuple(range(8)), tuple(range(7))), parse_widths(spec, widths))
+    formats = format_choices(spec, workload, ["bf16", "int8", "int4"])
+    lattice = replace(lattice, formats=formats)
+    budget = Budget(round(0.66 * footprint(spec, workload).total))
+    losses = []
+    for forms in product(("bf16", "int8", "int4"), repeat=len(parts_of(spec))):
+        chosen = dict(zip(parts_of(spec), forms, strict=True))
+        main, _ = written_of(chosen, spec.parameters().by_component) or ("bf16", {})
+        single = replace(lattice, formats=(Formats(main, tuple(chosen.items())),))
+        for points, mask in fitting(single, workload, budget):
+            fits = points.select(np.flatnonzero(mask))
+            losses += [truth_at(single, fits, at) + lost_to_formats(chosen) for at in range(fits.shape[0])]
+
+    found = sieve(oracle, lattice, workload, budget, scores, plan=plan_of(spec))
+
+    best = found.verdicts[0]
+    assert found.evaluations <= oracle.asked < 100
+    assert best.measured.loss <= 1.15 * min(losses)
+    assert best.candidate.formats is not None
+    assert best.candidate.formats.of["ssm"] != "int4"
+    assert found.model is not None
+    curve = found.model.curves["format of ssm"]
+    assert curve.losses == pytest.approx((0.0032, 0.24))
+    left = spec.resized(best.candidate.sizes, best.candidate.kept)
+    assert best.candidate.footprint.total == footprint(left, best.candidate.formats.on(workload)).total
+
+
+def truth_at(lattice: Lattice, points: Points, at: int) -> float:
+    sizes = {lattice.spec.key(axis): int(size[at]) for axis, size in points.sizes.items()}
+    return truth(lattice.spec, sizes, lattice.depths[int(points.depth[at])])
 
 
 @pytest.mark.parametrize("share", [0.85, 0.65])

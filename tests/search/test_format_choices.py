@@ -162,7 +162,7 @@ def test_the_search_finds_what_a_loop_finds_in_any_format() -> None:
     assert found.best.score == pytest.approx(best)
     assert (best, found.best.footprint.total) in [(pytest.approx(score), total) for score, total in expected]
     left = spec.resized(found.best.sizes, found.best.kept)
-    assert int(footprint(left, found.served()).total) == found.best.footprint.total
+    assert int(footprint(left, found.served(left)).total) == found.best.footprint.total
     assert found.best.formats is not None
     assert found.best.formats.quantised
     document = found.to_json()["candidates"][0]
