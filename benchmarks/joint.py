@@ -30,6 +30,7 @@ from importance.search.trial import Trials
 from minitron import builtin
 from minitron.cut.plan import Plan
 from minitron.cut.prune import prune
+from minitron.errors import NothingFits
 from minitron.files import read_json, write_json
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
@@ -70,7 +71,10 @@ class Joint(Bench):
             if len(forms) > 1:
                 lattice = replace(lattice, formats=format_choices(self.spec, self.workload, forms))
             options = SieveOptions(combinations=self.options.combinations, finalists=self.options.finalists)
-            found = sieve(trials, lattice, self.workload, self.share(percent), scores, options=options)
+            try:
+                found = sieve(trials, lattice, self.workload, self.share(percent), scores, options=options)
+            except NothingFits:
+                return None
             best = found.result.best
             formats = {} if best.formats is None else best.formats.to_json()
             plan = planner(trials, scores)(best.sizes, best.kept, formats)
