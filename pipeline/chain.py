@@ -111,6 +111,7 @@ def compress(
         run, record = _open_run(request, overwrite=overwrite)
         require_sound(request.output, record)
         request = _hold_out(_dequantised(request, progress))
+        _require_cuttable(request)
         _require_trainable(request)
 
         def keep(*artefacts: str) -> None:
@@ -185,6 +186,14 @@ def _dequantised(request: Compression, progress: Progress) -> Compression:
     if not whole.exists():
         prune(Pruning(request.model, whole, dequantise=True), progress=progress)
     return replace(request, model=whole)
+
+
+def _require_cuttable(request: Compression) -> None:
+    """Raise MinitronError where nothing of the model can be cut in all layers: told before it is scored."""
+    from minitron.cut.selection import require_cuttable
+    from minitron.model.spec import read_spec
+
+    require_cuttable(read_spec(request.model), by_layer=False)
 
 
 def _require_trainable(request: Compression) -> None:

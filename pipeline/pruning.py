@@ -188,7 +188,7 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
         given = load_plan(request.plan)
         given.require(spec)
         _require_weights(request, given.weights, "the plan's scores")
-        if given.has_indices:
+        if given.has_indices(spec):
             return given
     if planning.device is not None or planning.budget is not None:
         planning.budget_of_device()
@@ -197,7 +197,8 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
     scores = _scores(request, spec, progress)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
-        return make_plan(spec, given.sizes, given.layers, scores, report=given.report, **how)
+        how |= {"by_layer": given.by_layer, "report": given.report}
+        return make_plan(spec, given.sizes, given.layers, scores, **how)
     if wanted:
         layers = _layers(spec, planning, wanted.pop("num_hidden_layers", len(spec.layers)), scores)
         return make_plan(spec, wanted, layers, scores, **how)

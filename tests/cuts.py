@@ -61,7 +61,8 @@ def random_scores(spec: ModelSpec, seed: int = 1) -> Scores:
     for layer, kind in places(spec):
         # Sorted: a set has another order in every process, and the numbers are drawn in that order.
         for axis in sorted(axes_at(spec, kind) - {"kv_head", "mamba_head", "mamba_head_dim"}):
-            shape = (spec.sizes["expert"], spec.sizes[axis]) if axis == "expert_ffn" else (spec.sizes[axis],)
+            sizes = spec.sizes_in(layer)
+            shape = (sizes["expert"], sizes[axis]) if axis == "expert_ffn" else (sizes[axis],)
             importance[axis, layer] = rng.random(shape)
         if "mamba_head" in axes_at(spec, kind):
             importance["mamba_channel", layer] = rng.random((spec.sizes["mamba_head"], spec.sizes["mamba_head_dim"]))

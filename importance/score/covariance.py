@@ -105,7 +105,7 @@ def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
         gain = gain + norm.rule.norm.offset
     squares = 0.0
     for rule in norm.readers:
-        share = spec.experts_per_token / spec.num_experts if rule.per_expert else 1.0
+        share = spec.share_routed(norm.layer) if rule.per_expert else 1.0
         squares += float(gain.square() @ _squares(weight_of(model, spec, rule, norm.layer))) * share
     if norm.layer is None and spec.is_tied:
         tied: Tensor = model.get_output_embeddings().weight

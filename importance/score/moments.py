@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from importance.score.totals import Array, Routing, Totals, wide
 from minitron.cut.refit import InputSite, input_sites
 from minitron.cut.scores import Key
+from minitron.model.axes import EXPERT
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import module_name
 
@@ -57,7 +58,7 @@ class Moments:
         """One of so many tokens would be enough."""
         seen = self._tokens
         if site.by_expert:
-            seen = seen * self.spec.experts_per_token // self.spec.num_experts
+            seen = int(seen * self.spec.share_routed(site.layer))
         return max(1, seen // (TOKENS_AN_INPUT * site.size))
 
     @contextmanager
@@ -143,4 +144,4 @@ class Moments:
 
 
 def _numbers(spec: ModelSpec, site: InputSite) -> int:
-    return site.size**2 * (spec.num_experts if site.by_expert else 1)
+    return site.size**2 * (spec.sizes_in(site.layer)[EXPERT] if site.by_expert else 1)

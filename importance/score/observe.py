@@ -93,7 +93,8 @@ def importance(
         found[site.key] = scores if joint or len(site.shape) == 1 else np.linalg.norm(scores, axis=-1)
     for expert in expert_sites(spec):
         found[EXPERT, expert.layer] = expert_scores(expert, totals)
-        shape, judge = (spec.num_experts, spec.sizes[expert.axis]), estimator.of(expert.axis)
+        sizes, judge = spec.sizes_in(expert.layer), estimator.of(expert.axis)
+        shape = (sizes[EXPERT], sizes[expert.axis])
         found[expert.axis, expert.layer] = judge.scores(totals, expert.channels, shape, random)
     return found
 

@@ -104,7 +104,7 @@ def norm_sites(spec: ModelSpec) -> Iterator[NormSite]:
             yield NormSite(
                 name,
                 norm_module(rule, layer),
-                norm_groups(spec, rule),
+                norm_groups(spec, rule, layer),
                 makes_hidden=reads_stream(rule) and not rule.norm.module,
                 centred=rule.norm.kind == "layer",
                 gated_after=bool(rule.norm.gated_after and spec.value(rule.norm.gated_after)),
@@ -124,12 +124,13 @@ def _layer_rules(spec: ModelSpec) -> Iterator[tuple[int, Rule]]:
 
 
 def _input_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | None:
+    sizes = spec.sizes_in(layer)
     match rule.reads:
         case Word(name) if spec.axis(name).scored_at_input:
             module, weight = module_name(rule, layer), parameter_name(rule, layer)
-            return ChannelSite((name, layer), module, "input", (spec.sizes[name],), weight=weight)
+            return ChannelSite((name, layer), module, "input", (sizes[name],), weight=weight)
         case Product((Word(heads), Word(width))) if not spec.axis(heads).joint:
-            shape = (spec.sizes[heads], spec.sizes[width])
+            shape = (sizes[heads], sizes[width])
             return ChannelSite((heads, layer), module_name(rule, layer), "input", shape)
     return None
 
@@ -140,11 +141,12 @@ def _state_space_site(spec: ModelSpec, rule: Rule, layer: int) -> ChannelSite | 
     if rule.scan_input is None or not isinstance(rule.writes, Stack):
         return None
     x = rule.writes.parts[rule.scan_input]
-    start = sum(int(numel(part, spec.sizes)) for part in rule.writes.parts[: rule.scan_input])
+    sizes = spec.sizes_in(layer)
+    start = sum(int(numel(part, sizes)) for part in rule.writes.parts[: rule.scan_input])
     match x:
         case Word(channels):
-            return ChannelSite((channels, layer), module_name(rule, layer), "output", (spec.sizes[channels],), start)
+            return ChannelSite((channels, layer), module_name(rule, layer), "output", (sizes[channels],), start)
         case Product((Word(heads), Word(width))):
-            shape = (spec.sizes[heads], spec.sizes[width])
+            shape = (sizes[heads], sizes[width])
             return ChannelSite((spec.axis(heads).joint, layer), module_name(rule, layer), "output", shape, start)
     raise ValueError(f"the scan's input {rule.name} is spelled {x}, neither channels nor heads*width")

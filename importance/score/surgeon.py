@@ -137,8 +137,8 @@ def surgeon_scores(
 def _grouping(spec: ModelSpec, site: InputSite) -> tuple[int, int]:
     """(inputs that go together, equal runs that lose the same number of such groups): heads and their groups."""
     group = spec.family.grouped.get(site.key[0])
-    width = site.size // spec.sizes[site.key[0]]
-    return width, spec.sizes[group] if group else 1
+    sizes = spec.sizes_in(site.layer)
+    return site.size // sizes[site.key[0]], sizes[group] if group else 1
 
 
 def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:

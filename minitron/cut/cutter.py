@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut, cut
+from minitron.cut.left import Left
 from minitron.cut.plan import Plan
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.selection import layer_of, norm_groups, pick
@@ -49,11 +50,12 @@ class Cutter:
         have their gains folded into other tensors.  Raises MinitronError where the plan is another model's or does not
         say which indices stay."""
         plan.require(spec)
-        if not plan.has_indices:
+        if not plan.has_indices(spec):
             raise MinitronError("the plan names sizes but no indices; give --scores or --data to choose them.")
         self.spec, self.plan, self.target = spec, plan, plan.target(spec)
         self.weights = weights
         self._new_layer = {old: new for new, old in enumerate(plan.layers)}
+        self._left = Left(spec, self.target, plan.layers)
         # An output layer that was tied is a rule of the cut model alone.
         of_all = (self.target.rules["model"], *spec.rules.values())
         self._read = {rule: norms for rules in of_all for rule, norms in norms_read(rules).items()}
@@ -85,9 +87,10 @@ class Cutter:
                 new[EXPERT] = rank
         return new
 
-    def shape(self, rule: Rule) -> tuple[int, ...]:
-        """The shape that a tensor of this rule has after the cut."""
-        return tuple(int(numel(dim, self.target.sizes)) for dim in rule.dims)
+    def shape(self, made: Made) -> tuple[int, ...]:
+        """The shape that a tensor has after the cut."""
+        sizes = self._left.sizes(layer_of(self.spec, made.index))
+        return tuple(int(numel(dim, sizes)) for dim in made.rule.dims)
 
     def cut(self, made: Made, tensor: Tensor) -> Tensor:
         """What stays of a tensor; where that is all, the tensor itself."""
@@ -136,8 +139,8 @@ class Cutter:
                 self._cut_matrix(whole[one - start], rule, {**index, EXPERT: one}, None if fold is None else fold[one])
                 for one in experts
             ]
-            small = _stack(parts) if parts else rows.new_empty((0, *self.shape(rule)[1:]))
-        return self._rescale(small, rule, name).to(rows.dtype)
+            small = _stack(parts) if parts else rows.new_empty((0, *self.shape(made)[1:]))
+        return self._rescale(small, made, name).to(rows.dtype)
 
     def _cut_matrix(
         self, rows: Tensor, rule: Rule, index: Mapping[str, int], fold: NDArray[np.float32] | None, start: int = 0
@@ -151,18 +154,18 @@ class Cutter:
             reads = axis == rule.scaled_by or (rule.reads is not None and axis in axes_of(rule.reads))
             return chosen.flipped if isinstance(chosen, Basis) and reads else chosen
 
-        dims = rule.matrix
+        dims, sizes = rule.matrix, self.spec.sizes_in(layer)
         if fold is None:
-            return cut(rows, dims, self.spec.sizes, choose, start)
+            return cut(rows, dims, sizes, choose, start)
         # The inputs that stay take over what those that go can be foretold from: that cuts the inputs.
         if not rule.transposed:
-            return cut(_fold(rows, fold), dims[:-1], self.spec.sizes, choose, start)
-        return cut(_fold(rows.mT, fold), (dims[1],), self.spec.sizes, choose).mT.contiguous()
+            return cut(_fold(rows, fold), dims[:-1], sizes, choose, start)
+        return cut(_fold(rows.mT, fold), (dims[1],), sizes, choose).mT.contiguous()
 
     def _experts(self, layer: int | None) -> Iterable[int]:
         """The experts of a layer that stay."""
         kept = pick(self.plan.keep, EXPERT, layer, None)
-        return kept.tolist() if isinstance(kept, np.ndarray) else range(self.spec.num_experts)
+        return kept.tolist() if isinstance(kept, np.ndarray) else range(self.spec.sizes_in(layer)[EXPERT])
 
     def _gain(self, norm: Rule, index: Mapping[str, int]) -> Tensor:
         if self.weights is None:
@@ -171,25 +174,26 @@ class Cutter:
         gain = _widened(self.weights(norm.pattern.format(index)))
         return gain + norm.norm.offset if norm.norm.offset else gain
 
-    def _rescale(self, tensor: Tensor, rule: Rule, name: str) -> Tensor:
+    def _rescale(self, tensor: Tensor, made: Made, name: str) -> Tensor:
+        rule, layer = made.rule, layer_of(self.spec, made.index)
         if factors := self.plan.gains.get(name):
             assert rule.norm is not None
             wide = _widened(tensor)
-            groups, offset = wide.reshape(norm_groups(self.spec, rule), -1), rule.norm.offset
+            groups, offset = wide.reshape(norm_groups(self.spec, rule, layer), -1), rule.norm.offset
             scale = wide.new_tensor(factors)[:, None]
             # Where the tensor holds the gain less one, it is the gain that is scaled.
             scaled = (groups + offset) * scale - offset if offset else groups * scale
             return scaled.reshape(tensor.shape).to(tensor.dtype)
-        factor = self._factor(rule)
+        factor = self._factor(rule, layer)
         return tensor if factor == 1 else (_widened(tensor) * factor).to(tensor.dtype)
 
-    def _factor(self, rule: Rule) -> float:
+    def _factor(self, rule: Rule, layer: int | None) -> float:
         """By what a cut of an axis scales a linear that is no norm: queries by what the model divides their products
         with keys by, and writers of a scaled stream that no norm follows by what the embedding is scaled by."""
         axis = rule.scaled_by
         if self.spec.family.scales_stream(self.spec.told) and rule in self._stream_writers:
             axis = HIDDEN
-        old, new = (sizes.get(axis) for sizes in (self.spec.sizes, self.target.sizes))
+        old, new = (sizes.get(axis) for sizes in (self.spec.sizes_in(layer), self._left.sizes(layer)))
         return 1.0 if old is None or new is None or old == new else math.sqrt(new / old)
 
     @cached_property

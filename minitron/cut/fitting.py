@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
-from minitron.cut.selection import Keep, axes_at, factors_of, places
+from minitron.cut.left import Left
+from minitron.cut.selection import Keep, axes_at, factors_of, layer_of, places
 from minitron.errors import MinitronError
 from minitron.model.axes import EXPERT
 from minitron.model.dims import numel
@@ -37,10 +38,11 @@ def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], ke
             )
     if not keep:
         return  # an architecture without a choice of indices
+    left = Left(spec, target, layers)
     known = {
-        (axis, layer): target.sizes[axis] < spec.sizes[axis]
+        (axis, layer): left.sizes(layer)[axis] < spec.sizes_in(layer)[axis]
         for layer, kind in places(spec)
-        if layer is None or layer >= len(spec.layers) or layer in layers
+        if left.stays(layer)
         for axis in axes_at(spec, kind)
     }
     for (axis, layer), chosen in keep.items():
@@ -49,21 +51,22 @@ def require_cuts(spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], ke
             continue  # of a part of a larger model that was taken out of the folder since
         if (axis, layer) not in known:
             raise MinitronError(f"the plan keeps a part of {where}, which is not there; {AGAIN}.")
-        if not _fits(chosen, spec, target, axis):
+        before, after = spec.sizes_in(layer), left.sizes(layer)
+        if not _fits(chosen, spec, before, after, axis):
             raise MinitronError(
-                f"the plan does not keep {target.sizes[axis]} of the {spec.sizes[axis]} indices of {where}; {AGAIN}."
+                f"the plan does not keep {after[axis]} of the {before[axis]} indices of {where}; {AGAIN}."
             )
     for axis, layer in {key for key, shrinks in known.items() if shrinks} - keep.keys():
         where = axis if layer is None else f"{axis} in layer {layer}"
         raise MinitronError(f"the plan does not say what it keeps of {where}; {AGAIN}.")
 
 
-def _fits(chosen: Cut, spec: ModelSpec, target: ModelSpec, axis: str) -> bool:
-    size, kept = spec.sizes[axis], target.sizes[axis]
+def _fits(chosen: Cut, spec: ModelSpec, before: Mapping[str, int], after: Mapping[str, int], axis: str) -> bool:
+    size, kept = before[axis], after[axis]
     if isinstance(chosen, Basis):
         return chosen.matrix.shape[-2:] == (size, kept)
     nested = spec.axis(axis).nested_in
-    shape = (spec.sizes[nested], kept) if nested else (kept,)
+    shape = (before[nested], kept) if nested else (kept,)
     return chosen.shape == shape and int(chosen.max()) < size
 
 
@@ -79,14 +82,19 @@ def require_factors(
         raise MinitronError(f"the plan has no gains of {missing[0]}, which it cuts; {AGAIN}.")
 
 
-def require_folds(spec: ModelSpec, target: ModelSpec, folds: Mapping[str, NDArray[Any]]) -> None:
+def require_folds(
+    spec: ModelSpec, target: ModelSpec, layers: tuple[int, ...], folds: Mapping[str, NDArray[Any]]
+) -> None:
     """Raise MinitronError for matrices that no linear of the model can be multiplied by."""
+    left = Left(spec, target, layers)
     for name, fold in folds.items():
-        rule, _ = spec.find(name)
-        if rule.reads is None:
-            raise MinitronError(f"the plan refits {name:.80}, which is no linear layer; {AGAIN}.")
-        matrix = (int(numel(rule.reads, spec.sizes)), int(numel(rule.reads, target.sizes)))
-        shape = (spec.sizes[EXPERT], *matrix) if rule.is_stacked else matrix
+        rule, index = spec.find(name)
+        layer = layer_of(spec, index)
+        if rule.reads is None or not left.stays(layer):
+            raise MinitronError(f"the plan refits {name:.80}, which is no linear layer that stays; {AGAIN}.")
+        before, after = spec.sizes_in(layer), left.sizes(layer)
+        matrix = (int(numel(rule.reads, before)), int(numel(rule.reads, after)))
+        shape = (before[EXPERT], *matrix) if rule.is_stacked else matrix
         if fold.shape != shape or not np.isfinite(fold).all():
             raise MinitronError(
                 f"the plan refits {name:.80} by numbers of the shape {list(fold.shape)}, not {list(shape)}; {AGAIN}."

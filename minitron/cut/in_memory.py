@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from minitron.cut.cutter import Cutter
 from minitron.cut.plan import Plan
 from minitron.errors import MinitronError
-from minitron.model.configs import as_transformers_reads, config_inside
+from minitron.model.configs import config_of
 from minitron.model.layerwise import compute_buffers
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held
@@ -38,16 +38,13 @@ def cut_model(model: PreTrainedModel, spec: ModelSpec, plan: Plan) -> PreTrained
     for name, tensor in whole.items():
         for made in cutter.makes(name):
             pieces[made.name] = cutter.cut(made, tensor)
-    document, family = cutter.target.config, spec.family
-    config = (
-        config_inside(family, document)
-        if spec.is_inside
-        else type(model.config).from_dict(as_transformers_reads(document))
-    )
     with torch.device("meta"), no_init_weights():
         # Never the parent's config object: transformers lets modules write into it.
-        result: PreTrainedModel = type(model)._from_config(
-            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        result: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config_of(cutter.target),
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            trust_remote_code=False,
         )
     state = _in_memory(cutter.target, pieces)
     missing, unexpected = result.load_state_dict(state, strict=False, assign=True)

@@ -1,5 +1,7 @@
 """Weight magnitude: the importance of axes for which there are no activation scores."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,8 @@ def weight_magnitude(checkpoint: Checkpoint, spec: ModelSpec) -> Fallback:
         placed.setdefault(layer_of(spec, index), []).append((name, index))
 
     def importance(axis: str, layer: int | None) -> NDArray[np.float64]:
-        energy = np.zeros((max(spec.num_experts, 1), spec.sizes[axis]))
+        sizes = spec.sizes_in(layer)
+        energy = np.zeros((sizes.get(EXPERT, 1), sizes[axis]))
         nested = True
         for name, index in placed.get(layer, []):
             rule, _ = spec.find(name)
@@ -32,7 +35,7 @@ def weight_magnitude(checkpoint: Checkpoint, spec: ModelSpec) -> Fallback:
             for expert, sums in _sums(checkpoint, name, rule).items():
                 place = dict(index) | ({EXPERT: expert} if rule.is_stacked else {})
                 row = place.get(EXPERT, 0)
-                energy[0 if axis == EXPERT else row] += _energy(spec, rule, sums, axis, place)
+                energy[0 if axis == EXPERT else row] += _energy(sizes, rule, sums, axis, place)
         return np.sqrt(energy if nested else energy.sum(0))
 
     return importance
@@ -67,14 +70,14 @@ def _add(sums: Sums, squares: NDArray[np.float64], start: int, length: int) -> S
     return sums
 
 
-def _energy(spec: ModelSpec, rule: Rule, sums: Sums, axis: str, index: dict[str, int]) -> NDArray[np.float64]:
+def _energy(sizes: Mapping[str, int], rule: Rule, sums: Sums, axis: str, index: dict[str, int]) -> NDArray[np.float64]:
     """[size] sum of the squared entries of one expert's tensor, or of one that none has, by index of the axis."""
-    energy = np.zeros(spec.sizes[axis])
+    energy = np.zeros(sizes[axis])
     if axis in index:
         energy[index[axis]] += sums[-1]
     for place, dim in enumerate(rule.matrix):
         if axis in axes_of(dim):
             # Rows of other parts of a stack come back for every index alike, which leaves the order as it is.
-            for number in range(spec.sizes[axis]):
-                energy[number] += sums[place][rows(dim, spec.sizes, {axis: np.array([number])})].sum()
+            for number in range(sizes[axis]):
+                energy[number] += sums[place][rows(dim, sizes, {axis: np.array([number])})].sum()
     return energy

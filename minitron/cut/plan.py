@@ -21,6 +21,7 @@ from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotate
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, sole, write_bytes, write_json
 from minitron.model.axes import LARGEST
+from minitron.model.by_layer import ByLayer
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 from minitron.typed import require
@@ -70,6 +71,9 @@ class Plan:
     """Part of the model (a component, or kv) -> the format in which what is left of it is to be kept, where the search
     chose that; a cut itself writes none of them."""
 
+    by_layer: ByLayer = field(default_factory=dict)
+    """config key -> kept layer -> its size, in the place of the one for all layers."""
+
     def __post_init__(self) -> None:
         if not self.layers:
             raise MinitronError("the plan keeps no layer; keep at least one.")
@@ -81,10 +85,9 @@ class Plan:
         """Whether the residual stream is cut in another basis (minitron.cut.rotation)."""
         return isinstance(self.keep.get(STREAM), Basis)
 
-    @property
-    def has_indices(self) -> bool:
-        """Whether the plan says which indices stay, and not only how many."""
-        return bool(self.keep) or not self.sizes
+    def has_indices(self, spec: ModelSpec) -> bool:
+        """Whether the plan, which is one of `spec`, says which indices stay, and not only how many."""
+        return bool(self.keep) or not (self.sizes.keys() | self.by_layer.keys() & spec.keys.keys())
 
     def require(self, spec: ModelSpec) -> None:
         """Raise MinitronError unless this plan was made for this very model, and fits it in every part."""
@@ -94,12 +97,12 @@ class Plan:
         target = self.target(spec)
         require_cuts(spec, target, self.layers, self.keep)
         require_factors(spec, self.layers, self.keep, self.gains)
-        require_folds(spec, target, self.folds)
+        require_folds(spec, target, self.layers, self.folds)
 
     def target(self, spec: ModelSpec) -> ModelSpec:
         """The spec of the model that is left."""
         # Folding the final norm's gain into the output layer alone parts the two.
-        return (spec.untied() if self.rotates else spec).resized(self.sizes, self.layers)
+        return (spec.untied() if self.rotates else spec).resized(self.sizes, self.layers, self.by_layer)
 
     @cached_property
     def arrays(self) -> bytes:
@@ -138,6 +141,7 @@ class Plan:
             "version": VERSION,
             "model": self.model,
             "sizes": dict(self.sizes),
+            **({"by_layer": _write_by_layer(self.by_layer)} if self.by_layer else {}),
             "layers": _write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
@@ -180,6 +184,7 @@ class _Document:
     bases: str | None = None
     weights: dict[str, Any] | None = None
     formats: dict[str, str] | None = None
+    by_layer: dict[str, dict[str, int]] | None = None
 
 
 def load_plan(path: Path) -> Plan:
@@ -195,6 +200,7 @@ def load_plan(path: Path) -> Plan:
             model=value["model"],
             sizes=value["sizes"],
             layers=tuple(_read_ranges(value["layers"]).tolist()),
+            by_layer=_read_by_layer(value.get("by_layer") or {}),
             keep=_read_keep(value["keep"], bases),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
             folds={name.removeprefix("fold/"): array for name, array in bases.items() if name.startswith("fold/")},
@@ -214,6 +220,7 @@ def make_plan(
     layers: tuple[int, ...],
     scores: Scores | None = None,
     *,
+    by_layer: ByLayer | None = None,
     fallback: Fallback | None = None,
     rotate: bool | None = None,
     refit: bool = True,
@@ -221,7 +228,8 @@ def make_plan(
     report: Mapping[str, Any] | None = None,
     formats: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan that leaves `layers` and the given sizes; with scores it says which indices stay.
+    """The plan that leaves `layers` and the given sizes, of some layers sizes of their own (`by_layer`); with scores
+    it says which indices stay.
 
     `rotate` cuts the residual stream to its strongest directions instead of its best channels; None does so where the
     scores hold its covariance and the output layer is not tied to the embedding, which it would part.  `refit` fits
@@ -241,19 +249,19 @@ def make_plan(
             raise MinitronError("the scores hold no covariance of the residual stream; score the model again.")
         if rotate is None:
             rotate = rotates(spec, scores)
-        keep = choose(spec, scores, changed, layers, fallback, rotate=rotate, project=project)
+        keep = choose(spec, scores, changed, layers, fallback, by_layer=by_layer, rotate=rotate, project=project)
         factors = gains(spec, scores, keep, layers)
         folds = folds_of(scores).of(spec, keep, layers) if refit else {}
-    if isinstance(keep.get(STREAM), Basis):
-        target = spec.untied().resized(named_sizes, layers)
+    parent = spec.untied() if isinstance(keep.get(STREAM), Basis) else spec
     return Plan(
         model=spec.fingerprint,
         sizes=changed,
         layers=layers,
+        by_layer=by_layer or {},
         keep=keep,
         gains=factors,
         folds=folds,
-        parameters=int(target.parameters().total),
+        parameters=int(parent.resized(named_sizes, layers, by_layer).parameters().total),
         scores=None if scores is None else scores.fingerprint,
         weights={} if scores is None else scores.weights,
         report=report or {},
@@ -295,6 +303,14 @@ def _write_cut(chosen: Cut) -> Any:
     if isinstance(chosen, Basis):
         return f"a basis of {chosen.kept} directions"
     return _write_indices(chosen)
+
+
+def _write_by_layer(sizes: ByLayer) -> dict[str, dict[str, int]]:
+    return {key: {str(layer): size for layer, size in sorted(own.items())} for key, own in sizes.items()}
+
+
+def _read_by_layer(value: Mapping[str, Mapping[str, int]]) -> ByLayer:
+    return {key: {int(layer): size for layer, size in own.items()} for key, own in value.items()}
 
 
 def _write_indices(kept: Indices) -> Any:

@@ -116,7 +116,7 @@ def promise(checkpoint: Checkpoint, cutter: Cutter) -> Promised:
         header = checkpoint.headers[name]
         if name not in extras:
             found[name] = tuple(
-                (Entry(made.name, header.dtype, cutter.shape(made.rule)), made) for made in cutter.makes(name)
+                (Entry(made.name, header.dtype, cutter.shape(made)), made) for made in cutter.makes(name)
             )
         else:
             found[name] = ((Entry.of(name, header), None),) if extras[name].carried else ()

@@ -51,7 +51,7 @@ def input_sites(spec: ModelSpec) -> Iterator[InputSite]:
     for layer, kind in enumerate(spec.layers):
         for rule in spec.rules[kind]:
             if rule.reads is not None and (axes := input_axes(rule.reads)):
-                size = int(np.prod([spec.sizes[axis] for axis in axes]))
+                size = int(np.prod([spec.sizes_in(layer)[axis] for axis in axes]))
                 nested = rule.per_expert and spec.axis(axes[0]).nested_in == EXPERT
                 yield InputSite((input_name(spec, rule), layer), rule, layer, size, nested)
 
@@ -87,7 +87,7 @@ class Folds:
             if any(isinstance(keep.get((axis, site.layer)), Basis) for axis in input_axes(reads)):
                 continue
             folds: dict[int | None, NDArray[np.float32]] = {}
-            for expert in range(spec.num_experts) if site.rule.per_expert else (None,):
+            for expert in range(spec.sizes_in(site.layer)[EXPERT]) if site.rule.per_expert else (None,):
                 kept = kept_rows(spec, keep, reads, site.layer, expert)
                 if len(kept) < site.size:
                     folds[expert] = self._fold(site, expert, kept)

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.cut.basis import Basis, Cut
+from minitron.cut.left import Left
 from minitron.cut.rotation import reads_stream, require_rotatable, unrotatable
 from minitron.cut.scores import Key, Scores
 from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
+from minitron.model.by_layer import ByLayer, axes_by_layer
 from minitron.model.dims import Dim, Indices, axes_of, rows
 from minitron.model.families import Rule
 from minitron.model.families.nesting import PROJECTOR
@@ -30,9 +32,10 @@ Fallback = Callable[[str, int | None], NDArray[np.float64]]
 """(axis, layer) -> [size] importance of an axis that the scores do not cover."""
 
 
-def require_cuttable(spec: ModelSpec) -> None:
-    """Raise MinitronError where no size of a model may be cut, so that there is nothing to score or to search."""
-    if all(axis in spec.family.fixed for axis in spec.sizes):
+def require_cuttable(spec: ModelSpec, *, by_layer: bool = True) -> None:
+    """Raise MinitronError where no size of a model may be cut, so that there is nothing to score or to search; without
+    `by_layer`, none of all layers together."""
+    if all(axis in spec.family.fixed for axis in spec.sizes) and not (by_layer and axes_by_layer(spec)):
         raise MinitronError(
             f"nothing of a {spec.family.name} model can be cut, as {spec.axis(HIDDEN).fixed}; it can be "
             "planned for and inspected as it is."
@@ -62,17 +65,18 @@ def choose(
     layers: tuple[int, ...],
     fallback: Fallback | None = None,
     *,
+    by_layer: ByLayer | None = None,
     rotate: bool = False,
     project: bool = False,
 ) -> dict[Key, Cut]:
-    """The most important indices of every axis that shrinks, for the layers that stay; with `rotate` the strongest
-    directions of the residual stream in the place of its channels, with `project` those of every space that the scores
-    hold a basis of.
+    """The most important indices of every axis that shrinks, for the layers that stay, which may have sizes of their
+    own (`by_layer`); with `rotate` the strongest directions of the residual stream in the place of its channels, with
+    `project` those of every space that the scores hold a basis of.
 
     Raises MinitronError for a size that cannot be reached: larger than the model's, not the same number in every
     group, or of an axis that neither the scores nor `fallback` know."""
-    target = spec.resized(named_sizes).sizes
-    for axis, size in target.items():
+    uniform = spec.resized(named_sizes, layers)
+    for axis, size in () if spec.blocks.told else uniform.sizes.items():
         if size > spec.sizes[axis]:
             raise MinitronError(
                 f"{spec.key(axis)} = {size} is more than the model's {spec.sizes[axis]}; pruning only cuts."
@@ -81,23 +85,25 @@ def choose(
             raise MinitronError(
                 f"{spec.key(axis)} cannot be cut in a {spec.family.name} model, as {why}; leave it as it is."
             )
-    if rotate and target[HIDDEN] < spec.sizes[HIDDEN]:
+    left = Left(spec, spec.resized(named_sizes, layers, by_layer) if by_layer else uniform, layers)
+    if rotate and left.sizes(None)[HIDDEN] < spec.sizes[HIDDEN]:
         require_rotatable(spec)
     keep: dict[Key, Cut] = {}
     for layer, kind in places(spec):
-        if layer is not None and layer < len(spec.layers) and layer not in layers:
+        if not left.stays(layer):
             continue
-        chooser = _Chooser(spec, scores, target, layer, fallback)
+        before, after = spec.sizes_in(layer), left.sizes(layer)
+        chooser = _Chooser(spec, scores, after, layer, fallback)
         for axis in sorted(axes_at(spec, kind), key=lambda axis: _rank(spec, axis)):
-            size = target[axis]
-            if size < spec.sizes[axis] and project and (axis, layer) in scores.bases:
+            size = after[axis]
+            if size < before[axis] and project and (axis, layer) in scores.bases:
                 matrix, dual, _ = scores.bases[axis, layer]
                 keep[axis, layer] = Basis(matrix[..., :size], dual[..., :size])
-            elif size < spec.sizes[axis]:
+            elif size < before[axis]:
                 chooser.choose(axis)
         keep |= {(axis, layer): kept for axis, kept in chooser.kept.items()}
     if rotate and STREAM in keep:
-        keep[STREAM] = scores.directions.basis(STREAM, target[HIDDEN])
+        keep[STREAM] = scores.directions.basis(STREAM, left.sizes(None)[HIDDEN])
     return keep
 
 
@@ -120,15 +126,16 @@ class _Chooser:
         self, spec: ModelSpec, scores: Scores, target: Mapping[str, int], layer: int | None, fallback: Fallback | None
     ) -> None:
         self.spec, self.scores, self.target, self.layer, self.fallback = spec, scores, target, layer, fallback
+        self.sizes = spec.sizes_in(layer)
         self.kept: dict[str, Indices] = {}
 
     def choose(self, axis: str) -> None:
-        size, wanted = self.spec.sizes[axis], self.target[axis]
+        size, wanted = self.sizes[axis], self.target[axis]
         group = self.spec.family.grouped.get(axis)
         if group is None:
             self.kept[axis] = top(self._importance(axis), wanted, self.spec.equal_groups(axis), self.spec.key(axis))
             return
-        members = np.arange(size).reshape(self.spec.sizes[group], -1)[self.kept.get(group, slice(None))]
+        members = np.arange(size).reshape(self.sizes[group], -1)[self.kept.get(group, slice(None))]
         if members.size == wanted:
             # All members of the groups that stay.
             self.kept[axis] = members.ravel()
@@ -144,7 +151,7 @@ class _Chooser:
         # All members of a group go with it: the query heads of a KV head.
         for member in members_of(self.spec, axis):
             if (own := self._find(member)) is not None:
-                return _energy(own.reshape(self.spec.sizes[axis], -1), 1)
+                return _energy(own.reshape(self.sizes[axis], -1), 1)
         joint = self.spec.axis(axis).joint
         if joint and (channels := self._find(joint)) is not None:
             if self.spec.axis(axis).joint_place == 1:
@@ -154,7 +161,7 @@ class _Chooser:
             return self.fallback(axis, self.layer)
         where = "" if self.layer is None else f" in layer {self.layer}"
         raise MinitronError(
-            f"the scores do not cover {self.spec.key(axis)}{where}; leave it at {self.spec.sizes[axis]} "
+            f"the scores do not cover {self.spec.key(axis)}{where}; leave it at {self.sizes[axis]} "
             "or score the model again."
         )
 
@@ -201,7 +208,7 @@ def kept_rows(spec: ModelSpec, keep: Keep, dim: Dim, layer: int | None, expert: 
             raise ValueError(f"{axis} is projected: no rows of it stay")
         if chosen is not None:
             kept[axis] = chosen
-    return rows(dim, spec.sizes, kept)
+    return rows(dim, spec.sizes_in(layer), kept)
 
 
 def pick(keep: Keep, axis: str, layer: int | None, expert: int | None) -> Cut | None:
@@ -228,7 +235,8 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
             root = np.sqrt(chosen.kept / size) if rule.norm.over_root else 1.0
             found[tensor.name] = (float(np.sqrt(size / chosen.kept * share) * root),)
         else:
-            factors = _factors(scores.energy.get(tensor.name, np.ones(size)), chosen, norm_groups(spec, rule))
+            groups = norm_groups(spec, rule, layer_of(spec, tensor.index))
+            factors = _factors(scores.energy.get(tensor.name, np.ones(size)), chosen, groups)
             follows = rule.norm.over_root or (rule.norm.role == "after" and spec.family.scales_stream(spec.told))
             scale = np.sqrt(len(chosen) / size) if follows else 1.0
             found[tensor.name] = tuple(float(factor * scale) for factor in factors)
@@ -238,7 +246,7 @@ def gains(spec: ModelSpec, scores: Scores, keep: Keep, layers: tuple[int, ...]) 
 def factors_of(spec: ModelSpec, layers: tuple[int, ...], keep: Keep) -> dict[str, int]:
     """Norm gain's name -> how many factors `gains` gives it."""
     return {
-        tensor.name: 1 if isinstance(chosen, Basis) else norm_groups(spec, tensor.rule)
+        tensor.name: 1 if isinstance(chosen, Basis) else norm_groups(spec, tensor.rule, layer_of(spec, tensor.index))
         for tensor, chosen in _norms_cut(spec, keep, layers)
     }
 
@@ -265,10 +273,10 @@ def _factors(energy: NDArray[np.float64], kept: Indices, groups: int) -> tuple[f
     return tuple(float(factor) for factor in np.sqrt(len(energy) / len(kept) * share))
 
 
-def norm_groups(spec: ModelSpec, rule: Rule) -> int:
+def norm_groups(spec: ModelSpec, rule: Rule, layer: int | None) -> int:
     """Over how many groups of channels a norm takes separate means."""
     assert rule.norm is not None
-    return spec.sizes[rule.norm.group] if rule.norm.group else 1
+    return spec.sizes_in(layer)[rule.norm.group] if rule.norm.group else 1
 
 
 def layer_of(spec: ModelSpec, index: Mapping[str, int]) -> int | None:

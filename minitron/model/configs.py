@@ -16,6 +16,7 @@ from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.foreign import told
 from minitron.model.axes import AXES, VOCAB
+from minitron.model.differing_layers import NemotronHPuzzleConfig
 from minitron.model.families import Family, family_of
 from minitron.model.families.nesting import TIES
 from minitron.model.sources import config_path
@@ -41,11 +42,6 @@ def transformers_config(folder: Path, spec: ModelSpec | None, advice: str = CORR
     also sees or hears it is the language model's.
 
     Raises MinitronError where transformers refuses the config, or builds no model of its family."""
-    if spec is not None and spec.family.unbuilt:
-        raise MinitronError(
-            f"{folder} holds a {spec.family.name} model, which is inspected and planned for and nothing else, as "
-            f"{spec.family.unbuilt}; choose a model that it builds."
-        )
     _refuse_foreign_code(folder)
     with refusals(advice.format(folder)):
         return _transformers_config(folder, spec)
@@ -85,15 +81,24 @@ def _implementations(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _transformers_config(folder: Path, spec: ModelSpec | None) -> PreTrainedConfig:
-    if spec is not None and spec.is_inside:
-        inside = config_inside(spec.family, spec.config)
-        inside.name_or_path = str(folder)
-        return inside
-    if spec is None or dict(spec.config) == read_json(folder / "config.json"):
+    # AutoConfig would read a file of the whole model, or of one whose layers are alike.
+    own = spec is not None and (spec.is_inside or bool(spec.family.blocks))
+    if spec is None or (not own and dict(spec.config) == read_json(folder / "config.json")):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return config
-    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[spec.config["model_type"]]
-    return config_class.from_dict(as_transformers_reads(spec.config))
+    found = config_of(spec)
+    found.name_or_path = str(folder)
+    return found
+
+
+def config_of(spec: ModelSpec) -> PreTrainedConfig:
+    """transformers' config of the language model that a spec describes."""
+    if spec.is_inside:
+        return config_inside(spec.family, spec.config)
+    # A config of layers that differ may bear the name of the family in which they are alike.
+    config_class = NemotronHPuzzleConfig if spec.family.blocks else CONFIG_MAPPING[spec.config["model_type"]]
+    found: PreTrainedConfig = config_class.from_dict(as_transformers_reads(spec.config))
+    return found
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def load_model(
     if spec is not None:
         require_head(spec, folder)
         checkpoint.check(spec)
-    if spec is not None and spec.is_inside:
+    if spec is not None and (spec.is_inside or spec.family.blocks):
         model = _language_model(folder, spec, dtype, device or default_device())
         model.generation_config = generation or model.generation_config
         return _running(model, folder)
@@ -182,7 +182,8 @@ def _renamed(spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _language_model(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The language model of a larger model, whose class transformers would fill at random from such a folder."""
+    """The language model of a larger model, whose class transformers would fill at random from such a folder, or one of
+    layers that differ, whose stored names it does not know."""
     source = LayerwiseModel(folder, spec, dtype=dtype, device=device)
     source.load(lambda name: None)
     return source.model

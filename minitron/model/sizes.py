@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +81,11 @@ class Sizes(Reading):
         own = self.own_sizes.get(kind)
         return {**sizes, **{axis: sizes.get(f"{kind}.{axis}", size) for axis, size in own.items()}} if own else sizes
 
+    def sizes_in(self, layer: int | None) -> Mapping[str, int]:
+        """axis -> its size in a layer, those of the multi-token-prediction block counted on from the last; outside
+        layers for None."""
+        return self.sizes if layer is None else self.at((self.layers + self.mtp_layers)[layer], self.sizes)
+
     def _size(self, axis: str, text: Config) -> int:
         row = self.axis(axis)
         for key in row.keys:
@@ -128,6 +134,12 @@ class Sizes(Reading):
         if not any(rule.per_expert for rule in self.rules[kind]):
             return 0, 0
         return self.at(kind, self.sizes)[EXPERT], self.choice(EXPERT, kind).needed
+
+    def share_routed(self, layer: int | None) -> Fraction:
+        """The share of its routed experts that a layer sends a token to."""
+        assert layer is not None  # no expert stands outside layers
+        experts, needed = self.routed((self.layers + self.mtp_layers)[layer])
+        return Fraction(needed, experts)
 
     @property
     def num_experts(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from minitron.errors import MinitronError
 from minitron.files import read_json
 from minitron.model.axes import AXES, EXPERT, HIDDEN, LAYER
+from minitron.model.by_layer import ByLayer, config_with_sizes
 from minitron.model.dims import numel
 from minitron.model.dtypes import DTYPE_ALIASES, DTYPE_KEYS
 from minitron.model.families import Extra, Rule, find_family
@@ -191,11 +192,22 @@ class ModelSpec(Sizes):
         self.family.untie(config)
         return replace(self, config=config)
 
-    def resized(self, named_sizes: Mapping[str, int], layers: tuple[int, ...] | None = None) -> ModelSpec:
-        """The spec with other sizes (by config key) and only the given layers, its config in the same dialect.
+    def resized(
+        self,
+        named_sizes: Mapping[str, int],
+        layers: tuple[int, ...] | None = None,
+        by_layer: ByLayer | None = None,
+    ) -> ModelSpec:
+        """The spec with other sizes (by config key) and only the given layers, its config in the same dialect; of these
+        layers (by their numbers in this model) some may have sizes of their own.
 
         A width that the config left to a default, such as head_dim, is written out: the default may follow from a size
         that changed.  Raises MinitronError for a key that this model has no axis for."""
+        if by_layer:
+            stay = tuple(range(len(self.layers))) if layers is None else layers
+            alike = self.resized(named_sizes, layers)
+            apart = config_with_sizes(alike, by_layer, stay)
+            return replace(alike, family=find_family(apart), config=apart)
         document = copy.deepcopy(dict(self.config))
         config = self.family.place(document)
         self._require_named(named_sizes)

@@ -160,7 +160,7 @@ def test_scores_rank_and_choose_the_indices(plan: Any, tiny_hybrid: Path, tmp_pa
     assert by_size["candidates"][0]["parameters"] == by_size["candidates"][0]["score_parameters"]
     written = load_plan(tmp_path / "plan.json")
     best = by_score["candidates"][0]
-    assert written.has_indices
+    assert written.has_indices(spec)
     assert list(written.layers) == best["kept_layer_indices"]
     assert written.target(spec).named_sizes == best["sizes_count"]
     assert written.parameters == best["parameters"]
@@ -172,7 +172,7 @@ def test_a_plan_without_scores_says_how_many_and_not_which(plan: Any, tmp_path: 
     told = plan(NANO_12B, *NANO_2, "-o", str(tmp_path / "new" / "plan.json"))
     assert "Written: " in told
     written = load_plan(tmp_path / "new" / "plan.json")
-    assert not written.has_indices
+    assert not written.has_indices(read_spec(NANO_12B))
     assert written.sizes == {"hidden_size": 4800, "intermediate_size": 14400, "mamba_num_heads": 120}
     assert len(written.layers) == 56
 

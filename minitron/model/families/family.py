@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -191,6 +191,10 @@ def _is_met(condition: str, config: Config, defaults: Mapping[str, Any]) -> bool
     return (value == word if names_a_word else bool(value)) != condition.startswith("!")
 
 
+Blocks = Sequence[Mapping[str, Any]]
+"""One object a layer: what the config says of it alone."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family as one table."""
@@ -246,6 +250,14 @@ class Family:
     mtp_blocks: str = ""
     """The same for the layers of the multi-token-prediction block."""
 
+    by_layer: tuple[str, ...] = ()
+    """The axes whose size may be cut to another number in each layer, as engines serve it; of experts also how many a
+    token is sent to."""
+
+    set_apart: Callable[[dict[str, Any], Blocks, Blocks], None] = lambda config, layers, ahead: None
+    """Rewrites a config in place into one whose layers differ: the layers' own objects, and those of the
+    multi-token-prediction block's layers.  What the objects say goes from the rest."""
+
     mtp_rules: tuple[Rule, ...] = ()
     """The tensors of the multi-token-prediction block outside its mixers."""
 
@@ -267,10 +279,6 @@ class Family:
 
     refused: Mapping[str, str] = field(default_factory=dict)
     """config key -> what it would take to honour it: configs that set one to a true value are refused by name."""
-
-    unbuilt: str = ""
-    """Why transformers builds no such model, so that it is inspected and planned for and nothing else; empty where it
-    does."""
 
     also: Mapping[str, str] = field(default_factory=dict)
     """model_type of another family -> the config key that, where it is set, makes a config of that type one of this

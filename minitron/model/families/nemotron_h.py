@@ -1,11 +1,11 @@
 """Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, relu2 MLPs and mixtures of experts in one stack."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from minitron.model.axes import Config, rows
 from minitron.model.families.decoders import EXPERTS_IN_GROUPS, gain
-from minitron.model.families.family import Cache, Extra, Family, Norm, Rule
+from minitron.model.families.family import Blocks, Cache, Extra, Family, Norm, Rule
 from minitron.model.families.layouts import LETTERS, keep_layers, read_layout, read_pattern, read_words
 from minitron.model.families.mamba import STATES, mamba2
 
@@ -103,6 +103,27 @@ def _keep_layers(config: dict[str, Any], kept: tuple[int, ...]) -> None:
             config.pop(key, None)
 
 
+BLOCKS: Final = "block_configs"
+MTP_BLOCKS: Final = "mtp_block_configs"
+
+
+def _set_apart(config: dict[str, Any], layers: Blocks, ahead: Blocks) -> None:
+    """The config of a nemotron_h_puzzle model (minitron.model.families.nemotron_h_puzzle), as published ones are: what
+    blocks say stands in them alone."""
+    mtp = _mtp_layout(config)
+    told = {key for block in (*layers, *ahead) for key in block}
+    config |= {"model_type": "nemotron_h_puzzle", "architectures": ["NemotronHPuzzleForCausalLM"]}
+    config[BLOCKS] = _blocks(read_layout(config), layers)
+    if mtp:
+        config[MTP_BLOCKS] = _blocks(mtp, ahead)
+    for key in told:
+        config.pop(key, None)
+
+
+def _blocks(letters: str, own: Blocks) -> list[dict[str, Any]]:
+    return [{"block_type": LETTERS[letter]} | dict(block) for letter, block in zip(letters, own, strict=True)]
+
+
 MTP_LAYER = "mtp.layers.{mtp_layer}."
 
 NEMOTRON_H = Family(
@@ -159,6 +180,8 @@ NEMOTRON_H = Family(
     },
     layout=read_layout,
     edit_layout=_keep_layers,
+    by_layer=("ffn", "expert", "expert_ffn", "shared_ffn"),
+    set_apart=_set_apart,
     mtp_layout=_mtp_layout,
     defaults={"use_conv_bias": True, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     # Another table reads a config of this type that has blocks (NEMOTRON_H_PUZZLE); inside a larger model none does.

@@ -10,11 +10,10 @@ from typing import Any, Final, NoReturn
 from minitron.errors import MinitronError
 from minitron.model.axes import Config
 from minitron.model.blocks import read_blocks
+from minitron.model.families.family import Blocks
 from minitron.model.families.layouts import read_layout, read_words
-from minitron.model.families.nemotron_h import NEMOTRON_H
+from minitron.model.families.nemotron_h import BLOCKS, MTP_BLOCKS, NEMOTRON_H
 
-_BLOCKS: Final = "block_configs"
-_MTP_BLOCKS: Final = "mtp_block_configs"
 _WHY: Final = "its layers differ in size"
 
 
@@ -29,17 +28,15 @@ def _letters(config: Config, key: str) -> str:
 
 
 def _layout(config: Config) -> str:
-    letters = _letters(config, _BLOCKS)
+    letters = _letters(config, BLOCKS)
     if not letters:
-        raise MinitronError(
-            f"config.json has no {_BLOCKS}; a nemotron_h_puzzle model needs one object a layer; add it."
-        )
+        raise MinitronError(f"config.json has no {BLOCKS}; a nemotron_h_puzzle model needs one object a layer; add it.")
     told = {key: config[key] for key in ("layers_block_type", "hybrid_override_pattern") if config.get(key)}
     count = config.get("num_hidden_layers")
     if count not in (None, len(letters)) or any(read_layout({key: value}) != letters for key, value in told.items()):
         named = ", ".join([*told, *(["num_hidden_layers"] if count is not None else [])])
         raise MinitronError(
-            f"config.json: {_BLOCKS} describes the layers {letters}, and {named} says something else; correct one of "
+            f"config.json: {BLOCKS} describes the layers {letters}, and {named} says something else; correct one of "
             "them."
         )
     return letters
@@ -48,28 +45,32 @@ def _layout(config: Config) -> str:
 def _mtp_layout(config: Config) -> str:
     if not config.get("num_nextn_predict_layers"):
         return ""
-    return _letters(config, _MTP_BLOCKS) or NEMOTRON_H.mtp_layout(config)
+    return _letters(config, MTP_BLOCKS) or NEMOTRON_H.mtp_layout(config)
 
 
 def _edit(config: dict[str, Any], kept: tuple[int, ...]) -> NoReturn:
     raise MinitronError(f"no layer of a nemotron_h_puzzle model can be left out, as {_WHY}; keep all of them.")
 
 
+def _set_apart(config: dict[str, Any], layers: Blocks, ahead: Blocks) -> None:
+    config[BLOCKS] = [{**block, **own} for block, own in zip(config[BLOCKS], layers, strict=True)]
+
+
 NEMOTRON_H_PUZZLE = replace(
     NEMOTRON_H,
     name="nemotron_h_puzzle",
     model_types=("nemotron_h_puzzle",),
-    also={"nemotron_h": _BLOCKS},
+    also={"nemotron_h": BLOCKS},
     axes={name: replace(row, fixed=row.fixed or _WHY) for name, row in NEMOTRON_H.axes.items()},
     cache={**NEMOTRON_H.cache, "attention": replace(NEMOTRON_H.cache["attention"], window="sliding_window")},
     layout=_layout,
     edit_layout=_edit,
     together=lambda config: len(_layout(config)),
+    set_apart=_set_apart,
     mtp_layout=_mtp_layout,
-    blocks=_BLOCKS,
-    mtp_blocks=_MTP_BLOCKS,
-    refused={key: why for key, why in NEMOTRON_H.refused.items() if key != _BLOCKS},
-    unbuilt="transformers knows no layers of one kind that differ in size",
-    summary="the layers of `nemotron_h`, of sizes that differ from layer to layer (Nemotron 3 Puzzle: planned and "
-    "inspected, not cut)",
+    blocks=BLOCKS,
+    mtp_blocks=MTP_BLOCKS,
+    refused={key: why for key, why in NEMOTRON_H.refused.items() if key != BLOCKS},
+    summary="the layers of `nemotron_h`, of sizes that differ from layer to layer (Nemotron 3 Puzzle: only sizes by "
+    "layer are cut)",
 )
