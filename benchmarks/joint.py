@@ -36,6 +36,7 @@ from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.search.format_choices import Formats, format_choices, parts_of, written_of
 from minitron.search.search import build_lattice
+from minitron.search.search_steps import LatticeOptions
 
 PLAIN = "bf16"
 ROUNDED_BY = 8
@@ -55,6 +56,11 @@ class Joint(Bench):
         """So many per cent of the bytes of the weights in bf16, and what the model takes beside them."""
         whole = footprint(self.spec, self.workload, 0)
         return Budget(int(whole.weights * percent / 100) + whole.total - whole.weights, workspace=0)
+
+    @property
+    def lattice(self) -> dict[str, Any]:
+        """The same for all ways, wide enough for a cut alone."""
+        return {"options": LatticeOptions(multiples=dict(self.options.multiple), most=dict(self.options.most))}
 
     @property
     def workload(self) -> Any:
@@ -227,6 +233,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--estimator", default="best")
     parser.add_argument("--multiple", type=_multiple, action="append", default=[], metavar="KEY=N")
+    parser.add_argument("--most", type=_most, action="append", default=[], metavar="AXIS=SHARE")
     parser.add_argument("--combinations", type=int, default=16)
     parser.add_argument("--finalists", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=0, help="to distil on; 0 for no distillation")
@@ -244,6 +251,11 @@ def main() -> None:
 def _multiple(text: str) -> tuple[str, int]:
     key, _, number = text.partition("=")
     return key, int(number)
+
+
+def _most(text: str) -> tuple[str, float]:
+    key, _, number = text.partition("=")
+    return key, float(number)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,10 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
     show.table(
         f"Chosen: number {result.chosen + 1}, {left} parameters, {spare} to spare", ["", "model", "chosen"], rows
     )
+    if best.formats is not None:
+        from minitron.search.rivals import by_score
+
+        show.paragraph(by_score(result))
     _print_map(parent, best)
 
 

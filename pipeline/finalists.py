@@ -45,7 +45,9 @@ def race(
             formats = () if candidate.formats is None else (candidate.formats.to_json(),)
             _distil(request, plan(candidate.sizes, candidate.kept, *formats), file, recipe, progress)
         remove(file.with_suffix(""))
-        found.append({"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept)} | read_sealed(file))
+        told = {} if candidate.formats is None else candidate.formats.of
+        of = {"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept), "formats": told}
+        found.append(of | read_sealed(file))
     chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
     least = found[chosen]["kl_after"]
     for place, one in enumerate(found):

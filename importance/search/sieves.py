@@ -287,6 +287,9 @@ class _Run:
             smaller = self._smaller(found.front, number)
             self.measure(smaller, f"round {number}: the best predicted of less memory", most=1)
         pool = [candidate for candidate in found.candidates if self._key(candidate) not in self.measured]
+        if number == options.rounds:
+            for name, rival in found.rivals.items():
+                self.measure([rival], f"the best predicted of {name}")
         left = wanted - (len(self.measured) - before)
         for candidate, why in self._choose(pool, left):
             self.measure([candidate], f"round {number}: {why}")

@@ -8,7 +8,7 @@ from typing import Any
 from importance.search.damage import DamageModel, Heldout
 from importance.search.trial import Trial
 from minitron.search.candidate import Candidate
-from minitron.search.search import SearchResult
+from minitron.search.search import CUT_ALONE, FORMATS_ALONE, SearchResult
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Verdict:
         return {
             "sizes": dict(self.candidate.sizes),
             "kept_layers": list(self.candidate.kept),
+            "formats": {} if self.candidate.formats is None else self.candidate.formats.of,
             "memory": int(self.candidate.footprint.total),
             "origin": self.origin,
             "first_rank": self.first_rank,
@@ -77,6 +78,19 @@ class Sieved:
 
     objective: str
 
+    @property
+    def rivals(self) -> dict[str, float]:
+        """Where formats were searched: the least loss measured of a cut alone, and of formats alone, where they fit."""
+        parent = self.result.parent
+        found: dict[str, float] = {}
+        for verdict in self.verdicts:
+            one = verdict.candidate
+            if one.formats is not None and not one.formats.quantised:
+                found.setdefault(CUT_ALONE, verdict.measured.loss)
+            if one.formats is not None and (one.sizes, one.kept) == (parent.sizes, parent.kept):
+                found.setdefault(FORMATS_ALONE, verdict.measured.loss)
+        return found
+
     def near_ties(self, within: float = 1.1, most: int = 4) -> tuple[Candidate, ...]:
         """At most `most` of the candidates that lost at most `within` times what the best did: those that only a short
         distillation can tell apart."""
@@ -93,4 +107,5 @@ class Sieved:
             "heldout_rank_correlation": None if self.heldout is None else self.heldout.rank_correlation,
             "heldout_relative_error": None if self.heldout is None else self.heldout.relative_error,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            **({"rivals": self.rivals} if self.rivals else {}),
         }

@@ -26,9 +26,11 @@ from minitron.memory.questions import Remedy, cautions
 from minitron.memory.workload import Workload
 from minitron.model.axes import AXES, LAYER
 from minitron.model.spec import DEPTH, ModelSpec
+from minitron.report.bits import bits_document
 from minitron.report.text import model_name, summary
 from minitron.search.candidate import Candidate
 from minitron.search.kept_importance import kept_importance
+from minitron.search.rivals import by_loss, by_score
 from minitron.search.search import SearchResult
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def build_report(
         "candidates": candidates[1:],
         "chosen_index": result.chosen if result.candidates else None,
         "front": _front(result, shown),
+        "why": _why(result, sieves),
+        "bits": _bits(left, result),
         "searched_architectures": result.searched,
         "feasible_architectures": result.feasible,
         "ranking": result.ranking,
@@ -312,6 +316,27 @@ def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) ->
         "context": _curves(context, "tokens", "context_tokens"),
         "batch": _curves(batch_curves(models, result.workload, result.budget, own), "sequences", "batch_sequences"),
     }
+
+
+def _why(result: SearchResult, sieves: Mapping[str, Any] | None) -> str:
+    """Why bits and sizes were chosen together; empty where formats were not searched."""
+    if not result.candidates or result.best.formats is None:
+        return ""
+    if sieves is None:
+        return by_score(result)
+    best, formats = result.best, result.best.formats.of
+    loss = next(
+        one["measured_loss"]
+        for one in sieves["verdicts"]
+        if (one["sizes_count"], one["kept_layer_indices"], one["formats"])
+        == (dict(best.sizes), list(best.kept), formats)
+    )
+    return by_loss(loss, sieves["rivals_nats"])
+
+
+def _bits(left: ModelSpec, result: SearchResult) -> list[dict[str, Any]]:
+    formats = result.best.formats if result.candidates else None
+    return [] if formats is None else bits_document(left, formats.of, result.best.kept, result.workload.weights)
 
 
 def _curves(curves: Curves, unit: str, quantity: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron.escapes import html as escape
+from minitron.report.bits import bits_section
 from minitron.report.charts import bar_models, called, figures, line_colour, series_style
 from minitron.report.page import Cell, Markup, badge, chart, class_of, json_text, legend, section, table
 from minitron.report.sieves import sieves_section
@@ -49,6 +50,7 @@ def to_html(document: Document) -> str:
     sections = [
         _memory(document),
         _map(document),
+        bits_section(document),
         _candidates(document),
         _choice(document),
         sieves_section(document),

@@ -36,6 +36,7 @@ def to_markdown(document: Document) -> str:
             f"## {markdown(document['model']['name'])} on {markdown(device(document))}",
             "",
             markdown(document["summary"]),
+            *(["", markdown(document["why"])] if document["why"] else []),
         ],
         _memory(document),
         _candidates(document),

@@ -44,12 +44,14 @@ def sieves_document(measured: Mapping[str, Any], finalists: Mapping[str, Any] | 
         "heldout_rank_correlation": measured["heldout_rank_correlation"],
         "heldout_error_share": measured["heldout_relative_error"],
         "finalist_tokens": None if finalists is None else finalists["tokens"],
+        "rivals_nats": dict(measured.get("rivals", {})),
         "verdicts": [_verdict(verdict, raced.get(_key(verdict))) for verdict in measured["verdicts"]],
     }
 
 
 def _key(candidate: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(sorted(candidate["sizes"].items())), tuple(candidate["kept_layers"])
+    formats = tuple(sorted(candidate.get("formats", {}).items()))
+    return tuple(sorted(candidate["sizes"].items())), tuple(candidate["kept_layers"]), formats
 
 
 def _verdict(verdict: Mapping[str, Any], raced: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def _verdict(verdict: Mapping[str, Any], raced: Mapping[str, Any] | None) -> dic
     return {
         "sizes_count": dict(verdict["sizes"]),
         "kept_layer_indices": list(verdict["kept_layers"]),
+        "formats": dict(verdict.get("formats", {})),
         "total_bytes": verdict["memory"],
         "origin": verdict["origin"],
         "first_rank": verdict["first_rank"],
@@ -149,9 +152,8 @@ def is_built(document: Document, verdict: Mapping[str, Any]) -> bool:
     """Whether this is the candidate that the report calls chosen."""
     best = document["candidates"][document["chosen_index"]]
     mine, its = verdict["sizes_count"], best["sizes_count"]
-    return verdict["kept_layer_indices"] == best["kept_layer_indices"] and all(
-        its.get(key, size) == size for key, size in mine.items()
-    )
+    same = verdict["kept_layer_indices"] == best["kept_layer_indices"] and verdict["formats"] == best["formats"]
+    return same and all(its.get(key, size) == size for key, size in mine.items())
 
 
 def sieves_section(document: Document) -> str:

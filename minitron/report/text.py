@@ -85,7 +85,8 @@ def chosen(document: Document) -> Mapping[str, Any] | None:
 
 def is_parent(document: Document, candidate: Mapping[str, Any]) -> bool:
     """Whether a candidate is the model as it is."""
-    return all(candidate[part] == document["parent"][part] for part in ("sizes_count", "kept_layer_indices"))
+    same = all(candidate[part] == document["parent"][part] for part in ("sizes_count", "kept_layer_indices"))
+    return same and not formats(document, candidate)
 
 
 def architecture(document: Document, candidate: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
@@ -98,7 +99,17 @@ def architecture(document: Document, candidate: Mapping[str, Any], keys: Sequenc
             told.append(f"no {labels[key]}")
         else:
             told.append(f"{size:,} layers" if key == "num_hidden_layers" else f"{labels[key]} {size:,}")
-    return ", ".join(told)
+    return ", ".join([*told, *formats(document, candidate)])
+
+
+def formats(document: Document, candidate: Mapping[str, Any]) -> list[str]:
+    """`attention in int8`, of every part that is not kept as in the model."""
+    workload = document["workload"]
+    return [
+        f"{part} in {form}"
+        for part, form in candidate.get("formats", {}).items()
+        if form != workload["kv" if part == "kv" else "weights"]
+    ]
 
 
 def changes(document: Document, candidate: Mapping[str, Any]) -> list[str]:
@@ -131,9 +142,9 @@ def summary(document: Document) -> str:
         return f"{head}, and none of {document['searched_architectures']:,} smaller architectures fits either."
     if is_parent(document, best):
         return f"{head}, so no pruning is needed."
-    kept = best["parameters"] / parent["parameters"]
+    kept, changed = best["parameters"] / parent["parameters"], changes(document, best)
     return (
-        f"{head}; cut to {architecture(document, best, changes(document, best))} it keeps "
+        f"{head}; {'cut to' if changed else 'with'} {architecture(document, best, changed)} it keeps "
         f"{format_parameters(best['parameters'])} parameters ({kept:.0%}) and needs "
         f"{format_bytes(best['total_bytes'])}, "
         f"{format_bytes(best['spare_bytes'])} to spare."

@@ -6,8 +6,8 @@ Points are counted in chunks, so that memory stays bounded however large the lat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -46,6 +46,36 @@ SORTS: Final = {
 }
 """How candidates can be ordered -> how the order is told."""
 
+CUT_ALONE: Final = "a cut alone"
+FORMATS_ALONE: Final = "a change of formats alone"
+
+Kind = Callable[[Points], NDArray[np.bool_]]
+
+
+def _in_plain_formats(lattice: Lattice) -> Kind:
+    plain = np.array([not one.quantised for one in lattice.formats], dtype=np.bool_)
+    return lambda points: np.asarray(points.spread(plain[points.form]))
+
+
+def _of_whole_size(lattice: Lattice) -> Kind:
+    spec = lattice.spec
+    whole = np.array([len(kept) == len(spec.layers) for kept in lattice.depths])
+
+    def uncut(points: Points) -> NDArray[np.bool_]:
+        found = points.spread(whole[points.depth])
+        for axis, size in points.sizes.items():
+            found = found & (size == spec.sizes[axis])
+        return np.asarray(found)
+
+    return uncut
+
+
+RIVALS: Final[Mapping[str, Callable[[Lattice], Kind]]] = {
+    CUT_ALONE: _in_plain_formats,
+    FORMATS_ALONE: _of_whole_size,
+}
+"""What a choice of bits and sizes together is held against -> which points are that."""
+
 POINTS: Final = 4_000_000
 """So many points are looked at with some formats each; of a lattice that has more some sizes are left out at first."""
 
@@ -82,6 +112,9 @@ class SearchResult:
     """The architectures that no other beats in (memory, score), the smallest first, whether they fit or not, up to the
     memory of the model itself; thinned to some dozens (minitron.search.pareto)."""
 
+    rivals: Mapping[str, Candidate] = field(default_factory=dict)
+    """Where formats are searched: a name in RIVALS -> the best candidate of that kind, where one fits."""
+
     @property
     def best(self) -> Candidate:
         """The chosen candidate."""
@@ -112,6 +145,7 @@ class SearchResult:
             "feasible": self.feasible,
             "ranking": self.ranking,
             "front": [candidate.to_json() for candidate in self.front],
+            **({"rivals": {name: one.to_json() for name, one in self.rivals.items()}} if self.rivals else {}),
         }
 
 
@@ -246,6 +280,11 @@ def search(
         feasible=sweep.feasible,
         ranking=SORTS[sort].format(score=worth.ranking),
         front=count.candidates(lattice, shares, sweep.front.points()),
+        rivals={
+            name: count.candidates(lattice, shares, best.points)[0]
+            for name, best in sweep.rivals.items()
+            if len(best.worth)
+        },
     )
 
 
@@ -265,9 +304,14 @@ class _Sweep:
     smallest: tuple[int, Points] | None = None
     """Bytes of the smallest point while none fits."""
 
+    rivals: dict[str, Best] = field(default_factory=dict)
+    """The best of each kind in RIVALS, where formats are searched."""
+
     def over(self, lattice: Lattice, thinned: Lattice) -> None:
         """Look at a lattice; of one that is too large with all formats first at some of its sizes, then at all around
         the best of those."""
+        self.rivals = {name: Best(1) for name in RIVALS if lattice.formats}
+        self._kinds = {name: of(lattice) for name, of in RIVALS.items()}
         self._see(self.count.blocks(thinned))
         if not self.feasible or not lattice.formats:
             return
@@ -295,6 +339,8 @@ class _Sweep:
                     self.smallest = int(totals.flat[least]), points.select(np.array([least]))
             self.best.add(points, fits, totals if self.sort == "memory" else values)
             self.front.add(points, allowed, totals, values)
+            for name, best in self.rivals.items():
+                best.add(points, fits & self._kinds[name](points), values)
 
 
 def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:

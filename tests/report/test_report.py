@@ -6,16 +6,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
-from planning_models import LONG, NANO_2, a10g, nano_12b, published, random_scores, tiny
+from planning_models import LONG, NANO_2, WORKLOAD, a10g, nano_12b, published, random_scores, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
+from minitron.memory.footprint import footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.questions import remedies
 from minitron.memory.workload import Engine, workload_of
@@ -24,6 +26,7 @@ from minitron.report.charts import figures
 from minitron.report.document import build_report, read_schema, write_report
 from minitron.report.html import to_html
 from minitron.report.markdown import to_markdown
+from minitron.search.format_choices import format_choices, parts_of
 from minitron.search.kept_importance import kept_importance
 from minitron.search.search import build_lattice, search
 from minitron.units import GiB, format_bytes
@@ -295,3 +298,34 @@ def test_no_heavy_import_on_the_way() -> None:
         "print([m for m in ('torch', 'plotly', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_bits_by_part_and_why_they_were_chosen() -> None:
+    spec = tiny(hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
+    serving = replace(WORKLOAD, weights="bf16", kv="bf16")
+    lattice = build_lattice(spec, serving, lattice={"intermediate_size": "64,48,32"})
+    lattice = replace(lattice, formats=format_choices(spec, serving, ["bf16", "int8", "int4"], ["bf16", "fp8"]))
+    budget = Budget(footprint(spec, serving).total * 6 // 10)
+    result = search(lattice, serving, budget, top=4)
+    document = build_report(spec, "tiny", result, remedies=())
+    validator().validate(document)
+    best, left = result.best, spec.resized(result.best.sizes, result.best.kept)
+    assert best.formats is not None
+    assert document["candidates"][0]["formats"] == best.formats.of
+    counts = left.parameters().by_component
+    for part in parts_of(spec):
+        held = [own for layer in document["bits"] for own in layer["parts"] if own["part"] == part]
+        assert {own["form"] for own in held} == {best.formats.of[part]}
+        # Routers, convolutions and biases are no linears that formats speak of.
+        assert 0.5 * counts[part] < sum(own["parameters"] for own in held) <= counts[part]
+    assert document["why"].startswith("Kept, less what formats lose by the prior: ")
+    assert "a cut alone does not fit" in document["why"] or "a cut alone " in document["why"]
+    assert sum(term["bytes"] for term in document["terms"]["chosen"]) == best.footprint.total
+    page, text = to_html(document), to_markdown(document)
+    assert page.count('<li title="layer ') >= len(best.kept)
+    assert "Bits by part" in page
+    assert document["why"] in text
+    assert "mlp in int" in document["summary"]
+    plain = report_of(spec, "tiny", budget, context=64, batch=2)
+    assert (plain["bits"], plain["why"]) == ([], "")
+    assert "Bits by part" not in to_html(plain)

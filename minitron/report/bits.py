@@ -1,0 +1,68 @@
+"""Bits by part and sizes by layer: what each layer that stays holds, and in which format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Final
+
+from minitron.escapes import html as escape
+from minitron.model.dims import numel
+from minitron.model.spec import ModelSpec
+from minitron.report.page import legend, section
+from minitron.report.text import Document
+from minitron.units import format_parameters
+
+COLOURS: Final = 4
+"""Of series in report.css."""
+
+_HEIGHT: Final = 120
+"""Pixels of the layer that holds the most."""
+
+
+def bits_document(
+    left: ModelSpec, formats: Mapping[str, str], kept: tuple[int, ...], other: str
+) -> list[dict[str, Any]]:
+    """What `bits` of the report's document holds: one entry a layer of the chosen candidate `left`, with the numbers of
+    its linears by part.  `formats` is part -> format, `other` that of parts which are not in it."""
+    found: list[dict[str, Any]] = []
+    for layer, kind in zip(kept, left.layers, strict=True):
+        sizes, numbers = left.at(kind, left.sizes), dict[str, int]()
+        for rule in left.rules[kind]:
+            if rule.is_projection:
+                experts = left.routed(kind)[0] if rule.per_expert else 1
+                count = experts * prod(int(numel(dim, sizes)) for dim in rule.matrix)
+                numbers[rule.component] = numbers.get(rule.component, 0) + count
+        parts = [
+            {"part": part, "form": formats.get(part, other), "parameters": count} for part, count in numbers.items()
+        ]
+        found.append({"layer_index": layer, "letter": left.letters[len(found)], "parts": parts})
+    return found
+
+
+def bits_section(document: Document) -> str:
+    """HTML: a strip a layer, as high as it holds numbers, in the colours of their formats; empty where formats were not
+    searched."""
+    layers = document["bits"]
+    if not layers:
+        return ""
+    forms = list(dict.fromkeys(part["form"] for layer in layers for part in layer["parts"]))
+    colours = {form: f"var(--series-{place % COLOURS})" for place, form in enumerate(forms)}
+    most = max(sum(part["parameters"] for part in layer["parts"]) for layer in layers) or 1
+    strips = []
+    for layer in layers:
+        told = ", ".join(
+            f"{part['part']} {format_parameters(part['parameters'])} in {part['form']}" for part in layer["parts"]
+        )
+        bars = "".join(
+            f'<span style="height: {max(1, round(_HEIGHT * part["parameters"] / most))}px; '
+            f'background: {colours[part["form"]]}"></span>'
+            for part in layer["parts"]
+        )
+        name = f"layer {layer['layer_index']}: {told}"
+        strips.append(
+            f'<li title="{escape(name)}" aria-label="{escape(name)}">{bars}<b>{escape(layer["letter"])}</b></li>'
+        )
+    entries = [(colour, "", form) for form, colour in colours.items()]
+    said = f"{document['why']} A strip is a layer, as high as its linears hold numbers."
+    return section("Bits by part", escape(said), legend(entries), f'<ol class="bits">{"".join(strips)}</ol>')
