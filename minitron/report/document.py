@@ -107,8 +107,7 @@ def build_report(
         "speed": None if speed is None else dict(speed),
         "warnings": _warnings(spec, result, labels),
     }
-    document["summary"] = summary(document)
-    return document
+    return document | {"summary": summary(document)}
 
 
 def report_files(document: Mapping[str, Any]) -> dict[str, str]:
