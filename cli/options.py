@@ -8,7 +8,8 @@ A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_jso
                 DeviceOption, TeacherPrecisionOption, SpeedOption
     output      JsonOption
     own         option, size_option, tokens_option: for a command's own options
-    parsers     bytes_option, count_option: for `typer.Option(parser=...)`; assignments, numbers, words: for lists
+    parsers     bytes_option, count_option, parameters_option, seconds_option: for `typer.Option(parser=...)`;
+                assignments, numbers, words: for lists
 
 Options that make up a request come together, in a table beside it: see cli/option_groups.py.
 
@@ -26,7 +27,7 @@ from distill.run.distillation import Precision
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
 from minitron.memory.gpus import GPUS
-from minitron.units import parse_bytes, parse_count
+from minitron.units import parse_bytes, parse_count, parse_parameters, parse_seconds
 
 ON_THE_HUB: Final = "a name on the hub such as org/model or org/model@revision"
 """What else MODEL may be."""
@@ -45,6 +46,12 @@ def _reader(parse: Callable[[str], int]) -> Callable[[str | int], int]:
 
 bytes_option = _reader(parse_bytes)
 count_option = _reader(parse_count)
+parameters_option = _reader(parse_parameters)
+
+
+def seconds_option(value: str | float) -> float:
+    """`500ms` as seconds; a default is a number already."""
+    return parse_seconds(value) if isinstance(value, str) else value
 
 
 def parse_assignments(option: str, texts: Iterable[str], example: str = "hidden_size=448") -> dict[str, str]:

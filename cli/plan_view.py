@@ -189,6 +189,18 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
 
         show.paragraph(by_score(result))
     _print_map(parent, best)
+    _print_limits(result)
+
+
+def _print_limits(result: "SearchResult") -> None:
+    """Every limit where there are several, and which binds."""
+    from minitron.memory.limits import SORTS
+    from minitron.memory.roofline import ERROR
+
+    for held in result.limits:
+        show.paragraph(f"Limit: {held.told(result.best.measures[held.name])}")
+    if any(SORTS[held.name].timed for held in result.limits):
+        show.paragraph(f"Latency and throughput are {ERROR} (docs/speed.md).")
 
 
 def _lines(whole: "Footprint", cut: "Footprint") -> list[list[show.Cell]]:

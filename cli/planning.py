@@ -7,7 +7,7 @@ from typing import Any, Final
 import typer
 
 from cli.option_groups import Option
-from cli.options import GPU_HELP, assignments, numbers, option, size_option
+from cli.options import GPU_HELP, assignments, numbers, option, parameters_option, seconds_option, size_option
 from cli.serving import SERVING
 
 
@@ -30,6 +30,33 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
         )
     ),
     "budget": Option(size_option("--budget", "Total memory, instead of --gpu: 8MiB.")),
+    "params": Option(
+        option(
+            "--params",
+            "Most parameters: 7B, 350M; instead of --gpu and --budget, or beside one of them.",
+            "N",
+            parser=parameters_option,
+        )
+    ),
+    "active_params": Option(
+        option("--active-params", "Most parameters that a token uses: 3B.", "N", parser=parameters_option)
+    ),
+    "max_latency": Option(
+        option(
+            "--max-latency",
+            "Most time until all sequences of --batch are read and answered (--prompt tokens, the rest of --context "
+            "written), by a roofline estimate: 30s, 500ms. Needs --gpu.",
+            "TIME",
+            parser=seconds_option,
+        )
+    ),
+    "min_throughput": Option(
+        option(
+            "--min-throughput",
+            "Fewest output tokens per second of all sequences of --batch, by the same estimate. Needs --gpu.",
+            "N",
+        )
+    ),
     "lattice": _listed(
         "--lattice",
         "Sizes to try: hidden_size=4480,4800 or intermediate_size=3x,3.5x (times hidden_size). "

@@ -24,6 +24,10 @@ _BYTES: Final = {
 # Context lengths are powers of two: everyone who writes 128k means 131,072 tokens.
 _COUNTS: Final = {"": 1, "k": 2**10, "m": 2**20}
 
+_PARAMETERS: Final = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_TIMES: Final = {"": 1000, "ms": 1, "s": 1000, "min": 60_000}
+"""In thousandths of a second."""
+
 _LARGEST: Final = 2**50
 """Of which sums and products with what models have are whole numbers of 64 bits."""
 
@@ -54,6 +58,23 @@ def parse_count(text: str) -> int:
     if count < 1:
         raise MinitronError(f"{text!r} is less than one; give a positive number such as 4096 or 128k.")
     return count
+
+
+def parse_parameters(text: str) -> int:
+    """`7B` -> 7,000,000,000 parameters; k is 10^3, M 10^6, B 10^9, T 10^12.
+
+    Raises MinitronError where the text is no such number."""
+    return _parse(text, _PARAMETERS, "a number of parameters", "7B or 350M")
+
+
+def parse_seconds(text: str) -> float:
+    """`500ms` -> 0.5 seconds; also s and min, a bare number is seconds.  Raises MinitronError where it is no time."""
+    return _parse(text, _TIMES, "a time", "30s or 500ms") / 1000
+
+
+def format_seconds(seconds: float) -> str:
+    """`12.5 s`, `340 ms`."""
+    return f"{seconds:,.4g} s" if abs(seconds) >= 1 else f"{seconds * 1000:,.3g} ms"
 
 
 def format_bytes(count: float) -> str:

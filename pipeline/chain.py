@@ -100,7 +100,7 @@ def compress(
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain
 
-    request.planning.budget_of_device()
+    request.planning.require_limits()
     if not request.dequantise:
         require_plain(request.model)
     for path in {request.calibration_text, request.data, request.heldout or request.data}:

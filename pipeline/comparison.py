@@ -91,7 +91,8 @@ def _compared(name: str, spec: ModelSpec, gpu: Gpu, serving: Serving) -> Compari
 
 
 def _speed(spec: ModelSpec, workload: Workload, gpu: Gpu, serving: Serving) -> float | None:
-    from minitron.memory.roofline import estimate, load_of
+    from minitron.memory.loads import load_of
+    from minitron.memory.roofline import estimate
     from minitron.memory.serving_speed import can_estimate
 
     if not can_estimate(gpu) or workload.context < 2:

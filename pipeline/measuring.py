@@ -75,7 +75,7 @@ class MeasuredSearch:
             trials,
             lattice,
             planning.workload(counted),
-            planning.budget_of_device(),
+            planning.budget_for(counted),
             scores,
             plan=plan,
             options=options,

@@ -48,7 +48,7 @@ def serve_line_for(folder: Path, planning: Planning) -> str:
     spec, weights = read_stored_spec(folder), planning.weights
     plain = weights in FORMATS and not FORMATS[weights].quantised and spec.quantisation is None
     stored = replace(planning, weights=weights if plain else None, keep={})
-    return serve_line(str(folder), spec, stored.workload(spec), stored.budget_of_device())
+    return serve_line(str(folder), spec, stored.workload(spec), stored.budget_for(spec))
 
 
 def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], int]) -> dict[str, Any] | None:
@@ -89,7 +89,8 @@ def plan_document(
         spec,
         str(model),
         result,
-        remedies=() if result.parent.fits else remedies(spec, workload, budget, other),
+        # Of memory: nothing but a smaller model has fewer parameters.
+        remedies=() if result.parent.footprint.total <= budget.available else remedies(spec, workload, budget, other),
         scores=scores,
         speed=speed,
         command=command,

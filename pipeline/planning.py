@@ -42,6 +42,18 @@ class Planning(Serving):
     budget: int | None = None
     """Total memory in bytes, instead of a GPU."""
 
+    params: int | None = None
+    """The most parameters, without those of the multi-token-prediction block."""
+
+    active_params: int | None = None
+    """The most parameters that one token uses: of routed experts those that it is sent to."""
+
+    max_latency: float | None = None
+    """The most seconds in which all sequences of the workload are read and answered, estimated by roofline."""
+
+    min_throughput: float | None = None
+    """The fewest tokens of answers a second, of all sequences together, estimated by roofline."""
+
     lattice: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     """Config key -> the sizes to try, numbers or such as 3.5x (times hidden_size); what is not named stays as it is.
     Empty for the default lattice."""
@@ -112,8 +124,32 @@ class Planning(Serving):
             return Gpu(f"a GPU of {format_bytes(self.gpu_memory)}", self.gpu_memory / GiB)
         return dataclasses.replace(find_gpu(self.gpu), usable_GiB=self.gpu_memory / GiB)
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """flag -> the limit, of those beside bytes that were asked for."""
+        flags = {
+            "--params": self.params,
+            "--active-params": self.active_params,
+            "--max-latency": self.max_latency,
+            "--min-throughput": self.min_throughput,
+        }
+        return {flag: value for flag, value in flags.items() if value is not None}
+
+    @property
+    def limited(self) -> bool:
+        """Whether something says how small a model is to be."""
+        return self.device is not None or self.budget is not None or bool(self.asked)
+
+    def require_limits(self) -> None:
+        """Raise MinitronError where no budget of bytes and no other limit is given, or they contradict each other."""
+        if self.budget is not None or self.device is not None or not self.asked:
+            self.budget_of_device()
+        elif self.max_latency is not None or self.min_throughput is not None:
+            flags = " and ".join(flag for flag in self.asked if flag in ("--max-latency", "--min-throughput"))
+            raise MinitronError(f"{flags} limit the speed on a GPU, and none is named; give --gpu, such as --gpu A10G.")
+
     def budget_of_device(self) -> Budget:
-        """The budget in bytes; raises MinitronError unless there is either a GPU or a budget."""
+        """The budget in bytes alone; raises MinitronError unless there is either a GPU or a budget."""
         from minitron.memory.budget import Budget
 
         gpu = self.device
@@ -123,6 +159,30 @@ class Planning(Serving):
         if gpu is not None:
             return self.budget_of(gpu)
         return Budget(self.budget or 0, self._share(1.0), self.reserve or 0, self.workspace or 0)
+
+    def budget_for(self, spec: ModelSpec) -> Budget:
+        """The budget of bytes and all other limits; where only these are given, the bytes of the model as it is."""
+        from minitron.memory.budget import Budget
+        from minitron.memory.limits import Limits
+        from minitron.memory.questions import total_of
+
+        self.require_limits()
+        workload = self.workload(spec)
+        if self.device is None and self.budget is None:
+            extra = self.workspace or 0
+            found = Budget(total_of(spec, workload, Budget(1, workspace=extra)), workspace=extra)
+        else:
+            found = self.budget_of_device()
+        if not self.asked:
+            return found
+        limits = Limits(
+            parameters=self.params,
+            active_parameters=self.active_params,
+            latency=self.max_latency,
+            throughput=self.min_throughput,
+        )
+        prompt = self.prompt_of(workload.context) if limits.timed else 0
+        return dataclasses.replace(found, limits=dataclasses.replace(limits, prompt=prompt))
 
     def workload(self, spec: ModelSpec) -> Workload:
         """What the model is to serve; raises MinitronError where neither this nor the config says how long."""
@@ -149,7 +209,7 @@ class Planning(Serving):
         """The architectures that fit, best first; raises NothingFits where there are none."""
         from minitron.search.search import search
 
-        budget, workload = self.budget_of_device(), self.workload(spec)
+        budget, workload = self.budget_for(spec), self.workload(spec)
         lattice = self.build_lattice(spec, scores)
         return search(lattice, workload, budget, scores=scores, sort=self.sort, top=self.top)
 

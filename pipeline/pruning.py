@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import ModelSpec
 
-_WAYS: Final = "--plan, --set, --gpu or --budget"
+_WAYS: Final = "--plan, --set, --gpu, --budget or --params"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Pruning:
             "--budget": self.planning.budget is not None,
         }
         given = [flag for flag, used in ways.items() if used]
+        asked = list(self.planning.asked)
+        if asked and not {"--gpu", "--budget"} & set(given):
+            given.append(asked[0])
         if not given and not self.dequantise:
             raise MinitronError(f"nothing says how small the model is to be; give one of {_WAYS}.")
         if len(given) > 1:
@@ -82,7 +85,7 @@ class Pruning:
                 f"{given[0]} and {given[1]} both say how small the model is to be; give one of {_WAYS}."
             )
         searching = self.planning.lattice or self.planning.pattern or self.planning.layers
-        if searching and given[:1] not in (["--gpu"], ["--budget"]):
+        if searching and not self.planning.limited:
             what = given[0] if given else "--dequantise alone"
             raise MinitronError(f"--lattice, --layers and --pattern need a search, but {what} makes none; drop one.")
         if self.scores is not None and self.data is not None:
@@ -102,8 +105,7 @@ class Pruning:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing says how small the model is to be, so that all of it stays."""
-        wanted = (self.plan, self.planning.device, self.planning.budget)
-        return not self.sizes and all(each is None for each in wanted)
+        return not self.sizes and self.plan is None and not self.planning.limited
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
         _require_weights(request, given.weights, "the plan's scores")
         if given.has_indices(spec):
             return given
-    if planning.device is not None or planning.budget is not None:
-        planning.budget_of_device()
+    if planning.limited:
+        planning.require_limits()
     wanted = dict(request.sizes)
     spec.resized(wanted)
     scores = _scores(request, spec, progress)

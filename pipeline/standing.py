@@ -71,5 +71,6 @@ def stand(model: Path, planning: Planning) -> Standing:
     Raises MinitronError where there is neither a GPU nor a budget of bytes."""
     from minitron.model.stored import read_stored_spec
 
-    spec, budget = read_stored_spec(model), planning.budget_of_device()
-    return Standing(planning, spec, budget, planning.workload(spec))
+    planning.require_limits()
+    spec = read_stored_spec(model)
+    return Standing(planning, spec, planning.budget_for(spec), planning.workload(spec))

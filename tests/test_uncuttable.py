@@ -17,7 +17,7 @@ from cli.app import run
 from minitron.cut.plan import make_plan
 from minitron.cut.prune import prune
 from minitron.errors import MinitronError
-from minitron.memory.roofline import load_of
+from minitron.memory.loads import load_of
 from minitron.memory.workload import Workload
 from minitron.model.loading import load_model
 from minitron.model.spec import read_spec, spec_of

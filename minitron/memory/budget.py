@@ -7,12 +7,13 @@ from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.memory.gpus import Gpu
+from minitron.memory.limits import UNLIMITED, Limits
 from minitron.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The bytes there are."""
+    """The bytes there are, and what else limits a model."""
 
     usable: int
     """What the device has for software."""
@@ -29,6 +30,9 @@ class Budget:
 
     gpu: Gpu | None = None
     """The device, where it is known."""
+
+    limits: Limits = UNLIMITED
+    """What there may be of other things than bytes."""
 
     def __post_init__(self) -> None:
         if not 0 < self.utilization <= 1:
@@ -47,6 +51,6 @@ class Budget:
         return int(self.usable * self.utilization) - self.reserve
 
     def to_json(self) -> dict[str, Any]:
-        """The terms by name, without the device."""
+        """The terms by name, without the device and what else limits a model."""
         terms = {name: getattr(self, name) for name in ("usable", "utilization", "reserve", "workspace")}
         return terms | {"available": self.available}

@@ -7,8 +7,9 @@ from typing import Any
 
 from minitron.memory.budget import Budget
 from minitron.memory.gpus import Gpu
+from minitron.memory.loads import load_of
 from minitron.memory.questions import UNLIMITED, largest_batch
-from minitron.memory.roofline import estimate, load_of
+from minitron.memory.roofline import estimate
 from minitron.memory.workload import Workload
 from minitron.model.spec import ModelSpec
 

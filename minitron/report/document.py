@@ -92,16 +92,14 @@ def build_report(
         "front": _front(result, shown),
         "why": _why(result, sieves),
         "bits": _bits(left, result),
-        "searched_architectures": result.searched,
-        "feasible_architectures": result.feasible,
-        "ranking": result.ranking,
+        **_searched(result),
         "terms": {
             "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),
             "chosen": _terms(footprint_lines(left, result.served(left), budget)) if chosen else [],
         },
         "engine_log": _engine_log(spec, result, chosen),
         "curves": _all_curves(spec, result, labels),
-        "remedies": [] if result.parent.fits else [remedy.to_json() for remedy in remedies],
+        "remedies": [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
         "sieves": None if sieves is None else dict(sieves),
         "speed": None if speed is None else dict(speed),
@@ -259,6 +257,16 @@ def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available
         "spare_bytes": available - total,
         "fits": candidate.fits,
         "formats": {} if candidate.formats is None else candidate.formats.of,
+    }
+
+
+def _searched(result: SearchResult) -> dict[str, Any]:
+    """How many architectures there are, how they are ranked, and what is limited beside memory."""
+    return {
+        "searched_architectures": result.searched,
+        "feasible_architectures": result.feasible,
+        "ranking": result.ranking,
+        "limits": result.limits_held() if result.candidates else [],
     }
 
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from minitron.locks import resolved
 from minitron.memory.footprint_lines import TITLES
+from minitron.memory.limits import MEMORY, SORTS, told_of
+from minitron.memory.roofline import ERROR
 from minitron.model.sources import title
 from minitron.units import format_bytes, format_parameters
 
@@ -132,7 +134,9 @@ def verdict(document: Document) -> str:
 def summary(document: Document) -> str:
     """Fits or not, by how much, and what was chosen: one sentence."""
     name, parent, best = document["model"]["name"], document["parent"], chosen(document)
-    fits, spare = parent["fits"], parent["spare_bytes"]
+    # Other limits are told beside (how_obtained).
+    spare = parent["spare_bytes"]
+    fits = spare >= 0
     head = (
         f"{name} {'fits' if fits else 'does not fit'} {device(document)} at {serving(document)}: it needs "
         f"{format_bytes(parent['total_bytes'])} of {format_bytes(document['budget']['available_bytes'])}, "
@@ -148,7 +152,14 @@ def summary(document: Document) -> str:
         f"{format_parameters(best['parameters'])} parameters ({kept:.0%}) and needs "
         f"{format_bytes(best['total_bytes'])}, "
         f"{format_bytes(best['spare_bytes'])} to spare."
+        + "".join(f" It keeps {_limit(limit)}." for limit in document.get("limits", ()) if limit["name"] != MEMORY)
     )
+
+
+def _limit(limit: Mapping[str, Any]) -> str:
+    """A limit as a clause: parameters: 6.98 B of at most 7 B; this limit binds."""
+    bound = limit["least"] if limit["most"] is None else limit["most"]
+    return told_of(limit["name"], bound, limit["parent"], limit["chosen"], binds=limit["binds"])
 
 
 def budget_terms(document: Document) -> str:
@@ -196,6 +207,9 @@ def how_obtained(document: Document) -> list[str]:
         if workload["engine"]["name"] == "plain"
         else f"The engine is {workload['engine']['name']}: memory is counted with its blocks and buffers.",
     ]
+    told += [f"Limit: {_limit(limit)}." for limit in document.get("limits", ())]
+    if any(SORTS[limit["name"]].timed for limit in document.get("limits", ())):
+        told.append(f"Latency and throughput are {ERROR}.")
     if workload["tensor_parallel_gpus"] > 1:
         told.append(f"Sizes are per GPU, of {workload['tensor_parallel_gpus']} that the model is split across.")
     estimated = [term["title"] for term in document["terms"]["parent"] if term["origin"] == "estimated"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minitron.memory.footprint import Footprint
@@ -57,6 +57,9 @@ class Candidate:
     formats: Formats | None = None
     """The formats of its parts; None for those of the workload."""
 
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """name -> what it comes to of all that is limited (minitron.memory.limits); empty where only memory is."""
+
     def to_json(self) -> dict[str, Any]:
         """The candidate as a JSON object, bytes as whole numbers."""
         return {
@@ -69,4 +72,5 @@ class Candidate:
             "score": self.score,
             "warnings": [zone.to_json() for zone in self.warnings],
             **({} if self.formats is None else {"formats": self.formats.to_json()}),
+            **({"measures": dict(self.measures)} if self.measures else {}),
         }

@@ -19,6 +19,7 @@ from minitron.search.candidate import Candidate
 from minitron.search.dead_zones import dead_zones
 from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.format_choices import FIRST, KV, losses, spread
+from minitron.search.gauge import Gauge, broken
 from minitron.search.lattice import Lattice, Points
 
 if TYPE_CHECKING:
@@ -100,10 +101,25 @@ class Counter:
         parameters = points.spread(lattice.spec.parameters(points.sizes, _counts(lattice, points)).total).tolist()
         scores = points.spread(_worth(lattice, shares, points)).tolist()
         lines = self.lines(lattice, points)
+        measures = self._measures(lattice, points, np.array([line.total for line in lines]))
         return tuple(
-            self._candidate(lattice, points.select(np.array([place])), lines[place], parameters[place], score)
+            self._candidate(
+                lattice, points.select(np.array([place])), lines[place], parameters[place], score, measures[place]
+            )
             for place, score in enumerate(scores)
         )
+
+    def gauge(self, lattice: Lattice) -> Gauge:
+        """What points of the lattice come to of everything that is limited."""
+        return Gauge(lattice, self.workloads(lattice), self.budget)
+
+    def _measures(self, lattice: Lattice, points: Points, totals: NDArray[np.int64]) -> list[dict[str, float]]:
+        """What each flat point comes to of what is limited; empty where that is memory alone."""
+        if not self.budget.limits.given:
+            return [{}] * len(totals)
+        values = self.gauge(lattice).values(points, totals)
+        lists = {name: points.spread(value).tolist() for name, value in values.items()}
+        return [{name: numbers[place] for name, numbers in lists.items()} for place in range(len(totals))]
 
     def lines(self, lattice: Lattice, points: Points) -> list[Footprint]:
         """The footprint of each flat point."""
@@ -122,7 +138,13 @@ class Counter:
         return [found[place] for place in range(points.shape[0])]
 
     def _candidate(
-        self, lattice: Lattice, point: Points, counted: Footprint, parameters: int, score: float
+        self,
+        lattice: Lattice,
+        point: Points,
+        counted: Footprint,
+        parameters: int,
+        score: float,
+        measures: dict[str, float],
     ) -> Candidate:
         spec, depth = lattice.spec, int(point.depth[0])
         sizes = spec.sizes | {axis: int(size[0]) for axis, size in point.sizes.items()}
@@ -134,8 +156,9 @@ class Counter:
             letters="".join(spec.letters[layer] for layer in kept),
             parameters=parameters,
             footprint=counted,
-            fits=counted.total <= self.budget.available,
+            fits=counted.total <= self.budget.available and not broken(self.budget.limits.given, measures),
             score=score,
             formats=None if point.form is None else lattice.formats[int(point.form[0])],
+            measures=measures,
         )
         return replace(candidate, warnings=dead_zones(spec, candidate))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError, NothingFits
 from minitron.memory.budget import Budget
+from minitron.memory.limits import Held, excess
 from minitron.memory.workload import Workload
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate, Zone
@@ -23,6 +24,7 @@ from minitron.search.counting import Counter, Worth, default_worth
 from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
 from minitron.search.effective_parameters import EffectiveParameters
 from minitron.search.format_choices import FIRST
+from minitron.search.gauge import Bindings
 from minitron.search.lattice import (
     Lattice,
     LatticeOptions,
@@ -32,10 +34,10 @@ from minitron.search.lattice import (
     in_every_format,
     parse_widths,
 )
+from minitron.search.misses import broken_limits, too_large
 from minitron.search.pareto import Best, Front
 from minitron.search.search_steps import config_key
 from minitron.search.thinning import thinned
-from minitron.units import format_bytes
 
 if TYPE_CHECKING:
     from minitron.cut.scores import Scores
@@ -108,6 +110,9 @@ class SearchResult:
     chosen: int = 0
     """Index of the candidate to build."""
 
+    limits: tuple[Held, ...] = ()
+    """Every limit, memory among them, and which binds; empty where memory is the only one."""
+
     front: tuple[Candidate, ...] = ()
     """The architectures that no other beats in (memory, score), the smallest first, whether they fit or not, up to the
     memory of the model itself; thinned to some dozens (minitron.search.pareto)."""
@@ -146,7 +151,12 @@ class SearchResult:
             "ranking": self.ranking,
             "front": [candidate.to_json() for candidate in self.front],
             **({"rivals": {name: one.to_json() for name, one in self.rivals.items()}} if self.rivals else {}),
+            **({"limits": self.limits_held()} if self.limits else {}),
         }
+
+    def limits_held(self) -> list[dict[str, Any]]:
+        """Every limit beside what the model and the chosen candidate come to, as JSON."""
+        return [held.to_json(self.best.measures[held.name]) for held in self.limits]
 
 
 def build_lattice(
@@ -261,16 +271,21 @@ def search(
     whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
     sweep = _Sweep(count, budget, worth, sort, Best(top), Front(parent.footprint.total, budget.available))
+    if budget.limits.given:
+        sweep.bindings = Bindings(count.gauge(lattice))
     sweep.over(lattice, lattice.thinned(POINTS // min(max(len(lattice.formats), 1), FIRST)))
     if not sweep.searched:
         raise MinitronError(
             "the lattice holds no valid architecture: sizes must not exceed the model's and groups must "
             "divide evenly; give more sizes."
         )
+    if not sweep.feasible and sweep.bindings is not None and sweep.bindings.nearest is not None:
+        nearest = count.candidates(lattice, None, sweep.bindings.nearest[1])[0]
+        raise NothingFits(broken_limits(nearest, sweep.bindings.gauge.limits, sweep.searched))
     if not sweep.feasible:
         assert sweep.smallest is not None
         smallest = count.candidates(lattice, None, sweep.smallest[1])[0]
-        raise NothingFits(_miss(smallest, budget, sweep.searched))
+        raise NothingFits(too_large(smallest, budget, sweep.searched))
     return SearchResult(
         budget=budget,
         workload=workload,
@@ -279,6 +294,7 @@ def search(
         searched=sweep.searched,
         feasible=sweep.feasible,
         ranking=SORTS[sort].format(score=worth.ranking),
+        limits=() if sweep.bindings is None else sweep.bindings.held(parent.measures, float(sweep.best.worth[0])),
         front=count.candidates(lattice, shares, sweep.front.points()),
         rivals={
             name: count.candidates(lattice, shares, best.points)[0]
@@ -307,6 +323,9 @@ class _Sweep:
     rivals: dict[str, Best] = field(default_factory=dict)
     """The best of each kind in RIVALS, where formats are searched."""
 
+    bindings: Bindings | None = None
+    """What is limited beside memory."""
+
     def over(self, lattice: Lattice, thinned: Lattice) -> None:
         """Look at a lattice; of one that is too large with all formats first at some of its sizes, then at all around
         the best of those."""
@@ -330,15 +349,18 @@ class _Sweep:
     def _see(self, blocks: Iterable[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]) -> None:
         for points, allowed, totals in blocks:
             values = points.spread(self.worth.of(points))
-            fits = allowed & (totals <= self.budget.available)
+            fits, listed = allowed & (totals <= self.budget.available), allowed
+            order = totals if self.sort == "memory" else values
+            if self.bindings is not None:
+                fits, listed = self.bindings.see(points, allowed, totals, order)
             self.searched += int(np.count_nonzero(allowed))
             self.feasible += int(np.count_nonzero(fits))
             if not self.feasible and allowed.any():
                 least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
                 if self.smallest is None or totals.flat[least] < self.smallest[0]:
                     self.smallest = int(totals.flat[least]), points.select(np.array([least]))
-            self.best.add(points, fits, totals if self.sort == "memory" else values)
-            self.front.add(points, allowed, totals, values)
+            self.best.add(points, fits, order)
+            self.front.add(points, listed, totals, values)
             for name, best in self.rivals.items():
                 best.add(points, fits & self._kinds[name](points), values)
 
@@ -346,8 +368,13 @@ class _Sweep:
 def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
     """Every point of the lattice in blocks, each with a mask of the architectures that fit the budget."""
     count = Counter(workload, budget)
+    gauge = count.gauge(lattice) if budget.limits.given else None
     for points, allowed, totals in count.blocks(lattice):
-        yield points, allowed & (totals <= budget.available)
+        fits = allowed & (totals <= budget.available)
+        if gauge is not None:
+            for name, value in gauge.values(points, totals).items():
+                fits = fits & (excess(name, value, gauge.limits[name]) <= 1)
+        yield points, fits
 
 
 def one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
@@ -361,17 +388,3 @@ def one_a_layout(lattice: Lattice, scores: Scores | None) -> Lattice:
         if worth is not None and worth[list(kept)].sum() > worth[list(rival)].sum():
             found[letters] = kept
     return replace(lattice, depths=tuple(found.values())) if len(found) < len(lattice.depths) else lattice
-
-
-def _miss(smallest: Candidate, budget: Budget, searched: int) -> str:
-    """Why nothing fits."""
-    need = smallest.footprint
-    term = max(need.lines, key=lambda name: need.lines[name])
-    which = "the only candidate" if searched == 1 else f"the smallest of {searched:,} candidates"
-    return (
-        f"nothing fits into {format_bytes(budget.available)}: {which} needs "
-        f"{format_bytes(need.total)}, {format_bytes(need.total - budget.available)} too much "
-        f"(the largest part: {term.replace('_', ' ')}, {format_bytes(need.lines[term])}); prune more with "
-        "--lattice or --layers, or use a shorter context, a smaller batch, smaller number formats or "
-        "a larger GPU."
-    )

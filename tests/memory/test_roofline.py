@@ -18,8 +18,9 @@ from minitron.memory import roofline
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.memory.gpus import GPUS, Gpu, find_gpu
+from minitron.memory.loads import Load, Routed, Weights, load_of
 from minitron.memory.questions import largest_batch
-from minitron.memory.roofline import Load, Routed, Speed, Weights, estimate, load_of
+from minitron.memory.roofline import Speed, estimate
 from minitron.memory.workload import Engine, workload_of
 from minitron.model.spec import ModelSpec, spec_of
 

@@ -10,7 +10,7 @@ from family_sizes import FAMILY_SIZES
 from transformers import AutoConfig
 
 from minitron.errors import MinitronError
-from minitron.memory.roofline import load_of
+from minitron.memory.loads import load_of
 from minitron.memory.workload import Workload
 from minitron.model.spec import spec_of
 

@@ -21,7 +21,7 @@ from minitron.cut.plan import make_plan
 from minitron.errors import MinitronError
 from minitron.memory.caches import kept
 from minitron.memory.footprint import footprint
-from minitron.memory.roofline import load_of
+from minitron.memory.loads import load_of
 from minitron.memory.workload import Workload
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import FAMILIES

@@ -15,7 +15,8 @@ from minitron.engines.vllm import pool
 from minitron.errors import MinitronError
 from minitron.memory import caches
 from minitron.memory.gpus import find_gpu
-from minitron.memory.roofline import estimate, load_of
+from minitron.memory.loads import load_of
+from minitron.memory.roofline import estimate
 from minitron.memory.workload import Engine, Workload
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, spec_of
