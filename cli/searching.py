@@ -8,6 +8,13 @@ from cli.option_groups import Option
 from cli.options import option, tokens_option
 
 SEARCHING: Final[dict[str, Option]] = {
+    "sizes": Option(
+        typer.Option(
+            "--sizes",
+            help="One size for all layers of a kind, or each layer its own, chosen by measured damage a byte: "
+            "nemotron_h models alone, which become nemotron_h_puzzle.",
+        )
+    ),
     "stages": Option(
         typer.Option(
             "--stages",

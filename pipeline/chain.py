@@ -189,11 +189,15 @@ def _dequantised(request: Compression, progress: Progress) -> Compression:
 
 
 def _require_cuttable(request: Compression) -> None:
-    """Raise MinitronError where nothing of the model can be cut in all layers: told before it is scored."""
+    """Raise MinitronError where nothing of the model can be cut as is asked: told before it is scored."""
     from minitron.cut.selection import require_cuttable
     from minitron.model.spec import read_spec
+    from minitron.search.per_layer import require_by_layer
 
-    require_cuttable(read_spec(request.model), by_layer=False)
+    spec = read_spec(request.model)
+    require_cuttable(spec, by_layer=False)
+    if request.searching.sizes == "per-layer":
+        require_by_layer(spec)
 
 
 def _require_trainable(request: Compression) -> None:

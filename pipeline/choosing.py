@@ -13,11 +13,13 @@ from minitron.progress import Note
 from pipeline.compression import SEARCH, TRIALS, Compression
 from pipeline.finalists import NEAR, race
 from pipeline.measuring import MeasuredSearch
+from pipeline.per_layer import size_layers
 from pipeline.plan_document import plan_document
 
 if TYPE_CHECKING:
     from importance.search.verdicts import Sieved
     from minitron.cut.scores import Scores
+    from minitron.model.by_layer import ByLayer
     from minitron.model.spec import ModelSpec
     from minitron.progress import Progress
     from minitron.search.depth import Kept
@@ -80,14 +82,15 @@ def choose(request: Compression, spec: ModelSpec, scores: Scores, progress: Prog
         kept: Kept,
         formats: Mapping[str, str] | None = None,
         report: dict[str, Any] | None = None,
+        by_layer: ByLayer | None = None,
     ) -> Plan:
-        how: dict[str, Any] = {"fallback": fallback, "report": report, "formats": formats}
+        how: dict[str, Any] = {"fallback": fallback, "report": report, "formats": formats, "by_layer": by_layer}
         return make_plan(spec, sizes, kept, scores, **how, **request.cutting.arguments)
 
     def choice(result: SearchResult, sieved: Sieved | None, finalists: dict[str, Any] | None) -> Choice:
         best = result.best
         formats = None if best.formats is None else best.formats.to_json()
-        chosen = plan(best.sizes, best.kept, formats, result.to_json())
+        chosen = plan(best.sizes, best.kept, formats, result.to_json(), best.by_layer)
         return Choice(request, *request.cutting.counted(spec, scores), result, sieved, finalists, chosen)
 
     if not searching.measures or planning.sort == "memory":
@@ -108,8 +111,12 @@ def choose(request: Compression, spec: ModelSpec, scores: Scores, progress: Prog
     if len(near) > 1:
         finalists = race(near, plan, request, progress, note)
         result = replace(result, chosen=finalists["chosen"])
-    write_json(request.output / SEARCH, {"measured": sieved.to_json(), "finalists": finalists})
     note(_told(sieved, finalists))
+    per_layer = None
+    if searching.sizes == "per-layer":
+        result, per_layer = size_layers(search, request, spec, scores, result, plan, progress, note)
+    found = {"measured": sieved.to_json(), "finalists": finalists, "per_layer": per_layer}
+    write_json(request.output / SEARCH, found)
     return choice(result, sieved, finalists)
 
 

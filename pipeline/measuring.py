@@ -61,10 +61,8 @@ class MeasuredSearch:
         With a `store` a search that was stopped goes on where it was.  Raises MinitronError where nothing fits, or the
         text to measure on was calibrated on."""
         from importance.search.sieves import SieveOptions, sieve
-        from minitron.model.loading import DTYPES, find_device, load_model
 
-        parent = load_model(model, dtype=DTYPES[self.scoring.dtype], device=find_device(device))
-        trials = self._trials(model, calibration, parent, spec, store)
+        trials = self.trials(model, calibration, spec, store=store, device=device)
         searching, planning = self.searching, self.planning
         options = SieveOptions(
             combinations=searching.combinations, finalists=searching.evaluate, top=planning.top, seed=self.seed
@@ -82,11 +80,15 @@ class MeasuredSearch:
             progress=progress,
         )
 
-    def _trials(
-        self, model: Path, calibration: Path, parent: PreTrainedModel, spec: ModelSpec, store: Path | None
+    def trials(
+        self, model: Path, calibration: Path, spec: ModelSpec, *, store: Path | None, device: str | None
     ) -> Trials:
+        """What candidates of `model` are measured by.  Raises MinitronError where the text to measure on was calibrated
+        on."""
         from importance.search.trial import Trials
+        from minitron.model.loading import DTYPES, find_device, load_model
 
+        parent = load_model(model, dtype=DTYPES[self.scoring.dtype], device=find_device(device))
         objective: Any = self.searching.objective
         if objective.startswith(TASK):
             objective = (objective, self._task(model, objective.removeprefix(TASK)))

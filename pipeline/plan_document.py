@@ -31,7 +31,7 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
     found = hub_name(model)
     known = str(model) if model.is_dir() else model_name(model) if found is None else found.repo
     fits, best = result.parent.fits, result.best
-    served = spec if fits else spec.resized(best.sizes, best.kept)
+    served = spec if fits else best.left(spec)
     kept = result.workload if fits else result.served(served)
     line = serve_line(known if fits else PRUNED, served, kept, result.budget)
     revision = found is not None and fits and found.revision
@@ -58,7 +58,7 @@ def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], i
 
     best, workload = result.best, result.workload
     models, own = {"model": spec}, {}
-    left = spec.resized(best.sizes, best.kept)
+    left = best.left(spec)
     if best.sizes != result.parent.sizes or best.kept != result.parent.kept or result.served(left) != workload:
         label = f"#{result.chosen + 1}"
         models[label], own[label] = left, result.served(left)

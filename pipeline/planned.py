@@ -57,7 +57,7 @@ class Planned:
         from minitron.memory.footprint import engine_facts
 
         best = self.result.best
-        left = self.spec.resized(best.sizes, best.kept)
+        left = best.left(self.spec)
         return engine_facts(left, self.result.served(left), self.result.budget)
 
     @property

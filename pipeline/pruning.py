@@ -128,9 +128,12 @@ class Cut:
 
     def to_json(self) -> dict[str, Any]:
         """The results of the command."""
+        from minitron.model.by_layer import write_sizes
+
         target = self.target
         about = {"sizes": target.named_sizes, "layers": target.letters, "kept_layers": list(self.plan.layers)}
-        return self.pruned.to_json() | about
+        own = {"by_layer": write_sizes(self.plan.by_layer)} if self.plan.by_layer else {}
+        return self.pruned.to_json() | about | own
 
 
 def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note) -> Cut:

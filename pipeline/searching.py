@@ -16,9 +16,16 @@ Stages = Literal["together", "depth,width"]
 """How a model is cut: layers and widths together, or layers first and widths by scores of what is left."""
 
 
+Sizes = Literal["uniform", "per-layer"]
+"""Whether all layers of a kind have one size, or each its own."""
+
+
 @dataclass(frozen=True)
 class Searching:
     """How candidates are measured."""
+
+    sizes: Sizes = "uniform"
+    """Whether all layers of a kind have one size, or each its own, chosen by what each loses alone."""
 
     stages: Stages = "together"
     """Whether layers and widths are cut together or one after the other."""
@@ -45,12 +52,16 @@ class Searching:
     """Tokens to distil each finalist on; None is a tenth of the recipe's."""
 
     def __post_init__(self) -> None:
-        require_known(self, {"stages": get_args(Stages)})
+        require_known(self, {"stages": get_args(Stages), "sizes": get_args(Sizes)})
         require_least(
             self, {"evaluate": 0, "combinations": 4, "trial_samples": 1, "finalists": 0, "finalist_tokens": 1}
         )
         if self.objective not in ("kl", "perplexity") and not self.objective.startswith(TASK):
             raise MinitronError(f"--objective {self.objective!r} is unknown; give kl, perplexity or task:NAME.")
+        if self.sizes == "per-layer" and not self.measures:
+            raise MinitronError("--sizes per-layer measures what each layer loses; drop --evaluate 0.")
+        if self.sizes == "per-layer" and self.stages != "together":
+            raise MinitronError(f"--sizes per-layer cuts layers and widths together; drop --stages {self.stages}.")
         if self.objective == TASK:
             raise MinitronError("--objective task: names no task; write it like task:piqa or task:mine.yaml.")
 

@@ -19,7 +19,7 @@ from importance.search.trial import Trial, Trials
 from minitron.cut.plan import Plan
 from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
-from minitron.model.by_layer import ByLayer
+from minitron.model.by_layer import ByLayer, write_sizes
 from minitron.progress import Progress, silent
 from minitron.search.depth import Kept
 from minitron.search.kept_importance import kept_importance
@@ -95,12 +95,12 @@ class PerLayer:
         return {
             "uniform_loss": self.uniform.loss,
             "loss": None if best is None else best.measured.loss,
-            "chosen": None if best is None else _written(best.by_layer),
+            "chosen": None if best is None else write_sizes(best.by_layer),
             "tried": [
                 {
                     "sizes": dict(one.sizes),
                     "kept_layers": list(one.kept),
-                    "by_layer": _written(one.by_layer),
+                    "by_layer": write_sizes(one.by_layer),
                     "predicted": one.predicted,
                     "bytes": one.bytes,
                     "measured": one.measured.to_json(),
@@ -111,10 +111,6 @@ class PerLayer:
                 f"{key}/{layer}": list(map(list, curve)) for (key, layer), curve in self.damages.measured.items()
             },
         }
-
-
-def _written(by_layer: ByLayer) -> dict[str, dict[str, int]]:
-    return {key: {str(layer): size for layer, size in sizes.items()} for key, sizes in by_layer.items()}
 
 
 def refine(

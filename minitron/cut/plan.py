@@ -21,7 +21,7 @@ from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotate
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, sole, write_bytes, write_json
 from minitron.model.axes import LARGEST
-from minitron.model.by_layer import ByLayer
+from minitron.model.by_layer import ByLayer, read_sizes, write_sizes
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 from minitron.typed import require
@@ -141,7 +141,7 @@ class Plan:
             "version": VERSION,
             "model": self.model,
             "sizes": dict(self.sizes),
-            **({"by_layer": _write_by_layer(self.by_layer)} if self.by_layer else {}),
+            **({"by_layer": write_sizes(self.by_layer)} if self.by_layer else {}),
             "layers": _write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
@@ -200,7 +200,7 @@ def load_plan(path: Path) -> Plan:
             model=value["model"],
             sizes=value["sizes"],
             layers=tuple(_read_ranges(value["layers"]).tolist()),
-            by_layer=_read_by_layer(value.get("by_layer") or {}),
+            by_layer=read_sizes(value.get("by_layer") or {}),
             keep=_read_keep(value["keep"], bases),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
             folds={name.removeprefix("fold/"): array for name, array in bases.items() if name.startswith("fold/")},
@@ -303,14 +303,6 @@ def _write_cut(chosen: Cut) -> Any:
     if isinstance(chosen, Basis):
         return f"a basis of {chosen.kept} directions"
     return _write_indices(chosen)
-
-
-def _write_by_layer(sizes: ByLayer) -> dict[str, dict[str, int]]:
-    return {key: {str(layer): size for layer, size in sorted(own.items())} for key, own in sizes.items()}
-
-
-def _read_by_layer(value: Mapping[str, Mapping[str, int]]) -> ByLayer:
-    return {key: {int(layer): size for layer, size in own.items()} for key, own in value.items()}
 
 
 def _write_indices(kept: Indices) -> Any:

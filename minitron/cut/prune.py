@@ -16,6 +16,7 @@ from minitron.cut.cutter import Cutter, Made
 from minitron.cut.plan import Plan
 from minitron.escapes import code, markdown
 from minitron.files import new_folder, refuse_existing, write_json, write_text
+from minitron.model.by_layer import write_sizes
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dequantised import open_plain
 from minitron.model.families import Extra
@@ -162,12 +163,17 @@ def _write_rest(
             "source": {"name": title(model), "config": cutter.spec.fingerprint},
             "promised": dict(promised),
             "sizes": dict(plan.sizes),
+            **({"by_layer": write_sizes(plan.by_layer)} if plan.by_layer else {}),
             "layers": list(plan.layers),
             "scores": plan.scores,
             "note": dict(note),
         },
     )
     write_text(folder / "README.md", model_card(model, cutter, promised, note))
+
+
+def _sizes(own: Mapping[int, int]) -> str:
+    return ", ".join(f"{size:,} in {layer}" for layer, size in sorted(own.items()))
 
 
 def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: Mapping[str, Any]) -> str:
@@ -193,6 +199,7 @@ def model_card(model: Path, cutter: Cutter, promised: Mapping[str, int], note: M
         "|---|---|---|",
         *(rows or ["| (none changed) | | |"]),
         "",
+        *(f"{code(key)} by layer of the parent: {_sizes(own)}.\n" for key, own in cutter.plan.by_layer.items()),
         f"Layers: {code(old.letters)} to {code(new.letters)}; dropped: {', '.join(map(str, dropped)) or 'none'}.",
         "",
     ]

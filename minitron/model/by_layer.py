@@ -14,6 +14,16 @@ ByLayer = Mapping[str, Mapping[int, int]]
 """config key -> layer -> the size that it gives to that layer alone."""
 
 
+def write_sizes(by_layer: ByLayer) -> dict[str, dict[str, int]]:
+    """As JSON has it, whose keys are texts."""
+    return {key: {str(layer): size for layer, size in sorted(own.items())} for key, own in by_layer.items()}
+
+
+def read_sizes(value: Mapping[str, Mapping[str, int]]) -> ByLayer:
+    """From what `write_sizes` made; raises ValueError where a layer is no number."""
+    return {key: {int(layer): size for layer, size in own.items()} for key, own in value.items()}
+
+
 def axes_by_layer(spec: Sizes) -> dict[str, str]:
     """config key -> the axis whose size it gives to each layer by itself, of those that the model has; for how many
     experts a token is sent to, the axis of the experts."""

@@ -25,6 +25,7 @@ from minitron.memory.footprint_lines import FootprintLine, footprint_lines
 from minitron.memory.questions import Remedy, cautions
 from minitron.memory.workload import Workload
 from minitron.model.axes import AXES, LAYER
+from minitron.model.by_layer import write_sizes
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.report.bits import bits_document
 from minitron.report.text import model_name, summary
@@ -75,7 +76,7 @@ def build_report(
         for label, candidate in zip(labels, [result.parent, *result.candidates], strict=True)
     ]
     chosen = result.best if result.candidates else None
-    left = spec if chosen is None else _left(spec, chosen)
+    left = spec if chosen is None else chosen.left(spec)
     document: dict[str, Any] = {
         "version": VERSION,
         "minitron": __version__,
@@ -257,6 +258,7 @@ def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available
         "spare_bytes": available - total,
         "fits": candidate.fits,
         "formats": {} if candidate.formats is None else candidate.formats.of,
+        "by_layer_count": write_sizes(candidate.by_layer),
     }
 
 
@@ -284,11 +286,6 @@ def _front(result: SearchResult, shown: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _left(spec: ModelSpec, candidate: Candidate) -> ModelSpec:
-    """The model that a candidate leaves."""
-    return spec.resized(candidate.sizes, candidate.kept)
-
-
 def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
     return [term.to_json() for term in terms]
 
@@ -296,7 +293,7 @@ def _terms(terms: Sequence[FootprintLine]) -> list[dict[str, Any]]:
 def _engine_log(spec: ModelSpec, result: SearchResult, chosen: Candidate | None) -> dict[str, Any]:
     """What the engine's log should say of the model, and of the chosen one."""
     parent = engine_facts(spec, result.workload, result.budget)
-    left = spec if chosen is None else _left(spec, chosen)
+    left = spec if chosen is None else chosen.left(spec)
     best = () if chosen is None else engine_facts(left, result.served(left), result.budget)
     return {
         "labels": {fact.name: fact.label for fact in parent},
@@ -313,7 +310,7 @@ def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) ->
     models, own = {PARENT: spec}, {}
     for place in drawn:
         candidate, label = result.candidates[place], labels[1 + place]
-        left = _left(spec, candidate)
+        left = candidate.left(spec)
         if (dict(candidate.sizes), candidate.kept, served := result.served(left, candidate)) != same:
             models[label], own[label] = left, served
     longest = spec.value("max_position_embeddings")
@@ -363,7 +360,7 @@ def _curves(curves: Curves, unit: str, quantity: str) -> dict[str, Any]:
 
 def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, Any]]:
     """One row an axis: the share of its importance that each layer keeps."""
-    shares, left = kept_importance(spec, scores, chosen.sizes, chosen.kept), spec.resized(chosen.sizes)
+    shares, left = kept_importance(spec, scores, chosen.sizes, chosen.kept, chosen.by_layer), spec.resized(chosen.sizes)
     rows = []
     for axis in dict.fromkeys(axis for axis, _ in shares):
         layers = {layer: share for (name, layer), share in shares.items() if name == axis}

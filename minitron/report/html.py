@@ -26,6 +26,7 @@ from minitron.report.text import (
     line_label,
     sequences,
     serving,
+    sizes_by_layer,
     verdict,
     warned,
     warning_text,
@@ -156,6 +157,7 @@ def _choice(document: Document) -> str:
         before, after = parent["sizes_count"][key], best["sizes_count"].get(key)
         share = "gone" if after is None else f"{after / before:.1%}"
         rows.append(("", [labels[key], f"{before:,}", ("-" if after is None else f"{after:,}", "less"), share]))
+    rows += [("", [f"{label}, by layer", "", (sizes, "words"), ""]) for label, sizes in sizes_by_layer(document, best)]
     before, after = parent["parameters"], best["parameters"]
     rows.append(("sum", ["parameters", format_parameters(before), format_parameters(after), f"{after / before:.1%}"]))
     memory: list[tuple[str, Sequence[Cell]]] = []

@@ -23,6 +23,7 @@ from minitron.report.text import (
     line_label,
     sequences,
     serving,
+    sizes_by_layer,
     warned,
     warning_text,
 )
@@ -121,7 +122,9 @@ def _layers(document: Document) -> list[str]:
     legend = ", ".join(f"{letter} {kind}" for letter, kind in document["model"]["kinds"].items())
     gone = f"Dropped layers, counted from 0: {', '.join(dropped)}." if dropped else "No layer is dropped."
     told = markdown(f"{legend}. {gone}")
-    return ["### Layers", "", "```", visible(f"model   {letters}"), visible(f"chosen  {marks}"), "```", "", told]
+    own = [f"- {markdown(f'{label}: {sizes}.')}" for label, sizes in sizes_by_layer(document, best)]
+    strip = ["```", visible(f"model   {letters}"), visible(f"chosen  {marks}"), "```"]
+    return ["### Layers", "", *strip, "", told, *(["", "Sizes by layer:", "", *own] if own else [])]
 
 
 def _sieves(document: Document) -> list[str]:

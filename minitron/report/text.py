@@ -88,7 +88,16 @@ def chosen(document: Document) -> Mapping[str, Any] | None:
 def is_parent(document: Document, candidate: Mapping[str, Any]) -> bool:
     """Whether a candidate is the model as it is."""
     same = all(candidate[part] == document["parent"][part] for part in ("sizes_count", "kept_layer_indices"))
-    return same and not formats(document, candidate)
+    return same and not formats(document, candidate) and not candidate.get("by_layer_count")
+
+
+def sizes_by_layer(document: Document, candidate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(size, the layers' own) of every size in which layers of a kind differ: `768 in layer 4, 512 in layer 9`."""
+    labels = document["model"]["size_labels"]
+    return [
+        (labels[key], ", ".join(f"{size:,} in layer {layer}" for layer, size in own.items()))
+        for key, own in candidate.get("by_layer_count", {}).items()
+    ]
 
 
 def architecture(document: Document, candidate: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:

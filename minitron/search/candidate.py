@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minitron.memory.footprint import Footprint
+from minitron.model.by_layer import ByLayer, write_sizes
+from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
 from minitron.search.format_choices import Formats
 
@@ -60,6 +62,14 @@ class Candidate:
     measures: Mapping[str, float] = field(default_factory=dict)
     """name -> what it comes to of all that is limited (minitron.memory.limits); empty where only memory is."""
 
+    by_layer: ByLayer = field(default_factory=dict)
+    """config key -> kept layer of the parent -> its size, where layers have sizes of their own; `sizes` has the largest
+    of them."""
+
+    def left(self, spec: ModelSpec) -> ModelSpec:
+        """The model that it leaves of the parent, whose spec is `spec`."""
+        return spec.resized(self.sizes, self.kept, self.by_layer)
+
     def to_json(self) -> dict[str, Any]:
         """The candidate as a JSON object, bytes as whole numbers."""
         return {
@@ -73,4 +83,5 @@ class Candidate:
             "warnings": [zone.to_json() for zone in self.warnings],
             **({} if self.formats is None else {"formats": self.formats.to_json()}),
             **({"measures": dict(self.measures)} if self.measures else {}),
+            **({"by_layer": write_sizes(self.by_layer)} if self.by_layer else {}),
         }

@@ -10,15 +10,20 @@ from numpy.typing import NDArray
 from minitron.cut.basis import Basis
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import Keep, choose, members_of, partner_of, rotates
+from minitron.model.by_layer import ByLayer
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
 
 
 def kept_importance(
-    spec: ModelSpec, scores: Scores, sizes: Mapping[str, int], layers: tuple[int, ...]
+    spec: ModelSpec,
+    scores: Scores,
+    sizes: Mapping[str, int],
+    layers: tuple[int, ...],
+    by_layer: ByLayer | None = None,
 ) -> dict[Key, float]:
     """(axis, layer) -> the share of importance, 0 to 1, that the best indices carry when `sizes` (config key -> size)
-    and `layers` stay; for axes that shrink and that the scores cover.
+    and `layers` stay, some with sizes of their own (`by_layer`); for axes that shrink and that the scores cover.
 
     An index's importance is the square of its score, so that shares are shares of energy
     (minitron.search.effective_parameters)."""
@@ -27,10 +32,10 @@ def kept_importance(
 
     def nothing(axis: str, layer: int | None) -> NDArray[np.float64]:
         unknown.add((axis, layer))
-        return np.zeros(spec.sizes[axis])
+        return np.zeros(spec.sizes_in(layer)[axis])
 
     changed = {key: size for key, size in sizes.items() if key in spec.keys and size != spec.named_sizes[key]}
-    keep = choose(spec, scores, changed, layers, nothing, rotate=rotates(spec, scores), project=True)
+    keep = choose(spec, scores, changed, layers, nothing, by_layer=by_layer, rotate=rotates(spec, scores), project=True)
     return {
         key: _basis_share(scores, key, kept)
         if isinstance(kept, Basis)

@@ -84,13 +84,14 @@ class Layers:
         kept: Kept,
         workload: Workload,
         options: LatticeOptions | None = None,
+        workspace: int | None = 0,
     ) -> None:
-        """`sizes` are those of the candidate, of which only what no layer can have by itself is taken; `workload` says
-        in which formats bytes are counted."""
+        """`sizes` are those of the candidate, of which only what no layer can have by itself is taken; bytes are those
+        that it takes under `workload` (minitron.memory.footprint)."""
         self.spec, self.kept = spec, kept
         self.keys = keys_by_layer(spec)
         self.others = _others(spec, sizes)
-        self._workload = workload
+        self._workload, self._workspace = workload, workspace
         self._steps = {key: sizes_to_try(spec, key, options) for key in self.keys}
         for layer in range(len(spec.layers)):
             keys = self._of(layer)
@@ -103,7 +104,7 @@ class Layers:
     def bytes(self, by_layer: ByLayer) -> int:
         """What the candidate takes with these sizes by layer, all others whole."""
         target = self.spec.resized(self.others, self.kept, by_layer)
-        return int(footprint(target, self._workload).total)
+        return int(footprint(target, self._workload, self._workspace).total)
 
     def parts(self) -> list[tuple[str, int]]:
         """(config key, layer) of every size that may be cut in one layer."""
@@ -142,6 +143,7 @@ def distinct_starts(
     candidates: Sequence[Candidate],
     workload: Workload,
     options: LatticeOptions | None = None,
+    workspace: int | None = 0,
     most: int = 3,
 ) -> list[Layers]:
     """The layers of candidates that differ in more than what layers may have by themselves, the first ones of such, and
@@ -152,7 +154,7 @@ def distinct_starts(
         others = _others(spec, sizes)
         name = frozenset(others.items()), kept
         if name not in found and (len(found) < most or not others):
-            found[name] = Layers(spec, others, kept, workload, options)
+            found[name] = Layers(spec, others, kept, workload, options, workspace)
     return list(found.values())
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny_models import save_hybrid
 
 import pipeline.finalists
 from cli.app import run
@@ -132,6 +134,45 @@ def test_layers_first_and_widths_by_scores_of_what_is_left(arguments: list[str],
     assert len(plan.layers) == len(shallow.layers) == 6
     load_scores(folder / "depth-scores.safetensors").require(shallow)
     assert read_spec(folder / "pruned").named_sizes == plan.target(read_spec(Path(arguments[1]))).named_sizes
+
+
+def test_sizes_by_layer_lose_less_and_are_what_is_built(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two MLPs, the second of which writes next to nothing.
+    model = save_hybrid(tmp_path / "model", pattern="M-*-")
+    tensors = load_file(model / "model.safetensors")
+    tensors["backbone.layers.3.mixer.down_proj.weight"] *= 1e-3
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    arguments = [*arguments_of(model, short_text, tmp_path / "run", 0.9), "--sizes", "per-layer", "--leave", "hidden"]
+    assert run([*arguments, "--leave", "layer"]) == 0
+    search = read_json(tmp_path / "run" / "search.json")["per_layer"]
+    assert search["loss"] < search["uniform_loss"]
+    own = search["chosen"]["intermediate_size"]
+    assert own["3"] < own["1"]
+    plan, report = load_plan(tmp_path / "run" / "plan.json"), read_json(tmp_path / "run" / "report" / "report.json")
+    chosen = report["candidates"][report["chosen_index"]]
+    assert plan.to_json()["by_layer"] == chosen["by_layer_count"] == search["chosen"]
+    assert chosen["spare_bytes"] >= 0
+    for folder in ("pruned", "distilled"):
+        built = read_spec(tmp_path / "run" / folder)
+        assert built.family.name == "nemotron_h_puzzle"
+        assert {str(layer): built.sizes_in(layer)["ffn"] for layer in (1, 3)} == own
+        assert Checkpoint(tmp_path / "run" / folder).num_parameters == chosen["parameters"]
+    for file in ("report.md", "report.html"):
+        assert f"{own['1']} in layer 1, {own['3']} in layer 3" in (tmp_path / "run" / "report" / file).read_text()
+    assert f"{own['3']} in 3" in (tmp_path / "run" / "pruned" / "README.md").read_text()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("extra", [["--evaluate", "0"], ["--stages", "depth,width"], []])
+def test_sizes_by_layer_are_refused_before_work(
+    extra: list[str], tiny_llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*arguments_of(tiny_llama, short_text, tmp_path / "run"), "--sizes", "per-layer"]
+    assert run([*arguments, *extra]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--sizes per-layer" in said and not (tmp_path / "run" / "scores.safetensors").exists()
 
 
 def test_how_it_is_cut_is_up_to_the_user(tiny_llama_tied: Path, short_text: Path, tmp_path: Path) -> None:
