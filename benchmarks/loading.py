@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import RESULTS, ROOT
-from served_models import QWEN3, TINY, pruned, random
+from served_models import QWEN3, TINY, by_layer, pruned, random
 from smollm2 import minitron, write_section
 from transformers import Qwen3MoeConfig
 
@@ -27,6 +27,15 @@ READER = Path(__file__).with_name("vllm_loader.py")
 DATA = ("--data", builtin.CALIBRATION, "--samples", 2, "--sequence-length", 64, "--round", "nearest")
 BUILTIN, DENSE, MIXTURE = "built-in model: Mamba-2, attention, relu2 experts", "qwen3", "qwen3_moe"
 QWEN3_MOE = Qwen3MoeConfig(**TINY, moe_intermediate_size=128, num_experts=8, num_experts_per_tok=2, head_dim=32)
+
+BY_LAYER = {
+    "intermediate_size": {4: 320, 9: 512},
+    "n_routed_experts": {1: 8, 6: 5, 11: 6},
+    "moe_intermediate_size": {1: 160, 6: 64, 11: 128},
+    "moe_shared_expert_intermediate_size": {1: 256, 6: 96, 11: 128},
+    "num_experts_per_tok": {6: 1},
+}
+"""Layer by layer what is left of the built-in model's MLPs and mixtures."""
 
 MIXTURES: dict[str, tuple[object, ...]] = {
     "nvfp4, Mamba in fp8, KV in fp8": ("--format", "nvfp4", "--keep", "ssm=fp8", "--kv", "fp8"),
@@ -44,7 +53,11 @@ def checkpoints(work: Path) -> dict[tuple[str, str], Path]:
     cut = work / "built-in-pruned"
     if not cut.exists():
         pruned(builtin.MODEL, "--set", "n_routed_experts=6", "--set", "moe_intermediate_size=128")(work, cut)
-    found = {(name, "bf16"): folder for name, folder in sources.items()} | {(BUILTIN, "bf16, pruned"): cut}
+    apart = work / "built-in-by-layer"
+    if not apart.exists():
+        by_layer(builtin.MODEL, BY_LAYER)(work, apart)
+    found = {(name, "bf16"): folder for name, folder in sources.items()}
+    found |= {(BUILTIN, "bf16, pruned"): cut, (BUILTIN, "bf16, sizes by layer"): apart}
     asked = {(name, form): ("--format", form) for name in sources for form in FORMATS if FORMATS[form].written}
     for (name, form), options in (asked | {(BUILTIN, form): options for form, options in MIXTURES.items()}).items():
         folder = work / f"{sources[name].name}-{form.replace(', ', '-').replace(' ', '-').lower()}"

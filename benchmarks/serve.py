@@ -218,6 +218,7 @@ def compare(options: argparse.Namespace, name: str) -> Row:
     mine, answer = of_transformers(folder, ids)
     perplexity = math.exp(-mine.mean())
     line, expected = planned(folder)
+    line += MODELS[name].flags
     try:
         with serving(options.python, line, options.work / f"{folder.name}.log") as server:
             theirs, answered = of_vllm(server, line[2], ids)

@@ -1,6 +1,7 @@
 """The checkpoints of `make serve`, each made with minitron's own commands in the ordinary environment."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,17 @@ from smollm2 import convert, find_gguf, minitron
 from transformers import GraniteMoeHybridConfig, PretrainedConfig, Qwen3Config
 
 from minitron import builtin
-from minitron.files import new_folder
+from minitron.cut.magnitude import weight_magnitude
+from minitron.cut.plan import make_plan
+from minitron.cut.prune import prune
+from minitron.cut.scores import Scores
+from minitron.files import new_folder, read_json, scratch, write_json
+from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_tokenizer
+from minitron.model.spec import read_spec
 
+PUZZLE_CONFIG = Path(__file__).with_name("puzzle_config.py")
+CODE = "configuration_nemotron_h_puzzle.py"
 CONTEXT = 512
 SCORING = ("--samples", 8, "--sequence-length", 128, "--layers", "none")
 ROUNDING = ("--samples", 16, "--sequence-length", 256)
@@ -40,6 +49,9 @@ class Served:
 
     refused: str = ""
     """Of what vLLM refuses, a part of what it says."""
+
+    flags: tuple[str, ...] = ()
+    """What vLLM is told beside the line that `minitron plan` prints."""
 
 
 def _smollm2(work: Path, output: Path) -> None:
@@ -74,6 +86,25 @@ def _quantised(source: str, form: str, *options: object) -> Callable[[Path, Path
     def make(work: Path, output: Path) -> None:
         data = ("--data", builtin.CALIBRATION, *ROUNDING)
         minitron("quantize", work / folder_of(source), "--format", form, *data, *options, "-o", output)
+
+    return make
+
+
+def by_layer(source: str | Path, sizes: dict[str, dict[int, int]]) -> Callable[[Path, Path], None]:
+    """Cut by its weights' magnitudes, with the config class that vLLM asks for (benchmarks/puzzle_config.py)."""
+
+    def make(work: Path, output: Path) -> None:
+        folder = work / folder_of(source) if isinstance(source, str) else source
+        spec = read_spec(folder)
+        none, every = Scores({}, {}, spec.fingerprint, ""), tuple(range(len(spec.layers)))
+        plan = make_plan(spec, {}, every, none, by_layer=sizes, fallback=weight_magnitude(Checkpoint(folder), spec))
+        with scratch(output) as partial:
+            prune(folder, plan, partial / "cut")
+            shutil.copyfile(PUZZLE_CONFIG, partial / "cut" / CODE)
+            config = read_json(partial / "cut" / "config.json")
+            config["auto_map"] = {"AutoConfig": f"{Path(CODE).stem}.NemotronHPuzzleConfig"}
+            write_json(partial / "cut" / "config.json", config)
+            (partial / "cut").rename(output)
 
     return make
 
@@ -138,6 +169,9 @@ MODELS: dict[str, Served] = {
     f"{HYBRID}, int8": Served(_quantised(HYBRID, "int8"), HYBRID),
     # vLLM's CPU kernel for int4 takes rows in multiples of 32, which those of this in_proj are not.
     f"{HYBRID}, int4 but for Mamba": Served(_quantised(HYBRID, "int4", "--keep", "ssm=bf16"), HYBRID),
+    f"{HYBRID}, MLPs of 320 and 512": Served(
+        by_layer(HYBRID, {"intermediate_size": {3: 320, 7: 512}}), HYBRID, flags=("--trust-remote-code",)
+    ),
     "qwen3, random": Served(random(QWEN3), row=False),
     "qwen3, random, pruned": Served(pruned("qwen3, random", "--set", "intermediate_size=512"), "qwen3, random"),
     "granitemoehybrid, random": Served(random(GRANITE), row=False),

@@ -86,7 +86,8 @@ def settings(folder: Path) -> VllmConfig:
         max_model_len=512,
         skip_tokenizer_init=True,
         enforce_eager=True,
-        trust_remote_code=False,
+        # Of a folder to which benchmarks/served_models.py added the class of its config.
+        trust_remote_code=any(folder.glob("configuration_*.py")),
     ).create_engine_config()
 
 
