@@ -165,7 +165,7 @@ def test_sizes_by_layer_lose_less_and_are_what_is_built(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("extra", [["--evaluate", "0"], ["--stages", "depth,width"], []])
+@pytest.mark.parametrize("extra", [["--evaluate", "0"], ["--stages", "depth,width"], ["--params", "1M"], []])
 def test_sizes_by_layer_are_refused_before_work(
     extra: list[str], tiny_llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
