@@ -2,7 +2,8 @@
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "steps": {step: {"seconds",
 "results"}} and "models": {"teacher", "pruned", "distilled"}, each as `minitron eval` gives it,
-and "serve": the engine's command, empty without `--engine`.
+and "serve": the engine's command, empty without `--engine`.  Of several budgets they hold
+"members": {folder: the same}.
 """
 
 import time
@@ -22,9 +23,12 @@ from cli.options import (
     ModelArgument,
     OutputOption,
     OverwriteOption,
+    ScoresOption,
     SpeedOption,
     TeacherPrecisionOption,
+    bytes_option,
     option,
+    parameters_option,
 )
 from cli.planning import PLANNING
 from cli.scoring import SCORING
@@ -37,6 +41,7 @@ from minitron.units import format_bytes
 from pipeline.chain import Compressed, compress
 from pipeline.compression import Compression
 from pipeline.cutting import Cutting
+from pipeline.family import Family, compress_family
 from pipeline.planning import Planning
 from pipeline.searching import Searching
 
@@ -44,7 +49,25 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     "model": Option.of(ModelArgument),
     "data": Option.of(DataOption),
     "output": Option.of(OutputOption),
-    "planning": Group(Planning, PLANNING),
+    "planning": Group(Planning, {name: row for name, row in PLANNING.items() if name not in ("budget", "params")}),
+    "budgets": Option(
+        option(
+            "--budget",
+            "Total memory, instead of --gpu: 8MiB. Repeatable: a model for each, from one scoring, in its own folder.",
+            "SIZE",
+            parser=bytes_option,
+        ),
+        type=list[int] | None,
+        default=None,
+        read=lambda typed: tuple(typed or ()),
+    ),
+    "params": Option(
+        option("--params", "Most parameters: 7B. Repeatable, as --budget is.", "N", parser=parameters_option),
+        type=list[int] | None,
+        default=None,
+        read=lambda typed: tuple(typed or ()),
+    ),
+    "scores": Option.of(ScoresOption),
     "searching": Group(Searching, SEARCHING),
     "scoring": Group(ScoringOptions, SCORING),
     "cutting": Group(Cutting, CUTTING),
@@ -79,18 +102,23 @@ def command(request: Compression, overwrite: OverwriteOption = False, as_json: J
     started = time.monotonic()
     evaluation = replace(request.evaluation, sequence_length=request.recipe.sequence_length)
     request = replace(request, evaluation=evaluation, command=command_line())
-    found = compress(request, overwrite=overwrite, progress=show.bar, note=show.note)
+    how = compress_family if request.plannings else compress
+    found = how(request, overwrite=overwrite, progress=show.bar, note=show.note)
     if as_json:
         inputs = {
             "model": request.model,
             "data": request.data,
             "text": request.heldout,
             "calibration": request.calibration,
+            "scores": request.scores,
         }
         seconds = time.monotonic() - started
         show.document(show.run_document(request.output, inputs, request.settings, found.to_json(), seconds))
         return
-    print_outcome(found)
+    for name, member in found.members.items() if isinstance(found, Family) else [("", found)]:
+        if name:
+            show.line(f"{name}:")
+        print_outcome(member)
 
 
 def print_outcome(found: Compressed) -> None:

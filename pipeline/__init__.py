@@ -28,6 +28,7 @@ from pipeline.cutting import Cutting
 from pipeline.distillation import Distilled, distill
 from pipeline.evaluation import evaluate
 from pipeline.exporting import Export, export
+from pipeline.family import Family, compress_family
 from pipeline.inspection import Inspection, inspect
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
@@ -49,6 +50,7 @@ __all__ = [
     "Distilled",
     "EvaluationOptions",
     "Export",
+    "Family",
     "Inspection",
     "Kept",
     "Planned",
@@ -65,6 +67,7 @@ __all__ = [
     "Standing",
     "compare",
     "compress",
+    "compress_family",
     "distill",
     "evaluate",
     "export",

@@ -6,17 +6,15 @@ and has not got its name yet, so that one rename makes both true.  A run is not 
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron.files import is_leftover, new_folder, read_json, remove, sole, write_json, write_text
+from minitron.files import is_leftover, new_file, read_json, remove, sole, write_json
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.run_folder import Begun, RunFolder, part
@@ -37,18 +35,12 @@ from pipeline.compression import (
 )
 from pipeline.finalists import FOLDER as FINALISTS
 from pipeline.plan_document import serve_line_for
+from pipeline.preparation import check, prepared
 from pipeline.stages import Done, cut_depth_first
 
 if TYPE_CHECKING:
-    from minitron.measure.records import Record
+    from minitron.cut.scores import Scores
     from pipeline.planning import Planning
-
-_HELD_OUT: Final = 0.05
-"""The share of the training text that is held out, where no other text is given."""
-
-_MANY: Final = 40
-"""Records from which on they are held out whole: of fewer the last twentieth is none."""
-
 
 _NAMES: Final = (
     *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", EVALUATION, TEXT, TRIALS),
@@ -95,22 +87,14 @@ def compress(
 
     A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
     where the folder holds another run, unless it may be overwritten."""
-    from minitron.cut.companions import companions
-    from minitron.measure.text import documents
-    from minitron.model.sources import local_folder
-    from minitron.model.stored import require_plain
-
+    if request.plannings:
+        raise ValueError("several budgets are a family: call compress_family")
     request.planning.require_limits()
-    if not request.dequantise:
-        require_plain(request.model)
-    for path in {request.calibration_text, request.data, request.heldout or request.data}:
-        next(documents(path))
-    request = replace(request, model=local_folder(request.model, progress, note))
-    companions(request.model)
+    request = check(request, progress, note)
     with sole(request.output):
-        run, record = _open_run(request, overwrite=overwrite)
+        run, record = open_run(request, _NAMES, overwrite=overwrite)
         require_sound(request.output, record)
-        request = _hold_out(_dequantised(request, progress))
+        request = prepared(request, progress)
         _require_cuttable(request)
         _require_trainable(request)
 
@@ -140,22 +124,25 @@ def compress(
         return Compressed(request.output, record["steps"], models, serve)
 
 
-def _open_run(request: Compression, *, overwrite: bool) -> tuple[RunFolder, dict[str, Any]]:
-    """run.json of a new folder, or of the one to go on with."""
+def open_run(request: Compression, names: tuple[str, ...], *, overwrite: bool) -> tuple[RunFolder, dict[str, Any]]:
+    """run.json of a new folder, or of the one to go on with; `names` is what runs leave in it."""
     from minitron.measure.records import Source
+    from minitron.model.identity import file_hashes
     from minitron.model.spec import read_spec
 
     # No name is one of the settings', or the one would hide the other.
     texts = {"calibration": request.calibration_text, "data": request.data, "heldout": request.heldout}
-    given = [text for text in texts.values() if text is not None]
+    given = [path for path in (*texts.values(), request.scores) if path is not None]
+    scored = {} if request.scores is None else {"scores": file_hashes([request.scores])[0]}
 
     def asked(before: Begun) -> dict[str, Any]:
         hashes = {name: Source(str(path)).fingerprint() for name, path in texts.items() if path is not None}
         weights = weights_of(request.model, part(before, "weights"))
         about = {"model": read_spec(request.model).fingerprint, "weights": weights, **hashes, **request.settings}
+        about |= scored
         return about | {"tokenizer": tokenizer_hash(request.model)}
 
-    run = RunFolder(request.output, RUN, "a run folder of minitron", _NAMES)
+    run = RunFolder(request.output, RUN, "a run folder of minitron", names)
     record = run.open(asked, key="asked", overwrite=overwrite, anew=overwrite, inputs=(request.model, *given))
     record.setdefault("steps", {})
     return run, record
@@ -174,18 +161,6 @@ def _tidy(folder: Path) -> None:
         for left in list(place.iterdir()) if place.is_dir() else []:
             if is_leftover(left.name) or left.name == f"{DISTILLED}.work":
                 remove(left)
-
-
-def _dequantised(request: Compression, progress: Progress) -> Compression:
-    """The request with the model in bf16: of a quantised one a copy in the run folder."""
-    from pipeline.pruning import Pruning, prune
-
-    if not request.dequantise:
-        return request
-    whole = request.output / DEQUANTISED
-    if not whole.exists():
-        prune(Pruning(request.model, whole, dequantise=True), progress=progress)
-    return replace(request, model=whole)
 
 
 def _require_cuttable(request: Compression) -> None:
@@ -210,45 +185,6 @@ def _require_trainable(request: Compression) -> None:
         require_trainable(request.model, read_spec(request.model), wanted)
 
 
-def _hold_out(request: Compression) -> Compression:
-    """The request with a held-out text: unless one is given the last twentieth of the training text, in files of the
-    run folder."""
-    from minitron.measure.text import documents
-
-    if request.heldout is not None:
-        return request
-    folder = request.output / TEXT
-    if not folder.exists():
-        found = list(documents(request.data))
-        if len(found) < _MANY and all(record.text is not None for record in found):
-            name, parts = "{}.txt", _divided("\n\n".join(record.text or "" for record in found))
-        else:
-            name, parts = "{}.jsonl", _dealt(found)
-        with new_folder(folder) as partial:
-            for part, text in zip(("training", "heldout"), parts, strict=True):
-                write_text(partial / name.format(part), text)
-    training, heldout = (next(folder.glob(f"{part}.*")) for part in ("training", "heldout"))
-    calibration = training if request.calibration_text == request.data else request.calibration
-    return replace(request, data=training, calibration=calibration, heldout=heldout)
-
-
-def _divided(whole: str) -> tuple[str, str]:
-    """A text before and after the next paragraph, line or word behind the mark, whichever kind it has."""
-    mark = int(len(whole) * (1 - _HELD_OUT))
-    last = (mark + len(whole)) // 2
-    cut = next((at for end in ("\n\n", "\n", " ") if (at := whole.find(end, mark, last)) >= 0), mark)
-    return whole[:cut], whole[cut:]
-
-
-def _dealt(found: list[Record]) -> tuple[str, str]:
-    """Records as lines of .jsonl: those before the mark, and at least one behind it."""
-    mark = sum(record.length for record in found) * (1 - _HELD_OUT)
-    reached = list(accumulate(record.length for record in found))
-    first = min(max(1, bisect_right(reached, mark)), len(found) - 1)
-    lines = [json.dumps(record.row()) + "\n" for record in found]
-    return "".join(lines[:first]), "".join(lines[first:])
-
-
 def _served(request: Compression) -> Planning:
     """The plan's workload, keys and values as the search chose."""
     from minitron.cut.plan import load_plan
@@ -259,8 +195,18 @@ def _served(request: Compression) -> Planning:
 
 
 def _score(request: Compression, done: Done, progress: Progress, note: Note) -> None:
+    score(request, progress, done)
+
+
+def score(request: Compression, progress: Progress, done: Done = lambda results: None) -> None:
+    """Write the scores into the run folder: a copy of those that were given, else those of the calibration text."""
     from importance.score.calibrate import calibrate
 
+    if request.scores is not None:
+        done(scores_of(request).settings)
+        with new_file(request.output / SCORES) as partial:
+            shutil.copyfile(request.scores, partial)
+        return
     scores = calibrate(
         request.model,
         request.calibration_text,
@@ -272,6 +218,20 @@ def _score(request: Compression, done: Done, progress: Progress, note: Note) -> 
     )
     done(scores.settings)
     scores.save(request.output / SCORES)
+
+
+def scores_of(request: Compression) -> Scores:
+    """The scores that were given; raises MinitronError where they are another model's."""
+    from minitron.cut.scores import load_scores
+    from minitron.model.identity import require_weights
+    from minitron.model.spec import read_spec
+
+    assert request.scores is not None
+    scores = load_scores(request.scores)
+    scores.require(read_spec(request.model))
+    if not request.dequantise:  # whose scores were made of another copy in bf16
+        require_weights(scores.weights, request.model, "the scores were", "score this model with minitron score")
+    return scores
 
 
 def _plan(request: Compression, done: Done, progress: Progress, note: Note) -> None:

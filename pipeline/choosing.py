@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minitron.cut.plan import Plan, make_plan
 from minitron.files import write_json
 from minitron.progress import Note
-from pipeline.compression import SEARCH, TRIALS, Compression
+from pipeline.compression import SEARCH, Compression
 from pipeline.finalists import NEAR, race
 from pipeline.measuring import MeasuredSearch
 from pipeline.per_layer import size_layers
@@ -95,14 +95,15 @@ def choose(request: Compression, spec: ModelSpec, scores: Scores, progress: Prog
 
     if not searching.measures or planning.sort == "memory":
         return choice(planning.search(*request.cutting.counted(spec, scores)), None, None)
-    search = MeasuredSearch(searching, planning, request.cutting, request.scoring, request.recipe.seed)
+    family = () if request.shared is None else request.shared.plannings
+    search = MeasuredSearch(searching, planning, request.cutting, request.scoring, request.recipe.seed, family)
     sieved = search.run(
         request.model,
         request.calibration_text,
         scores,
         spec,
         plan,
-        store=request.output / TRIALS,
+        store=request.trials,
         device=request.device,
         progress=progress,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -33,6 +34,17 @@ REPORT: Final = "report"
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What the members of a family share: models of several budgets from one scoring."""
+
+    trials: Path
+    """The file in which all of them keep their measurements."""
+
+    plannings: tuple[Planning, ...]
+    """Those of all members, in order: random combinations are drawn for each, and measured once."""
+
+
+@dataclass(frozen=True)
 class Compression:
     """A model, what it must fit, the texts, and how each step is done."""
 
@@ -50,6 +62,15 @@ class Compression:
 
     recipe: Recipe
     """How to distil."""
+
+    budgets: Sequence[int] = ()
+    """Total memory in bytes; of several each gives a model of its own, and all come from one scoring."""
+
+    params: Sequence[int] = ()
+    """The most parameters; of several each gives a model of its own."""
+
+    scores: Path | None = None
+    """Scores of the model that were written before; None scores it."""
 
     calibration: Path | None = None
     """Calibration text for scoring; None uses the text for distillation."""
@@ -85,7 +106,11 @@ class Compression:
     command: str = ""
     """The command line, for the report."""
 
+    shared: Shared | None = None
+    """Where it is one of a family."""
+
     def __post_init__(self) -> None:
+        self._plan_for_one()
         require_known(self, {"teacher_precision": get_args(Precision)})
         if self.scoring.offload and self.searching.measures:
             raise MinitronError(
@@ -119,6 +144,34 @@ class Compression:
         object.__setattr__(self, "planning", replace(self.planning, weights=self.form))
         _ = self.wanted
 
+    def _plan_for_one(self) -> None:
+        """Let the plan keep the one budget that was given; several are those of a family."""
+        if len(self.budgets) > 1 and len(self.params) > 1:
+            raise MinitronError("several --budget and several --params are given; give several of one of them.")
+        for flag, values in (("--budget", self.budgets), ("--params", self.params)):
+            if len(set(values)) < len(values):
+                raise MinitronError(f"{flag} is given twice with the same number; give each once.")
+        asked = [*self.planning.asked, *(["--params"] if self.params else [])]
+        if asked and self.searching.sizes == "per-layer":
+            raise MinitronError(f"--sizes per-layer keeps a budget of bytes alone; drop it, or {asked[0]}.")
+        if len(self.budgets) == 1:
+            object.__setattr__(self, "planning", replace(self.planning, budget=self.budgets[0]))
+            object.__setattr__(self, "budgets", ())
+        if len(self.params) == 1:
+            object.__setattr__(self, "planning", replace(self.planning, params=self.params[0]))
+            object.__setattr__(self, "params", ())
+
+    @property
+    def plannings(self) -> dict[str, Planning]:
+        """Name of a member of the family -> its plan; empty where it is one model."""
+        members = {f"budget-{value}": replace(self.planning, budget=value) for value in self.budgets}
+        return members | {f"params-{value}": replace(self.planning, params=value) for value in self.params}
+
+    @property
+    def trials(self) -> Path:
+        """The file in which measurements are kept."""
+        return self.output / TRIALS if self.shared is None else self.shared.trials
+
     @property
     def wanted(self) -> Wanted | None:
         """The formats of the compressed model; raises MinitronError for one that is not written."""
@@ -143,4 +196,13 @@ class Compression:
             "teacher_precision": self.teacher_precision,
             **({"dequantise": True} if self.dequantise else {}),
             **({} if self.form is None else {"format": self.form}),
+            **self._of_family,
         }
+
+    @property
+    def _of_family(self) -> dict[str, Any]:
+        """What is asked for of the others of a family."""
+        numbers: dict[str, Any] = {"budgets": list(self.budgets), "params": list(self.params)}
+        if self.shared is not None:
+            numbers["family"] = [planning.settings for planning in self.shared.plannings]
+        return {name: value for name, value in numbers.items() if value}

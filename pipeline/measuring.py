@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class MeasuredSearch:
     seed: int
     """Of the random architectures."""
 
+    family: tuple[Planning, ...] = ()
+    """The plans of all models of a family, this one's among them; empty for one model."""
+
     def run(
         self,
         model: Path,
@@ -62,7 +66,7 @@ class MeasuredSearch:
         text to measure on was calibrated on."""
         from importance.search.sieves import SieveOptions, sieve
 
-        trials = self.trials(model, calibration, spec, store=store, device=device)
+        trials = self.trials(model, calibration, scores, spec, store=store, device=device)
         searching, planning = self.searching, self.planning
         options = SieveOptions(
             combinations=searching.combinations, finalists=searching.evaluate, top=planning.top, seed=self.seed
@@ -77,11 +81,19 @@ class MeasuredSearch:
             scores,
             plan=plan,
             options=options,
+            family=[member.budget_for(counted) for member in self.family],
             progress=progress,
         )
 
     def trials(
-        self, model: Path, calibration: Path, spec: ModelSpec, *, store: Path | None, device: str | None
+        self,
+        model: Path,
+        calibration: Path,
+        scores: Scores,
+        spec: ModelSpec,
+        *,
+        store: Path | None,
+        device: str | None,
     ) -> Trials:
         """What candidates of `model` are measured by.  Raises MinitronError where the text to measure on was calibrated
         on."""
@@ -92,7 +104,7 @@ class MeasuredSearch:
         objective: Any = self.searching.objective
         if objective.startswith(TASK):
             objective = (objective, self._task(model, objective.removeprefix(TASK)))
-        seen, blocks = self._blocks(model, calibration)
+        seen, blocks = self._blocks(model, calibration, scores)
         few = seen[: max(1, ROUNDED_BY // seen.shape[1])] if self.planning.formats else None
         return Trials(
             *(parent, spec, blocks),
@@ -102,25 +114,49 @@ class MeasuredSearch:
             calibration=few,
         )
 
-    def _blocks(self, model: Path, calibration: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _blocks(self, model: Path, calibration: Path, scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(sequences that calibrated, those to measure on); raises MinitronError where they overlap."""
-        from importance.score.blocks import require_apart
+        from importance.score.blocks import require_apart, unseen
         from importance.score.calibrate import calibration_blocks
         from minitron.measure.text import token_blocks
         from minitron.model.loading import load_tokenizer
 
-        searching = self.searching
+        searching, length = self.searching, self.scoring.sequence_length
         seen, measured = calibration_blocks(model, calibration, self.scoring, held_back=searching.held_back)
+        scored = self._scored(model, calibration, scores)
         if searching.trial_text is None:
-            return seen, measured
+            if scored is None:
+                return seen, measured
+            many = len(scored) * scored.shape[1] // length + 4 * searching.trial_samples
+            pool = token_blocks(load_tokenizer(model), calibration, sequence_length=length, samples=many)
+            return scored, unseen(pool, scored, searching.trial_samples)
+        seen = seen if scored is None else scored
         blocks = token_blocks(
-            load_tokenizer(model),
-            searching.trial_text,
-            sequence_length=self.scoring.sequence_length,
-            samples=searching.trial_samples,
+            load_tokenizer(model), searching.trial_text, sequence_length=length, samples=searching.trial_samples
         )
         require_apart(blocks, seen)
         return seen, blocks
+
+    def _scored(self, model: Path, calibration: Path, scores: Scores) -> NDArray[np.int64] | None:
+        """The sequences that scores of the same text were made on, where those are not what would be scored here."""
+        from importance.score.calibrate import calibration_blocks
+        from minitron.measure.records import Source
+
+        made, asked = scores.settings, self.scoring
+        if scores.data != Source(str(calibration)).fingerprint():
+            return None
+        samples, length, held = (
+            int(made.get(name, default))
+            for name, default in (
+                ("samples", asked.samples),
+                ("sequence_length", asked.sequence_length),
+                ("held_back", 0),
+            )
+        )
+        if (length, held) == (asked.sequence_length, self.searching.held_back) and samples <= asked.samples:
+            return None
+        options = dataclasses.replace(asked, samples=samples, sequence_length=length)
+        return calibration_blocks(model, calibration, options, held_back=held)[0]
 
     def _task(self, model: Path, name: str) -> Callable[[PreTrainedModel], float]:
         """What a model lacks of a full score: 1 less the mean of the task's accuracies (acc_norm before acc), or of its

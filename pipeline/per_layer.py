@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from minitron.progress import Note
-from pipeline.compression import TRIALS, Compression
+from pipeline.compression import Compression
 from pipeline.measuring import MeasuredSearch
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def size_layers(
         counted, ranked, result.served(counted, best), request.planning.lattice_options(), budget.workspace
     )
     trials = search.trials(
-        request.model, request.calibration_text, spec, store=request.output / TRIALS, device=request.device
+        request.model, request.calibration_text, scores, spec, store=request.trials, device=request.device
     )
     uniform = plan(best.sizes, best.kept, formats)
     found = refine(trials, starts, uniform, counted_scores, planned, budget.available, progress=progress)

@@ -38,6 +38,21 @@ def split_blocks(blocks: Blocks, judging: int) -> tuple[Blocks, Blocks]:
     return blocks[~chosen], blocks[chosen]
 
 
+def unseen(blocks: Blocks, calibration: Blocks, wanted: int) -> Blocks:
+    """At most `wanted` of the sequences `blocks`, spread evenly over those that do not stand among those that
+    calibrated; raises MinitronError where all do."""
+    width = min(WINDOW, blocks.shape[1], calibration.shape[1])
+    known = np.isin(_hashes(blocks, width), _hashes(calibration, width)).mean(1)
+    left = blocks[known <= SHARED]
+    if not len(left):
+        raise MinitronError(
+            "the scores were made on all of the calibration text, so that none of it is left to measure candidates on; "
+            "give a --judge text."
+        )
+    places = np.linspace(0, len(left) - 1, min(wanted, len(left))).round().astype(np.int64)
+    return np.asarray(left[places])
+
+
 def require_apart(judging: Blocks, calibration: Blocks) -> None:
     """Raise MinitronError where the sequences for trials stand, in whole or in part, among those that calibrated, of
     whatever length and place either were cut."""

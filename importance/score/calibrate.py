@@ -77,7 +77,11 @@ def calibrate(
     return replace(
         scores,
         weights=weights,
-        settings={**scores.settings, "seconds": round(time.monotonic() - started, 3)},
+        settings={
+            **scores.settings,
+            **({"held_back": held_back} if held_back else {}),
+            "seconds": round(time.monotonic() - started, 3),
+        },
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +24,9 @@ from importance.search.damage import (
     format_part,
     measure_curves,
 )
+from importance.search.draws import by_chance, draws_of, points_of
 from importance.search.trial import Trial, Trials
-from importance.search.verdicts import Sieved, Verdict
+from importance.search.verdicts import Entry, Sieved, Verdict, reason_of
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.scores import Scores
 from minitron.cut.selection import Fallback
@@ -37,6 +39,7 @@ from minitron.search.candidate import Candidate
 from minitron.search.counting import Worth, default_worth
 from minitron.search.depth import Kept
 from minitron.search.format_choices import KV, format_choices, share_lost
+from minitron.search.gauge import broken
 from minitron.search.lattice import Lattice, Points
 from minitron.search.search import SearchResult, fitting, one_a_layout, search
 
@@ -116,17 +119,21 @@ def sieve(
     *,
     plan: Planner | None = None,
     options: SieveOptions | None = None,
+    family: Sequence[Budget] = (),
     progress: Progress = silent,
 ) -> Sieved:
     """The candidates of `lattice` that fit `budget`, of which trials find that they lose the least.
 
     `plan` makes the plan of an architecture, by the scores unless given.  With a store in the trials a search that was
-    stopped goes on where it was: what it asks for is the same, and what is in the store is not measured again.  Raises
-    MinitronError where nothing fits."""
+    stopped goes on where it was: what it asks for is the same, and what is in the store is not measured again.  Where a
+    `family` of budgets is searched one after the other, its own among them, each draws a share of the random
+    combinations; in the order of the family they are the same for all, so that with one store each is measured once.
+    Raises MinitronError where nothing fits."""
     options = options or SieveOptions()
     lattice = one_a_layout(lattice, scores)
     first = search(lattice, workload, budget, scores=scores, top=options.combinations + options.finalists)
     run = _Run(trials, lattice, workload, budget, scores, plan or planner(trials, scores), options, first.feasible)
+    run.family = tuple(family) or (budget,)
     if first.feasible <= options.combinations + options.finalists:
         with progress("Measuring candidates", first.feasible, "candidates") as run.advance:
             run.measure(first.candidates, "all that fit were measured")
@@ -155,7 +162,11 @@ class _Run:
         self.trials, self.lattice, self.workload, self.budget, self.scores = trials, lattice, workload, budget, scores
         self.plan, self.options, self.feasible = plan, options, feasible
         self.coordinates = Coordinates(lattice, scores)
-        self.measured: dict[tuple[Any, ...], tuple[Candidate, str, float | None, Trial]] = {}
+        self.measured: dict[tuple[Any, ...], Entry] = {}
+        self.others: dict[tuple[Any, ...], Entry] = {}
+        """What was drawn for other budgets of the family and does not fit this one: the model learns from it."""
+
+        self.family: tuple[Budget, ...] = (budget,)
         self.alone: set[tuple[Any, ...]] = set()
         self.advance: Advance = lambda amount, note="": None
         self.model: DamageModel | None = None
@@ -175,15 +186,17 @@ class _Run:
         if self.lattice.formats:
             self._choose_formats()
         self.fit()
-        rng = np.random.default_rng(self.options.seed)
-        half = self.options.combinations // 2
-        anywhere = Worth(lambda points: rng.random(points.shape), "chance")
-        self.measure(self._best(anywhere, half), "a random combination, to fit the damage model")
-        self.measure(
-            self._best(Worth(lambda points: self._likely(points, rng), "chance"), 2 * self.options.combinations),
-            "a random combination near the best predicted, to fit the damage model",
-            most=self.options.combinations - half,
-        )
+        draws = list(draws_of(self.family, self.options.combinations, self.options.seed))
+        for budget, rng, share in draws:
+            anywhere = Worth(partial(by_chance, rng), "chance")
+            self.measure(self._best(anywhere, share // 2, budget), "a random combination, to fit the damage model")
+        for budget, rng, share in draws:
+            near = Worth(partial(self._likely, rng=rng), "chance")
+            self.measure(
+                self._best(near, 2 * share, budget),
+                "a random combination near the best predicted, to fit the damage model",
+                most=share - share // 2,
+            )
         self.fit()
         assert self.model is not None
         self.heldout = self.model.heldout
@@ -231,41 +244,43 @@ class _Run:
         formats = () if one.formats is None else tuple(sorted(one.formats.of.items()))
         return one.kept, tuple(sorted(sizes.items())), formats
 
-    def _best(self, worth: Worth, top: int) -> tuple[Candidate, ...]:
-        return search(self.lattice, self.workload, self.budget, scores=self.scores, worth=worth, top=top).candidates
+    def _best(self, worth: Worth, top: int, budget: Budget) -> tuple[Candidate, ...]:
+        if top < 1:
+            return ()
+        return search(self.lattice, self.workload, budget, scores=self.scores, worth=worth, top=top).candidates
+
+    def _fits(self, candidate: Candidate) -> bool:
+        """Whether a candidate keeps the limits of this search, whatever it was drawn for."""
+        budget = self.budget
+        return candidate.footprint.total <= budget.available and not broken(budget.limits.given, candidate.measures)
+
+    @property
+    def known(self) -> list[Entry]:
+        """All that was measured, but for one axis alone."""
+        return [*self.others.values(), *self.measured.values()]
 
     def measure(self, candidates: Iterable[Candidate], origin: str, most: int | None = None) -> None:
         """Measure at most `most` candidates that were not measured before."""
         done = 0
         for candidate in candidates:
             key = self._key(candidate)
-            if key in self.measured or (most is not None and done == most):
+            if key in self.measured or key in self.others or (most is not None and done == most):
                 continue
             predicted = None if self.model is None else float(self.model.predict(self.points([candidate]))[0])
             found = self._run(candidate)
-            self.measured[key] = candidate, origin, predicted, found
+            (self.measured if self._fits(candidate) else self.others)[key] = candidate, origin, predicted, found
             done += 1
-            self.advance(1, f"least {min(entry[3].loss for entry in self.measured.values()):.4g}")
+            self.advance(1, f"least {min(entry[3].loss for entry in self.known):.4g}")
 
     def fit(self, focus: float = 0.0) -> None:
         """Fit the model to all candidates measured so far."""
-        candidates = [entry[0] for entry in self.measured.values()]
-        losses = [entry[3].loss for entry in self.measured.values()]
+        candidates = [entry[0] for entry in self.known]
+        losses = [entry[3].loss for entry in self.known]
         self.model = DamageModel(self.coordinates, self.curves, self.points(candidates), losses, focus=focus)
 
     def points(self, candidates: Sequence[Candidate]) -> Points:
         """Candidates as points of the lattice."""
-        spec, depths = self.lattice.spec, {kept: number for number, kept in enumerate(self.lattice.depths)}
-        sizes = {
-            axis: np.array(
-                [candidate.sizes.get(spec.key(axis), spec.sizes[axis]) for candidate in candidates], dtype=np.int64
-            )
-            for axis in sorted(self.lattice.varied)
-        }
-        depth = np.array([depths[candidate.kept] for candidate in candidates], dtype=np.int64)
-        forms = {formats: number for number, formats in enumerate(self.lattice.formats)}
-        form = np.array([forms[one.formats] for one in candidates if one.formats is not None], dtype=np.int64)
-        return Points(depth, sizes, depth.shape, form if self.lattice.formats else None)
+        return points_of(self.lattice, candidates)
 
     def round(self, number: int) -> None:
         """Measure one part of the finalists: what the model likes best, of that what differs most, and the best of less
@@ -309,7 +324,7 @@ class _Run:
         assert self.model is not None
         predicted = self.model.predict(self.points(pool))
         places = self.model.directions(self.points(pool))
-        known = self.model.directions(self.points([entry[0] for entry in self.measured.values()]))
+        known = self.model.directions(self.points([entry[0] for entry in self.known]))
         distance = np.linalg.norm(places[:, None] - known[None], axis=2).min(1, initial=np.inf)
         good = predicted <= NEAR * predicted[0]
         chosen: list[tuple[Candidate, str]] = []
@@ -350,7 +365,7 @@ class _Run:
                 measured=measured,
                 measured_rank=place + 1,
                 kept=place < top,
-                reason=_reason(place, measured.loss, least, top, len(order)),
+                reason=reason_of(place, measured.loss, least, top, len(order)),
             )
             for place, (candidate, origin, predicted, measured) in enumerate(order)
         )
@@ -361,7 +376,7 @@ class _Run:
             ranking=f"ranked by {name}, measured on {self.trials.blocks.size:,} tokens",
             front=front,
         )
-        evaluations = len(self.alone | self.measured.keys())
+        evaluations = len(self.alone | self.measured.keys() | self.others.keys())
         return Sieved(result, verdicts, self.model, self.heldout, evaluations, self.trials.objective)
 
     def _ranks(self, candidates: Sequence[Candidate]) -> tuple[list[int], list[int]]:
@@ -381,11 +396,3 @@ class _Run:
                 better[number] += len(values) - np.searchsorted(values, own[number] + slack, side="right")
         by_first, by_model = (better + 1).tolist()
         return by_first, by_model
-
-
-def _reason(place: int, loss: float, least: float, top: int, count: int) -> str:
-    """Why a candidate was kept or dropped."""
-    if place == 0:
-        return f"chosen: the least loss of the {count} that were measured"
-    times = f"{loss / least:.3g} times the least loss" if least > 0 else f"{loss - least:.3g} above the least loss"
-    return f"kept: {times}" if place < top else f"dropped: {times}"

@@ -10,6 +10,9 @@ from importance.search.trial import Trial
 from minitron.search.candidate import Candidate
 from minitron.search.search import CUT_ALONE, FORMATS_ALONE, SearchResult
 
+Entry = tuple[Candidate, str, float | None, Trial]
+"""What was measured, why, what was predicted, and what came of it."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -109,3 +112,11 @@ class Sieved:
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             **({"rivals": self.rivals} if self.rivals else {}),
         }
+
+
+def reason_of(place: int, loss: float, least: float, top: int, count: int) -> str:
+    """Why a candidate was kept or dropped."""
+    if place == 0:
+        return f"chosen: the least loss of the {count} that were measured"
+    times = f"{loss / least:.3g} times the least loss" if least > 0 else f"{loss - least:.3g} above the least loss"
+    return f"kept: {times}" if place < top else f"dropped: {times}"

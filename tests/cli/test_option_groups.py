@@ -48,6 +48,7 @@ TABLES: list[tuple[Any, Table]] = [
 NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file
     (Compression, "command"),  # the command line itself
+    (Compression, "shared"),  # what a family of models shares
 }
 
 
