@@ -7,9 +7,11 @@ import pytest
 from quantising import save_wide_llama
 
 from cli.app import run
+from minitron.cut.plan import load_plan
 from minitron.files import read_json
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
+from minitron.model.stored import read_stored_spec
 
 SMALL = [
     *("--context", "32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2", "--no-speed"),
@@ -65,3 +67,49 @@ def test_what_cannot_be_is_told_before_anything_is_scored(
     assert run([*asked(llama, short_text, tmp_path / "run", *more, "--budget", "400KiB")]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run/scores.safetensors").exists()
+
+
+def test_formats_that_the_search_chose_are_written(
+    llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    measured = [word if word != "0" else "4" for word in SMALL]
+    asked = ["compress", str(llama), "--data", str(short_text), "-o", str(out), *measured]
+    more = ("--formats", "bf16,int8,int4", "--budget", "300KiB", "--combinations", "4", "--finalists", "2")
+    sizes = ("--lattice", "intermediate_size=96,64", "--judge-samples", "2")
+    assert run([*asked, *more, *sizes, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    chosen = document["results"]["steps"]["plan"]["results"]["chosen"]
+    assert set(chosen["formats"]) == {"attention", "mlp"}
+    assert any(form != "bf16" for form in chosen["formats"].values())
+    plan = read_json(out / "plan.json")
+    assert plan["formats"] == chosen["formats"]
+    assert load_plan(out / "plan.json").formats == chosen["formats"]
+    # To the byte what was counted, in the formats that were chosen.
+    assert Checkpoint(out / "distilled").weight_bytes == chosen["footprint"]["weights"]
+    spec = read_stored_spec(out / "distilled")
+    assert spec.quantisation is not None
+    load_model(out / "distilled")
+    search = read_json(out / "search.json")
+    assert {verdict["formats"]["mlp"] for verdict in search["measured"]["verdicts"]} > {chosen["formats"]["mlp"]} or (
+        len(search["measured"]["verdicts"]) == 1
+    )
+    report = read_json(out / "report/report.json")
+    assert report["why"].startswith("Lost, as measured: ")
+    assert [layer["layer_index"] for layer in report["bits"]] == list(range(len(spec.layers)))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--formats", "int8", "--format", "int4"], "--format fixes what --formats lets the search choose"),
+        (["--formats", "int8", "--weights", "int4"], "--formats lets the search choose what --weights fixes"),
+        (["--formats", "int8,q4_k_m"], "--formats q4_k_m is no format that Minitron writes"),
+        (["--search-kv", "--kv", "fp8"], "--search-kv lets the search choose what --kv fixes"),
+    ],
+)
+def test_formats_that_cannot_be_searched(
+    llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], why: str
+) -> None:
+    assert run([*asked(llama, short_text, tmp_path / "run", "--budget", "400KiB"), *more]) == 2
+    assert why in " ".join(capsys.readouterr().err.split())
