@@ -18,6 +18,7 @@ from cli.options import (
     ModelArgument,
     OverwriteOption,
     SequenceLengthOption,
+    assignments,
     option,
 )
 from minitron.memory.ggml import MIXTURES
@@ -32,6 +33,16 @@ EXPORT: Final[dict[str, Option | Group]] = {
     ),
     "type": Option(
         typer.Option("--type", help=f"llama.cpp's type of the weights: {', '.join(MIXTURES)}.", metavar="TYPE")
+    ),
+    "keep": Option(
+        option(
+            "--keep",
+            "Write a part of the model in a type of its own: ssm=q5_k, moe_routed=iq2_xxs. Repeatable.",
+            "PART=TYPE",
+        ),
+        type=list[str] | None,
+        default=None,
+        read=assignments("--keep", "ssm=q5_k"),
     ),
     "data": Option(
         option(

@@ -122,6 +122,11 @@ class Compression:
             raise MinitronError(f"--sizes per-layer keeps to a budget of bytes alone; drop {flag}.")
         if self.form is not None:
             self._plan_for_format()
+        if self.planning.formats and self.planning.engine == "llama.cpp":
+            raise MinitronError(
+                "compress writes safetensors, and --formats are types of GGUF files for llama.cpp; plan with --formats "
+                "and export what was compressed, or choose another --engine."
+            )
         if self.planning.formats and self.recipe.compile:
             raise MinitronError("a student in a format of fewer bits is not compiled; drop --compile or --formats.")
         texts = {resolved(path) for path in (self.calibration_text, self.data)}

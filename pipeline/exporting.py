@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,9 @@ class Export:
     type: str = "bf16"
     """Its type as llama.cpp calls it (minitron.memory.ggml.MIXTURES)."""
 
+    keep: Mapping[str, str] = field(default_factory=dict)
+    """Part of the model -> the type of ggml that its matrices have instead."""
+
     data: Path | None = None
     """Text from which an importance matrix is computed; None for none."""
 
@@ -55,7 +59,7 @@ class Export:
     def settings(self) -> dict[str, Any]:
         """What was asked for beside the inputs, as JSON."""
         calibration = {"samples": self.samples, "sequence_length": self.sequence_length} if self.data else {}
-        return {"type": self.type, **calibration}
+        return {"type": self.type, **({"keep": dict(self.keep)} if self.keep else {}), **calibration}
 
 
 def count(request: Export) -> int:
@@ -67,7 +71,9 @@ def count(request: Export) -> int:
     from minitron.model.spec import read_spec
 
     spec = read_spec(request.model)
-    return int(weight_bytes(spec, tally_of(spec, precision_of(spec, gguf_format(request.type))), spec.sizes)[0])
+    return int(
+        weight_bytes(spec, tally_of(spec, precision_of(spec, gguf_format(request.type), request.keep)), spec.sizes)[0]
+    )
 
 
 def export(request: Export, *, progress: Progress = silent, note: Note = no_note) -> Exported:
@@ -85,7 +91,11 @@ def export(request: Export, *, progress: Progress = silent, note: Note = no_note
         model = local_folder(request.model, progress, note)
         importance = None if request.data is None else _importance(request, model, progress, note)
         return write(
-            model, request.output, request.type, overwrite=request.overwrite, importance=importance, progress=progress
+            *(model, request.output, request.type),
+            overwrite=request.overwrite,
+            importance=importance,
+            own_types=request.keep,
+            progress=progress,
         )
 
 

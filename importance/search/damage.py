@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from importance.search.least_squares import Array, nonnegative, spearman
 from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS
 from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
-from minitron.search.format_choices import KV, Formats, losses, share_lost
+from minitron.search.format_choices import KV, Formats, form_of, losses, share_lost
 from minitron.search.lattice import Lattice, Points
 
 EXPONENT: Final = 1.5
@@ -162,7 +161,7 @@ class Coordinates:
     def _only(self, part: str, form: str) -> Formats:
         """Formats in which one part alone is in fewer bits."""
         plain = {name: min(self._forms(name), key=lambda pair: pair[1])[0] for name in self._lost}
-        plain = {name: own if not FORMATS[own].quantised else "bf16" for name, own in plain.items()}
+        plain = {name: own if not form_of(own).quantised else "bf16" for name, own in plain.items()}
         chosen = plain | {part: form}
         parts = tuple((name, own) for name, own in chosen.items() if name != KV)
         return Formats(form if part != KV else "bf16", parts, chosen.get(KV, ""))

@@ -15,7 +15,7 @@ from minitron.gguf.extra import converter, quantise_rows
 from minitron.gguf.staging import stage
 from minitron.gguf.writing import typed, uncalibrated, write
 from minitron.memory.ggml import mixture_of
-from minitron.memory.gguf import facts_of
+from minitron.memory.gguf import facts_of, require_types
 from minitron.memory.gguf_families import require_exportable
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dequantised import open_plain
@@ -56,21 +56,24 @@ def export(
     *,
     overwrite: bool = False,
     importance: Importance | None = None,
+    own_types: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write the checkpoint folder `model` to `output`, a GGUF file in a mixture of minitron.memory.ggml.MIXTURES.
 
     `importance` gives, of the checkpoint that is opened, the name of a linear's weight -> [C]: the mean of the squares
     of each input, of routed experts [E, C] under their name without a number; the types of about two bits need it.
-    Raises MinitronError, with nothing written, where llama.cpp could not load the model, a package is missing,
-    or a type needs an importance that is not given."""
+    `own_types` is component -> the type of ggml that its matrices have instead.  Raises MinitronError, with nothing
+    written, where llama.cpp could not load the model, a package is missing, or a type needs an importance that is not
+    given."""
     chosen = mixture_of(mixture)
     refuse_existing(output, overwrite=overwrite, inputs=[model])
     converter()
-    if mixture not in PLAIN:
+    if mixture not in PLAIN or own_types:
         quantise_rows()
     spec, checkpoint, _ = open_plain(model)
     require_exportable(spec)
+    require_types({rule.component for rules in spec.rules.values() for rule in rules}, own_types or {})
     checkpoint.check(spec)
     with new_file(output) as partial, scratch(output) as beside:
         staged = beside / "model"
@@ -78,7 +81,7 @@ def export(
         header = converted(staged, model, spec, mixture)
         given = {} if importance is None else renamed(importance(spec, checkpoint), header, spec)
         facts = facts_of(spec, calibrated=bool(given))
-        types = typed(header.tensors[0], chosen, facts)
+        types = typed(header.tensors[0], chosen, facts, own_types)
         if lacking := uncalibrated(types, chosen, given):
             raise MinitronError(
                 f"llama.cpp quantises to {mixture} with an importance matrix alone, and {lacking[0]} "

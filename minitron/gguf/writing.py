@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from minitron.errors import MinitronError
 from minitron.gguf.extra import quantise_rows, quiet, writer
 from minitron.memory.ggml import TYPES, Facts, Mixture, Place, fitted, role_of
+from minitron.memory.gguf import part_of
 from minitron.progress import Progress
 
 _ROWS_BYTES: Final = 64 * 2**20
@@ -45,21 +46,25 @@ class Typed:
         return int(TYPES[self.type].layout.matrix(prod(rows), columns))
 
 
-def typed(tensors: Mapping[str, Any], mixture: Mixture, facts: Facts) -> list[Typed]:
+def typed(
+    tensors: Mapping[str, Any], mixture: Mixture, facts: Facts, own_types: Mapping[str, str] | None = None
+) -> list[Typed]:
     """The types of all tensors of the converter's `tensors` (name -> its TensorInfo), in the order of llama.cpp: layer
-    by layer, then by name."""
+    by layer, then by name; `own_types` is component -> the type of its matrices."""
     gguf, seen = writer(), Counter[str]()
     named = {kind.value: kind.name.lower() for kind in gguf.GGMLQuantizationType}
     found = []
     for name in sorted(tensors, key=lambda name: (layer_of(name), name)):
         shape, own = tuple(int(size) for size in tensors[name].shape), named[int(tensors[name].dtype)]
-        if not TYPES[mixture.most].instead or not _may_be_quantised(name, shape):
+        kept = (own_types or {}).get(part_of(name))
+        if not _may_be_quantised(name, shape) or (kept is None and not TYPES[mixture.most].instead):
             found.append(Typed(name, shape, own, False))
             continue
         role = role_of(name)
         place = Place(role, max(layer_of(name), 0), seen[role])
         seen[role] += 1
-        found.append(Typed(name, shape, mixture.type_of(place, facts, shape[-1]), True))
+        kind = mixture.type_of(place, facts, shape[-1]) if kept is None else fitted(kept, shape[-1])
+        found.append(Typed(name, shape, kind, True))
     return found
 
 
@@ -126,6 +131,8 @@ def _quantised(one: Typed, rows: NDArray[np.float32], importance: NDArray[np.flo
         raise MinitronError(f"{one.name} holds NaN or infinite numbers; llama.cpp cannot run it: repair the weights.")
     if one.type == "f16":
         return rows.astype(np.float16).view(np.uint8)
+    if one.type == "f32":
+        return rows.view(np.uint8)
     count, columns = rows.shape
     data = np.empty(int(TYPES[one.type].layout.matrix(count, columns)), dtype=np.uint8)
     weight = None

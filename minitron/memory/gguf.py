@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, Format, ggml_format
-from minitron.memory.ggml import Facts, Mixture, Place, mixture_of
+from minitron.memory.ggml import TYPES, Facts, Mixture, Place, mixture_of
 from minitron.memory.gguf_families import require_exportable
 from minitron.model.axes import EXPERT
 from minitron.model.families import Rule
@@ -136,7 +137,10 @@ def facts_of(spec: ModelSpec, *, calibrated: bool = False) -> Facts:
 
 
 def gguf_formats(
-    spec: ModelSpec, kind: str, kept: Sequence[int], circumstance: Circumstance
+    spec: ModelSpec,
+    kind: str,
+    kept: Sequence[int],
+    circumstance: Circumstance,
 ) -> Iterator[tuple[str, int, Format, int]]:
     """(kind of layer, place of the rule in it, format, in how many of its layers) of every tensor in the GGUF file of a
     model of which the layers `kept` stay; `kind` is the type of the file."""
@@ -155,11 +159,51 @@ def gguf_formats(
         yield own, place, form, count
 
 
+def is_matrix(rule: Rule) -> bool:
+    """Whether a rule's tensors are quantised in a GGUF file."""
+    return _role_of(rule.name) is not None
+
+
+@cache
+def _role_of(name: str) -> str | None:
+    """The role of a rule's tensors; None for those that stay in fp32."""
+    return next((role for part, role in _ROLES.items() if re.search(part, name)), None)
+
+
 def _format(rule: Rule, mixture: Mixture, facts: Facts, layer: int, seen: Counter[str]) -> Format:
-    role = next((role for part, role in _ROLES.items() if re.search(part, rule.name)), None)
+    role = _role_of(rule.name)
     if role is None:
         return FORMATS["fp32"]
     place = Place(role, layer, seen[role])
     seen[role] += 1
     is_output = role == "output" or (facts.tied and role == "embedding")
     return ggml_format(mixture.type_of(place, facts, _WHOLE), output=is_output)
+
+
+PARTS: Final = {
+    r"^output\.weight$": "lm_head",
+    r"^token_embd\.weight$": "embedding",
+    r"\.attn_(q|k|v|output)\.weight$": "attention",
+    r"\.ssm_(in|out)\.weight$": "ssm",
+    r"\.ffn_(up|gate|down)_exps\.weight$": "moe_routed",
+    r"\.ffn_(up|gate|down)_shexp\.weight$": "moe_shared",
+    r"\.ffn_(up|gate|down)\.weight$": "mlp",
+    r"\.ffn_latent_(up|down)\.weight$": "moe_latent_proj",
+}
+"""A regular expression of a tensor's name in a GGUF file of a family that is COUNTED -> the component it is of."""
+
+
+def part_of(name: str) -> str:
+    """The component that a matrix of a GGUF file is of; empty where none is known."""
+    return next((part for pattern, part in PARTS.items() if re.search(pattern, name)), "")
+
+
+def require_types(components: Collection[str], own_types: Mapping[str, str]) -> None:
+    """Raise MinitronError for a component that has no matrices in a GGUF file, or a type that ggml does not have."""
+    for component, kind in own_types.items():
+        if component not in components or component not in PARTS.values() or kind not in TYPES:
+            known = sorted(set(PARTS.values()) & set(components))
+            raise MinitronError(
+                f"--keep {component}={kind} is not a part of this model that a GGUF file keeps in a type of its own, "
+                f"and a type; the parts are {', '.join(known)}, the types {', '.join(TYPES)}."
+            )

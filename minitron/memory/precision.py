@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, STORED, Format, formats_for, stored_format
+from minitron.memory.formats import FORMATS, STORED, Format, formats_for, ggml_format, stored_format
 from minitron.memory.ggml import mixture_of
-from minitron.memory.gguf import Circumstance, circumstances, gguf_formats, require_counted
+from minitron.memory.gguf import Circumstance, circumstances, gguf_formats, is_matrix, require_counted, require_types
 from minitron.memory.mixtures import PROJECTIONS, PUBLISHED, Clause, Mixture, published_for
 from minitron.memory.stored import beside_bytes, stored_formats, stored_origin, stored_source
 from minitron.model.axes import EXPERT
@@ -46,6 +46,9 @@ class Precision:
     gguf: str = ""
     """The type of a GGUF file, whose tensors llama.cpp gives their types; empty for safetensors."""
 
+    own_types: tuple[tuple[str, str], ...] = ()
+    """(component, type of ggml) of what a GGUF file keeps in a type of its own."""
+
     @property
     def uniform(self) -> Format | None:
         """The one format of all tensors, None where there are several."""
@@ -58,7 +61,8 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
     if weights not in (known := formats_for("weights")):
         raise MinitronError(f"weights cannot be kept in {weights}; choose {', '.join(known)}.")
     if kind := FORMATS[weights].gguf:
-        return Precision(weights, "bf16", _in_gguf(kind, keep), gguf=kind)
+        require_types(components, dict(keep))
+        return Precision(weights, "bf16", _in_gguf(kind, keep), gguf=kind, own_types=keep)
     kept = _kept(components, keep)
     if not FORMATS[weights].quantised:
         return Precision(weights, weights, Mixture(tuple(kept), "exact", f"every tensor in {weights}"))
@@ -76,13 +80,9 @@ def _precision(family: str, sort: str, components: frozenset[str], weights: str,
 
 
 def _in_gguf(kind: str, keep: tuple[Any, ...]) -> Mixture:
-    if keep:
-        raise MinitronError(
-            "in a GGUF file llama.cpp chooses the type of each tensor, so that --keep says nothing there; drop it, or "
-            "choose another --weights."
-        )
     calibrated = ", with an importance matrix" if mixture_of(kind).calibrated else ""
     source = f"a GGUF file in {kind}{calibrated}, each tensor in the type that llama.cpp gives it"
+    source += "".join(f", but {part} in {own}" for part, own in keep)
     return Mixture((), "exact", f"{source}; the file's header, with the vocabulary, and its padding are beside")
 
 
@@ -168,6 +168,11 @@ class Tally:
 
 def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]) -> Tally:
     """The tally of every depth, given as the layers of `spec` that stay: arrays of the shape [depths]."""
+    if precision.own_types:
+        key = (precision.gguf, tuple(map(tuple, depths)))
+        if key not in spec.tallies:
+            spec.tallies[key] = tally(spec, replace(precision, own_types=()), depths)
+        return _in_own_types(spec.tallies[key], dict(precision.own_types))
     one = [_tally_one(spec, precision, kept) for kept in depths]
     kinds = {kind: np.array([kinds[kind] for kinds, _ in one]) for kind in one[0][0]}
     keys = dict.fromkeys(key for _, parts in one for key in parts)
@@ -182,6 +187,17 @@ def tally(spec: ModelSpec, precision: Precision, depths: Sequence[Sequence[int]]
         for kind, place, form, when in keys
     )
     return Tally(kinds, parts, precision.mixture.attention_bytes, precision.mixture.beside_bytes)
+
+
+def _in_own_types(found: Tally, own_types: Mapping[str, str]) -> Tally:
+    """The tally of a GGUF file in which some components have types of their own."""
+    parts = tuple(
+        replace(part, form=ggml_format(own_types[part.rule.component]))
+        if part.rule.component in own_types and is_matrix(part.rule)
+        else part
+        for part in found.parts
+    )
+    return replace(found, parts=parts)
 
 
 def tally_of(spec: ModelSpec, precision: Precision) -> Tally:

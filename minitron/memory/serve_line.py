@@ -13,7 +13,7 @@ from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import room_for_kept
 from minitron.memory.formats import FORMATS, STORED, stored_format
-from minitron.memory.ggml import MIXTURES
+from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.workload import Engine, Workload
 from minitron.model.sources import title
 from minitron.model.spec import ModelSpec
@@ -74,8 +74,10 @@ def _llama_cpp(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
     words += ["--parallel", str(workload.batch), "--no-kv-unified", "-ctk", kept, "-ctv", kept, "-fa", "on"]
     words += ["-ub", str(tokens), "-b", str(max(tokens, _BATCH))]
     # Text of the reader's own: which, no plan can say.
-    matrix = ["--data", "TEXT"] if MIXTURES[kind].calibrated else []
-    return [["minitron", "export", model, "--gguf", file, "--type", kind, *matrix], words]
+    calibrated = MIXTURES[kind].calibrated or any(TYPES[own].calibrated for own in workload.keep.values())
+    matrix = ["--data", "TEXT"] if calibrated else []
+    own = [word for part, name in workload.keep.items() for word in ("--keep", f"{part}={name}")]
+    return [["minitron", "export", model, "--gguf", file, "--type", kind, *own, *matrix], words]
 
 
 _BATCH: Final = 2048

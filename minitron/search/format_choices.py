@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, formats_for
+from minitron.memory.formats import FORMATS, Format, formats_for, ggml_format, gguf_format
+from minitron.memory.ggml import MIXTURES, TYPES
+from minitron.memory.gguf import PARTS
 from minitron.memory.gpus import Gpu
-from minitron.memory.questions import keeps_kv
+from minitron.memory.questions import in_gguf, keeps_kv
 from minitron.memory.workload import Engine, Workload
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
@@ -35,6 +37,9 @@ EXPONENT: Final = 1.5
 SENSITIVITY: Final = 1.4
 """What int4 with feedback cost SmolLM2-135M (KL 0.105) and the built-in model (0.0047) beside a cut to 80 % of their
 bytes (0.40 and 0.05) gives 0.9 to 1.9 (benchmarks/RESULTS.md)."""
+
+GGML: Final = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "iq3_xxs", "iq2_s", "iq2_xxs")
+"""The types of ggml that are tried unless others are named: of each number of bits one."""
 
 KV: Final = "kv"
 """Stands for keys and values beside the components whose formats vary."""
@@ -49,9 +54,14 @@ NEAR: Final = 1.15
 """An assignment that costs at most so many times what the best of no more bytes does is worth a try."""
 
 
+def form_of(name: str) -> Format:
+    """The format of a part: a name in FORMATS, or a type of ggml."""
+    return FORMATS[name] if name in FORMATS else ggml_format(name)
+
+
 def share_lost(form: str) -> float:
     """What keeping numbers in a format costs, as the share of them whose cut would cost as much."""
-    return min(SENSITIVITY * float(FORMATS[form].relative_error ** (1.0 / EXPONENT)), 1.0)
+    return min(SENSITIVITY * float(form_of(form).relative_error ** (1.0 / EXPONENT)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Formats:
     @property
     def quantised(self) -> bool:
         """Whether something is kept in fewer than 16 bits."""
-        return any(FORMATS[form].quantised for form in self.of.values())
+        return any(form_of(form).quantised for form in self.of.values())
 
     def to_json(self) -> dict[str, str]:
         """What `of` gives."""
@@ -101,7 +111,7 @@ def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[s
     parts = {part: form for part, form in formats.items() if part != KV}
     numbers: dict[str, int] = {}
     for part, form in parts.items():
-        if FORMATS[form].quantised:
+        if form_of(form).quantised:
             numbers[form] = numbers.get(form, 0) + int(counts.get(part, 0))
     if not numbers:
         return None
@@ -123,9 +133,11 @@ def spread(count: int, most: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, most).round().astype(int).tolist()))
 
 
-def parts_of(spec: ModelSpec) -> tuple[str, ...]:
+def parts_of(spec: ModelSpec, workload: Workload | None = None) -> tuple[str, ...]:
     """The components of which a checkpoint may keep linears in a quantised format: all of their projections are
-    matrices with a row an output."""
+    matrices with a row an output; of a GGUF file those whose matrices it names."""
+    if workload is not None and in_gguf(workload):
+        return tuple(sorted(set(_projecting(spec)) & set(PARTS.values())))
     return tuple(sorted(part for part, usual in _projecting(spec).items() if usual))
 
 
@@ -140,18 +152,25 @@ def _projecting(spec: ModelSpec) -> dict[str, bool]:
     return found
 
 
-def require_formats(names: Sequence[str]) -> None:
-    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers."""
-    known = [name for name in formats_for("weights") if FORMATS[name].written or not FORMATS[name].quantised]
-    known = [name for name in known if not FORMATS[name].gguf]
+def require_formats(names: Sequence[str], workload: Workload) -> None:
+    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers; for llama.cpp
+    that is no type of ggml."""
+    if in_gguf(workload):
+        known = list(TYPES)
+    else:
+        weights = [FORMATS[name] for name in formats_for("weights")]
+        known = [form.name for form in weights if (form.written or not form.quantised) and not form.gguf]
     for name in names:
         if name not in known:
-            raise MinitronError(f"--formats {name} is no format that Minitron writes; choose of {', '.join(known)}.")
+            what = "type of ggml" if in_gguf(workload) else "format that Minitron writes"
+            raise MinitronError(f"--formats {name} is no {what}; choose of {', '.join(known)}.")
 
 
 def runnable(workload: Workload, gpu: Gpu | None) -> list[str]:
     """The formats of weights that the workload's engine reads and the GPU runs: those that its tensor cores know, and
     those whose inputs stay in 16 bits; of a GPU of which only the memory is known, all."""
+    if in_gguf(workload):
+        return list(GGML)
     title = ENGINES[workload.engine.name].title
     found = [workload.weights]
     for name in formats_for("weights"):
@@ -184,9 +203,11 @@ def format_choices(
     `names` are formats of weights and `kv` those of keys and values.  `damage` is what a component, or `kv`, in a
     format has been measured to cost; without it the prior says.  `workload` names the format of what cannot be
     quantised.  Raises MinitronError for a format that is not written, and where none can be used."""
-    require_formats(names)
-    parts = tuple(part for part in parts_of(spec) if part not in workload.keep)
-    fixed = tuple((part, workload.weights) for part, usual in _projecting(spec).items() if not usual)
+    require_formats(names, workload)
+    parts = tuple(part for part in parts_of(spec, workload) if part not in workload.keep)
+    fixed: tuple[tuple[str, str], ...] = ()
+    if not in_gguf(workload):
+        fixed = tuple((part, workload.weights) for part, usual in _projecting(spec).items() if not usual)
     counts = spec.parameters().by_component
     bytes_of = _Bytes(spec, workload)
     found: dict[Formats, tuple[int, float]] = {}
@@ -203,7 +224,7 @@ def format_choices(
             cost = np.add.outer(cost, costs).reshape(-1)
             size = np.add.outer(size, sizes).reshape(-1)
         every = list(product(*rows)) if len(cost) <= _EVERY else None
-        for place in _near_front(size, cost).tolist():
+        for place in _near_front(size, cost, most).tolist():
             row_of = every[place] if every is not None else _row(rows, place)
             one = replace(_formats(workload, counts, row_of), fixed=fixed)
             found.setdefault(one, (int(size[place]), float(cost[place])))
@@ -228,10 +249,10 @@ def _row(rows: Sequence[Sequence[tuple[str, str]]], place: int) -> tuple[tuple[s
 
 def _together(names: Sequence[str]) -> Iterator[list[str]]:
     """The formats that one config can name together: plain ones, and those of one method."""
-    plain = [name for name in names if not FORMATS[name].quantised]
-    methods = dict.fromkeys(FORMATS[name].method for name in names if FORMATS[name].quantised)
+    plain = [name for name in names if not form_of(name).quantised]
+    methods = dict.fromkeys(form_of(name).method for name in names if form_of(name).quantised)
     for method in methods or ("",):
-        yield plain + [name for name in names if FORMATS[name].quantised and FORMATS[name].method == method]
+        yield plain + [name for name in names if form_of(name).quantised and form_of(name).method == method]
 
 
 def _cost(counts: Mapping[str, Any], part: str, form: str) -> float:
@@ -240,17 +261,23 @@ def _cost(counts: Mapping[str, Any], part: str, form: str) -> float:
     return float(held) * share_lost(form)
 
 
-def _near_front(size: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Places of the assignments that cost at most NEAR times what the best of no more bytes does."""
+def _near_front(size: NDArray[np.int64], cost: NDArray[np.float64], most: int) -> NDArray[np.intp]:
+    """Places of the assignments that cost at most NEAR times what the best of no more bytes does: those that none
+    beats, and at most `most` of the others, spread over their bytes."""
     order = np.lexsort((cost, size))
     best = np.minimum.accumulate(cost[order])
-    return np.sort(order[cost[order] <= NEAR * best + 1e-12])
+    beaten = np.concatenate([[False], cost[order][1:] >= best[:-1]])
+    near = order[beaten & (cost[order] <= NEAR * best + 1e-12)]
+    return np.sort(np.concatenate([order[~beaten], near[spread(len(near), most)]]))
 
 
 def _formats(workload: Workload, counts: Mapping[str, Any], chosen: Sequence[tuple[str, str]]) -> Formats:
     parts = tuple((part, form) for part, form in chosen if part != KV)
     written = written_of(dict(parts), counts)
     main = workload.weights if written is None else written[0]
+    if in_gguf(workload) and written is not None:
+        # Of the mixture whose matrices mostly have this type, the embedding and the output layer take theirs.
+        main = gguf_format(next(name for name, mixture in MIXTURES.items() if mixture.most == main))
     return Formats(main, parts, dict(chosen).get(KV, ""))
 
 

@@ -208,7 +208,7 @@ def test_an_existing_output_is_kept(plan: Any, tmp_path: Path) -> None:
             ["--gpu", "A10G", "--ssm-state", "int4"],
             "ssm_state cannot be kept in int4; choose fp32, bf16, fp16, fp8, int8",
         ),
-        (["--gpu", "A10G", "--weights", "q4_k_m", "--keep", "attention=bf16"], "--keep says nothing there"),
+        (["--gpu", "A10G", "--weights", "q4_k_m", "--keep", "attention=int4"], "keeps in a type of its own"),
         (["--gpu", "A10G", "--weights", "q4_k_m", "--tp", "2"], "drop --tp"),
         (["--gpu", "A10G", "--weights", "q4_k_m", "--engine", "vllm"], "vLLM loads safetensors files"),
         (["--gpu", "A10G", "--scores", "nowhere.safetensors"], "nowhere.safetensors does not exist"),

@@ -57,6 +57,43 @@ def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
         assert counted(model, kind) == written, kind
 
 
+OWN = {
+    "llama": {"attention": "q8_0", "mlp": "q3_k"},
+    "tied llama": {"attention": "q5_k"},
+    "narrow llama": {"mlp": "q4_k", "attention": "iq4_xs"},
+    "eight experts": {"ssm": "q6_k", "moe_routed": "q3_k", "moe_shared": "bf16"},
+    "latent experts": {"ssm": "q5_0", "moe_latent_proj": "q8_0", "moe_routed": "q4_0"},
+    "dense": {"ssm": "q4_1", "mlp": "q2_k", "lm_head": "q8_0"},
+}
+
+
+@pytest.mark.parametrize("label", OWN)
+def test_parts_in_types_of_their_own_are_counted_as_they_are_written(
+    tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("conversion", reason="needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    save, sizes = MODELS[label]
+    model = save(tmp_path / "model", **sizes)
+    keep = [word for part, kind in OWN[label].items() for word in ("--keep", f"{part}={kind}")]
+    for kind in ("q4_k_s", "bf16"):
+        asked = ["export", str(model), "--type", kind, *keep, "--json"]
+        assert run([*asked, "--gguf", str(tmp_path / f"{kind}.gguf")]) == 0
+        written = json.loads(capsys.readouterr().out)["results"]
+        assert run(asked) == 0
+        assert json.loads(capsys.readouterr().out)["results"]["weight_bytes"] == written["weight_bytes"]
+        if label != "narrow llama":
+            assert set(OWN[label].values()) <= set(written["types"])
+
+
+@pytest.mark.parametrize("keep", ["ssm=q5_k", "attention=q9", "norm=q8_0"])
+def test_a_part_or_a_type_that_is_not_there(tmp_path: Path, keep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_llama(tmp_path / "model")
+    assert run(["export", str(model), "--type", "q4_k_m", "--keep", keep]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"--keep {keep} is not a part of this model that a GGUF file keeps in a type of its own" in told
+
+
 @pytest.mark.parametrize("label", ["tied llama", "eight experts"])
 def test_types_that_need_an_importance_matrix_compute_it_from_text(
     tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import find_gpu
 from minitron.memory.questions import cautions
+from minitron.memory.serve_line import serve_line
 from minitron.memory.workload import Engine, Workload, workload_of
 from minitron.model.spec import ModelSpec
 from minitron.quantise.packing import off_grid, on_grid
@@ -198,3 +199,21 @@ def test_architectures_of_a_thinned_lattice_are_of_the_lattice() -> None:
     near = lattice.around(thinned, point.select(np.array([0])))
     assert set(near.widths["intermediate_size"]) < set(lattice.widths["intermediate_size"])
     assert 64 in near.widths["intermediate_size"]
+
+
+def test_types_of_ggml_are_chosen_for_llama_cpp() -> None:
+    spec = tiny("ME*M", hidden_size=256, moe_intermediate_size=256, n_routed_experts=8)
+    workload = workload_of(spec, 64, engine=Engine("llama.cpp"))
+    names = runnable(workload, None)
+    found = format_choices(spec, workload, names)
+    assert {"bf16", "q8_0", "iq2_xxs"} <= {form for one in found for form in one.of.values()}
+    for one in found[:: max(1, len(found) // 20)]:
+        served = one.on(workload)
+        assert FORMATS[served.weights].gguf
+        assert served.keep == ({} if served.weights == workload.weights else dict(one.parts))
+    smallest = found[-1].on(workload)
+    assert footprint(spec, smallest).total < footprint(spec, replace(workload, weights="q4_k_m")).total
+    line = serve_line("MODEL", spec, smallest, Budget(2**30))
+    assert "--keep moe_routed=iq2_xxs" in line and "--data TEXT" in line
+    with pytest.raises(MinitronError, match="--formats int4 is no type of ggml"):
+        format_choices(spec, workload, ["int4"])
