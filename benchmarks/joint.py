@@ -14,11 +14,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from search import RESULTS, SEQUENCE_LENGTH, WORKLOAD, Bench
+from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options
 from smollm2 import write_section
 
 from distill.recipe import Recipe
@@ -27,7 +26,6 @@ from distill.run.train import distill
 from importance.rounding.calibrated import Calibrated
 from importance.search.sieves import SieveOptions, planner, sieve
 from importance.search.trial import Trials
-from minitron import builtin
 from minitron.cut.plan import Plan
 from minitron.cut.prune import prune
 from minitron.errors import NothingFits
@@ -218,39 +216,21 @@ def _told(bench: Joint, found: Mapping[str, Any]) -> str:
 def main() -> None:
     """Parse the command line and run what is not done yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=builtin.MODEL)
-    parser.add_argument("--data", type=Path, default=builtin.CALIBRATION, help="calibration and judging text")
-    parser.add_argument("--training", type=Path, help="text to distil on")
-    parser.add_argument("--text", type=Path, default=builtin.HELDOUT, help="held-out text")
+    bench_options(parser)
     parser.add_argument("--title", default="Bits and sizes together: the built-in model (`benchmarks/joint.py`)")
     parser.add_argument("--formats", default="bf16,int8,int4")
     parser.add_argument("--points", default="60,45,30,22")
     parser.add_argument("--calibration", type=int, default=32)
-    parser.add_argument("--judging", type=int, default=8)
-    parser.add_argument("--heldout", type=int, default=24)
-    parser.add_argument("--layer-samples", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--estimator", default="best")
-    parser.add_argument("--multiple", type=_multiple, action="append", default=[], metavar="KEY=N")
     parser.add_argument("--most", type=_most, action="append", default=[], metavar="AXIS=SHARE")
     parser.add_argument("--combinations", type=int, default=16)
     parser.add_argument("--finalists", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=0, help="to distil on; 0 for no distillation")
     parser.add_argument("--distilled", default="45,30", help="the points that are distilled")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Joint(options)
     rows = [bench.row(int(percent)) for percent in options.points.split(",")]
     write_section(options.results, section(bench, rows, options.title))
-
-
-def _multiple(text: str) -> tuple[str, int]:
-    key, _, number = text.partition("=")
-    return key, int(number)
 
 
 def _most(text: str) -> tuple[str, float]:

@@ -313,29 +313,34 @@ def _told(found: dict[str, Any]) -> str:
     return f"`{found['layers']}` {sizes}"
 
 
-def main() -> None:
-    """Parse the command line and run what is not done yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def bench_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a Bench asks for, but for defaults of one's own."""
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=builtin.MODEL)
     parser.add_argument("--data", type=Path, default=builtin.CALIBRATION, help="calibration and judging text")
     parser.add_argument("--training", type=Path, help="text to distil on")
     parser.add_argument("--text", type=Path, default=builtin.HELDOUT, help="held-out text")
-    parser.add_argument("--title", default="Search: the built-in model (`benchmarks/search.py`)")
-    parser.add_argument("--points", default="10,20,30,40")
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--judging", type=int, default=8)
     parser.add_argument("--heldout", type=int, default=24)
     parser.add_argument("--layer-samples", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--estimator", default="best")
     parser.add_argument("--multiple", type=_multiple, action="append", default=[], metavar="KEY=N")
-    parser.add_argument("--random", type=int, default=300)
-    parser.add_argument("--tokens", type=int, default=98_304, help="to distil on; 0 for no distillation")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--results", type=Path, default=RESULTS)
+
+
+def main() -> None:
+    """Parse the command line and run what is not done yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    bench_options(parser)
+    parser.add_argument("--title", default="Search: the built-in model (`benchmarks/search.py`)")
+    parser.add_argument("--points", default="10,20,30,40")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--calibration", type=int, default=64)
+    parser.add_argument("--random", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=98_304, help="to distil on; 0 for no distillation")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench, rows = Bench(options), []
