@@ -122,8 +122,7 @@ class Joint(Bench):
             if not folder.exists():
                 prune(options.model, plan, folder)
             counts = plan.target(self.spec).parameters().by_component
-            formats = {part: form for part, form in plan.formats.items() if part in counts}
-            form, keep = written_of(formats, counts) or (None, {})
+            form, keep = written_of(plan.formats, counts) or (None, {})
             recipe = Recipe(
                 tokens=options.tokens,
                 sequence_length=SEQUENCE_LENGTH // 2,

@@ -1,4 +1,4 @@
-"""Arrays larger than memory: on disk, memory-mapped for reading, and written without a second copy."""
+"""Arrays: those larger than memory, on disk and written without a second copy, and indices spread over one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from minitron.errors import MinitronError
 
 _DTYPES: Final = {"float64": "F64", "float32": "F32"}
 """numpy's name of a dtype -> safetensors'."""
+
+
+def spread(count: int, wanted: int) -> NDArray[np.int64]:
+    """At most `wanted` of `count` indices, spread evenly from the first to the last."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
 
 
 class StoredArray:

@@ -117,9 +117,6 @@ class Compression:
                 "--offload is for models larger than memory, but candidates are measured in memory; "
                 "add --evaluate 0 or drop --offload."
             )
-        if self.searching.sizes == "per-layer" and self.planning.asked:
-            flag = next(iter(self.planning.asked))
-            raise MinitronError(f"--sizes per-layer keeps to a budget of bytes alone; drop {flag}.")
         if self.form is not None:
             self._plan_for_format()
         if self.planning.formats and self.planning.engine == "llama.cpp":

@@ -95,13 +95,11 @@ def student_formats(request: Compression, plan: Plan) -> dict[str, Any]:
     from minitron.model.spec import read_spec
     from minitron.search.format_choices import written_of
 
-    if not plan.formats:
-        keep = {} if request.form is None else request.planning.keep
-        return {"student_format": request.form, "student_keep": keep}
+    if request.form is not None or not plan.formats:
+        return {"student_format": request.form, "student_keep": request.planning.keep if request.form else {}}
     counts = plan.target(read_spec(request.model)).parameters().by_component
-    written = written_of({part: form for part, form in plan.formats.items() if part in counts}, counts)
-    form, chosen = written or (None, {})
-    return {"student_format": form, "student_keep": {**request.planning.keep, **chosen} if form else {}}
+    form, keep = written_of(plan.formats, counts) or (None, {})
+    return {"student_format": form, "student_keep": keep}
 
 
 def short(recipe: Recipe, tokens: int | None) -> Recipe:

@@ -140,6 +140,12 @@ class Planning(Serving):
         """Whether something says how small a model is to be."""
         return self.device is not None or self.budget is not None or bool(self.asked)
 
+    def require_one_format(self, command: str, instead: str) -> None:
+        """Raise MinitronError where formats are searched, which `command` does not do."""
+        flags = [flag for flag, given in (("--formats", self.formats), ("--search-kv", self.search_kv)) if given]
+        if flags:
+            raise MinitronError(f"{command}; drop {' and '.join(flags)}, or {instead}.")
+
     def require_limits(self) -> None:
         """Raise MinitronError where no budget of bytes and no other limit is given, or they contradict each other."""
         if self.budget is not None or self.device is not None or not self.asked:
@@ -232,11 +238,12 @@ class Planning(Serving):
 
     def format_choices(self, spec: ModelSpec, workload: Workload) -> tuple[Formats, ...]:
         """The assignments of formats to try; empty where none are searched."""
-        from minitron.search.format_choices import format_choices, kv_formats, runnable
+        from minitron.search.format_choices import format_choices, kv_formats, require_runnable, runnable
 
         if not self.formats and not self.search_kv:
             return ()
-        names = list(self.formats) or [workload.weights]
+        names = list(self.formats)
+        require_runnable(spec, workload, [name for name in names if name != NATIVE], self.device)
         if NATIVE in names:
             names = list(dict.fromkeys([name for name in names if name != NATIVE] + runnable(workload, self.device)))
         return format_choices(spec, workload, names, kv_formats(workload, self.device) if self.search_kv else ())

@@ -27,6 +27,7 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
     from minitron.cut.companions import companions
     from minitron.measure.text import documents
     from minitron.model.sources import local_folder
+    from minitron.model.spec import read_spec
     from minitron.model.stored import require_plain
 
     if not request.dequantise:
@@ -35,6 +36,9 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
         next(documents(path))
     request = replace(request, model=local_folder(request.model, progress, note))
     companions(request.model)
+    if not request.dequantise:
+        spec = read_spec(request.model)
+        request.planning.format_choices(spec, request.planning.workload(spec))
     return request
 
 

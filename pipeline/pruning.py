@@ -148,6 +148,10 @@ def prune(request: Pruning, *, progress: Progress = silent, note: Note = no_note
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain
 
+    request.planning.require_one_format(
+        "prune writes 16 bits", "use `minitron compress`, or `minitron plan -o` and then `minitron prune --plan`"
+    )
+
     inputs = [path for path in (request.model, request.plan, request.scores, request.data) if path]
     with sole(request.output):
         refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)

@@ -39,6 +39,7 @@ def solve(model: Path, planning: Planning, question: Question) -> Solution:
     from minitron.memory.questions import solve as solve_for
     from minitron.model.stored import read_stored_spec
 
+    planning.require_one_format("--solve asks about the model as it is, in one format", "drop --solve")
     spec = read_stored_spec(model)
     if question == "gpu" and planning.device is None and planning.budget is None:
         budget = planning.budget_of(max(GPUS.values(), key=lambda gpu: gpu.usable))

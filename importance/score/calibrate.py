@@ -20,6 +20,7 @@ from importance.score.estimators import ByAxis, Estimator, find_estimator
 from importance.score.gradients import run_and_return
 from importance.score.layerwise_depth import layerwise_removal_scores
 from importance.score.options import ScoringOptions
+from minitron.arrays import spread
 from minitron.cut.scores import Key, Scores
 from minitron.cut.selection import require_cuttable
 from minitron.errors import MinitronError
@@ -281,11 +282,6 @@ def _observe_layerwise(
             for batch in walk.batches:
                 walk.norm(walk.state(batch))
                 advance(blocks.size / len(walk.batches), "last norm")
-
-
-def spread(count: int, wanted: int) -> NDArray[np.int64]:
-    """At most `wanted` of `count` indices, spread evenly from the first to the last."""
-    return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
 
 
 def _check(model: PreTrainedModel, blocks: NDArray[np.int64]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,8 @@ from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
 from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
-from minitron.search.format_choices import KV, Formats, form_of, losses, share_lost
+from minitron.search.format_choices import EXPONENT, KV, Formats, form_of, losses, share_lost
 from minitron.search.lattice import Lattice, Points
-
-EXPONENT: Final = 1.5
-"""Loss grows as this power of the share cut where one measured size says nothing of it: what axes of the built-in model
-have, 1.4 to 1.8."""
 
 EXPONENTS: Final = (0.5, 4.0)
 """What a slope measured between two sizes is held to when it is carried on below the smaller cut."""
@@ -40,6 +36,8 @@ LEAST: Final = 1e-9
 """Nats: what a curve counts as no loss at all, so that it has a logarithm."""
 
 FOLDS: Final = 8
+
+Cut = TypeVar("Cut")
 
 
 @dataclass(frozen=True)
@@ -200,10 +198,10 @@ def format_part(name: str) -> str | None:
     return name.removeprefix(_FORMAT) if name.startswith(_FORMAT) else None
 
 
-def spread(settings: Sequence[Setting], wanted: int) -> list[Setting]:
-    """At most `wanted` of the settings, the largest cut among them and the others evenly between it and none."""
-    places = np.linspace(0, len(settings), min(wanted, len(settings)) + 1)[1:].round().astype(int) - 1
-    return [settings[place] for place in places.tolist()]
+def cuts_to_measure(cuts: Sequence[Cut], wanted: int) -> list[Cut]:
+    """At most `wanted` of the cuts, which ascend: the largest, and the others evenly between it and none."""
+    places = np.linspace(0, len(cuts), min(wanted, len(cuts)) + 1)[1:].round().astype(int) - 1
+    return [cuts[place] for place in places.tolist()]
 
 
 @dataclass(frozen=True)
@@ -356,7 +354,7 @@ def measure_curves(coordinates: Coordinates, measure: Callable[[Setting], float]
     found = {}
     for name in coordinates.names:
         chosen = coordinates.settings(name)
-        chosen = chosen if format_part(name) is not None else spread(chosen, sizes)
+        chosen = chosen if format_part(name) is not None else cuts_to_measure(chosen, sizes)
         measured = [max(measure(setting), 0.0) for setting in chosen]
         found[name] = Curve(tuple(setting.cut for setting in chosen), tuple(measured))
     return found

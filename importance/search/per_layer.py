@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from importance.search.damage import Curve
+from importance.search.damage import Curve, cuts_to_measure
 from importance.search.trial import Trial, Trials
 from minitron.cut.plan import Plan
 from minitron.cut.scores import Scores
@@ -135,7 +135,7 @@ def refine(
         damages = Damages(layers, scores, parts)
         every = tuple(range(len(layers.spec.layers)))
         for key, layer in parts:
-            for size in damages.spread(key, options.sizes):
+            for size in cuts_to_measure(layers.steps(key)[1:], options.sizes):
                 loss = trials.run(plan({}, every, {key: {layer: size}})).loss
                 damages.add(key, layer, size, loss)
                 advance(1, f"{key} in layer {layer}: {loss:.4g}")
@@ -169,12 +169,6 @@ class Damages:
                 for layer in every:
                     lost = 1 - shares.get((axis, layer), 1 - gone)
                     self._lost[key, layer, size] = max(lost, 0.0) + _TIE * gone
-
-    def spread(self, key: str, wanted: int) -> list[int]:
-        """At most `wanted` sizes of a key to measure: the smallest, and others evenly between it and the whole."""
-        steps = self._layers.steps(key)[1:]
-        places = np.linspace(0, len(steps), min(wanted, len(steps)) + 1)[1:].round().astype(int) - 1
-        return [steps[place] for place in places.tolist()]
 
     def add(self, key: str, layer: int, size: int, loss: float) -> None:
         """What was measured of one part alone."""

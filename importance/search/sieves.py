@@ -204,18 +204,14 @@ class _Run:
 
     def _choose_formats(self) -> None:
         """Let the lattice hold the assignments of formats that are best by what was measured, not by the prior."""
-        forms: dict[str, list[str]] = {}
-        for one in self.lattice.formats:
-            for part, form in one.of.items():
-                forms.setdefault(part, []).append(form)
+        tried = self.lattice.formats
+        names = list(dict.fromkeys(form for one in tried for _, form in one.parts))
+        kv = list(dict.fromkeys(one.kv for one in tried if one.kv))
         damage: dict[tuple[str, str], float] = {}
-        for part, own in forms.items():
+        for part in tried[0].of:
             curve = self.curves.get(format_name(part))
-            lost = np.array([share_lost(form) for form in own])
-            costs = np.zeros(len(own)) if curve is None else curve.at(lost)
-            damage |= {(part, form): float(cost) for form, cost in zip(own, costs, strict=True)}
-        kv = list(dict.fromkeys(forms.pop(KV, [])))
-        names = list(dict.fromkeys(form for own in forms.values() for form in own))
+            for form in kv if part == KV else names:
+                damage[part, form] = 0.0 if curve is None else float(curve.at(np.array(share_lost(form))))
         formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage)
         self.lattice = replace(self.lattice, formats=formats)
         self.coordinates = Coordinates(self.lattice, self.scores)

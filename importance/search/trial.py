@@ -152,10 +152,10 @@ class Trials:
         """Round a candidate to the formats of its plan; how it is read where those of its cache differ too."""
         target, calibration = plan.target(self.spec), self.calibration
         counts = target.parameters().by_component
-        written = written_of({part: form for part, form in plan.formats.items() if part in counts}, counts)
-        if written is not None:
-            blocks = self.blocks if calibration is None else calibration
-            round_in_memory(small, target, Wanted(*written), blocks, batch_size=self.batch_size)
+        if (written := written_of(plan.formats, counts)) is not None:
+            if calibration is None:
+                raise ValueError("candidates in formats are rounded by a text: give calibration sequences")
+            round_in_memory(small, target, Wanted(*written), calibration, batch_size=self.batch_size)
         kv = plan.formats.get(KV)
         if kv is None or not FORMATS[kv].quantised:
             return None

@@ -8,7 +8,8 @@ from typing import Any
 from importance.search.damage import DamageModel, Heldout
 from importance.search.trial import Trial
 from minitron.search.candidate import Candidate
-from minitron.search.search import CUT_ALONE, FORMATS_ALONE, SearchResult
+from minitron.search.search import SearchResult
+from minitron.search.sweep import CUT_ALONE, FORMATS_ALONE
 
 Entry = tuple[Candidate, str, float | None, Trial]
 """What was measured, why, what was predicted, and what came of it."""

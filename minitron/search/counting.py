@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.arrays import spread
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.parallel import splits
@@ -18,7 +19,7 @@ from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate
 from minitron.search.dead_zones import dead_zones
 from minitron.search.effective_parameters import EffectiveParameters
-from minitron.search.format_choices import FIRST, KV, losses, spread
+from minitron.search.format_choices import FIRST, losses, numbers_of
 from minitron.search.gauge import Gauge, broken
 from minitron.search.lattice import Lattice, Points
 
@@ -59,9 +60,13 @@ def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points)
         return found.total
     total: Any = found.total
     for part, lost in losses(lattice.formats).items():
-        held = found.by_component.get("attention" if part == KV else part, 0)
-        total = total - held * lost[points.form]
+        total = total - numbers_of(found.by_component, part) * lost[points.form]
     return total
+
+
+def first_forms(lattice: Lattice) -> list[int] | None:
+    """The formats of a lattice that are tried with every architecture; None where it has none."""
+    return spread(len(lattice.formats), FIRST).tolist() if lattice.formats else None
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,10 @@ class Counter:
         self, lattice: Lattice, forms: Sequence[int] | None = None
     ) -> Iterator[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]:
         """All points in blocks, each with a mask of those that keep the constraints and with their bytes: in the
-        formats `forms` of the lattice, or in FIRST of them."""
+        formats `forms` of the lattice, or in all."""
         spec = lattice.spec
         workloads = self.workloads(lattice)
-        for number in spread(len(workloads), FIRST) if forms is None else forms:
+        for number in range(len(workloads)) if forms is None else forms:
             workload = workloads[number]
             kept = tally(spec, precision_of(spec, workload.weights, workload.keep), lattice.depths)
             for points, allowed in lattice.chunks():

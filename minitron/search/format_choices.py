@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.arrays import spread
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, Format, formats_for, ggml_format, gguf_format
+from minitron.memory.formats import FORMATS, STORED, Format, formats_for, ggml_format, gguf_format
 from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf import PARTS
 from minitron.memory.gpus import Gpu
@@ -32,7 +33,7 @@ from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
 EXPONENT: Final = 1.5
-"""KL grows as this power of the share cut, as axes of the built-in model do."""
+"""A loss grows as this power of the share cut: axes of the built-in model have 1.4 to 1.8."""
 
 SENSITIVITY: Final = 1.4
 """What int4 with feedback cost SmolLM2-135M (KL 0.105) and the built-in model (0.0047) beside a cut to 80 % of their
@@ -78,7 +79,7 @@ class Formats:
     """As Workload.kv; empty for what was asked for."""
 
     fixed: tuple[tuple[str, str], ...] = ()
-    """The same of components with projections that cannot be quantised."""
+    """The same of what is not searched: what somebody keeps, and projections that cannot be quantised."""
 
     def on(self, workload: Workload, left: ModelSpec | None = None) -> Workload:
         """A workload with these formats; of a model that is `left` after a cut only those of what it has."""
@@ -101,22 +102,22 @@ class Formats:
         return any(form_of(form).quantised for form in self.of.values())
 
     def to_json(self) -> dict[str, str]:
-        """What `of` gives."""
-        return self.of
+        """What is kept -> its format, of all that a plan must say: `of`, and what cannot be quantised."""
+        return dict(self.fixed) | self.of
 
 
 def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[str, dict[str, str]] | None:
-    """(format, component -> another one), as `minitron quantize` takes them, of what Formats.of gave; `counts` says how
-    many numbers each component holds.  None where nothing is quantised."""
-    parts = {part: form for part, form in formats.items() if part != KV}
+    """(format, component -> its format), as `minitron quantize` takes them, of what Formats.to_json gave; `counts` is
+    component -> the numbers that it holds, of those that a model has.  None where nothing is quantised.  Every component
+    is named, those in the format that most numbers have too, of which a published mixture would keep some wider."""
+    parts = {part: form for part, form in formats.items() if part in counts}
     numbers: dict[str, int] = {}
     for part, form in parts.items():
         if form_of(form).quantised:
-            numbers[form] = numbers.get(form, 0) + int(counts.get(part, 0))
+            numbers[form] = numbers.get(form, 0) + int(counts[part])
     if not numbers:
         return None
-    main = max(numbers, key=lambda form: numbers[form])
-    return main, {part: form for part, form in parts.items() if form != main}
+    return max(numbers, key=lambda form: numbers[form]), parts
 
 
 def losses(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
@@ -124,13 +125,6 @@ def losses(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
     share of attention's numbers."""
     names = dict.fromkeys(name for one in formats for name in one.of)
     return {name: np.array([share_lost(one.of[name]) if name in one.of else 0.0 for one in formats]) for name in names}
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` places of `count`, the first and the last among them and the others evenly between."""
-    if count <= most:
-        return list(range(count))
-    return sorted(set(np.linspace(0, count - 1, most).round().astype(int).tolist()))
 
 
 def parts_of(spec: ModelSpec, workload: Workload | None = None) -> tuple[str, ...]:
@@ -152,18 +146,34 @@ def _projecting(spec: ModelSpec) -> dict[str, bool]:
     return found
 
 
-def require_formats(names: Sequence[str], workload: Workload) -> None:
-    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers; for llama.cpp
-    that is no type of ggml."""
-    if in_gguf(workload):
-        known = list(TYPES)
-    else:
-        weights = [FORMATS[name] for name in formats_for("weights")]
-        known = [form.name for form in weights if (form.written or not form.quantised) and not form.gguf]
+def require_runnable(spec: ModelSpec, workload: Workload, names: Sequence[str], gpu: Gpu | None) -> None:
+    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers (for llama.cpp
+    no type of ggml), for one that the GPU does not run at all, and for a model that is quantised already."""
+    if names and spec.quantisation is not None and workload.weights == STORED:
+        raise MinitronError(
+            f"the model is quantised already ({spec.quantisation.told}), and --formats are those of a model in plain "
+            "numbers; drop --formats, or give the model that it was quantised from."
+        )
+    known = _known(workload)
     for name in names:
         if name not in known:
             what = "type of ggml" if in_gguf(workload) else "format that Minitron writes"
             raise MinitronError(f"--formats {name} is no {what}; choose of {', '.join(known)}.")
+        least = form_of(name).least
+        if least is not None and gpu is not None and gpu.capability is not None and gpu.capability < least:
+            have, want = (".".join(map(str, version)) for version in (gpu.capability, least))
+            raise MinitronError(
+                f"{gpu.name} does not run {name} (compute capability {have}, {want} is needed); choose --formats of "
+                f"{', '.join(runnable(workload, gpu))}."
+            )
+
+
+def _known(workload: Workload) -> list[str]:
+    """The formats in which parts may be kept."""
+    if in_gguf(workload):
+        return list(TYPES)
+    weights = [FORMATS[name] for name in formats_for("weights")]
+    return [form.name for form in weights if (form.written or not form.quantised) and not form.gguf]
 
 
 def runnable(workload: Workload, gpu: Gpu | None) -> list[str]:
@@ -200,14 +210,13 @@ def format_choices(
 ) -> tuple[Formats, ...]:
     """The assignments to try, the most bytes first.
 
-    `names` are formats of weights and `kv` those of keys and values.  `damage` is what a component, or `kv`, in a
-    format has been measured to cost; without it the prior says.  `workload` names the format of what cannot be
-    quantised.  Raises MinitronError for a format that is not written, and where none can be used."""
-    require_formats(names, workload)
-    parts = tuple(part for part in parts_of(spec, workload) if part not in workload.keep)
-    fixed: tuple[tuple[str, str], ...] = ()
-    if not in_gguf(workload):
-        fixed = tuple((part, workload.weights) for part, usual in _projecting(spec).items() if not usual)
+    `names` are formats of weights (`require_runnable`), none where those of the workload stay, and `kv` those of keys
+    and values.  `damage` is what a component, or `kv`, in a format has been measured to cost; without it the prior
+    says.  `workload` names the format of what cannot be quantised.  Raises MinitronError where none can be used."""
+    parts = tuple(part for part in parts_of(spec, workload) if names and part not in workload.keep)
+    fixed = dict(workload.keep) if names else {}
+    if names and not in_gguf(workload):
+        fixed = {part: workload.weights for part, usual in _projecting(spec).items() if not usual} | fixed
     counts = spec.parameters().by_component
     bytes_of = _Bytes(spec, workload)
     found: dict[Formats, tuple[int, float]] = {}
@@ -219,23 +228,20 @@ def format_choices(
         cost = np.array([0.0])
         size = np.array([0], dtype=np.int64)
         for row in rows:
-            costs = [_cost(counts, part, form) if damage is None else damage[part, form] for part, form in row]
+            costs = [
+                float(numbers_of(counts, part)) * share_lost(form) if damage is None else damage[part, form]
+                for part, form in row
+            ]
             sizes = [bytes_of.added(part, form) for part, form in row]
             cost = np.add.outer(cost, costs).reshape(-1)
             size = np.add.outer(size, sizes).reshape(-1)
-        every = list(product(*rows)) if len(cost) <= _EVERY else None
         for place in _near_front(size, cost, most).tolist():
-            row_of = every[place] if every is not None else _row(rows, place)
-            one = replace(_formats(workload, counts, row_of), fixed=fixed)
+            one = replace(_formats(workload, counts, _row(rows, place)), fixed=tuple(fixed.items()))
             found.setdefault(one, (int(size[place]), float(cost[place])))
     if not found:
         raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")
     order = sorted(found, key=lambda one: (-found[one][0], found[one][1]))
-    return tuple(order[place] for place in spread(len(order), most))
-
-
-_EVERY: Final = 2**16
-"""Of more assignments than this not all are written out."""
+    return tuple(order[place] for place in spread(len(order), most).tolist())
 
 
 def _row(rows: Sequence[Sequence[tuple[str, str]]], place: int) -> tuple[tuple[str, str], ...]:
@@ -255,10 +261,10 @@ def _together(names: Sequence[str]) -> Iterator[list[str]]:
         yield plain + [name for name in names if form_of(name).quantised and form_of(name).method == method]
 
 
-def _cost(counts: Mapping[str, Any], part: str, form: str) -> float:
-    """By the prior: the numbers whose cut would cost as much, to the power that a loss grows by."""
-    held = counts.get("attention", 0) if part == KV else counts[part]
-    return float(held) * share_lost(form)
+def numbers_of(counts: Mapping[str, Any], part: str) -> Any:
+    """The numbers that a format of a part bears upon, of component -> numbers: of keys and values those of attention;
+    none of what a cut has left nothing of."""
+    return counts.get("attention" if part == KV else part, 0)
 
 
 def _near_front(size: NDArray[np.int64], cost: NDArray[np.float64], most: int) -> NDArray[np.intp]:
@@ -288,8 +294,12 @@ class _Bytes:
     spec: ModelSpec
     workload: Workload
 
+    @cached_property
+    def whole(self) -> int:
+        """Of the model in the workload's own formats."""
+        return int(footprint(self.spec, self.workload).total)
+
     def added(self, part: str, form: str) -> int:
         """Of one part."""
-        kept = replace(self.workload, keep={**self.workload.keep, part: form}) if part != KV else None
-        changed = replace(self.workload, kv=form) if kept is None else kept
-        return int(footprint(self.spec, changed).total) - int(footprint(self.spec, self.workload).total)
+        own = {"kv": form} if part == KV else {"keep": {**self.workload.keep, part: form}}
+        return int(footprint(self.spec, replace(self.workload, **own)).total) - self.whole

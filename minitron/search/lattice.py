@@ -15,7 +15,7 @@ from minitron.errors import MinitronError
 from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
-from minitron.search.format_choices import Formats, spread
+from minitron.search.format_choices import Formats
 from minitron.search.search_steps import (
     Choice,
     LatticeOptions,
@@ -25,6 +25,7 @@ from minitron.search.search_steps import (
     fewest_layers,
     parse_widths,
 )
+from minitron.search.thinning import thinned
 
 __all__ = [
     "Choice",
@@ -80,16 +81,17 @@ class Lattice:
 
     def thinned(self, most: int) -> Lattice:
         """The lattice with so few sizes of each width that there are about `most` architectures; itself where it has
-        no more, or its formats are not searched.  The largest and the smallest size of a width always stay."""
-        widths = dict(self.widths)
-        if not self.formats:
-            return self
-        while len(self.depths) * prod(map(len, widths.values())) > most:
-            key = max(widths, key=lambda one: len(widths[one]))
-            if len(widths[key]) < 4:
-                break
-            widths[key] = tuple(widths[key][place] for place in spread(len(widths[key]), len(widths[key]) // 2 + 1))
+        no more, or its formats are not searched."""
+        widths = thinned(self.widths, len(self.depths), most=most) if self.formats else dict(self.widths)
         return self if widths == dict(self.widths) else replace(self, widths=widths)
+
+    def holds(self, points: Points) -> NDArray[np.bool_]:
+        """Whether the sizes of points of a lattice with the same depths are among those of this one."""
+        found: NDArray[np.bool_] = np.ones((1,) * len(points.shape), dtype=np.bool_)
+        for key in self.widths:
+            axis = self.spec.keys[key][0]
+            found = found & np.isin(points.sizes[axis], self.values(axis))
+        return points.spread(found)
 
     def around(self, thinned: Lattice, points: Points) -> Lattice:
         """The lattice with the sizes near those of some flat points of a `thinned` one: as far as the next sizes that

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron.arrays import spread
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
 from minitron.memory.workload import Workload
@@ -166,8 +167,7 @@ def _others(spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _thinned(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
     """At most so many of the sizes, the first and the last among them."""
-    places = np.linspace(0, len(sizes) - 1, min(most, len(sizes))).round().astype(int)
-    return tuple(sizes[place] for place in places.tolist())
+    return tuple(sizes[place] for place in spread(len(sizes), most).tolist())
 
 
 def by_layer_of(chosen: Mapping[int, Option]) -> ByLayer:

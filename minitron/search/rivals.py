@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from minitron.search.search import RIVALS, SearchResult
+from minitron.search.search import SearchResult
+from minitron.search.sweep import RIVALS
 from minitron.units import format_parameters
 
 

@@ -6,7 +6,7 @@ Points are counted in chunks, so that memory stays bounded however large the lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,10 +20,9 @@ from minitron.memory.limits import Held, excess
 from minitron.memory.workload import Workload
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate, Zone
-from minitron.search.counting import Counter, Worth, default_worth
+from minitron.search.counting import Counter, Worth, default_worth, first_forms
 from minitron.search.depth import Kept, LayerLimits, depth_of, depths, layer_scores, match_pattern, mixes
 from minitron.search.effective_parameters import EffectiveParameters
-from minitron.search.format_choices import FIRST
 from minitron.search.gauge import Bindings
 from minitron.search.lattice import (
     Lattice,
@@ -31,12 +30,12 @@ from minitron.search.lattice import (
     Points,
     default_widths,
     fewest_layers,
-    in_every_format,
     parse_widths,
 )
 from minitron.search.misses import broken_limits, too_large
 from minitron.search.pareto import Best, Front
 from minitron.search.search_steps import config_key
+from minitron.search.sweep import Sweep
 from minitron.search.thinning import thinned
 
 if TYPE_CHECKING:
@@ -47,42 +46,6 @@ SORTS: Final = {
     "memory": "ranked by memory, the largest that fits first",
 }
 """How candidates can be ordered -> how the order is told."""
-
-CUT_ALONE: Final = "a cut alone"
-FORMATS_ALONE: Final = "a change of formats alone"
-
-Kind = Callable[[Points], NDArray[np.bool_]]
-
-
-def _in_plain_formats(lattice: Lattice) -> Kind:
-    plain = np.array([not one.quantised for one in lattice.formats], dtype=np.bool_)
-    return lambda points: np.asarray(points.spread(plain[points.form]))
-
-
-def _of_whole_size(lattice: Lattice) -> Kind:
-    spec = lattice.spec
-    whole = np.array([len(kept) == len(spec.layers) for kept in lattice.depths])
-
-    def uncut(points: Points) -> NDArray[np.bool_]:
-        found = points.spread(whole[points.depth])
-        for axis, size in points.sizes.items():
-            found = found & (size == spec.sizes[axis])
-        return np.asarray(found)
-
-    return uncut
-
-
-RIVALS: Final[Mapping[str, Callable[[Lattice], Kind]]] = {
-    CUT_ALONE: _in_plain_formats,
-    FORMATS_ALONE: _of_whole_size,
-}
-"""What a choice of bits and sizes together is held against -> which points are that."""
-
-POINTS: Final = 4_000_000
-"""So many points are looked at with some formats each; of a lattice that has more some sizes are left out at first."""
-
-LEADING: Final = 3
-"""Around so many of the best architectures all sizes are tried then."""
 
 
 @dataclass(frozen=True)
@@ -270,10 +233,10 @@ def search(
     count = Counter(workload, budget)
     whole = Lattice(spec, (tuple(range(len(spec.layers))),), {})
     parent = count.candidates(whole, None, Points(np.zeros(1, dtype=np.int64), {}, (1,)))[0]
-    sweep = _Sweep(count, budget, worth, sort, Best(top), Front(parent.footprint.total, budget.available))
+    sweep = Sweep(count, budget, worth, sort, Best(top), Front(parent.footprint.total, budget.available))
     if budget.limits.given:
         sweep.bindings = Bindings(count.gauge(lattice))
-    sweep.over(lattice, lattice.thinned(POINTS // min(max(len(lattice.formats), 1), FIRST)))
+    sweep.over(lattice)
     if not sweep.searched:
         raise MinitronError(
             "the lattice holds no valid architecture: sizes must not exceed the model's and groups must "
@@ -304,72 +267,12 @@ def search(
     )
 
 
-@dataclass
-class _Sweep:
-    """Points seen so far."""
-
-    count: Counter
-    budget: Budget
-    worth: Worth
-    sort: str
-    best: Best
-    front: Front
-    searched: int = 0
-    feasible: int = 0
-
-    smallest: tuple[int, Points] | None = None
-    """Bytes of the smallest point while none fits."""
-
-    rivals: dict[str, Best] = field(default_factory=dict)
-    """The best of each kind in RIVALS, where formats are searched."""
-
-    bindings: Bindings | None = None
-    """What is limited beside memory."""
-
-    def over(self, lattice: Lattice, thinned: Lattice) -> None:
-        """Look at a lattice; of one that is too large with all formats first at some of its sizes, then at all around
-        the best of those."""
-        self.rivals = {name: Best(1) for name in RIVALS if lattice.formats}
-        self._kinds = {name: of(lattice) for name, of in RIVALS.items()}
-        self._see(self.count.blocks(thinned))
-        if not self.feasible or not lattice.formats:
-            return
-        if thinned is not lattice:
-            forms = sorted(set(self._leading().form.tolist()))  # type: ignore[union-attr]
-            self._see(self.count.blocks(lattice.around(thinned, self._leading()), forms))
-        if len(lattice.formats) > FIRST:
-            # The formats that were not tried yet, for the architectures that came out best.
-            points = in_every_format(self.best.points, len(lattice.formats))
-            totals = np.array([lines.total for lines in self.count.lines(lattice, points)])
-            self._see([(points, np.ones(points.shape, dtype=np.bool_), totals)])
-
-    def _leading(self) -> Points:
-        return self.best.points.select(np.arange(min(LEADING, len(self.best.worth))))
-
-    def _see(self, blocks: Iterable[tuple[Points, NDArray[np.bool_], NDArray[np.int64]]]) -> None:
-        for points, allowed, totals in blocks:
-            values = points.spread(self.worth.of(points))
-            fits, listed = allowed & (totals <= self.budget.available), allowed
-            order = totals if self.sort == "memory" else values
-            if self.bindings is not None:
-                fits, listed = self.bindings.see(points, allowed, totals, order)
-            self.searched += int(np.count_nonzero(allowed))
-            self.feasible += int(np.count_nonzero(fits))
-            if not self.feasible and allowed.any():
-                least = np.where(allowed, totals, np.iinfo(np.int64).max).argmin()
-                if self.smallest is None or totals.flat[least] < self.smallest[0]:
-                    self.smallest = int(totals.flat[least]), points.select(np.array([least]))
-            self.best.add(points, fits, order)
-            self.front.add(points, listed, totals, values)
-            for name, best in self.rivals.items():
-                best.add(points, fits & self._kinds[name](points), values)
-
-
 def fitting(lattice: Lattice, workload: Workload, budget: Budget) -> Iterator[tuple[Points, NDArray[np.bool_]]]:
-    """Every point of the lattice in blocks, each with a mask of the architectures that fit the budget."""
+    """Every point of the lattice in blocks, in the formats that are tried with every architecture, each with a mask of
+    those that fit the budget."""
     count = Counter(workload, budget)
     gauge = count.gauge(lattice) if budget.limits.given else None
-    for points, allowed, totals in count.blocks(lattice):
+    for points, allowed, totals in count.blocks(lattice, first_forms(lattice)):
         fits = allowed & (totals <= budget.available)
         if gauge is not None:
             for name, value in gauge.values(points, totals).items():

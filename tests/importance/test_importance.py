@@ -29,10 +29,10 @@ from slow_importance import (
 from torch import nn
 from transformers import PreTrainedModel
 
-from importance.score.calibrate import spread
 from importance.score.depth import removal_scores
 from importance.score.observe import observing
 from importance.score.totals import Totals
+from minitron.arrays import spread
 from minitron.cut.scores import Scores
 from minitron.model.spec import ModelSpec
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +15,27 @@ from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import find_gpu
+from minitron.memory.precision import precision_of, tally_of, weight_bytes
 from minitron.memory.questions import cautions
 from minitron.memory.serve_line import serve_line
 from minitron.memory.workload import Engine, Workload, workload_of
 from minitron.model.spec import ModelSpec
 from minitron.quantise.packing import off_grid, on_grid
 from minitron.quantise.scales import searched_scales
-from minitron.search import search as searches
+from minitron.search import sweep
 from minitron.search.format_choices import (
     KV,
     Formats,
     format_choices,
     kv_formats,
     parts_of,
+    require_runnable,
     runnable,
     share_lost,
     written_of,
 )
-from minitron.search.lattice import Lattice, parse_widths
+from minitron.search.lattice import Lattice, Points, parse_widths
+from minitron.search.pareto import Front
 from minitron.search.search import search
 
 WORKLOAD = replace(WIDE, weights="bf16", kv="bf16")
@@ -134,7 +138,7 @@ def test_keys_and_values_are_offered_as_the_engine_keeps_them() -> None:
 @pytest.mark.parametrize("name", ["int3", "q4_k_m", "int4 "])
 def test_a_format_that_is_not_written(name: str) -> None:
     with pytest.raises(MinitronError, match=r"--formats .* is no format that Minitron writes; choose of fp32, bf16"):
-        format_choices(hybrid(), WORKLOAD, [name])
+        require_runnable(hybrid(), WORKLOAD, [name], None)
 
 
 def lattice_of(spec: ModelSpec, names: list[str], **widths: str) -> Lattice:
@@ -181,7 +185,7 @@ def test_a_lattice_that_is_too_large_is_searched_around_the_best(monkeypatch: py
     )
     budget = Budget(usable=int(footprint(spec, WORKLOAD).total) * 3 // 5)
     whole = search(lattice, WORKLOAD, budget)
-    monkeypatch.setattr(searches, "POINTS", 4000)
+    monkeypatch.setattr(sweep, "POINTS", 4000)
     few = search(lattice, WORKLOAD, budget)
     assert few.searched < whole.searched / 4
     assert few.best.score >= 0.995 * whole.best.score
@@ -216,4 +220,52 @@ def test_types_of_ggml_are_chosen_for_llama_cpp() -> None:
     line = serve_line("MODEL", spec, smallest, Budget(2**30))
     assert "--keep moe_routed=iq2_xxs" in line and "--data TEXT" in line
     with pytest.raises(MinitronError, match="--formats int4 is no type of ggml"):
-        format_choices(spec, workload, ["int4"])
+        require_runnable(spec, workload, ["int4"], None)
+
+
+def test_a_format_that_a_gpu_does_not_run_is_refused_with_those_that_it_does() -> None:
+    spec = hybrid()
+    require_runnable(spec, WORKLOAD, ["bf16", "int8", "fp8"], find_gpu("A10G"))
+    with pytest.raises(MinitronError, match=r"V100-16GB does not run int8 \(compute capability 7.0, 7.5 is needed\)"):
+        require_runnable(spec, WORKLOAD, ["bf16", "int8"], find_gpu("V100-16GB"))
+
+
+def test_keys_and_values_alone_leave_the_weights_as_they_are() -> None:
+    spec = hybrid()
+    for weights in ("nvfp4", "bf16"):
+        workload = replace(WORKLOAD, weights=weights, keep={"ssm": "bf16"} if weights == "nvfp4" else {})
+        for one in format_choices(spec, workload, [], ["bf16", "fp8"]):
+            served = one.on(workload)
+            assert replace(served, kv=workload.kv) == workload
+            assert one.to_json() == {"kv": served.kv}
+
+
+def test_what_somebody_keeps_is_not_searched_and_is_told() -> None:
+    spec = hybrid()
+    workload = replace(WORKLOAD, keep={"attention": "bf16"})
+    for one in format_choices(spec, workload, ["int8", "int4"]):
+        assert "attention" not in one.of
+        assert one.to_json()["attention"] == "bf16"
+        form, keep = written_of(one.to_json(), spec.parameters().by_component) or ("", {})
+        assert keep["attention"] == "bf16"
+        planned = precision_of(spec, form, keep)
+        assert weight_bytes(spec, tally_of(spec, planned), spec.sizes)[0] == footprint(spec, one.on(workload)).weights
+
+
+def test_points_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hybrid()
+    lattice = lattice_of(spec, ["bf16", "int8", "int4"], intermediate_size=",".join(map(str, range(64, 15, -2))))
+    monkeypatch.setattr(sweep, "POINTS", 24 * 20)
+    seen: list[tuple[int, ...]] = []
+    add = Front.add
+
+    def noted(self: Front, points: Points, allowed: Any, memory: Any, worth: Any) -> None:
+        flat = points.select(np.flatnonzero(allowed))
+        seen.extend(zip(flat.depth.tolist(), flat.sizes["ffn"].tolist(), flat.form.tolist(), strict=True))  # type: ignore[union-attr]
+        add(self, points, allowed, memory, worth)
+
+    monkeypatch.setattr(Front, "add", noted)
+    found = search(lattice, WORKLOAD, Budget(usable=int(footprint(spec, WORKLOAD).total) * 3 // 5))
+    assert len(lattice.formats) > 24
+    assert len(seen) == len(set(seen)) == found.searched
+    assert found.feasible <= found.searched < lattice.points
