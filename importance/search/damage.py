@@ -162,7 +162,8 @@ class Coordinates:
         plain = {name: own if not form_of(own).quantised else "bf16" for name, own in plain.items()}
         chosen = plain | {part: form}
         parts = tuple((name, own) for name, own in chosen.items() if name != KV)
-        return Formats(form if part != KV else "bf16", parts, chosen.get(KV, ""))
+        main = form if part != KV else "bf16"
+        return Formats(main, parts, chosen.get(KV, ""), self.lattice.formats[0].fixed)
 
     def _alone(self, axis: str, size: int) -> dict[str, int] | None:
         """config key -> size for an axis cut alone or, where no architecture is like that, with as little of the axis

@@ -108,8 +108,8 @@ class Formats:
 
 def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[str, dict[str, str]] | None:
     """(format, component -> its format), as `minitron quantize` takes them, of what Formats.to_json gave; `counts` is
-    component -> the numbers that it holds, of those that a model has.  None where nothing is quantised.  Every component
-    is named, those in the format that most numbers have too, of which a published mixture would keep some wider."""
+    component -> the numbers that it holds, of those that a model has.  None where nothing is quantised.  All components
+    are named, those in the format of most numbers too, of which a published mixture would keep some wider."""
     parts = {part: form for part, form in formats.items() if part in counts}
     numbers: dict[str, int] = {}
     for part, form in parts.items():

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from quantising import save_wide_llama
+from family_sizes import FAMILY_SIZES
+from quantising import save_wide_hybrid, save_wide_llama
+from tiny_models import save_family
 
 from cli.app import run
 from minitron.cut.plan import load_plan
 from minitron.files import read_json
+from minitron.memory.footprint import footprint
+from minitron.memory.workload import workload_of
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
+from minitron.model.spec import read_spec
 from minitron.model.stored import read_stored_spec
 
 SMALL = [
@@ -113,3 +118,27 @@ def test_formats_that_cannot_be_searched(
 ) -> None:
     assert run([*asked(llama, short_text, tmp_path / "run", "--budget", "400KiB"), *more]) == 2
     assert why in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("family", ["nemotron_h", "granitemoehybrid"])
+def test_formats_of_a_hybrid_are_written_to_the_byte(
+    family: str, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One has a published mixture, which must not widen what the search chose; the experts of a layer of the other are
+    one tensor, which no format takes."""
+    if family == "nemotron_h":
+        model = save_wide_hybrid(tmp_path / "model")
+    else:
+        wide = {"hidden_size": 64, "intermediate_size": 32, "shared_intermediate_size": 64}
+        wide |= {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_expand": 2}
+        model = save_family(tmp_path / "model", family, **FAMILY_SIZES[family][0] | wide)
+    measured = [word if word != "0" else "2" for word in SMALL]
+    out = tmp_path / "run"
+    asked = ["compress", str(model), "--data", str(short_text), "-o", str(out), *measured, "--keep", "attention=bf16"]
+    whole = int(footprint(read_spec(model), workload_of(read_spec(model), 32, weights="int8", keep={})).total)
+    more = ("--formats", "int8,int4", "--budget", f"{whole}", "--combinations", "4", "--finalists", "0")
+    assert run([*asked, *more, "--leave", "hidden", "--judge-samples", "2", "--json"]) == 0, capsys.readouterr().err
+    chosen = json.loads(capsys.readouterr().out)["results"]["steps"]["plan"]["results"]["chosen"]
+    assert chosen["formats"]["attention"] == "bf16"
+    assert {"int8", "int4"} & set(chosen["formats"].values())
+    assert Checkpoint(out / "distilled").weight_bytes == chosen["footprint"]["weights"]
