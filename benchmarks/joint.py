@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options
+from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options, pair
 from smollm2 import write_section
 
 from distill.recipe import Recipe
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--formats", default="bf16,int8,int4")
     parser.add_argument("--points", default="60,45,30,22")
     parser.add_argument("--calibration", type=int, default=32)
-    parser.add_argument("--most", type=_most, action="append", default=[], metavar="AXIS=SHARE")
+    parser.add_argument("--most", type=pair(float), action="append", default=[], metavar="AXIS=SHARE")
     parser.add_argument("--combinations", type=int, default=16)
     parser.add_argument("--finalists", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=0, help="to distil on; 0 for no distillation")
@@ -230,11 +230,6 @@ def main() -> None:
     bench = Joint(options)
     rows = [bench.row(int(percent)) for percent in options.points.split(",")]
     write_section(options.results, section(bench, rows, options.title))
-
-
-def _most(text: str) -> tuple[str, float]:
-    key, _, number = text.partition("=")
-    return key, float(number)
 
 
 if __name__ == "__main__":

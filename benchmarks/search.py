@@ -11,6 +11,7 @@ folder: a run that was stopped goes on.  The table goes into benchmarks/RESULTS.
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -303,9 +304,14 @@ def section(bench: Bench, rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines)
 
 
-def _multiple(text: str) -> tuple[str, int]:
-    key, _, number = text.partition("=")
-    return key, int(number)
+def pair(number: type) -> Callable[[str], tuple[str, Any]]:
+    """Reads `KEY=N`."""
+
+    def read(text: str) -> tuple[str, Any]:
+        key, _, value = text.partition("=")
+        return key, number(value)
+
+    return read
 
 
 def _told(found: dict[str, Any]) -> str:
@@ -325,7 +331,7 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer-samples", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--estimator", default="best")
-    parser.add_argument("--multiple", type=_multiple, action="append", default=[], metavar="KEY=N")
+    parser.add_argument("--multiple", type=pair(int), action="append", default=[], metavar="KEY=N")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--results", type=Path, default=RESULTS)

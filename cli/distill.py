@@ -111,6 +111,7 @@ def _settings(request: Distillation) -> dict[str, Any]:
         "fp8_keep": str(request.fp8_keep),
         "student_format": request.student_format,
         "student_keep": dict(request.student_keep),
+        "student_kv": request.student_kv,
         "student_round": request.student_round,
         "student_scales": request.student_scales,
         "cache_teacher": None if request.cache is None else str(request.cache),

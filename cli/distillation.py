@@ -18,6 +18,7 @@ from cli.options import (
 )
 from distill.teacher.kept import DEFAULT, parse_kept
 from minitron.measure.records import parse_source
+from minitron.memory.workload import KV_FORMATS
 
 DISTILLATION: Final[dict[str, Option]] = {
     "student": Option.of(StudentArgument),
@@ -40,6 +41,13 @@ DISTILLATION: Final[dict[str, Option]] = {
         type=list[str] | None,
         default=None,
         read=assignments("--student-keep", "attention=bf16"),
+    ),
+    "student_kv": Option(
+        option(
+            "--student-kv",
+            f"Number format of keys and values that a student in a format is made for: {' or '.join(KV_FORMATS)}.",
+            "FORMAT",
+        )
     ),
     "student_round": Option(
         option(

@@ -92,14 +92,18 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
 
 def student_formats(request: Compression, plan: Plan) -> dict[str, Any]:
     """The fields of a distillation that say in which formats the student of a plan is trained and written."""
+    from minitron.memory.workload import KV_FORMATS
     from minitron.model.spec import read_spec
-    from minitron.search.format_choices import written_of
+    from minitron.search.format_choices import KV, written_of
 
-    if request.form is not None or not plan.formats:
-        return {"student_format": request.form, "student_keep": request.planning.keep if request.form else {}}
-    counts = plan.target(read_spec(request.model)).parameters().by_component
-    form, keep = written_of(plan.formats, counts) or (None, {})
-    return {"student_format": form, "student_keep": keep}
+    form, keep = request.form, request.planning.keep if request.form else {}
+    if form is None and plan.formats:
+        counts = plan.target(read_spec(request.model)).parameters().by_component
+        form, keep = written_of(plan.formats, counts) or (None, {})
+    kv = plan.formats.get(KV, request.planning.kv)
+    # Of other formats engines need no scales in the files.
+    own = {"student_kv": kv} if form is not None and kv in KV_FORMATS else {}
+    return {"student_format": form, "student_keep": keep, **own}
 
 
 def short(recipe: Recipe, tokens: int | None) -> Recipe:

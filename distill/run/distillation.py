@@ -49,6 +49,9 @@ class Distillation:
     student_keep: Mapping[str, str] = field(default_factory=dict)
     """Component of the student -> another format, bf16 among them."""
 
+    student_kv: str = "bf16"
+    """In which keys and values of a student in a format are to be kept: fp8 has scales of theirs written too."""
+
     student_round: Way = "best"
     """Where a student in a format begins: rounded with feedback, so that columns make up for each other; or each weight
     at the nearest number."""
@@ -81,7 +84,7 @@ class Distillation:
         known = {"teacher_precision": Precision, "student_round": Way, "student_scales": Scaling}
         require_known(self, {name: get_args(each) for name, each in known.items()})
         if self.student_format is None:
-            plain = {"student_keep": {}, "student_round": "best", "student_scales": "frozen"}
+            plain = {"student_keep": {}, "student_kv": "bf16", "student_round": "best", "student_scales": "frozen"}
             for name, value in plain.items():
                 if getattr(self, name) != value:
                     raise MinitronError(
@@ -92,7 +95,7 @@ class Distillation:
     @property
     def wanted(self) -> Wanted | None:
         """The formats of the student; raises MinitronError for one that is not written."""
-        return None if self.student_format is None else Wanted(self.student_format, self.student_keep)
+        return None if self.student_format is None else Wanted(self.student_format, self.student_keep, self.student_kv)
 
     @property
     def sources(self) -> tuple[Source, ...]:

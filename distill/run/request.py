@@ -129,6 +129,7 @@ class Request:
                     "student_format": asked.student_format,
                     "keep": dict(asked.student_keep),
                     "round": asked.student_round,
+                    **({} if asked.student_kv == "bf16" else {"kv": asked.student_kv}),
                     **({} if asked.student_scales == "frozen" else {"scales": asked.student_scales}),
                 }
             ),

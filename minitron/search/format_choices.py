@@ -28,7 +28,7 @@ from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf import PARTS
 from minitron.memory.gpus import Gpu
 from minitron.memory.questions import in_gguf, keeps_kv
-from minitron.memory.workload import Engine, Workload
+from minitron.memory.workload import KV_FORMATS, Engine, Workload
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
 
@@ -194,9 +194,12 @@ def runnable(workload: Workload, gpu: Gpu | None) -> list[str]:
 
 
 def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
-    """The formats of keys and values that the workload's engine keeps on the GPU."""
-    quantised = [name for name in formats_for("kv") if FORMATS[name].quantised and not FORMATS[name].gguf]
-    return [workload.kv, *(name for name in quantised if keeps_kv(workload, name, gpu))]
+    """The formats of keys and values that the workload's engine keeps on the GPU, those apart that need scales in the
+    checkpoint which Minitron does not write."""
+    quantised = [FORMATS[name] for name in formats_for("kv") if FORMATS[name].quantised]
+    able = [form.name for form in quantised if form.name in KV_FORMATS or not form.kept("kv").matrix_bytes]
+    own = [name for name in able if bool(FORMATS[name].gguf) == in_gguf(workload)]
+    return [workload.kv, *(name for name in own if keeps_kv(workload, name, gpu))]
 
 
 def format_choices(

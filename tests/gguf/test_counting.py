@@ -38,6 +38,11 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+def require_gguf() -> None:
+    for package in ("conversion", "xllamacpp"):
+        pytest.importorskip(package, reason="needs the extra gguf")
+
+
 def counted(model: Path, kind: str) -> int:
     spec = read_spec(model)
     return int(weight_bytes(spec, tally_of(spec, precision_of(spec, gguf_format(kind))), spec.sizes)[0])
@@ -45,8 +50,7 @@ def counted(model: Path, kind: str) -> int:
 
 @pytest.mark.parametrize("label", MODELS)
 def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
-    pytest.importorskip("conversion", reason="needs the extra gguf")
-    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    require_gguf()
     import gguf
 
     save, sizes = MODELS[label]
@@ -71,8 +75,7 @@ OWN = {
 def test_parts_in_types_of_their_own_are_counted_as_they_are_written(
     tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("conversion", reason="needs the extra gguf")
-    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    require_gguf()
     save, sizes = MODELS[label]
     model = save(tmp_path / "model", **sizes)
     keep = [word for part, kind in OWN[label].items() for word in ("--keep", f"{part}={kind}")]
@@ -98,8 +101,7 @@ def test_a_part_or_a_type_that_is_not_there(tmp_path: Path, keep: str, capsys: p
 def test_types_that_need_an_importance_matrix_compute_it_from_text(
     tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("conversion", reason="needs the extra gguf")
-    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    require_gguf()
     save, sizes = MODELS[label]
     model = save(tmp_path / "model", **sizes)
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "out.gguf"

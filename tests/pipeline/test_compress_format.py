@@ -34,11 +34,13 @@ def asked(model: Path, text: Path, output: Path, *more: str) -> list[str]:
     return ["compress", str(model), "--data", str(text), "-o", str(output), *SMALL, *more]
 
 
+@pytest.mark.parametrize("kv", [[], ["--kv", "fp8"]])
 def test_what_is_planned_in_a_format_is_what_is_written(
-    llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kv: list[str], llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     more = ("--format", "int4", "--keep", "attention=bf16", "--budget", "400KiB", "--lattice", "intermediate_size=96")
+    more += tuple(kv)
     assert run([*asked(llama, short_text, out, *more), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["settings"]["format"] == "int4"
@@ -49,6 +51,8 @@ def test_what_is_planned_in_a_format_is_what_is_written(
     assert Checkpoint(out / "distilled").weight_bytes == chosen["footprint"]["weights"]
     section = read_json(out / "distilled/config.json")["quantization_config"]
     assert section["quant_method"] == "compressed-tensors" and any("self_attn" in name for name in section["ignore"])
+    scales = [name for name in Checkpoint(out / "distilled").headers if name.endswith(("k_scale", "v_scale"))]
+    assert len(scales) == (2 * len(read_spec(llama).layers) if kv else 0)
     # It was trained so, and what was trained is what is there.
     curve = document["results"]["steps"]["distill"]["results"]["curve"]
     assert models["distilled"]["kl_to_teacher"] is not None and len(curve) > 1
