@@ -185,9 +185,10 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
         f"Chosen: number {result.chosen + 1}, {left} parameters, {spare} to spare", ["", "model", "chosen"], rows
     )
     if best.formats is not None:
-        from minitron.search.rivals import by_score
+        from minitron.search.rivals import by_score, formats_cautions
 
         show.paragraph(by_score(result))
+        print_cautions(formats_cautions(spec, result))
     _print_map(parent, best)
     _print_limits(result)
 

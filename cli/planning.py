@@ -112,7 +112,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
         ),
         type=str | None,
         default=None,
-        read=lambda typed: tuple(word.strip() for word in typed.split(",")) if typed else (),
+        read=lambda typed: () if typed is None else tuple(word.strip() for word in typed.split(",")),
     ),
     "search_kv": Option(typer.Option("--search-kv", help="Let the search choose the format of keys and values too.")),
     "sort": Option(

@@ -31,7 +31,7 @@ from minitron.report.bits import bits_document
 from minitron.report.text import model_name, summary
 from minitron.search.candidate import Candidate
 from minitron.search.kept_importance import kept_importance
-from minitron.search.rivals import by_loss, by_score
+from minitron.search.rivals import by_loss, by_score, formats_cautions
 from minitron.search.search import SearchResult
 
 if TYPE_CHECKING:
@@ -382,7 +382,8 @@ def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, 
 
 def _warnings(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> list[dict[str, Any]]:
     """What is to be known of the device and the workload, then the dead zones with the candidates that lie in them."""
-    found = [{"text": text, "source": "", "labels": []} for text in cautions(spec, result.workload, result.budget.gpu)]
+    texts = [*cautions(spec, result.workload, result.budget.gpu), *formats_cautions(spec, result)]
+    found = [{"text": text, "source": "", "labels": []} for text in texts]
     zones: dict[tuple[str, str], list[str]] = {}
     for label, candidate in zip(labels[1:], result.candidates, strict=True):
         for zone in candidate.warnings:

@@ -158,7 +158,7 @@ def require_runnable(spec: ModelSpec, workload: Workload, names: Sequence[str], 
     for name in names:
         if name not in known:
             what = "type of ggml" if in_gguf(workload) else "format that Minitron writes"
-            raise MinitronError(f"--formats {name} is no {what}; choose of {', '.join(known)}.")
+            raise MinitronError(f"--formats names {name!r:.40}, which is no {what}; choose of {', '.join(known)}.")
         least = form_of(name).least
         if least is not None and gpu is not None and gpu.capability is not None and gpu.capability < least:
             have, want = (".".join(map(str, version)) for version in (gpu.capability, least))

@@ -1,9 +1,12 @@
-"""Why a choice of bits and sizes together was made: what a cut alone, or formats alone, would have kept or lost."""
+"""Why a choice of bits and sizes together was made: what a cut alone, or formats alone, would have kept or lost; and
+what to know of its formats."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from minitron.memory.questions import cautions
+from minitron.model.spec import ModelSpec
 from minitron.search.search import SearchResult
 from minitron.search.sweep import RIVALS
 from minitron.units import format_parameters
@@ -30,6 +33,15 @@ def by_loss(loss: float, rivals: Mapping[str, float]) -> str:
         for name, lost in rivals.items()
     ]
     return f"Lost, as measured: {loss:.4g} by bits and sizes together, {_listed(told, rivals)}."
+
+
+def formats_cautions(spec: ModelSpec, result: SearchResult) -> tuple[str, ...]:
+    """What is to be known of the formats of the chosen candidate, beside what is of those of the workload."""
+    if not result.candidates or result.best.formats is None:
+        return ()
+    gpu, left = result.budget.gpu, result.best.left(spec)
+    known = cautions(spec, result.workload, gpu)
+    return tuple(text for text in cautions(left, result.served(left), gpu) if text not in known)
 
 
 def _listed(told: list[str], known: Mapping[str, float]) -> str:

@@ -113,7 +113,7 @@ def test_formats_that_the_search_chose_are_written(
     [
         (["--formats", "int8", "--format", "int4"], "--format fixes what --formats lets the search choose"),
         (["--formats", "int8", "--weights", "int4"], "--formats lets the search choose what --weights fixes"),
-        (["--formats", "int8,q4_k_m"], "--formats q4_k_m is no format that Minitron writes"),
+        (["--formats", "int8,q4_k_m"], "--formats names 'q4_k_m', which is no format that Minitron writes"),
         (["--search-kv", "--kv", "fp8"], "--search-kv lets the search choose what --kv fixes"),
     ],
 )

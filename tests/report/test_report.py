@@ -329,3 +329,15 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
     plain = report_of(spec, "tiny", budget, context=64, batch=2)
     assert (plain["bits"], plain["why"]) == ([], "")
     assert "Bits by part" not in to_html(plain)
+
+
+def test_what_a_gpu_lacks_for_the_formats_that_were_chosen_is_told() -> None:
+    spec = nano_12b()
+    serving = workload_of(spec, LONG)
+    lattice = build_lattice(spec, serving, layers=62, lattice={"hidden_size": "5120"})
+    lattice = replace(lattice, formats=format_choices(spec, serving, ["fp8"]))
+    result = search(lattice, serving, a10g(WORKSPACE))
+    document = build_report(spec, "tiny", result, remedies=())
+    told = [warning["text"] for warning in document["warnings"]]
+    assert any("A10G has no native FP8" in text for text in told)
+    assert len(told) == len(set(told))
