@@ -39,7 +39,7 @@ from minitron.model.by_layer import ByLayer
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 from minitron.search.depth import Kept
-from minitron.search.per_layer import Layers, Option, by_layer_of, distinct_starts, least_damage
+from minitron.search.per_layer import Layers, Option, distinct_starts, least_damage
 from minitron.search.search import build_lattice
 
 TITLE = "Sizes by layer (`benchmarks/per_layer.py`)"
@@ -144,7 +144,7 @@ class Bench:
         }
         taken = least_damage({own[0]: menu for own, menu in joint.items()}, layers.whole - available)
         assert taken is not None
-        return by_layer_of({layer: taken[own[0]] for own in kinds for layer in own})
+        return layers.by_layer({layer: taken[own[0]] for own in kinds for layer in own})
 
     def kinds(self, by_layer: ByLayer) -> list[tuple[int, ...]]:
         """The layers of each kind."""

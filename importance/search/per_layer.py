@@ -23,7 +23,7 @@ from minitron.model.by_layer import ByLayer, write_sizes
 from minitron.progress import Progress, silent
 from minitron.search.depth import Kept
 from minitron.search.kept_importance import kept_importance
-from minitron.search.per_layer import Layers, Option, by_layer_of, least_damage
+from minitron.search.per_layer import Layers, Option, least_damage
 
 Planner = Callable[[Mapping[str, int], Kept, ByLayer], Plan]
 """(config key -> size, kept layers, sizes by layer) -> the plan that a candidate is cut by."""
@@ -200,7 +200,7 @@ class _Search:
         if chosen is None:
             return False
         self._seen.add(_name(chosen))
-        by_layer = by_layer_of(chosen)
+        by_layer = self.layers.by_layer(chosen)
         measured = self.trials.run(self.plan(self.layers.others, self.layers.kept, by_layer))
         predicted = sum(option.damage for option in chosen.values())
         before, others = self.least, self.layers.others

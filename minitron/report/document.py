@@ -329,13 +329,20 @@ def _why(result: SearchResult, sieves: Mapping[str, Any] | None) -> str:
     if sieves is None:
         return by_score(result)
     best, formats = result.best, result.best.formats.of
-    loss = next(
-        one["measured_loss"]
+    measured = {
+        (
+            tuple(sorted(one["sizes_count"].items())),
+            tuple(one["kept_layer_indices"]),
+            tuple(one["formats"].items()),
+        ): one
         for one in sieves["verdicts"]
-        if (one["sizes_count"], one["kept_layer_indices"], one["formats"])
-        == (dict(best.sizes), list(best.kept), formats)
-    )
-    return by_loss(loss, sieves["rivals_nats"])
+    }
+    verdict = measured.get((tuple(sorted(best.sizes.items())), best.kept, tuple(formats.items())))
+    if verdict is None or best.by_layer:
+        # Sizes by layer were measured beside the best with one size for all layers.
+        uniform = min(one["measured_loss"] for one in sieves["verdicts"])
+        return f"{by_loss(uniform, sieves['rivals_nats'])} Sizes chosen layer by layer then lost less."
+    return by_loss(verdict["measured_loss"], sieves["rivals_nats"])
 
 
 def _bits(left: ModelSpec, result: SearchResult) -> list[dict[str, Any]]:

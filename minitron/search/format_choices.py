@@ -216,6 +216,9 @@ def format_choices(
     `names` are formats of weights (`require_runnable`), none where those of the workload stay, and `kv` those of keys
     and values.  `damage` is what a component, or `kv`, in a format has been measured to cost; without it the prior
     says.  `workload` names the format of what cannot be quantised.  Raises MinitronError where none can be used."""
+    if not in_gguf(workload):
+        # What is not quantised stays in the numbers that the model has.
+        names = list(dict.fromkeys(name if form_of(name).quantised else workload.weights for name in names))
     parts = tuple(part for part in parts_of(spec, workload) if names and part not in workload.keep)
     fixed = dict(workload.keep) if names else {}
     if names and not in_gguf(workload):

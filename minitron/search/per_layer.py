@@ -107,6 +107,15 @@ class Layers:
         target = self.spec.resized(self.others, self.kept, by_layer)
         return int(footprint(target, self._workload, self._workspace).total)
 
+    def by_layer(self, chosen: Mapping[int, Option]) -> ByLayer:
+        """layer -> option, as config key -> layer -> size, without the sizes that are whole."""
+        found: dict[str, dict[int, int]] = {}
+        for layer, option in chosen.items():
+            for key, size in option.sizes.items():
+                if size != self.steps(key)[0]:
+                    found.setdefault(key, {})[layer] = size
+        return found
+
     def parts(self) -> list[tuple[str, int]]:
         """(config key, layer) of every size that may be cut in one layer."""
         return [(key, layer) for layer in self.kept for key in self._of(layer)]
@@ -168,15 +177,6 @@ def _others(spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, int]:
 def _thinned(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
     """At most so many of the sizes, the first and the last among them."""
     return tuple(sizes[place] for place in spread(len(sizes), most).tolist())
-
-
-def by_layer_of(chosen: Mapping[int, Option]) -> ByLayer:
-    """layer -> option, as config key -> layer -> size."""
-    found: dict[str, dict[int, int]] = {}
-    for layer, option in chosen.items():
-        for key, size in option.sizes.items():
-            found.setdefault(key, {})[layer] = size
-    return found
 
 
 def least_damage(menus: Mapping[int, Sequence[Option]], saving: int) -> dict[int, Option] | None:

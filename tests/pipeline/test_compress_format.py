@@ -124,9 +124,11 @@ def test_formats_that_cannot_be_searched(
     assert why in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("family", ["nemotron_h", "granitemoehybrid"])
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("nemotron_h", "uniform"), ("nemotron_h", "per-layer"), ("granitemoehybrid", "uniform")]
+)
 def test_formats_of_a_hybrid_are_written_to_the_byte(
-    family: str, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, sizes: str, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One has a published mixture, which must not widen what the search chose; the experts of a layer of the other are
     one tensor, which no format takes."""
@@ -141,7 +143,8 @@ def test_formats_of_a_hybrid_are_written_to_the_byte(
     asked = ["compress", str(model), "--data", str(short_text), "-o", str(out), *measured, "--keep", "attention=bf16"]
     whole = int(footprint(read_spec(model), workload_of(read_spec(model), 32, weights="int8", keep={})).total)
     more = ("--formats", "int8,int4", "--budget", f"{whole}", "--combinations", "4", "--finalists", "0")
-    assert run([*asked, *more, "--leave", "hidden", "--judge-samples", "2", "--json"]) == 0, capsys.readouterr().err
+    more += ("--leave", "hidden", "--judge-samples", "2", "--sizes", sizes)
+    assert run([*asked, *more, "--json"]) == 0, capsys.readouterr().err
     chosen = json.loads(capsys.readouterr().out)["results"]["steps"]["plan"]["results"]["chosen"]
     assert chosen["formats"]["attention"] == "bf16"
     assert {"int8", "int4"} & set(chosen["formats"].values())

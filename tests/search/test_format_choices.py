@@ -269,3 +269,16 @@ def test_points_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lattice.formats) > 24
     assert len(seen) == len(set(seen)) == found.searched
     assert found.feasible <= found.searched < lattice.points
+
+
+def test_what_is_not_quantised_stays_in_the_numbers_of_the_model() -> None:
+    spec = hybrid()
+    found = format_choices(spec, WIDE, ["bf16", "int8"])
+    assert {form for one in found for form in one.of.values()} == {"fp32", "int8"}
+    whole = next(one for one in found if not one.quantised)
+    assert footprint(spec, whole.on(WIDE)) == footprint(spec, WIDE)
+    for one in found:
+        if one.quantised:
+            form, keep = written_of(one.to_json(), spec.parameters().by_component) or ("", {})
+            planned = precision_of(spec, form, keep)
+            assert weight_bytes(spec, tally_of(spec, planned), spec.sizes)[0] == footprint(spec, one.on(WIDE)).weights

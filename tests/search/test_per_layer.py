@@ -15,7 +15,6 @@ from minitron.model.spec import read_spec
 from minitron.search.per_layer import (
     Layers,
     Option,
-    by_layer_of,
     distinct_starts,
     least_damage,
     require_by_layer,
@@ -93,7 +92,7 @@ def test_options_save_the_bytes_of_what_goes(tmp_path: Path) -> None:
     assert smallest.saved == pytest.approx(4 * (whole - kept))
     # Together they save the sum of what each saves.
     chosen = {1: menus[1][-1], 4: menus[4][1], 6: smallest}
-    assert layers.whole - layers.bytes(by_layer_of(chosen)) == sum(option.saved for option in chosen.values())
+    assert layers.whole - layers.bytes(layers.by_layer(chosen)) == sum(option.saved for option in chosen.values())
 
 
 def test_what_a_person_leaves_is_left(tmp_path: Path) -> None:
