@@ -18,7 +18,7 @@ from cli.options import (
 )
 from distill.teacher.kept import DEFAULT, parse_kept
 from minitron.measure.records import parse_source
-from minitron.memory.workload import KV_FORMATS
+from minitron.quantise.wanted import KV_FORMATS
 
 DISTILLATION: Final[dict[str, Option]] = {
     "student": Option.of(StudentArgument),

@@ -21,8 +21,7 @@ from cli.options import (
     option,
 )
 from minitron.memory.formats import FORMATS
-from minitron.memory.workload import KV_FORMATS
-from minitron.quantise.wanted import written_formats
+from minitron.quantise.wanted import KV_FORMATS, written_formats
 from minitron.units import format_bytes, format_parameters
 from pipeline.quantising import Quantising
 from pipeline.quantising import quantise as quantised

@@ -92,8 +92,8 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
 
 def student_formats(request: Compression, plan: Plan) -> dict[str, Any]:
     """The fields of a distillation that say in which formats the student of a plan is trained and written."""
-    from minitron.memory.workload import KV_FORMATS
     from minitron.model.spec import read_spec
+    from minitron.quantise.wanted import KV_FORMATS
     from minitron.search.format_choices import KV, written_of
 
     form, keep = request.form, request.planning.keep if request.form else {}

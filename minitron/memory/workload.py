@@ -46,9 +46,6 @@ class Engine:
             )
 
 
-KV_FORMATS: Final = ("bf16", "fp8")
-"""In which a checkpoint may say that keys and values are to be kept: fp8 has its scales in the files."""
-
 _MOST: Final = 2**40
 """Tokens of all sequences, or bytes of a reserve, that somebody may ask for: sums of their products with what a model
 keeps for each are whole numbers of 64 bits."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, formats_for
-from minitron.memory.workload import KV_FORMATS
 
 Way = Literal["best", "nearest"]
 """How numbers are rounded: with scales that are searched and, given calibration text, each column making up for those
 before it; or each to the nearest, with scales by the largest number."""
+
+KV_FORMATS: Final = ("bf16", "fp8")
+"""In which a checkpoint may say that keys and values are to be kept: fp8 has its scales in the files."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf import PARTS
 from minitron.memory.gpus import Gpu
 from minitron.memory.questions import in_gguf, keeps_kv
-from minitron.memory.workload import KV_FORMATS, Engine, Workload
+from minitron.memory.workload import Engine, Workload
 from minitron.model.spec import ModelSpec
 from minitron.model.tensors import is_mtp
+from minitron.quantise.wanted import KV_FORMATS
 
 EXPONENT: Final = 1.5
 """A loss grows as this power of the share cut: axes of the built-in model have 1.4 to 1.8."""
