@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
 from minitron.escapes import html as escape
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
-from minitron.report.page import legend, section
+from minitron.report.page import legend, section, table
 from minitron.report.text import Document
 from minitron.units import format_parameters
 
-COLOURS: Final = 4
-"""Of series in report.css."""
+COLOURS: Final = 8
+"""Of formats in report.css; no checkpoint has more of them."""
 
 _HEIGHT: Final = 120
 """Pixels of the layer that holds the most."""
@@ -41,13 +41,13 @@ def bits_document(
 
 
 def bits_section(document: Document) -> str:
-    """HTML: a strip a layer, as high as it holds numbers, in the colours of their formats; empty where formats were not
-    searched."""
+    """HTML: a strip a layer, as high as it holds numbers, in the colours of their formats, and the same by part as a
+    table; empty where formats were not searched."""
     layers = document["bits"]
     if not layers:
         return ""
     forms = list(dict.fromkeys(part["form"] for layer in layers for part in layer["parts"]))
-    colours = {form: f"var(--series-{place % COLOURS})" for place, form in enumerate(forms)}
+    colours = {form: f"var(--format-{place % COLOURS})" for place, form in enumerate(forms)}
     most = max(sum(part["parameters"] for part in layer["parts"]) for layer in layers) or 1
     strips = []
     for layer in layers:
@@ -59,10 +59,27 @@ def bits_section(document: Document) -> str:
             f'background: {colours[part["form"]]}"></span>'
             for part in layer["parts"]
         )
-        name = f"layer {layer['layer_index']}: {told}"
+        name = escape(f"layer {layer['layer_index']}: {told}")
+        # What the colours say is read out too; the letter stands for the eye alone.
         strips.append(
-            f'<li title="{escape(name)}" aria-label="{escape(name)}">{bars}<b>{escape(layer["letter"])}</b></li>'
+            f'<li title="{name}">{bars}<b aria-hidden="true">{escape(layer["letter"])}</b>'
+            f'<span class="unseen">{name}</span></li>'
         )
     entries = [(colour, "", form) for form, colour in colours.items()]
     said = f"{document['why']} A strip is a layer, as high as its linears hold numbers."
-    return section("Bits by part", escape(said), legend(entries), f'<ol class="bits">{"".join(strips)}</ol>')
+    # Without markers a list is none to some screen readers unless it says so.
+    drawn = f'<ol class="bits" role="list">{"".join(strips)}</ol>'
+    return section("Bits by part", said, legend(entries), drawn, _parts(layers))
+
+
+def _parts(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The table of what all layers hold, by part and format."""
+    totals: dict[tuple[str, str], int] = {}
+    for part in (part for layer in layers for part in layer["parts"]):
+        place = part["part"], part["form"]
+        totals[place] = totals.get(place, 0) + part["parameters"]
+    whole = sum(totals.values()) or 1
+    rows = [
+        ("", [part, form, format_parameters(count), f"{count / whole:.1%}"]) for (part, form), count in totals.items()
+    ]
+    return table(["part", "format", "numbers of its linears", "share"], rows)

@@ -5,20 +5,23 @@ Skips where /usr/bin/chromium or /usr/bin/chromedriver is missing (Debian: apt-g
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from planning_models import LONG, nano_12b, random_scores
+from planning_models import LONG, WORKLOAD, nano_12b, random_scores, tiny
 from training_results import losses, results
 
 from minitron.memory.budget import Budget
+from minitron.memory.footprint import footprint
 from minitron.memory.gpus import find_gpu
 from minitron.memory.questions import remedies
 from minitron.memory.workload import workload_of
 from minitron.report.charts import figures
 from minitron.report.document import build_report, write_report
 from minitron.report.training import training_document
+from minitron.search.format_choices import format_choices
 from minitron.search.search import build_lattice, search
 from minitron.units import GiB
 
@@ -87,19 +90,20 @@ Open = Callable[..., Any]
 def page(chromium: Any, report: tuple[Path, dict[str, Any]]) -> Open:
     """Opens the page at a size and in a theme, and waits until it is drawn."""
 
-    def open_page(size: tuple[int, int] = DESKTOP, theme: str = "light") -> Any:
-        width, height = size
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        set_theme(chromium, theme)
-        chromium.get("about:blank")
-        for log in ("browser", "performance"):
-            chromium.get_log(log)
-        chromium.get(report[0].as_uri())
-        wait_for(chromium, "document.documentElement.classList.contains('drawn')")
-        return chromium
+    return lambda size=DESKTOP, theme="light": opened(chromium, report[0], size, theme)
 
-    return open_page
+
+def opened(driver: Any, page: Path, size: tuple[int, int], theme: str) -> Any:
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    set_theme(driver, theme)
+    driver.get("about:blank")
+    for log in ("browser", "performance"):
+        driver.get_log(log)
+    driver.get(page.as_uri())
+    wait_for(driver, "document.documentElement.classList.contains('drawn')")
+    return driver
 
 
 def set_theme(driver: Any, theme: str) -> None:
@@ -228,3 +232,92 @@ def test_it_prints(page: Open) -> None:
     driver.execute_script("dispatchEvent(new Event('afterprint'))")
     wait_for(driver, "document.querySelector('#memory svg.main-svg').getBoundingClientRect().width > 900")
     assert driver.get_log("browser") == []
+
+
+BY_LAYER = {
+    "intermediate_size": {4: 16, 8: 64},
+    "n_routed_experts": {1: 4, 6: 2},
+    "moe_intermediate_size": {1: 32, 6: 8},
+}
+
+
+@pytest.fixture(scope="session")
+def bits_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The report of a small hybrid whose parts are in formats of their own, and whose layers differ in size."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32}
+    spec = tiny("MEM*-ME*-", **sizes)
+    serving = replace(WORKLOAD, weights="bf16", kv="bf16")
+    choices = format_choices(spec, serving, ["bf16", "int8", "int4"])
+    lattice = replace(build_lattice(spec, serving, lattice={"intermediate_size": "64"}), formats=choices)
+    budget = Budget(footprint(spec, serving).total)
+    result = search(lattice, serving, budget, top=2)
+    mixed = next(choice for choice in choices if len(set(choice.of.values())) == 3)
+    best = replace(result.best, formats=mixed, by_layer=BY_LAYER)
+    document = build_report(spec, "tiny", replace(result, candidates=(best,)))
+    folder = tmp_path_factory.mktemp("bits") / "report"
+    write_report(folder, document, overwrite=False)
+    return folder / "report.html", document
+
+
+STRIPS = """
+return [...document.querySelectorAll('.bits li')].map((strip) => ({
+    text: strip.querySelector('.unseen').textContent,
+    letter: strip.querySelector('b').textContent,
+    title: strip.title,
+    bars: [...strip.querySelectorAll(':scope > span:not(.unseen)')].map((bar) => [
+        bar.getBoundingClientRect().height, getComputedStyle(bar).backgroundColor]),
+}))"""
+
+LEGEND = """
+const swatches = document.querySelector('.bits').parentElement.querySelectorAll('.legend li');
+return Object.fromEntries([...swatches].map((entry) => [
+    entry.textContent, getComputedStyle(entry.querySelector('.swatch')).backgroundColor]))"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_strip_has_a_layers_formats_as_colours_and_its_own_sizes_as_height(
+    chromium: Any, bits_page: tuple[Path, dict[str, Any]], theme: str
+) -> None:
+    driver = opened(chromium, bits_page[0], DESKTOP, theme)
+    assert driver.get_log("browser") == []
+    strips, legend = driver.execute_script(STRIPS), driver.execute_script(LEGEND)
+    formats = bits_page[1]["candidates"][0]["formats"]
+    assert "".join(strip["letter"] for strip in strips) == "MEM*-ME*-"
+    assert set(legend) == set(formats.values()) == {"bf16", "int8", "int4"}
+    assert len(set(legend.values())) == 3
+    for layer, strip in enumerate(strips):
+        told = strip["text"].removeprefix(f"layer {layer}: ").split(", ")
+        assert strip["title"] == strip["text"]
+        assert [legend[entry.rpartition(" in ")[2]] for entry in told] == [colour for _, colour in strip["bars"]]
+        assert all(formats[entry.split()[0]] == entry.rpartition(" in ")[2] for entry in told)
+    heights = [sum(height for height, _ in strip["bars"]) for strip in strips]
+    # Numbers of two linears between hidden and FFN, and of so many experts of so many channels, by hand.
+    assert heights[8] == pytest.approx(4 * heights[4], abs=3)
+    experts = {layer: strips[layer]["bars"][0][0] for layer in (1, 6)}
+    assert experts[1] == pytest.approx(experts[6] * (4 * 32) / (2 * 8), abs=5)
+    assert strips[8]["text"] == f"layer 8: mlp 8,192 in {formats['mlp']}"
+    assert strips[4]["text"] == f"layer 4: mlp 2,048 in {formats['mlp']}"
+
+
+def test_bits_are_read_out_and_need_no_sideways_scroll(chromium: Any, bits_page: tuple[Path, dict[str, Any]]) -> None:
+    driver, document = opened(chromium, bits_page[0], PHONE, "light"), bits_page[1]
+    width, room = driver.execute_script("return [document.scrollingElement.scrollWidth, innerWidth]")
+    assert width <= room == PHONE[0]
+    nodes = driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    read = [node.get("name", {}).get("value", "") for node in nodes if not node["ignored"]]
+    for layer in document["bits"]:
+        told = [f"{part['part']} " for part in layer["parts"]]
+        spoken = next(text for text in read if text.startswith(f"layer {layer['layer_index']}: {told[0]}"))
+        assert all(text in spoken for text in told)
+    assert sum(node.get("role", {}).get("value") == "list" for node in nodes if not node["ignored"]) >= 2
+    # The same by part in a box that the keyboard reaches, as every table is.
+    table = driver.execute_script(
+        "const box = document.querySelector('.bits + .scroll'); box.focus();"
+        "return [document.activeElement === box, [...box.querySelectorAll('tbody tr')].map((row) => "
+        "[...row.children].map((cell) => cell.textContent))]"
+    )
+    assert table[0]
+    assert {part: form for part, form, *_ in table[1]} == {
+        part["part"]: part["form"] for layer in document["bits"] for part in layer["parts"]
+    }
+    assert sum(float(share.removesuffix("%")) for *_, share in table[1]) == pytest.approx(100, abs=0.3)
