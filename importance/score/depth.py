@@ -26,6 +26,12 @@ from minitron.progress import Advance, Progress, silent
 CHUNK_LOGITS: Final = 2**22
 """Logits of a chunk: [N, V] with N = CHUNK_LOGITS / V, 16 MiB in fp32."""
 
+ROUNDING: Final = 1e-5
+"""By so much, in nats, rounding can make the KL of a token in fp32 too small."""
+
+KEPT: Final = 2**28
+"""Bytes of hidden states between layers that are kept from one candidate, and one round, to the next."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -74,16 +80,16 @@ def removal_scores(
     that order (a removal may even help a little), the score is the one before plus a millionth of it or 1e-9, whichever
     is larger.  So removing the n layers of the lowest scores is what n rounds remove.
 
-    Cost: a round with n layers left runs n(n + 1) / 2 layers per token, for what stands before the left-out layer is
-    computed once; the embeddings and last states of `blocks` stay in memory, 2 [S, T, H].  Raises MinitronError where
-    a logit is not finite."""
+    Cost: a round with n layers left runs at most n(n + 1) / 2 layers per token, for what stands before the left-out
+    layer is computed once, and not again in the next round (`_Path`); all rounds but the last give a candidate up at
+    the batch where it is past the best one (`_Rounds`).  The embeddings and last states of `blocks` stay in memory,
+    2 [S, T, H], and at most KEPT bytes of paths.  Raises MinitronError where a logit is not finite."""
     decoder = _decoder(model, spec)
     batches = [_prepare(model, decoder, torch.from_numpy(part)) for part in parts_of(blocks, batch_size)]
     rounds = number_of_rounds(spec, max_dropped)
     evaluations = sum(len(spec.layers) - dropped for dropped in range(rounds))
     with progress("Scoring layers", float(evaluations * blocks.size), "tokens") as advance:
-        found = remove_one_by_one(spec, rounds, lambda left: _without_each(decoder, batches, left, advance), advance)
-    return found, rounds
+        return remove_one_by_one(spec, rounds, _Rounds(decoder, batches, advance).losses_without, advance), rounds
 
 
 def number_of_rounds(spec: ModelSpec, max_dropped: int | None) -> int:
@@ -93,18 +99,19 @@ def number_of_rounds(spec: ModelSpec, max_dropped: int | None) -> int:
 
 
 def remove_one_by_one(
-    spec: ModelSpec, rounds: int, losses_without: Callable[[Sequence[int]], dict[int, float]], advance: Advance
+    spec: ModelSpec, rounds: int, losses_without: Callable[[Sequence[int], bool], dict[int, float]], advance: Advance
 ) -> Array:
-    """[layers]: the scores of `removal_scores`; `losses_without(remaining)` gives layer -> KL without it."""
+    """[layers]: the scores of `removal_scores`; `losses_without(remaining, last)` gives layer -> KL without it, of all
+    of them in the last round and before it at least of the layer of the least."""
     remaining = list(range(len(spec.layers)))
     order: list[tuple[int, float]] = []
-    for _ in range(rounds):
-        losses = losses_without(remaining)
+    for number in range(rounds):
+        losses = losses_without(remaining, number == rounds - 1)
         if not np.isfinite(list(losses.values())).all():
             raise NotFinite(
                 "the logits on the calibration text are not finite; check the model's weights, or try --dtype fp32."
             )
-        least = min(remaining, key=lambda layer: losses[layer])
+        least = min(sorted(losses), key=lambda layer: losses[layer])
         remaining.remove(least)
         order.append((least, losses[least]))
         advance(0, f"{len(order)} of {rounds} dropped, KL {losses[least]:.4g}")
@@ -151,34 +158,136 @@ def _prepare(model: PreTrainedModel, decoder: Decoder, ids: Tensor) -> Calibrati
     return CalibrationBatch(entries[0], passed, reference)
 
 
-def _without_each(
-    decoder: Decoder, batches: Sequence[CalibrationBatch], remaining: Sequence[int], advance: Advance
-) -> dict[int, float]:
-    """layer -> mean over tokens of KL(whole model || model of the remaining layers but that one)."""
-    sums = dict.fromkeys(remaining, 0.0)
-    for batch in batches:
-        states = batch.entry
+class _Path:
+    """The way of one batch through the remaining layers: the states [B, T, H] before each of them."""
+
+    def __init__(self, decoder: Decoder, batch: CalibrationBatch, *, kept: bool) -> None:
+        """`kept` tells whether states stay in memory once they are made."""
+        self.decoder, self.batch, self.kept = decoder, batch, kept
+        self.states = [batch.entry]
+        self.without: tuple[int, list[Tensor]] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """B * T."""
+        return self.batch.entry.shape[0] * self.batch.entry.shape[1]
+
+    def walk(self, remaining: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """(layer, what enters it), each made when it is asked for."""
+        states = self.batch.entry
         for place, layer in enumerate(remaining):
-            without = states
-            for later in remaining[place + 1 :]:
-                without = batch.passed[later].run(decoder.layers[later], without)
-            sums[layer] += divergence(decoder.head, batch.reference, decoder.norm(without))
-            states = batch.passed[layer].run(decoder.layers[layer], states)
-            advance(states.shape[0] * states.shape[1])
-    tokens = sum(batch.entry.shape[0] * batch.entry.shape[1] for batch in batches)
-    # Rounding can leave a sum of nearly equal logarithms a hair below zero.
-    return {layer: max(total / tokens, 0.0) for layer, total in sums.items()}
+            if place < len(self.states):
+                states = self.states[place]
+            else:
+                states = self._run(remaining[place - 1], states)
+                if self.kept:
+                    self.states.append(states)
+            yield layer, states
+
+    def detour(self, left_out: int, later: Sequence[int], states: Tensor, *, likely: bool) -> Tensor:
+        """What the final norm makes of the `states` before a layer that is left out, by way of the `later` ones.
+
+        What is `likely` to be dropped is the next round's way."""
+        passed = []
+        for layer in later:
+            passed.append(states)
+            states = self._run(layer, states)
+        if likely and self.kept:
+            self.without = left_out, passed
+        made: Tensor = self.decoder.norm(states)
+        return made
+
+    def drop(self, layer: int, place: int) -> None:
+        """The layer at a place is not among the remaining ones any longer."""
+        del self.states[place + 1 :]
+        if self.without is not None and self.without[0] == layer:
+            self.states[place:] = self.without[1]
+        self.without = None
+
+    def _run(self, layer: int, states: Tensor) -> Tensor:
+        return self.batch.passed[layer].run(self.decoder.layers[layer], states)
 
 
-def divergence(head: OutputLayer, reference: Tensor, states: Tensor) -> float:
-    """Sum over tokens of KL(softmax(head(reference)) || softmax(head(states))) in nats; both [B, T, H].
+class _Rounds:
+    """The candidates of one round after the other, each the remaining layers without one of them."""
 
-    Softmax in fp32, a chunk of tokens at a time: the logits [tokens, V] never exist as a whole."""
+    def __init__(self, decoder: Decoder, batches: Sequence[CalibrationBatch], advance: Advance) -> None:
+        self.decoder, self.advance = decoder, advance
+        self.remaining: Sequence[int] = range(len(decoder.layers))
+        self.paths, bytes_kept = [], 0
+        for batch in batches:
+            # Those before the remaining layers, and those of the candidate that is likely to be dropped.
+            bytes_kept += 2 * len(decoder.layers) * batch.entry.nbytes
+            self.paths.append(_Path(decoder, batch, kept=bytes_kept <= KEPT))
+        self.tokens = sum(path.tokens for path in self.paths)
+
+    def losses_without(self, remaining: Sequence[int], last: bool) -> dict[int, float]:
+        """layer -> mean over tokens of KL(whole model || model of the remaining layers but that one): of all layers in
+        the `last` round, else of those that may have the least.
+
+        The KL of a batch is not negative, so that a candidate whose sum so far is above the sum of another over all
+        batches cannot have the least.  Which one is likely to have it the first batch tells: that one is read to the
+        end, and every other as far as it is below."""
+        self._begin(remaining)
+        sums = dict.fromkeys(remaining, 0.0)
+        first, *others = self.paths
+        self._add(sums, first, remaining)
+        bound, likely = float("inf"), None
+        if not last:
+            likely = min(remaining, key=lambda layer: sums[layer])
+            for path in others:
+                self._add(sums, path, [likely], likely=True)
+            bound = sums[likely]
+        read, left = first.tokens, [layer for layer in remaining if layer != likely]
+        for path in others:
+            limit = bound + ROUNDING * (self.tokens - read)
+            # A sum that is not finite stays, so that the failure is told.
+            for layer in [layer for layer in left if limit < sums[layer] < float("inf")]:
+                left.remove(layer)
+                del sums[layer]
+                self.advance(self.tokens - read)
+            self._add(sums, path, left)
+            read += path.tokens
+        # Rounding can leave a sum of nearly equal logarithms a hair below zero.
+        return {layer: max(total / self.tokens, 0.0) for layer, total in sums.items()}
+
+    def _begin(self, remaining: Sequence[int]) -> None:
+        """Let the paths know what was dropped since the last round."""
+        for place, layer in enumerate(self.remaining):
+            if layer not in remaining:
+                for path in self.paths:
+                    path.drop(layer, place)
+        self.remaining = tuple(remaining)
+
+    def _add(self, sums: dict[int, float], path: _Path, candidates: Sequence[int], *, likely: bool = False) -> None:
+        """Add to the sums of some candidates what they miss on a batch."""
+        found: dict[int, Tensor] = {}
+        if not candidates:
+            return
+        for place, (layer, states) in enumerate(path.walk(self.remaining)):
+            if layer in candidates:
+                found[layer] = path.detour(layer, self.remaining[place + 1 :], states, likely=likely)
+                self.advance(path.tokens)
+                if len(found) == len(candidates):
+                    break
+        missed = divergences(self.decoder.head, path.batch.reference, list(found.values()))
+        for layer, amount in zip(found, missed, strict=True):
+            sums[layer] += amount
+
+
+def divergences(head: OutputLayer, reference: Tensor, candidates: Sequence[Tensor]) -> list[float]:
+    """Sum over tokens of KL(softmax(head(reference)) || softmax(head(states))) in nats for the states of every
+    candidate; all [B, T, H].
+
+    Softmax in fp32, a chunk of tokens at a time: the logits [tokens, V] never exist as a whole, and those of the
+    reference are made once."""
     size = max(1, CHUNK_LOGITS // head.weight.shape[0])
-    total = torch.zeros((), dtype=torch.float64, device=states.device)
-    chunks = (torch.split(tensor.flatten(0, 1), size) for tensor in (reference, states))
-    for one, other in zip(*chunks, strict=True):
+    totals = torch.zeros(len(candidates), dtype=torch.float64, device=reference.device)
+    chunks = (torch.split(tensor.flatten(0, 1), size) for tensor in (reference, *candidates))
+    for one, *others in zip(*chunks, strict=True):
         log_p = head(one).log_softmax(-1)
-        log_q = head(other).log_softmax(-1)
-        total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
-    return float(total)
+        p = log_p.exp()
+        for place, other in enumerate(others):
+            difference = log_p - head(other).log_softmax(-1)
+            totals[place] += difference.mul_(p).sum(-1).double().sum()
+    return [float(total) for total in totals]

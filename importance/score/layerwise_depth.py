@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from importance.score.depth import divergence, number_of_rounds, remove_one_by_one
+from importance.score.depth import divergences, number_of_rounds, remove_one_by_one
 from importance.score.totals import Array
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
@@ -50,8 +50,9 @@ class _Streams:
         self.walk, self.states, self.advance = walk, states, advance
         self.has_reference = False
 
-    def losses_without(self, remaining: Sequence[int]) -> dict[int, float]:
-        """layer -> mean over tokens of KL(whole model || model of the remaining layers but that one)."""
+    def losses_without(self, remaining: Sequence[int], last: bool) -> dict[int, float]:
+        """layer -> mean over tokens of KL(whole model || model of the remaining layers but that one), in every round of
+        all of them: all batches are through a layer before the next one is in memory."""
         walk, states = self.walk, self.states
         for batch in walk.batches:
             states.put(("whole", batch), states.get(("entry", batch)))
@@ -80,7 +81,8 @@ class _Streams:
                 reference = self.states.get(("reference", batch)).to(device)
                 for layer in remaining:
                     states = self.states.get(("without", layer, batch)).to(device)
-                    sums[layer] += divergence(head, reference, walk.norm(states))
+                    (missed,) = divergences(head, reference, [walk.norm(states)])
+                    sums[layer] += missed
         self.has_reference = True
         tokens = sum(sequences * length for sequences, length in walk.shapes)
         return {layer: max(total / tokens, 0.0) for layer, total in sums.items()}

@@ -1,15 +1,20 @@
 """Scores of layers: against whole models with layers taken out."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_importance import blocks_of, loaded, quick, record, slow_removal
 
+from importance.score import depth
 from importance.score.depth import _increasing, removal_scores
+from minitron.model.layer_by_layer import Passed
 
 
 @pytest.mark.parametrize(("name", "dropped"), [("tiny_hybrid", 3), ("tiny_hybrid", 1), ("tiny_llama", 3)])
@@ -55,6 +60,37 @@ def test_half_of_the_layers_are_dropped_unless_told_and_never_all(tiny_llama: Pa
     blocks = blocks_of(2)
     assert quick(model, spec, blocks, layers="iterative").settings["max_dropped"] == 2
     assert quick(model, spec, blocks, layers="iterative", max_dropped=99).settings["max_dropped"] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tiny_hybrid", "tiny_llama"])
+def test_what_is_given_up_or_kept_changes_no_bit(
+    name: str, dtype: torch.dtype, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spec = loaded(request.getfixturevalue(name))
+    model.to(dtype)
+    # Layers that differ, so that some can be given up.
+    for layer in range(0, len(spec.layers), 2):
+        for parameter in model.get_submodule(f"model.layers.{layer}").parameters():
+            parameter.mul_(1.5)
+    runs: list[int] = []
+    run = Passed.run
+    monkeypatch.setattr(Passed, "run", lambda *arguments: runs.append(1) or run(*arguments))
+    blocks, count, dropped = blocks_of(8), len(spec.layers), len(spec.layers) - 1
+    found, passes = {}, {}
+    for rounding, kept in itertools.product((depth.ROUNDING, math.inf), (depth.KEPT, 0)):
+        monkeypatch.setattr(depth, "ROUNDING", rounding)
+        monkeypatch.setattr(depth, "KEPT", kept)
+        runs.clear()
+        found[rounding, kept], _ = removal_scores(model, spec, blocks, max_dropped=dropped)
+        passes[rounding, kept] = len(runs)
+    every = found.pop((math.inf, 0))
+    for scores in found.values():
+        assert (scores == every).all()
+    of_all = 8 * sum(left * (left + 1) // 2 for left in range(count, count - dropped, -1))
+    assert passes[math.inf, 0] >= of_all - 8 * count
+    assert passes[1e-5, 2**28] < 0.7 * of_all
+    assert passes[1e-5, 2**28] < min(passes[math.inf, 2**28], passes[1e-5, 0])
 
 
 @given(st.lists(st.floats(0, 1e3, allow_subnormal=False), min_size=1, max_size=12), st.randoms(use_true_random=False))
