@@ -86,7 +86,7 @@ class Moments:
             with torch.no_grad():
                 inputs = args[0].flatten(0, -2)[::stride]
                 inputs = inputs.to(wide(inputs))
-                self._add(site, totals, inputs.T @ inputs, torch.tensor(float(len(inputs))))
+                self._add(site, totals, lower_products(inputs), torch.tensor(float(len(inputs))))
 
         return hook
 
@@ -130,7 +130,7 @@ class Moments:
         moments, tokens = totals.sums[part, site.key], totals.sums[part, "tokens", site.key]
         if expert is not None:
             moments, tokens = moments[expert], tokens[expert]
-        found: Array = (moments / tokens.clamp_min(1.0)).cpu().numpy()
+        found: Array = mirrored((moments / tokens.clamp_min(1.0)).cpu()).numpy()
         return found
 
     def stacked(self, totals: Totals, site: InputSite) -> NDArray[np.float32]:
@@ -141,6 +141,33 @@ class Moments:
         for expert, row in enumerate(found):
             row[:] = self.matrix(totals, site, expert)
         return found
+
+
+def lower_products(rows: Tensor) -> Tensor:
+    """[N, C] -> [C, C]: rows^T rows where `mirrored` reads it, and beyond that zeros.
+
+    In strips as long as they must be: what stands above the diagonal is the same once more, near half of the work."""
+    size = rows.shape[-1]
+    found, strip = rows.new_zeros(size, size), _strip(size)
+    for start in range(0, size, strip):
+        end = min(start + strip, size)
+        torch.mm(rows[:, start:end].T, rows[:, :end], out=found[start:end, :end])
+    return found
+
+
+def mirrored(products: Tensor) -> Tensor:
+    """[C, C]: the same, and above the diagonal what stands below it."""
+    size = products.shape[-1]
+    strip = _strip(size)
+    for start in range(strip, size, strip):
+        end = min(start + strip, size)
+        products[:start, start:end] = products[start:end, :start].T
+    return products
+
+
+def _strip(size: int) -> int:
+    """How wide a strip is: narrower ones would be too thin for a processor to be quick with."""
+    return max(128, -(-size // 8))
 
 
 def _numbers(spec: ModelSpec, site: InputSite) -> int:

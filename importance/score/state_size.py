@@ -105,11 +105,13 @@ def state_energies(mixer: nn.Module, spec: ModelSpec, projected: Tensor) -> Tens
     faded = (logs[:, places, None] - logs[:, None]).masked_fill(~later[None, :, :, None], float("-inf")).exp()
     taken = (faded * steps[:, None]).to(x.dtype)
     b, c = (part.reshape(*part.shape[:2], groups, count) for part in (b, c))
-    energies = x.new_zeros(count)
-    for head in range(heads):
-        group, own = head * groups // heads, x[..., head * width : (head + 1) * width]
-        # [B, R, W] x [B, W, N] x [B, W, P] -> [B, R, N, P]
-        held = torch.einsum("brw,bwn,bwp->brnp", taken[..., head], b[:, :, group], own)
+    weighted, x = taken.reshape(*taken.shape[:3], groups, -1), x.reshape(*x.shape[:2], groups, -1, width)
+    energies: Tensor = x.new_zeros(count)
+    for group in range(groups):
+        # [B, R, W, h, 1] * [B, 1, W, h, P], h the heads of a group: what each token adds to what is read later.
+        entered = weighted[:, :, :, group, :, None] * x[:, None, :, group]
+        # [B, 1, N, W] x [B, R, W, h * P]
+        held = b[:, :, group].mT[:, None] @ entered.flatten(-2)
         energies += (c[:, places, group].square() * held.square().sum(-1)).sum((0, 1))
     return energies
 

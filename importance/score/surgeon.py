@@ -30,6 +30,9 @@ AT_ONCE: Final = 64
 """Single inputs go in rounds of this share of one in so many of those left, at least one: by then others have taken
 over, yet C^3 operations stay C^3."""
 
+NUMBERS: Final = 2**20
+"""Of experts so many have their inputs removed side by side as have this many second moments, at least one."""
+
 ROWS: Final = 256
 """Outputs that are scored at once: in float64 a large weight takes as much memory as the moments."""
 
@@ -39,62 +42,91 @@ def removal_scores(weight: Tensor, moments: Array, ridge: float, width: int = 1,
     included, so that scores ascend in the order of removal.
 
     `weight` is [O, C], `moments` E[a a^T] [C, C], `ridge` a share of the mean of its diagonal.  Groups stand in `parts`
-    equal runs, of each of which the same number goes: the heads of a KV group."""
+    equal runs, of each of which the same number goes: the heads of a KV group.  Of several layers side by side, [E, O,
+    C] and [E, C, C], the scores are [E, G]."""
     _require_finite(moments)
+    if moments.ndim > 2:
+        return _side_by_side(weight, moments, ridge, width, parts)
+    (scores,) = _side_by_side(weight[None], moments[None], ridge, width, parts)
+    return np.asarray(scores)
+
+
+def _side_by_side(weight: Tensor, moments: Array, ridge: float, width: int, parts: int) -> Array:
+    """[E, O, C], [E, C, C] -> [E, G]: each by itself, in steps that all take together."""
     inverse = torch.from_numpy(np.array(moments, dtype=np.float64))
-    count = inverse.shape[0] // width
-    scale = float(inverse.diagonal().mean())
-    scores = np.zeros(count)
-    if scale <= 0:
+    scale = inverse.diagonal(dim1=1, dim2=2).mean(1)
+    scores = np.zeros((len(inverse), inverse.shape[1] // width))
+    live = scale > 0
+    if not live.all():
+        if live.any():
+            scores[live.numpy()] = _side_by_side(weight[live], moments[live.numpy()], ridge, width, parts)
         return scores
-    inverse.div_(scale).diagonal().add_(ridge)
+    inverse.div_(scale[:, None, None]).diagonal(dim1=1, dim2=2).add_(ridge)
     # In place, and LAPACK goes by columns: a copy of the largest matrices is 128 MiB.
     torch.cholesky_inverse(torch.linalg.cholesky(inverse.mT, out=inverse.mT), out=inverse.mT)
     left = weight.detach().to("cpu", torch.float64).mT.contiguous()
-    groups, remaining = np.arange(count), np.arange(count)
-    total = 0.0
-    while len(remaining):
-        if 2 * len(remaining) <= len(groups):
+    size, each = scores.shape[1], np.arange(len(scores))[:, None]
+    at = torch.from_numpy(each)
+    groups = remaining = np.tile(np.arange(size), (len(scores), 1))
+    total = np.zeros((len(scores), 1))
+    while remaining.shape[1]:
+        if 2 * remaining.shape[1] <= groups.shape[1]:
             # What is gone costs as much as what is left, until it is let go of.
             kept = _columns(remaining, width)
-            inverse, left = inverse[kept][:, kept], left[kept]
-            groups, remaining = groups[remaining], np.arange(len(remaining))
+            inverse, left = _square(inverse, kept), left[at, kept]
+            groups = groups[each, remaining]
+            remaining = np.tile(np.arange(groups.shape[1]), (len(scores), 1))
         errors = _errors(left, inverse, remaining, width)
-        gone = _next(errors, groups[remaining], count // parts, parts, width)
-        for group, error in sorted(zip(groups[remaining[gone]], errors[gone], strict=True), key=lambda pair: pair[1]):
-            total += max(float(error), 0.0) * scale
-            scores[group] = total
-        columns = _columns(remaining[gone], width)
-        block = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        left.addmm_(block.mT, left[columns], alpha=-1.0)
-        inverse.addmm_(inverse[:, columns], block, alpha=-1.0)
-        remaining = np.delete(remaining, gone)
+        gone = _next(errors, groups[each, remaining], size // parts, parts, width)
+        gone = gone[each, errors[each, gone].argsort(1, kind="stable")]
+        rises = np.maximum(errors[each, gone], 0.0) * scale.numpy()[:, None]
+        sums = np.concatenate([total, rises], 1).cumsum(1)
+        chosen, total = remaining[each, gone], sums[:, -1:]
+        scores[each, groups[each, chosen]] = sums[:, 1:]
+        columns = _columns(chosen, width)
+        rows = inverse[at, columns]
+        block = torch.linalg.solve(rows.gather(2, columns[:, None].expand(-1, columns.shape[1], -1)), rows)
+        left.baddbmm_(block.mT, left[at, columns], alpha=-1.0)
+        inverse.baddbmm_(inverse.mT[at, columns].mT, block, alpha=-1.0)
+        stay = np.ones(remaining.shape, dtype=bool)
+        stay[each, gone] = False
+        remaining = remaining[stay].reshape(len(scores), -1)
     return np.sqrt(scores)
 
 
+def _square(matrices: Tensor, kept: Tensor) -> Tensor:
+    """[E, C, C], [E, K] -> [E, K, K]: the rows and columns of those that are kept."""
+    return torch.stack([matrix[which][:, which] for matrix, which in zip(matrices, kept, strict=True)])
+
+
 def _columns(groups: Indices, width: int) -> Tensor:
-    """The inputs of groups of `width` neighbouring ones."""
-    return torch.from_numpy((groups[:, None] * width + np.arange(width)).ravel())
+    """[E, G] -> [E, G * width]: the inputs of groups of `width` neighbouring ones."""
+    return torch.from_numpy((groups[..., None] * width + np.arange(width)).reshape(len(groups), -1))
 
 
 def _errors(left: Tensor, inverse: Tensor, remaining: Indices, width: int) -> Array:
-    """[remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T), where `left` [C, O] is W^T."""
+    """[E, remaining groups]: tr(W_S ((C^-1)_SS)^-1 W_S^T), where `left` [E, C, O] is W^T."""
+    at = torch.arange(len(left))[:, None]
     if width == 1:
         chosen = torch.from_numpy(remaining)
-        return np.asarray((left[chosen].square().sum(1) / inverse.diagonal()[chosen]).numpy())
-    columns = _columns(remaining, width).reshape(-1, width)
-    blocks = inverse[columns[:, :, None], columns[:, None, :]]
-    own = left[columns]
-    return np.asarray((own * torch.linalg.solve(blocks, own)).sum((1, 2)).numpy())
+        squares = left[at, chosen].square_().sum(2)
+        return np.asarray((squares / inverse.diagonal(dim1=1, dim2=2).gather(1, chosen)).numpy())
+    columns = _columns(remaining, width).reshape(*remaining.shape, width)
+    blocks = inverse[at[..., None, None], columns[..., :, None], columns[..., None, :]]
+    own = left[at[..., None], columns]
+    return np.asarray((own * torch.linalg.solve(blocks, own)).sum((2, 3)).numpy())
 
 
 def _next(errors: Array, remaining: Indices, size: int, parts: int, width: int) -> Indices:
-    """Places in `remaining` of those that go next: from the runs of which the most are left."""
-    run = remaining // size
-    counts = np.bincount(run, minlength=parts)
-    allowed = np.where(counts[run] == counts.max(), errors, np.inf)
-    several = 1 if width > 1 or parts > 1 else max(1, len(remaining) // AT_ONCE)
-    return np.argsort(allowed, kind="stable")[:several]
+    """[E, n]: places in `remaining` of those that go next: from the runs of which the most are left."""
+    allowed = errors
+    if parts > 1:
+        run = remaining // size
+        counts = np.stack([np.bincount(one, minlength=parts) for one in run])
+        here = counts[np.arange(len(run))[:, None], run]
+        allowed = np.where(here == counts.max(1, keepdims=True), errors, np.inf)
+    several = 1 if width > 1 or parts > 1 else max(1, remaining.shape[1] // AT_ONCE)
+    return np.asarray(allowed.argsort(1, kind="stable")[:, :several])
 
 
 def surgeon_scores(
@@ -126,11 +158,14 @@ def surgeon_scores(
         if not judge(key[0]) or key[0] not in spec.sizes:
             continue
         width, parts = _grouping(spec, site)
-        found = [
-            removal_scores(weight, moments.matrix(totals, site, expert), ridges[key], width, parts)
-            for expert, weight in stacks.items()
-        ]
-        scores[key] = np.stack(found) if site.by_expert else found[0]
+        names, several, found = list(stacks), max(1, NUMBERS // site.size**2), []
+        for some in (names[start : start + several] for start in range(0, len(names), several)):
+            seen = [moments.matrix(totals, site, expert) for expert in some]
+            weight = torch.stack([stacks[expert] for expert in some])
+            # One alone may be the largest there is: not copied.
+            side_by_side = np.stack(seen) if len(seen) > 1 else seen[0][None]
+            found.append(removal_scores(weight, side_by_side, ridges[key], width, parts))
+        scores[key] = np.concatenate(found) if site.by_expert else found[0][0]
     return scores, ridges
 
 

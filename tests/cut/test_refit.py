@@ -9,7 +9,7 @@ import torch
 from cuts import scored
 from safetensors.torch import load_file, save_file
 
-from importance.score.moments import PERIOD, TOKENS_AN_INPUT, Moments
+from importance.score.moments import PERIOD, TOKENS_AN_INPUT, Moments, lower_products, mirrored
 from importance.score.surgeon import refit_errors, removal_scores
 from importance.score.totals import Totals
 from minitron.cut.basis import Basis
@@ -121,6 +121,26 @@ def test_sites_are_the_linears_that_read_what_a_layer_made(tiny_hybrid: Path, ti
         ("ffn", "down_proj"),
     }
     assert {site.key[0] for site in input_sites(read_spec(tiny_llama))} == {"query_head", "ffn"}
+
+
+@pytest.mark.parametrize(("width", "parts"), [(1, 1), (4, 3)])
+def test_side_by_side_inputs_go_as_they_do_alone(width: int, parts: int) -> None:
+    random = np.random.default_rng(7)
+    moments = np.stack([one.T @ one / 200 for one in (inputs(200, 24, 24, seed) for seed in range(3))])
+    # An expert that got no tokens.
+    moments[1] = 0
+    weight = torch.from_numpy(random.standard_normal((3, 5, 24)))
+    together = removal_scores(weight, moments, 1e-3, width, parts)
+    alone = [removal_scores(*pair, 1e-3, width, parts) for pair in zip(weight, moments, strict=True)]
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-12)
+    assert (together[1] == 0).all() and (together[::2] > 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 128, 129, 700, 1100])
+def test_products_in_strips_are_all_products(size: int) -> None:
+    rows = torch.from_numpy(np.random.default_rng(size).standard_normal((40, size)))
+    sums = lower_products(rows[:25]) + lower_products(rows[25:])
+    torch.testing.assert_close(mirrored(sums), rows.T @ rows, rtol=1e-12, atol=1e-12)
 
 
 def test_moments_are_those_of_what_linears_read(tiny_hybrid: Path) -> None:
