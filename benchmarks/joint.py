@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options, pair
+from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options
 from smollm2 import write_section
 
 from distill.recipe import Recipe
@@ -34,7 +34,6 @@ from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
 from minitron.search.format_choices import Formats, format_choices, parts_of, written_of
 from minitron.search.search import build_lattice
-from minitron.search.search_steps import LatticeOptions
 
 PLAIN = "bf16"
 ROUNDED_BY = 8
@@ -54,11 +53,6 @@ class Joint(Bench):
         """So many per cent of the bytes of the weights in bf16, and what the model takes beside them."""
         whole = footprint(self.spec, self.workload, 0)
         return Budget(int(whole.weights * percent / 100) + whole.total - whole.weights, workspace=0)
-
-    @property
-    def lattice(self) -> dict[str, Any]:
-        """The same for all ways, wide enough for a cut alone."""
-        return {"options": LatticeOptions(multiples=dict(self.options.multiple), most=dict(self.options.most))}
 
     @property
     def workload(self) -> Any:
@@ -220,7 +214,6 @@ def main() -> None:
     parser.add_argument("--formats", default="bf16,int8,int4")
     parser.add_argument("--points", default="60,45,30,22")
     parser.add_argument("--calibration", type=int, default=32)
-    parser.add_argument("--most", type=pair(float), action="append", default=[], metavar="AXIS=SHARE")
     parser.add_argument("--combinations", type=int, default=16)
     parser.add_argument("--finalists", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=0, help="to distil on; 0 for no distillation")

@@ -96,8 +96,8 @@ class Bench:
 
     @property
     def lattice(self) -> dict[str, Any]:
-        """Options of minitron.search.search.build_lattice, the same for both sides."""
-        return {"options": LatticeOptions(multiples=dict(self.options.multiple))}
+        """Options of minitron.search.search.build_lattice, the same for all sides."""
+        return {"options": LatticeOptions(multiples=dict(self.options.multiple), most=dict(self.options.most))}
 
     def budget(self, percent: int) -> Budget:
         """So many per cent fewer bytes of weights, and what the model takes beside them."""
@@ -332,6 +332,7 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--estimator", default="best")
     parser.add_argument("--multiple", type=pair(int), action="append", default=[], metavar="KEY=N")
+    parser.add_argument("--most", type=pair(float), action="append", default=[], metavar="KEY=SHARE")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--results", type=Path, default=RESULTS)
