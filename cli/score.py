@@ -4,10 +4,13 @@
 
     {"samples", "sequence_length", "tokens",
      "axes": {axis: {"places", "size", "best_quarter", "best_half", "unused"}},
-     "layers": [{"layer", "kind", "score"}, ...] or null}
+     "layers": [{"layer", "kind", "score"}, ...] or null,
+     "costs": {part: {"seconds", "share"}}}
 
 An axis is scored in `places`: layers, or experts of a layer.  `best_quarter` is the share of the squared scores that
 the best quarter of the indices carry, mean over places; `unused` counts the indices whose score is zero.
+`costs` is what each part of scoring took: the model's own pass, what is observed while it runs, what is made of that,
+and layers.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from cli.option_groups import takes
 from cli.options import DataOption, DeviceOption, JsonOption, ModelArgument, OutputOption, OverwriteOption
 from cli.scoring import SCORE
 from importance.score.options import ScoringOptions
+from pipeline.scoring import costs
 from pipeline.scoring import score as scored
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ def results(spec: ModelSpec, scores: Scores) -> dict[str, Any]:
         "layers": layers
         if layers is None
         else [{"layer": layer, "kind": kind, "score": float(layers[layer])} for layer, kind in enumerate(spec.letters)],
+        "costs": costs(scores),
     }
 
 

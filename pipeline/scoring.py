@@ -27,7 +27,8 @@ def score(
 ) -> Scores:
     """The scores of `model` on the text `data`, written to the file `output` where one is given.
 
-    `note` is called if the text is shorter than asked for, and for what is passed over in the folder.
+    `note` is called if the text is shorter than asked for, for what is passed over in the folder, and at the end with
+    what each part took.
     Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
     from importance.score.calibrate import calibrate
     from minitron.model.sources import local_folder
@@ -45,4 +46,16 @@ def score(
     found, length = scores.settings["samples"], asked.sequence_length
     if found < asked.samples:
         note(f"{data} holds {found:,} sequences of {length:,} tokens, not the {asked.samples:,} asked for.")
+    told = ", ".join(f"{name} {part['seconds']:.1f} s ({part['share']:.0%})" for name, part in costs(scores).items())
+    note(f"Scoring took {scores.settings['seconds']:.1f} s: {told}.")
     return scores
+
+
+def costs(scores: Scores) -> dict[str, dict[str, float]]:
+    """Part of scoring -> the `seconds` that it took and its `share` of all of them, in the order in which parts began;
+    `the rest` is reading the model and the text."""
+    from importance.score.clock import PARTS
+
+    whole, parts = float(scores.settings["seconds"]), dict(scores.settings[PARTS])
+    parts["the rest"] = max(whole - sum(parts.values()), 0.0)
+    return {name: {"seconds": round(taken, 3), "share": taken / max(whole, 1e-9)} for name, taken in parts.items()}

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from importance.score.clock import BASES
 from importance.score.moments import TOKENS_AN_INPUT
 from importance.score.totals import Array, Totals, wide
 from minitron.cut.scores import Key
@@ -131,7 +132,7 @@ def observing_spaces(model: PreTrainedModel, spec: ModelSpec, totals: Totals, to
 
 def _hook(look: Look, totals: Totals, stride: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor | None = None) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), totals.clock.part(BASES):
             seen = args[0] if output is None else output
             rows = seen.flatten(0, -2)[::stride]
             heads = rows.to(wide(rows)).unflatten(-1, (look.groups, -1, look.width)).permute(1, 0, 2, 3).flatten(1, 2)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from importance.score.blocks import split_blocks
 from importance.score.calibration_pass import CalibrationPass
+from importance.score.clock import LAYERS, PASS
 from importance.score.depth import removal_scores
 from importance.score.estimators import ByAxis, Estimator, find_estimator
 from importance.score.gradients import run_and_return
@@ -131,9 +132,10 @@ def score_model(
                 findings.finish(layer)
                 advance(1.0)
         if asked.layers == "iterative":
-            depth["layer", None], dropped = removal_scores(
-                model, spec, run.some, batch_size=asked.batch_size, max_dropped=asked.max_dropped, progress=progress
-            )
+            with findings.clock.part(LAYERS):
+                depth["layer", None], dropped = removal_scores(
+                    model, spec, run.some, batch_size=asked.batch_size, max_dropped=asked.max_dropped, progress=progress
+                )
     finally:
         model.train(training)
     settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
@@ -168,14 +170,15 @@ def score_layerwise(
     depth: dict[Key, Any] = {}
     _observe_layerwise(source, findings, blocks, asked.batch_size, States(folder), progress)
     if asked.layers == "iterative":
-        depth["layer", None], dropped = layerwise_removal_scores(
-            source,
-            run.some,
-            States(folder),
-            batch_size=asked.batch_size,
-            max_dropped=asked.max_dropped,
-            progress=progress,
-        )
+        with findings.clock.part(LAYERS):
+            depth["layer", None], dropped = layerwise_removal_scores(
+                source,
+                run.some,
+                States(folder),
+                batch_size=asked.batch_size,
+                max_dropped=asked.max_dropped,
+                progress=progress,
+            )
     settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
     return findings.scores(depth, run.data_hash, settings | {"offload": True})
 
@@ -248,6 +251,7 @@ def _observe(
     with (
         # Tensors made in inference mode take no part in a graph.
         nullcontext() if backward else torch.inference_mode(),
+        findings.clock.part(PASS),
         findings.observing(),
         progress("Scoring", float(blocks.size), "tokens") as advance,
     ):
@@ -272,7 +276,11 @@ def _observe_layerwise(
     """All sequences through one layer after the other."""
     count = len(source.spec.layers)
     walk = LayerByLayer(source, blocks, batch_size, states)
-    with findings.observing(), progress("Scoring", float(blocks.size * (count + 1)), "tokens") as advance:
+    with (
+        findings.clock.part(PASS),
+        findings.observing(),
+        progress("Scoring", float(blocks.size * (count + 1)), "tokens") as advance,
+    ):
         for layer in range(count):
             with source.resident(layer):
                 for _, tokens in walk.go(layer):

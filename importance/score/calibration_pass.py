@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from importance.score.balanced_bases import bases, forget_spaces, observing_spaces
+from importance.score.clock import BASES, CHANNELS, MOMENTS, PARTS, REMOVAL, Clock
 from importance.score.covariance import covariance, observing_covariance
 from importance.score.estimators import ByAxis, Estimator
 from importance.score.moments import Moments
@@ -57,6 +58,11 @@ class CalibrationPass:
         """Whether a mixer's states are scored by their energy; `random` and `magnitude` score them themselves."""
         return bool(self.estimator.of(STATE).statistics)
 
+    @property
+    def clock(self) -> Clock:
+        """What each part takes."""
+        return self.totals.clock
+
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Until the block ends every forward pass of the model, or of its layers one by one, adds to the totals."""
@@ -80,29 +86,35 @@ class CalibrationPass:
     def finish(self, layer: int) -> None:
         """Everything is through `layer`, whose weights are still in memory: make of its second moments what they are
         for, and let them go."""
-        self._bases |= bases(self.model, self.spec, self.totals, layer)
-        forget_spaces(self.spec, self.totals, layer)
+        clock = self.clock
+        with clock.part(BASES):
+            self._bases |= bases(self.model, self.spec, self.totals, layer)
+            forget_spaces(self.spec, self.totals, layer)
         if self.moments is None:
             return
-        found, ridges = surgeon_scores(
-            self.model,
-            self.spec,
-            self.totals,
-            self.moments,
-            judge=lambda axis: self.estimator.of(axis).surgeon,
-            layer=layer,
-        )
+        with clock.part(REMOVAL):
+            found, ridges = surgeon_scores(
+                self.model,
+                self.spec,
+                self.totals,
+                self.moments,
+                judge=lambda axis: self.estimator.of(axis).surgeon,
+                layer=layer,
+            )
         self._surgeon |= found
         self._ridges |= ridges
-        for key, site in self.moments.sites.items():
-            if key[1] == layer:
-                matrix = self.moments.stacked(self.totals, site)
-                self.moments.forget(self.totals, site)
-                self._covariance[key] = store(matrix, self.folder, f"moments-{'-'.join(map(str, key))}")
+        with clock.part(MOMENTS):
+            for key, site in self.moments.sites.items():
+                if key[1] == layer:
+                    matrix = self.moments.stacked(self.totals, site)
+                    self.moments.forget(self.totals, site)
+                    self._covariance[key] = store(matrix, self.folder, f"moments-{'-'.join(map(str, key))}")
 
     def scores(self, layers: Mapping[Key, Array], data: str, settings: Mapping[str, Any]) -> Scores:
         """All scores, once every layer is finished; `layers` are those of layers as wholes, if there are any."""
-        found = importance(self.spec, self.totals, estimator=self.estimator, seed=self.seed)
+        with self.clock.part(CHANNELS):
+            found = importance(self.spec, self.totals, estimator=self.estimator, seed=self.seed)
+        seconds = {name: round(taken, 3) for name, taken in self.clock.seconds.items()}
         if self.judges_states:
             found |= {site.key: state_scores(self.totals, site) for site in state_sites(self.spec)}
         found |= self._surgeon | dict(layers)
@@ -113,7 +125,7 @@ class CalibrationPass:
             energy(self.spec, self.totals),
             self.spec.fingerprint,
             data,
-            settings,
+            {**settings, PARTS: seconds},
             covariance(self.totals) | self._covariance,
             self._ridges,
             self._bases,

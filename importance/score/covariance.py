@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from importance.score.clock import COVARIANCE
 from importance.score.totals import Array, Totals
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Key
@@ -83,7 +84,7 @@ def _see(model: PreTrainedModel, spec: ModelSpec, totals: Totals, norm: _Norm, s
     weight: list[float] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), totals.clock.part(COVARIANCE):
             if not weight:
                 weight.append(_sensitivity(model, spec, norm))
             states = args[0].flatten(0, -2)[::stride]

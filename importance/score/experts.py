@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from importance.score.clock import CHANNELS, MOMENTS
 from importance.score.estimators import Estimator
 from importance.score.moments import Moments
 from importance.score.observed_modules import ExpertSite
@@ -139,6 +140,10 @@ class _Watch(RoutedForward):
 
     def look(self, rows: Tensor, inner: Tensor, outer: Tensor, expert: Tensor, token: Tensor, tokens: int) -> None:
         """Add to the totals."""
+        with self.totals.clock.part(CHANNELS):
+            self._add(inner, outer, expert, token, tokens)
+
+    def _add(self, inner: Tensor, outer: Tensor, expert: Tensor, token: Tensor, tokens: int) -> None:
         site, totals = self.site, self.totals
         routing = Routing(
             expert, token // (tokens // self.batch.sequences), self.experts.num_experts, self.batch.sequences
@@ -148,7 +153,8 @@ class _Watch(RoutedForward):
         totals.add((site, "output"), sums_by(expert, norms, routing.experts))
         self.estimator.see_routed(totals, site.channels, inner, routing)
         if self.moments is not None:
-            self.moments.see_routed(site.layer, totals, inner, routing)
+            with totals.clock.part(MOMENTS):
+                self.moments.see_routed(site.layer, totals, inner, routing)
         # One column a channel and expert.
         down = self.experts.get_parameter(site.down)
         self.estimator.see_weights(totals, site.channels, down, (2,) if site.transposed else (1,))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from importance.score.clock import MOMENTS
 from importance.score.totals import Array, Routing, Totals, wide
 from minitron.cut.refit import InputSite, input_sites
 from minitron.cut.scores import Key
@@ -83,7 +84,7 @@ class Moments:
             stride = self._turn(site)
             if not stride:
                 return
-            with torch.no_grad():
+            with torch.no_grad(), totals.clock.part(MOMENTS):
                 inputs = args[0].flatten(0, -2)[::stride]
                 inputs = inputs.to(wide(inputs))
                 self._add(site, totals, lower_products(inputs), torch.tensor(float(len(inputs))))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from importance.score.clock import CHANNELS, Clock
 from importance.score.estimators import ACTIVATION, ByAxis, Estimator
 from importance.score.experts import expert_scores, observed_experts
 from importance.score.moments import Moments
@@ -54,7 +55,7 @@ def observing(
     with ExitStack() as undo:
 
         def watch(name: str, see: See, *, before: bool = False) -> None:
-            undo.callback(_listen(model.get_submodule(name), see, before=before).remove)
+            undo.callback(_listen(model.get_submodule(name), see, totals.clock, before=before).remove)
 
         for layer in range(len(spec.layers)):
             watch(f"{layers_module(spec)}.{layer}", _sees_batch(batch), before=True)
@@ -122,15 +123,15 @@ def _hidden(spec: ModelSpec, totals: Totals, estimator: Estimator, random: np.ra
     return combined
 
 
-def _listen(module: torch.nn.Module, see: See, *, before: bool) -> RemovableHandle:
+def _listen(module: torch.nn.Module, see: See, clock: Clock, *, before: bool) -> RemovableHandle:
     """A hook that calls `see` before or after the module runs."""
 
     def pre_hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), clock.part(CHANNELS):
             see(args, None)
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), clock.part(CHANNELS):
             see(args, output)
 
     return module.register_forward_pre_hook(pre_hook) if before else module.register_forward_hook(hook)

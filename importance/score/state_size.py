@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from importance.score.clock import STATES
 from importance.score.totals import Array, Totals, wide
 from minitron.cut.scores import Key
 from minitron.model.spec import ModelSpec
@@ -74,7 +75,7 @@ def state_scores(totals: Totals, site: StateSite) -> Array:
 
 def _hook(site: StateSite, spec: ModelSpec, mixer: nn.Module, totals: Totals) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), totals.clock.part(STATES):
             # Falcon-H1 scales the parts of what in_proj makes.
             projected = output.detach() * getattr(mixer, "mup_vector", 1.0)
             energies = state_energies(mixer, spec, projected)

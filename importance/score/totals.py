@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from importance.score.clock import Clock
+
 # The estimators, which the command line lists, build on this: torch is imported where it is used.
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,9 @@ class Totals:
 
     sums: dict[Hashable, Tensor] = field(default_factory=dict)
     """In float64, each on the device where its numbers arise."""
+
+    clock: Clock = field(default_factory=Clock)
+    """What it took to add to them."""
 
     def add(self, name: Hashable, amount: Tensor) -> None:
         """Add a batch's part to the sum `name`, which begins at zero."""

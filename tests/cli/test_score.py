@@ -1,6 +1,7 @@
 """`minitron score` and what it calls: a folder and a text in, a file out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_score_on_the_command_line(
     for row in results["axes"].values():
         assert 0.25 <= row["best_quarter"] <= row["best_half"] <= 1
     load_scores(output).require(read_spec(tiny_hybrid))
+    costs = results["costs"]
+    assert list(costs) == [
+        "model's pass",
+        "channels, norms, experts",
+        "covariance of the stream",
+        "states",
+        "second moments",
+        "projection bases",
+        "surgeon and ridges",
+        "layers",
+        "the rest",
+    ]
+    assert all(part["seconds"] > 0 for part in costs.values())
+    assert sum(part["share"] for part in costs.values()) == pytest.approx(1)
 
     assert app.run(line) == 2
     assert "exists already" in capsys.readouterr().err
@@ -85,6 +100,8 @@ def test_score_on_the_command_line(
     seen = capsys.readouterr()
     assert "best quarter" in seen.out and "1 - cosine" in seen.out and str(output) in seen.out
     assert "4 asked for" not in seen.err
+    assert re.search(r"Scoring took [\d.]+ s: model's pass [\d.]+ s \(\d+%\), .*second moments", seen.err)
+    assert "layers" not in seen.err.partition("Scoring took")[2]
 
 
 def test_a_text_with_fewer_sequences_than_asked_for_is_told(
