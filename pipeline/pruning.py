@@ -203,7 +203,9 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
         planning.require_limits()
     wanted = dict(request.sizes)
     spec.resized(wanted)
-    scores = _scores(request, spec, progress)
+    count = len(spec.layers)
+    chosen = given is None and (not wanted or wanted.get("num_hidden_layers", count) < count)
+    scores = _scores(request, spec, progress, layers=chosen)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
         how |= {"by_layer": given.by_layer, "report": given.report}
@@ -233,8 +235,9 @@ def _layers(spec: ModelSpec, planning: Planning, count: int, scores: Scores) -> 
     return depth_of(spec, Workload(1), count, scores=scores, keep_attention=planning.keep_attention)
 
 
-def _scores(request: Pruning, spec: ModelSpec, progress: Progress) -> Scores:
-    """Those that were given, or those that the calibration text gives."""
+def _scores(request: Pruning, spec: ModelSpec, progress: Progress, *, layers: bool) -> Scores:
+    """Those that were given, or those that the calibration text gives; `layers` tells whether layers are chosen by
+    them, which costs more than all the rest."""
     from minitron.cut.scores import load_scores
 
     if request.scores is not None:
@@ -247,7 +250,7 @@ def _scores(request: Pruning, spec: ModelSpec, progress: Progress) -> Scores:
     from importance.score.calibrate import calibrate
 
     return calibrate(
-        *(request.model, request.data, request.scoring),
+        *(request.model, request.data, request.scoring if layers else replace(request.scoring, layers="none")),
         output=request.output,
         device=request.device,
         progress=progress,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli.app import run
 from minitron.model.checkpoint import Checkpoint
@@ -33,11 +34,27 @@ def test_sizes_by_hand_from_text_to_checkpoint(
     arguments = ["prune", str(tiny_hybrid), "--data", str(short_text), "-o", str(out), "--json", *SCORING]
     sizes = ["--set", "hidden_size=24", "--set", "mamba_num_heads=4", "--set", "num_hidden_layers=6"]
     assert run(arguments + sizes) == 0
-    document = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert "Scoring layers" in told.err
+    document = json.loads(told.out)
     assert set(document) == {"output", "inputs", "settings", "results", "seconds"}
     assert document["results"]["weight_bytes"] == Checkpoint(out).weight_bytes
     assert document["results"]["sizes"]["hidden_size"] == read_spec(out).named_sizes["hidden_size"] == 24
     assert len(document["results"]["kept_layers"]) == len(read_spec(out).layers) == 6
+
+
+def test_layers_are_scored_only_where_scores_choose_them(
+    tiny_hybrid: Path, short_text: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["prune", str(tiny_hybrid), "--set", "hidden_size=24", "--set", "mamba_num_heads=4"]
+    assert run([*line, "--data", str(short_text), *SCORING, "-o", str(tmp_path / "one")]) == 0
+    told = capsys.readouterr().err
+    assert "Scoring:" in told and "Scoring layers" not in told
+    assert run([*line, "--scores", str(scores), "-o", str(tmp_path / "two")]) == 0
+    one, two = (Checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one.headers.keys() == two.headers.keys()
+    for name in one.headers:
+        torch.testing.assert_close(one.read(name), two.read(name), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_budget_is_kept(tiny_hybrid: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
