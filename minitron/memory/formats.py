@@ -102,7 +102,7 @@ class Format(Layout):
     """Whose layout it is."""
 
     error: float | None = None
-    """What `relative_error` gives, measured; None for what RATE_DISTORTION says."""
+    """What `relative_error` gives, measured; None for what RATE_DISTORTION says: of formats that are only read."""
 
     def __post_init__(self) -> None:
         if self.bits < 1 or min(self.group, self.group_bytes, self.row_bytes, self.matrix_bytes) < 0:
@@ -188,6 +188,7 @@ def _gguf(kind: str) -> Format:
         **vars(most.layout),
         uses=("weights", "kv") if kind in _KEPT_IN_BLOCKS else ("weights",),
         gguf=kind,
+        error=most.error,
         engines=(("llama.cpp", "read"),),
         note=note,
         source="llama.cpp's quantiser",
@@ -347,7 +348,7 @@ def ggml_format(name: str, *, output: bool = False) -> Format:
     if not kind.instead:
         return FORMATS[{"f32": "fp32", "f16": "fp16"}.get(name, name)]
     instead = "q8_0" if output and name != "q8_0" else kind.instead
-    return Format(name, **vars(kind.layout), instead=ggml_format(instead), source="ggml")
+    return Format(name, **vars(kind.layout), instead=ggml_format(instead), error=kind.error, source="ggml")
 
 
 STORED: Final = "as stored"

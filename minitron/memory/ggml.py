@@ -32,6 +32,10 @@ class GgmlType:
     instead: str = ""
     """The type of matrices whose rows are no whole number of blocks."""
 
+    error: float = 0.0
+    """The mean squared error of normally distributed numbers in whole blocks, of which all inputs are as large, as a
+    share of their mean square: measured with ggml's own quantiser (tests/gguf/test_errors.py)."""
+
     calibrated: bool = False
     """Whether llama.cpp quantises to it with an importance matrix alone: how large each input is."""
 
@@ -46,25 +50,25 @@ TYPES: Final[dict[str, GgmlType]] = {
     "f32": GgmlType(0, 1, 4, 32),
     "f16": GgmlType(1, 1, 2, 16),
     "bf16": GgmlType(30, 1, 2, 16),
-    "q8_0": GgmlType(8, 32, 34, 8, "f16"),
-    "q6_k": GgmlType(14, 256, 210, 6, "q8_0"),
-    "q5_k": GgmlType(13, 256, 176, 5, "q5_1"),
-    "q5_1": GgmlType(7, 32, 24, 5, "f16"),
-    "q5_0": GgmlType(6, 32, 22, 5, "f16"),
-    "q4_k": GgmlType(12, 256, 144, 4, "q5_0"),
-    "q4_1": GgmlType(3, 32, 20, 4, "f16"),
-    "q4_0": GgmlType(2, 32, 18, 4, "f16"),
-    "iq4_nl": GgmlType(20, 32, 18, 4, "f16"),
-    "iq4_xs": GgmlType(23, 256, 136, 4, "iq4_nl"),
-    "q3_k": GgmlType(11, 256, 110, 3, "q4_0"),
-    "iq3_s": GgmlType(21, 256, 110, 3, "iq4_nl"),
-    "iq3_xxs": GgmlType(18, 256, 98, 3, "iq4_nl", calibrated=True),
-    "q2_k": GgmlType(10, 256, 84, 2, "q4_0"),
-    "iq2_s": GgmlType(22, 256, 82, 2, "iq4_nl", calibrated=True),
-    "iq2_xs": GgmlType(17, 256, 74, 2, "iq4_nl", calibrated=True),
-    "iq2_xxs": GgmlType(16, 256, 66, 2, "iq4_nl", calibrated=True),
-    "iq1_m": GgmlType(29, 256, 56, 1, "iq4_nl", calibrated=True),
-    "iq1_s": GgmlType(19, 256, 50, 1, "iq4_nl", calibrated=True),
+    "q8_0": GgmlType(8, 32, 34, 8, "f16", 2.9e-05),
+    "q6_k": GgmlType(14, 256, 210, 6, "q8_0", 3.0e-04),
+    "q5_k": GgmlType(13, 256, 176, 5, "q5_1", 1.25e-03),
+    "q5_1": GgmlType(7, 32, 24, 5, "f16", 1.14e-03),
+    "q5_0": GgmlType(6, 32, 22, 5, "f16", 1.64e-03),
+    "q4_k": GgmlType(12, 256, 144, 4, "q5_0", 5.0e-03),
+    "q4_1": GgmlType(3, 32, 20, 4, "f16", 4.9e-03),
+    "q4_0": GgmlType(2, 32, 18, 4, "f16", 6.7e-03),
+    "iq4_nl": GgmlType(20, 32, 18, 4, "f16", 5.6e-03),
+    "iq4_xs": GgmlType(23, 256, 136, 4, "iq4_nl", 5.7e-03),
+    "q3_k": GgmlType(11, 256, 110, 3, "q4_0", 0.0209),
+    "iq3_s": GgmlType(21, 256, 110, 3, "iq4_nl", 0.0188),
+    "iq3_xxs": GgmlType(18, 256, 98, 3, "iq4_nl", 0.033, calibrated=True),
+    "q2_k": GgmlType(10, 256, 84, 2, "q4_0", 0.072),
+    "iq2_s": GgmlType(22, 256, 82, 2, "iq4_nl", 0.062, calibrated=True),
+    "iq2_xs": GgmlType(17, 256, 74, 2, "iq4_nl", 0.09, calibrated=True),
+    "iq2_xxs": GgmlType(16, 256, 66, 2, "iq4_nl", 0.118, calibrated=True),
+    "iq1_m": GgmlType(29, 256, 56, 1, "iq4_nl", 0.204, calibrated=True),
+    "iq1_s": GgmlType(19, 256, 50, 1, "iq4_nl", 0.236, calibrated=True),
 }
 """name -> type, most bits first."""
 

@@ -43,6 +43,9 @@ class Parameters:
     by_component: dict[str, Any]
     """total, by heading."""
 
+    active_by_component: dict[str, Any]
+    """active, by heading."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -80,23 +83,21 @@ def count_parameters(
     and `unused_experts` the experts of one of its layers that a token is not sent to.  Numbers, or arrays with one
     number a candidate."""
     by_component: dict[str, Any] = {}
+    active: dict[str, Any] = {}
     mtp: Any = 0
-    idle: Any = 0
     for kind, own in rules.items():
         sizes = sizes_of(kind)
         for rule in own:
-            count = counts[kind] * _product(rule.matrix, sizes)
+            count = used = counts[kind] * _product(rule.matrix, sizes)
             if rule.per_expert:
-                idle = idle + (0 if is_mtp(kind) else count * unused_experts(kind))
+                used = 0 if is_mtp(kind) else count * (sizes[EXPERT] - unused_experts(kind))
                 count = count * sizes[EXPERT]
             if is_mtp(kind):
                 mtp = mtp + count
                 continue
-            if kind in ASIDE:
-                idle = idle + count
             by_component[rule.component] = by_component.get(rule.component, 0) + count
-    total = sum(by_component.values())
-    return Parameters(total=total, active=total - idle, mtp=mtp, by_component=by_component)
+            active[rule.component] = active.get(rule.component, 0) + (0 if kind in ASIDE else used)
+    return Parameters(sum(by_component.values()), sum(active.values()), mtp, by_component, active)
 
 
 def _product(dims: tuple[Dim, ...], sizes: Mapping[str, Any]) -> Any:

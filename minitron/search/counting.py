@@ -19,7 +19,7 @@ from minitron.model.spec import DEPTH, ModelSpec
 from minitron.search.candidate import Candidate
 from minitron.search.dead_zones import dead_zones
 from minitron.search.effective_parameters import EffectiveParameters
-from minitron.search.format_choices import FIRST, losses, numbers_of
+from minitron.search.format_choices import FIRST, errors, form_of, numbers_of, worth
 from minitron.search.gauge import Gauge, broken
 from minitron.search.lattice import Lattice, Points
 
@@ -41,10 +41,11 @@ class Worth:
 
 def default_worth(lattice: Lattice, scores: Scores | None, shares: EffectiveParameters | None = None) -> Worth:
     """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
+    less = ", less what formats lose" if lattice.formats else ""
     if scores is None:
-        return Worth(lambda points: _worth(lattice, None, points), "kept parameters (no scores given)")
+        return Worth(lambda points: _worth(lattice, None, points), f"kept parameters (no scores given){less}")
     shares = shares or EffectiveParameters(lattice, scores)
-    return Worth(lambda points: _worth(lattice, shares, points), "effective parameters (by the scores given)")
+    return Worth(lambda points: _worth(lattice, shares, points), f"effective parameters (by the scores given){less}")
 
 
 def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
@@ -52,16 +53,18 @@ def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
 
 
 def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Any:
-    """What candidates are ranked by: effective parameters, or parameters where there are no scores, each part's less
-    what its format loses."""
+    """What candidates are ranked by: effective parameters, or parameters where there are no scores; where formats are
+    searched those to which a cut alone would lose as much as cut and formats together do, by the prior."""
     spec, counts = lattice.spec, _counts(lattice, points)
     found = spec.parameters(points.sizes, counts) if shares is None else shares.parameters(points)
     if points.form is None:
         return found.total
-    total: Any = found.total
-    for part, lost in losses(lattice.formats).items():
-        total = total - numbers_of(found.by_component, part) * lost[points.form]
-    return total
+    whole = spec.parameters().total
+    error: Any = sum(
+        numbers_of(found.active_by_component, part) * error[points.form]
+        for part, error in errors(lattice.formats).items()
+    )
+    return whole * worth(found.total / whole, error / found.active)
 
 
 def first_forms(lattice: Lattice) -> list[int] | None:
@@ -100,6 +103,17 @@ class Counter:
                     points = points.in_format(number)
                 allowed = allowed & splits(spec, {**spec.sizes, **points.sizes}, workload.tensor_parallel)
                 yield points, allowed, points.spread(self.footprint(spec, workload, points, kept).total)
+
+    def fewest_bytes(self, lattice: Lattice, points: Points) -> NDArray[np.float64]:
+        """What flat points take at least, which is quick to count: the bits of the format of each part, without what
+        rows that are no whole blocks take, other weights, caches and states."""
+        assert points.form is not None
+        numbers = lattice.spec.parameters(points.sizes, _counts(lattice, points)).by_component
+        found = np.zeros(points.shape)
+        for part in dict.fromkeys(part for one in lattice.formats for part, _ in one.parts):
+            bits = np.array([float(form_of(dict(one.parts)[part]).bits_with_scales) for one in lattice.formats])
+            found = found + numbers_of(numbers, part) * bits[points.form] / 8
+        return found
 
     def candidates(self, lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> tuple[Candidate, ...]:
         """Flat points in full."""

@@ -7,6 +7,7 @@ damage of a part that is kept in a format told by a prior, or by what was measur
 The prior is a rate-distortion law: the outputs of a linear err by the mean square by which its weights do, and KL grows
 with that mean square, as it grows with the share cut to the power EXPONENT.  So numbers of the relative error D
 (minitron.memory.formats.Format.relative_error) cost what cutting a share SENSITIVITY * D^(1 / EXPONENT) of them would.
+What parts lose adds up, each weighed by the numbers that a token uses of it: of routed experts those it is sent to.
 """
 
 from __future__ import annotations
@@ -121,11 +122,26 @@ def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[s
     return max(numbers, key=lambda form: numbers[form]), parts
 
 
-def losses(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
-    """What is kept in formats that vary -> [formats] the share of it that is lost, by the prior; of keys and values the
-    share of attention's numbers."""
+def errors(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
+    """What is kept in formats that vary -> [formats] its relative error."""
+    names = dict.fromkeys(name for one in formats for name in one.of)
+    return {
+        name: np.array([form_of(one.of[name]).relative_error if name in one.of else 0.0 for one in formats])
+        for name in names
+    }
+
+
+def shares_lost(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
+    """The same -> [formats] the share of it that is lost, by the prior (`share_lost`)."""
     names = dict.fromkeys(name for one in formats for name in one.of)
     return {name: np.array([share_lost(one.of[name]) if name in one.of else 0.0 for one in formats]) for name in names}
+
+
+def worth(kept: Any, error: Any) -> Any:
+    """What is left of a model of which a share `kept` stays with a relative error of so much: the share to which a cut
+    alone would lose as much, by the prior; less than 0 where that is more than all."""
+    cut = np.maximum(1.0 - kept, 0.0)
+    return 1.0 - (cut**EXPONENT + SENSITIVITY**EXPONENT * error) ** (1.0 / EXPONENT)
 
 
 def parts_of(spec: ModelSpec, workload: Workload | None = None) -> tuple[str, ...]:
@@ -224,7 +240,7 @@ def format_choices(
     fixed = dict(workload.keep) if names else {}
     if names and not in_gguf(workload):
         fixed = {part: workload.weights for part, usual in _projecting(spec).items() if not usual} | fixed
-    counts = spec.parameters().by_component
+    counts = spec.parameters()
     bytes_of = _Bytes(spec, workload)
     found: dict[Formats, tuple[int, float]] = {}
     for forms in _together(names):
@@ -236,14 +252,16 @@ def format_choices(
         size = np.array([0], dtype=np.int64)
         for row in rows:
             costs = [
-                float(numbers_of(counts, part)) * share_lost(form) if damage is None else damage[part, form]
+                float(numbers_of(counts.active_by_component, part)) * form_of(form).relative_error
+                if damage is None
+                else damage[part, form]
                 for part, form in row
             ]
             sizes = [bytes_of.added(part, form) for part, form in row]
             cost = np.add.outer(cost, costs).reshape(-1)
             size = np.add.outer(size, sizes).reshape(-1)
         for place in _near_front(size, cost, most).tolist():
-            one = replace(_formats(workload, counts, _row(rows, place)), fixed=tuple(fixed.items()))
+            one = replace(_formats(workload, counts.by_component, _row(rows, place)), fixed=tuple(fixed.items()))
             found.setdefault(one, (int(size[place]), float(cost[place])))
     if not found:
         raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")

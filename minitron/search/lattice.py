@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -79,11 +79,41 @@ class Lattice:
         widths = prod(len(choices) for choices in self.widths.values())
         return len(self.depths) * widths * max(1, len(self.formats))
 
-    def thinned(self, most: int) -> Lattice:
+    def thinned(self, most: int, bytes_of: Callable[[Points], Any]) -> Lattice:
         """The lattice with so few sizes of each width that there are about `most` architectures; itself where it has
-        no more, or its formats are not searched."""
-        widths = thinned(self.widths, len(self.depths), most=most) if self.formats else dict(self.widths)
-        return self if widths == dict(self.widths) else replace(self, widths=widths)
+        no more, or its formats are not searched.
+
+        `bytes_of` counts flat points.  Sizes that take no fewer bytes than a larger one, as they are no whole number of
+        a format's blocks, go first."""
+        if not self.formats or len(self.depths) * prod(map(len, self.widths.values())) <= most:
+            return self
+        worth = {key: self._worthwhile(key, bytes_of) for key in self.widths}
+        return replace(self, widths=thinned(worth, len(self.depths), most=most))
+
+    def _worthwhile(self, key: str, bytes_of: Callable[[Points], Any]) -> tuple[Choice, ...]:
+        """The sizes of a width that take fewer bytes than any larger one, and the largest."""
+        choices = self.widths[key]
+        named = [choice if isinstance(choice, int) else 0 for choice in choices]
+        if not all(named):
+            return choices
+        sizes = {axis: np.full(len(named), self.spec.sizes[axis]) for axis in self.varied}
+        sizes |= dict.fromkeys(self.spec.keys[key], np.array(named))
+        for axis, group in self.followers.items():
+            sizes[axis] = sizes[group] * (self.spec.sizes[axis] // self.spec.sizes[group])
+        deepest = max(range(len(self.depths)), key=lambda depth: len(self.depths[depth]))
+        points = Points(np.full(len(named), deepest), sizes, (len(named),))
+        counted = np.broadcast_to(bytes_of(points), points.shape)
+        order = np.argsort(-np.array(named), kind="stable")
+        least = np.minimum.accumulate(counted[order])
+        fewer = {int(order[0]), *order[1:][counted[order][1:] < least[:-1]].tolist()}
+        return tuple(choice for place, choice in enumerate(choices) if place in fewer)
+
+    @property
+    def whole(self) -> Points | None:
+        """The model as it is, as one flat point; None where the lattice lacks it."""
+        depth = next((place for place, kept in enumerate(self.depths) if len(kept) == len(self.spec.layers)), None)
+        point = Points(np.array([depth or 0]), {axis: np.array([self.spec.sizes[axis]]) for axis in self.varied}, (1,))
+        return None if depth is None or not self.holds(point).all() else point
 
     def holds(self, points: Points) -> NDArray[np.bool_]:
         """Whether the sizes of points of a lattice with the same depths are among those of this one."""

@@ -21,7 +21,7 @@ def by_score(result: SearchResult) -> str:
     others = {name: one.score for name, one in result.rivals.items()}
     told = [f"{name} {format_parameters(int(other))} ({other / score:.0%})" for name, other in others.items()]
     return (
-        f"Kept, less what formats lose by the prior: {format_parameters(int(score))} by bits and sizes together, "
+        f"Worth, by the prior, as much as a cut alone to: {format_parameters(int(score))} by bits and sizes together, "
         f"{_listed(told, others)}."
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from minitron.memory.budget import Budget
 from minitron.search.counting import Counter, Worth, first_forms
 from minitron.search.format_choices import FIRST
 from minitron.search.gauge import Bindings
-from minitron.search.lattice import Lattice, Points, in_every_format
+from minitron.search.lattice import Lattice, Points, in_every_format, joined
 from minitron.search.pareto import Best, Front
 
 CUT_ALONE: Final = "a cut alone"
@@ -85,7 +85,7 @@ class Sweep:
         self.rivals = {name: Best(1) for name in RIVALS if lattice.formats}
         self._kinds = {name: of(lattice) for name, of in RIVALS.items()}
         first = first_forms(lattice)
-        thinned = lattice.thinned(POINTS // len(first or [0]))
+        thinned = lattice.thinned(POINTS // len(first or [0]), self._smallest_format(lattice))
         self._see(self.count.blocks(thinned, first))
         if not self.feasible or first is None:
             return
@@ -96,10 +96,32 @@ class Sweep:
             self._see(_fresh(self.count.blocks(near, forms), seen))
             seen.append((near, forms))
         if len(lattice.formats) > FIRST:
-            # The formats that were not tried yet, for the architectures that came out best.
-            points = in_every_format(self.best.points, len(lattice.formats))
+            # The formats that were not tried yet, for the architectures that came out best and for the whole model.
+            points = self._likely(lattice, in_every_format(self._leading_and_whole(lattice), len(lattice.formats)))
             totals = np.array([lines.total for lines in self.count.lines(lattice, points)])
             self._see(_fresh([(points, np.ones(points.shape, dtype=np.bool_), totals)], seen))
+
+    def _smallest_format(self, lattice: Lattice) -> Callable[[Points], Any]:
+        """What flat points take in the format of the fewest bytes, whose blocks are the hardest to fill."""
+        form = np.array([len(lattice.formats) - 1])
+        return lambda points: np.array(
+            [
+                lines.total
+                for lines in self.count.lines(lattice, replace(points, form=np.broadcast_to(form, points.shape)))
+            ]
+        )
+
+    def _leading_and_whole(self, lattice: Lattice) -> Points:
+        best, whole = replace(self.best.points, form=None), lattice.whole
+        return best if whole is None else joined([best, whole])
+
+    def _likely(self, lattice: Lattice, points: Points) -> Points:
+        """Those of flat points that may fit and come before what is known, or be a rival: counting takes longer."""
+        fits = self.count.fewest_bytes(lattice, points) <= self.budget.available
+        if self.sort != "memory" and len(self.best.worth) == self.best.top:
+            better = points.spread(self.worth.of(points)) > self.best.worth[-1]
+            fits = fits & (better | self._kinds[FORMATS_ALONE](points))
+        return points.select(np.flatnonzero(fits))
 
     def _leading(self) -> Points:
         return self.best.points.select(np.arange(min(LEADING, len(self.best.worth))))

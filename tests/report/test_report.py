@@ -318,7 +318,7 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
         assert {own["form"] for own in held} == {best.formats.of[part]}
         # Routers, convolutions and biases are no linears that formats speak of.
         assert 0.5 * counts[part] < sum(own["parameters"] for own in held) <= counts[part]
-    assert document["why"].startswith("Kept, less what formats lose by the prior: ")
+    assert document["why"].startswith("Worth, by the prior, as much as a cut alone to: ")
     assert "a cut alone does not fit" in document["why"] or "a cut alone " in document["why"]
     assert sum(term["bytes"] for term in document["terms"]["chosen"]) == best.footprint.total
     page, text = to_html(document), to_markdown(document)

@@ -23,9 +23,11 @@ from minitron.model.spec import ModelSpec
 from minitron.quantise.packing import off_grid, on_grid
 from minitron.quantise.scales import searched_scales
 from minitron.search import sweep
+from minitron.search.counting import Counter
 from minitron.search.format_choices import (
     KV,
     Formats,
+    form_of,
     format_choices,
     kv_formats,
     parts_of,
@@ -51,8 +53,10 @@ def added(spec: ModelSpec, workload: Workload, formats: Formats) -> int:
 
 
 def cost(spec: ModelSpec, formats: Formats) -> float:
-    counts = spec.parameters().by_component
-    return sum(counts["attention" if part == KV else part] * share_lost(form) for part, form in formats.of.items())
+    counts = spec.parameters().active_by_component
+    return sum(
+        counts["attention" if part == KV else part] * form_of(form).relative_error for part, form in formats.of.items()
+    )
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -158,10 +162,13 @@ def test_the_search_finds_what_a_loop_finds_in_any_format() -> None:
             for ffn, hidden in product((64, 48, 32, 16), (64, 56, 32)):
                 left = spec.resized({"intermediate_size": ffn, "hidden_size": hidden}, kept)
                 total = int(footprint(left, formats.on(WORKLOAD)).total)
-                counts = left.parameters().by_component
-                lost = sum(counts.get(part, 0) * share_lost(form) for part, form in formats.of.items())
+                counts = left.parameters()
+                used = counts.active_by_component
+                lost = sum(used.get(part, 0) * form_of(form).relative_error for part, form in formats.of.items())
+                cut = 1 - counts.total / spec.parameters().total
+                loss = cut**1.5 + 1.4**1.5 * lost / counts.active
                 if total <= budget.available:
-                    expected.append((left.parameters().total - lost, total))
+                    expected.append((spec.parameters().total * (1 - loss ** (2 / 3)), total))
     best = max(score for score, _ in expected)
     found = search(lattice, WORKLOAD, budget, top=5)
     assert found.best.score == pytest.approx(best)
@@ -195,7 +202,10 @@ def test_a_lattice_that_is_too_large_is_searched_around_the_best(monkeypatch: py
 def test_architectures_of_a_thinned_lattice_are_of_the_lattice() -> None:
     spec = hybrid()
     lattice = lattice_of(spec, ["bf16", "int4"], intermediate_size=",".join(map(str, range(64, 15, -2))))
-    thinned = lattice.thinned(10)
+    counter = Counter(WORKLOAD, Budget(10**9, workspace=0))
+    thinned = lattice.thinned(
+        10, lambda points: counter.fewest_bytes(lattice, replace(points, form=np.full(points.shape, -1)))
+    )
     assert thinned.points < lattice.points
     assert set(thinned.widths["intermediate_size"]) < set(lattice.widths["intermediate_size"])
     assert {64, 16} <= set(thinned.widths["intermediate_size"])
@@ -203,6 +213,28 @@ def test_architectures_of_a_thinned_lattice_are_of_the_lattice() -> None:
     near = lattice.around(thinned, point.select(np.array([0])))
     assert set(near.widths["intermediate_size"]) < set(lattice.widths["intermediate_size"])
     assert 64 in near.widths["intermediate_size"]
+
+
+def test_what_fills_the_blocks_of_a_type_is_searched_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 768 and smaller sizes of experts only those of whole blocks of 256 are kept in iq2_xxs, others in iq4_nl."""
+    spec = tiny("MEME*ME", hidden_size=512, moe_intermediate_size=768, n_routed_experts=16)
+    workload = workload_of(spec, 64, engine=Engine("llama.cpp"))
+    names = ["q4_k", "iq3_xxs", "iq2_xxs"]
+    widths = {
+        "moe_intermediate_size": ",".join(map(str, range(768, 255, -32))),
+        "n_routed_experts": ",".join(map(str, range(16, 7, -1))),
+        "moe_shared_expert_intermediate_size": "40,36,32,28,24,20",
+    }
+    lattice = Lattice(spec, (tuple(range(len(spec.layers))),), parse_widths(spec, widths))
+    lattice = replace(lattice, formats=format_choices(spec, workload, names))
+    budget = Budget(usable=int(footprint(spec, replace(workload, weights="iq3_xxs")).total) * 4 // 5, workspace=0)
+    monkeypatch.setattr(sweep, "POINTS", 24 * 100)
+    found = search(lattice, workload, budget)
+    assert found.best.sizes["moe_intermediate_size"] % 256 == 0
+    one_type = [
+        search(replace(lattice, formats=format_choices(spec, workload, [name])), workload, budget) for name in names
+    ]
+    assert found.best.score >= 0.999 * max(one.best.score for one in one_type if one.candidates)
 
 
 def test_types_of_ggml_are_chosen_for_llama_cpp() -> None:

@@ -89,38 +89,38 @@ class Rule:
         """Every axis in the shape or the name."""
         return self.axes | frozenset(self.pattern.axes)
 
-    @property
+    @cached_property
     def is_stacked(self) -> bool:
         """Whether one tensor on disk holds all experts, along its first dimension."""
         return not self.router and self.dims[:1] == (Word(EXPERT),)
 
-    @property
+    @cached_property
     def per_expert(self) -> bool:
         """Whether each routed expert has one of its own, wherever the expert axis stands."""
         return EXPERT in self.pattern.axes or self.is_stacked
 
-    @property
+    @cached_property
     def matrix(self) -> tuple[Dim, ...]:
         """The dimensions of one expert's tensor, or of the tensor itself."""
         return self.dims[1:] if self.is_stacked else self.dims
 
-    @property
+    @cached_property
     def is_linear(self) -> bool:
         """Whether it is the matrix of a linear layer that the model calls."""
         named = self.called and (self.name.endswith("weight") or self.is_stacked)
         return len(self.matrix) == 2 and named and self.norm is None and self.component != "embedding"
 
-    @property
+    @cached_property
     def is_projection(self) -> bool:
         """Whether it is a linear inside a block: neither a router nor the output layer."""
         return self.is_linear and not self.router and not self.tied_to
 
-    @property
+    @cached_property
     def reads(self) -> Dim | None:
         """The inputs of a linear; None for other tensors."""
         return self.matrix[0 if self.transposed else -1] if self.is_linear else None
 
-    @property
+    @cached_property
     def writes(self) -> Dim | None:
         """The outputs of a linear; None for other tensors."""
         return self.matrix[-1 if self.transposed else 0] if self.is_linear else None
