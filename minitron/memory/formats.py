@@ -36,11 +36,6 @@ KV_SCALE_BYTES: Final[Mapping[str, int]] = {"modelopt": 4, "compressed-tensors":
 """Method -> the bytes of the scale of keys, or of values, of a layer in its files: fp32, or bf16."""
 
 
-RATE_DISTORTION: Final = 3.5
-"""A number of b bits errs by so many times 4^-b of its mean square, as the formats with scales that are measured do
-(2.9 to 4.1; Shannon's bound for normally distributed numbers is 1)."""
-
-
 @dataclass(frozen=True)
 class Format(Layout):
     """How a matrix is written down."""
@@ -101,8 +96,9 @@ class Format(Layout):
     source: str = ""
     """Whose layout it is."""
 
-    error: float | None = None
-    """What `relative_error` gives, measured; None for what RATE_DISTORTION says: of formats that are only read."""
+    relative_error: float = 0.0
+    """The mean squared error of normally distributed numbers, scales searched, as a share of their mean square:
+    measured, of formats that can be searched; 0 for others."""
 
     def __post_init__(self) -> None:
         if self.bits < 1 or min(self.group, self.group_bytes, self.row_bytes, self.matrix_bytes) < 0:
@@ -115,6 +111,8 @@ class Format(Layout):
             raise ValueError(f"format {self.name}: no engine keeps convolutions' inputs in fewer than 16 bits")
         if self.groups and (self.groups[0] != self.group or list(self.groups) != sorted(self.groups, reverse=True)):
             raise ValueError(f"format {self.name}: groups begin with `group` and become smaller")
+        if bool(self.numbers) > bool(self.relative_error):
+            raise ValueError(f"format {self.name}: what is written has an error, which is measured")
         if bool(self.numbers) != bool(self.method):
             raise ValueError(f"format {self.name}: what is written has both numbers and a method")
 
@@ -127,12 +125,6 @@ class Format(Layout):
     def written(self) -> bool:
         """Whether `minitron quantize` writes it."""
         return bool(self.numbers)
-
-    @property
-    def relative_error(self) -> float:
-        """The mean squared error of normally distributed numbers, scales searched, as a share of their mean square."""
-        told = RATE_DISTORTION * 4.0 ** -float(self.bits_with_scales) if self.error is None else self.error
-        return told if self.quantised else 0.0
 
     def kept(self, use: Literal["kv", "state"]) -> Layout:
         """How the rows of keys and values, or of states, are kept in a cache."""
@@ -188,7 +180,7 @@ def _gguf(kind: str) -> Format:
         **vars(most.layout),
         uses=("weights", "kv") if kind in _KEPT_IN_BLOCKS else ("weights",),
         gguf=kind,
-        error=most.error,
+        relative_error=most.relative_error,
         engines=(("llama.cpp", "read"),),
         note=note,
         source="llama.cpp's quantiser",
@@ -238,7 +230,7 @@ FORMATS: Final = {
             engines=_SERVERS,
             least=(8, 0),
             origin="published",
-            error=7.0e-04,
+            relative_error=7.0e-04,
             note="E4M3, one scale per matrix and one for its inputs",
             source=_PUBLISHED,
         ),
@@ -252,7 +244,7 @@ FORMATS: Final = {
             inputs="token",
             engines=(("vLLM", "loaded"), *_RUN[1:]),
             least=(7, 5),
-            error=6.5e-04,
+            relative_error=6.5e-04,
             note="E4M3, one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
         ),
@@ -272,7 +264,7 @@ FORMATS: Final = {
             engines=_SERVERS,
             least=(7, 5),
             origin="published",
-            error=6.7e-03,
+            relative_error=6.7e-03,
             note="E2M1, one E4M3 scale per 16 numbers",
             source=_PUBLISHED,
         ),
@@ -287,7 +279,7 @@ FORMATS: Final = {
             method="modelopt",
             engines=(("vLLM", "loaded"), ("SGLang", "read")),
             least=(7, 5),
-            error=6.7e-03,
+            relative_error=6.7e-03,
             note="the weights of nvfp4 alone; inputs stay in 16 bits",
             source="modelopt's export (W4A16_NVFP4)",
         ),
@@ -304,7 +296,7 @@ FORMATS: Final = {
             inputs="token",
             engines=_RUN,
             least=(7, 5),
-            error=6.2e-05,
+            relative_error=6.2e-05,
             note="one bf16 scale per row; inputs are scaled token by token",
             source=_COMPRESSED,
         ),
@@ -320,7 +312,7 @@ FORMATS: Final = {
             method="compressed-tensors",
             engines=_RUN,
             least=(7, 5),
-            error=9.4e-03,
+            relative_error=9.4e-03,
             note="one bf16 scale per 128 numbers of a row, or 64 or 32 where 128 do not divide it",
             source=_COMPRESSED,
         ),
@@ -348,7 +340,9 @@ def ggml_format(name: str, *, output: bool = False) -> Format:
     if not kind.instead:
         return FORMATS[{"f32": "fp32", "f16": "fp16"}.get(name, name)]
     instead = "q8_0" if output and name != "q8_0" else kind.instead
-    return Format(name, **vars(kind.layout), instead=ggml_format(instead), error=kind.error, source="ggml")
+    return Format(
+        name, **vars(kind.layout), instead=ggml_format(instead), relative_error=kind.relative_error, source="ggml"
+    )
 
 
 STORED: Final = "as stored"

@@ -32,7 +32,7 @@ class GgmlType:
     instead: str = ""
     """The type of matrices whose rows are no whole number of blocks."""
 
-    error: float = 0.0
+    relative_error: float = 0.0
     """The mean squared error of normally distributed numbers in whole blocks, of which all inputs are as large, as a
     share of their mean square: measured with ggml's own quantiser (tests/gguf/test_errors.py)."""
 

@@ -22,10 +22,10 @@ def test_the_errors_of_types_are_those_of_normally_distributed_numbers(name: str
     assert quantise_rows()(TYPES[name].number, *pointers[:2], 0, *rows.shape, pointers[2]) == data.nbytes
     found = gguf.quants.dequantize(data.reshape(64, -1), gguf.GGMLQuantizationType(TYPES[name].number))
     error = float(np.square(found - rows).mean() / np.square(rows).mean())
-    assert TYPES[name].error == pytest.approx(error, rel=0.06)
-    assert ggml_format(name).relative_error == TYPES[name].error
+    assert TYPES[name].relative_error == pytest.approx(error, rel=0.06)
+    assert ggml_format(name).relative_error == TYPES[name].relative_error
 
 
 def test_a_mixture_loses_what_most_of_its_matrices_do() -> None:
-    assert FORMATS["iq2_xxs"].relative_error == TYPES["iq2_xxs"].error
+    assert FORMATS["iq2_xxs"].relative_error == TYPES["iq2_xxs"].relative_error
     assert FORMATS["gguf-bf16"].relative_error == 0.0

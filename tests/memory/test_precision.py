@@ -203,7 +203,8 @@ def test_formats_as_configs_call_them() -> None:
         ({"bits": 8, "uses": ("conv",)}, "fewer than 16 bits"),
         ({"bits": 8, "origin": "guessed"}, "origin is one of"),
         ({"bits": 4, "group": 64, "groups": (128, 64)}, "groups begin with"),
-        ({"bits": 4, "numbers": "int4"}, "both numbers and a method"),
+        ({"bits": 4, "numbers": "int4"}, "what is written has an error"),
+        ({"bits": 4, "numbers": "int4", "relative_error": 0.01}, "both numbers and a method"),
     ],
 )
 def test_a_format_checks_itself(wrong: dict[str, Any], told: str) -> None:
