@@ -188,9 +188,30 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
         from minitron.search.rivals import by_score, formats_cautions
 
         show.paragraph(by_score(result))
+        _print_costs(spec, result)
         print_cautions(formats_cautions(spec, result))
     _print_map(parent, best)
     _print_limits(result)
+
+
+def _print_costs(spec: "ModelSpec", result: "SearchResult") -> None:
+    """What each part of the chosen candidate costs."""
+    from minitron.search.part_costs import part_costs
+
+    rows: list[list[show.Cell]] = [
+        [
+            one.part,
+            one.form or None,
+            f"{one.number_bits:.4g}" if one.form else None,
+            format_parameters(one.parameters) if one.parameters else None,
+            format_parameters(one.active_parameters) if one.active_parameters else None,
+            f"{one.loss_share:.1%}",
+        ]
+        for one in part_costs(spec, result)
+    ]
+    show.table(
+        "What each part costs", ["", "format", "bits", "numbers", "a token uses", "of the loss, by the prior"], rows
+    )
 
 
 def _print_limits(result: "SearchResult") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import prod
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ from minitron.units import format_parameters
 
 COLOURS: Final = 8
 """Of formats in report.css; no checkpoint has more of them."""
+
+COST_COLUMNS: Final = ("", "format", "bits", "numbers", "a token uses", "of the loss, by the prior")
 
 _HEIGHT: Final = 120
 """Pixels of the layer that holds the most."""
@@ -69,17 +71,20 @@ def bits_section(document: Document) -> str:
     said = f"{document['why']} A strip is a layer, as high as its linears hold numbers."
     # Without markers a list is none to some screen readers unless it says so.
     drawn = f'<ol class="bits" role="list">{"".join(strips)}</ol>'
-    return section("Bits by part", said, legend(entries), drawn, _parts(layers))
+    costs = table(COST_COLUMNS, [("", row) for row in cost_rows(document)])
+    return section("Bits by part", said, legend(entries), drawn, costs)
 
 
-def _parts(layers: Sequence[Mapping[str, Any]]) -> str:
-    """The table of what all layers hold, by part and format."""
-    totals: dict[tuple[str, str], int] = {}
-    for part in (part for layer in layers for part in layer["parts"]):
-        place = part["part"], part["form"]
-        totals[place] = totals.get(place, 0) + part["parameters"]
-    whole = sum(totals.values()) or 1
-    rows = [
-        ("", [part, form, format_parameters(count), f"{count / whole:.1%}"]) for (part, form), count in totals.items()
+def cost_rows(document: Document) -> list[list[str]]:
+    """The table of what each part costs; empty where formats were not searched."""
+    return [
+        [
+            one["part"],
+            one["form"],
+            f"{one['number_bits']:.4g}" if one["form"] else "",
+            format_parameters(one["parameters"]) if one["parameters"] else "",
+            format_parameters(one["active_parameters"]) if one["active_parameters"] else "",
+            f"{one['loss_share']:.1%}",
+        ]
+        for one in document["costs"]
     ]
-    return table(["part", "format", "numbers of its linears", "share"], rows)

@@ -31,6 +31,7 @@ from minitron.report.bits import bits_document
 from minitron.report.text import model_name, summary
 from minitron.search.candidate import Candidate
 from minitron.search.kept_importance import kept_importance
+from minitron.search.part_costs import part_costs
 from minitron.search.rivals import by_loss, by_score, formats_cautions
 from minitron.search.search import SearchResult
 
@@ -93,6 +94,7 @@ def build_report(
         "front": _front(result, shown),
         "why": _why(result, sieves),
         "bits": _bits(left, result),
+        "costs": [one.to_json() for one in part_costs(spec, result)] if result.candidates else [],
         **_searched(result),
         "terms": {
             "parent": _terms(footprint_lines(spec, workload, budget) if terms is None else terms),

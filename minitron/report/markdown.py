@@ -7,6 +7,7 @@ from typing import Any
 
 from minitron.escapes import Markdown, code, markdown, one_line, visible
 from minitron.report import training as report_training
+from minitron.report.bits import COST_COLUMNS, cost_rows
 from minitron.report.sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
 from minitron.report.text import (
     ORIGIN_LABELS,
@@ -42,6 +43,7 @@ def to_markdown(document: Document) -> str:
         _memory(document),
         _candidates(document),
         _layers(document),
+        _costs(document),
         _sieves(document),
         _training(document),
         _limits(document),
@@ -53,6 +55,11 @@ def to_markdown(document: Document) -> str:
         _command(document),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+
+
+def _costs(document: Document) -> list[str]:
+    rows = cost_rows(document)
+    return ["### What each part costs", "", *_table(COST_COLUMNS, rows, 2)] if rows else []
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:

@@ -26,7 +26,7 @@ from minitron.report.charts import figures
 from minitron.report.document import build_report, read_schema, write_report
 from minitron.report.html import to_html
 from minitron.report.markdown import to_markdown
-from minitron.search.format_choices import format_choices, parts_of
+from minitron.search.format_choices import form_of, format_choices, parts_of
 from minitron.search.kept_importance import kept_importance
 from minitron.search.search import build_lattice, search
 from minitron.units import GiB, format_bytes
@@ -318,6 +318,19 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
         assert {own["form"] for own in held} == {best.formats.of[part]}
         # Routers, convolutions and biases are no linears that formats speak of.
         assert 0.5 * counts[part] < sum(own["parameters"] for own in held) <= counts[part]
+    cut, *costs = document["costs"]
+    assert (cut["part"], {one["part"]: one["form"] for one in costs}) == ("the cut", best.formats.of)
+    assert cut["loss_share"] + sum(one["loss_share"] for one in costs) == pytest.approx(1)
+    used = left.parameters().active_by_component
+    numbers = {one["part"]: used.get("attention" if one["part"] == "kv" else one["part"], 0) for one in costs}
+    errors = {one["part"]: numbers[one["part"]] * form_of(one["form"]).relative_error for one in costs}
+    for one in costs:
+        assert one["loss_share"] == pytest.approx(
+            costs[0]["loss_share"] * errors[one["part"]] / errors[costs[0]["part"]]
+        )
+    share = 1 - best.parameters / spec.parameters().total
+    lost = 1.4**1.5 * sum(errors.values()) / left.parameters().active
+    assert cut["loss_share"] == pytest.approx(share**1.5 / (share**1.5 + lost))
     assert document["why"].startswith("Worth, by the prior, as much as a cut alone to: ")
     assert "a cut alone does not fit" in document["why"] or "a cut alone " in document["why"]
     assert sum(term["bytes"] for term in document["terms"]["chosen"]) == best.footprint.total
