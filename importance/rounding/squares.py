@@ -5,21 +5,26 @@ Shape letters: S sequences of T tokens; C inputs of a linear; E routed experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from importance.rounding.calibrated import BATCH_TOKENS
 from importance.rounding.inputs import LayerInputs
 from minitron.errors import MinitronError
+from minitron.measure.quality import hidden_states
 from minitron.memory.formats import FORMATS
+from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.layer_by_layer import LayerByLayer, States
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import held
 from minitron.model.tensors import is_mtp
 from minitron.progress import Progress, silent
 from minitron.quantise.assigned import Matrix, Unit
@@ -61,6 +66,35 @@ def input_squares(
     return found
 
 
+@torch.no_grad()
+def squares_in_memory(
+    model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64], *, batch_size: int = 1
+) -> dict[str, NDArray[np.float32]]:
+    """The same of a model in memory, whose spec is `spec`, with the model as it is."""
+    layers: dict[int, list[Unit]] = {}
+    for one in held(spec):
+        for expected in one.expected:
+            rule, layer = expected.rule, expected.index.get("layer")
+            if layer is not None and rule.is_projection and not rule.is_stacked and not rule.transposed:
+                matrix = Matrix(expected.name, expected.kind, rule, expected.index, expected.shape, FORMATS["bf16"])
+                layers.setdefault(layer, []).append((matrix,))
+    inputs = [LayerInputs(model, spec, tuple(own), pairs=False) for own in layers.values()]
+    with ExitStack() as watched:
+        for seen in inputs:
+            watched.enter_context(seen.observing())
+        for start in range(0, len(blocks), batch_size):
+            hidden_states(model, torch.from_numpy(blocks[start : start + batch_size]))
+    found: dict[str, NDArray[np.float32]] = {}
+    for seen in inputs:
+        _collect(seen, found)
+    return found
+
+
+def numberless(name: str, index: Mapping[str, int]) -> str:
+    """The name of a linear's weight; of a routed expert's without its number."""
+    return name if EXPERT not in index else name.replace(f".experts.{index[EXPERT]}.", ".experts.")
+
+
 def _linears(spec: ModelSpec, checkpoint: Checkpoint) -> Iterator[Matrix]:
     extras = checkpoint.extras(spec)
     for name in checkpoint.in_order():
@@ -79,8 +113,7 @@ def _collect(inputs: LayerInputs, found: dict[str, NDArray[np.float32]]) -> None
         seen = inputs.of((matrix,)).of(matrix.expert)
         mean = None if seen is None else seen.float().cpu().numpy()
         if matrix.expert is not None:
-            together = matrix.name.replace(f".experts.{matrix.expert}.", ".experts.")
-            experts.setdefault(together, {})[matrix.expert] = mean
+            experts.setdefault(numberless(matrix.name, matrix.index), {})[matrix.expert] = mean
         elif mean is not None:
             found[matrix.name] = mean
     for name, each in experts.items():

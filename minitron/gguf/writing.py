@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.gguf.extra import quantise_rows, quiet, writer
+from minitron.gguf.extra import quiet, writer
+from minitron.gguf.rows import quantised
 from minitron.memory.ggml import TYPES, Facts, Mixture, Place, fitted, role_of
 from minitron.memory.gguf import part_of
 from minitron.progress import Progress
@@ -129,26 +129,7 @@ def _blocks(one: Typed, tensor: Any, importance: NDArray[np.float32] | None) -> 
 def _quantised(one: Typed, rows: NDArray[np.float32], importance: NDArray[np.float32] | None) -> NDArray[np.uint8]:
     if not np.isfinite(rows).all():
         raise MinitronError(f"{one.name} holds NaN or infinite numbers; llama.cpp cannot run it: repair the weights.")
-    if one.type == "f16":
-        return rows.astype(np.float16).view(np.uint8)
-    if one.type == "f32":
-        return rows.view(np.uint8)
-    count, columns = rows.shape
-    data = np.empty(int(TYPES[one.type].layout.matrix(count, columns)), dtype=np.uint8)
-    weight = None
-    if importance is not None:
-        importance = np.ascontiguousarray(importance, dtype=np.float32)
-        weight = importance.ctypes.data_as(ctypes.c_void_p)
-    written = quantise_rows()(
-        TYPES[one.type].number,
-        rows.ctypes.data_as(ctypes.c_void_p),
-        data.ctypes.data_as(ctypes.c_void_p),
-        *(0, count, columns),
-        weight,
-    )
-    if written != data.nbytes:
-        raise ValueError(f"{one.name}: ggml wrote {written} bytes of {one.type}, not {data.nbytes}")
-    return data
+    return quantised(one.type, rows, importance)
 
 
 def uncalibrated(types: list[Typed], mixture: Mixture, importance: Mapping[str, Any]) -> list[str]:

@@ -345,6 +345,11 @@ def ggml_format(name: str, *, output: bool = False) -> Format:
     )
 
 
+def ggml_name(form: Format) -> str:
+    """The type of ggml whose format that is."""
+    return {"fp32": "f32", "fp16": "f16"}.get(form.name, form.name)
+
+
 STORED: Final = "as stored"
 """Stands for the formats that a quantised checkpoint's config gives its tensors."""
 

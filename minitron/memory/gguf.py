@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from minitron.errors import MinitronError
-from minitron.memory.formats import FORMATS, Format, ggml_format
+from minitron.memory.formats import FORMATS, Format, ggml_format, ggml_name
 from minitron.memory.ggml import TYPES, Facts, Mixture, Place, mixture_of
 from minitron.memory.gguf_families import require_exportable
 from minitron.model.axes import EXPERT
@@ -162,6 +162,27 @@ def gguf_formats(
 def is_matrix(rule: Rule) -> bool:
     """Whether a rule's tensors are quantised in a GGUF file."""
     return _role_of(rule.name) is not None
+
+
+def types_of(spec: ModelSpec, kind: str, own_types: Mapping[str, str]) -> Callable[[Rule, tuple[int, ...]], str | None]:
+    """What tells the type of a rule's tensors of a shape in the GGUF file of a model, None for those that stay in fp32:
+    `own_types` is component -> type of all that is in layers, `kind` the type of the file, which the embedding and the
+    output layer go by."""
+    mixture = mixture_of(kind)
+    facts = facts_of(spec, calibrated=True)
+
+    def found(rule: Rule, shape: tuple[int, ...]) -> str | None:
+        role = _role_of(rule.name)
+        if role is None:
+            return None
+        if rule.component in own_types:
+            form = ggml_format(own_types[rule.component])
+        else:
+            is_output = role == "output" or (facts.tied and role == "embedding")
+            form = ggml_format(mixture.type_of(Place(role), facts, _WHOLE), output=is_output)
+        return ggml_name(form.fitting(shape[-1]))
+
+    return found
 
 
 @cache
