@@ -317,7 +317,8 @@ def test_bits_are_read_out_and_need_no_sideways_scroll(chromium: Any, bits_page:
         "[...row.children].map((cell) => cell.textContent))]"
     )
     assert table[0]
-    assert {part: form for part, form, *_ in table[1]} == {
+    assert table[1][0][0] == "the cut"
+    assert {part: form for part, form, *_ in table[1][1:]} == {
         part["part"]: part["form"] for layer in document["bits"] for part in layer["parts"]
     }
     assert sum(float(share.removesuffix("%")) for *_, share in table[1]) == pytest.approx(100, abs=0.3)
