@@ -209,6 +209,7 @@ class Planning(Serving):
                 at_most=self.at_most,
             ),
             every_mix=self.every_mix,
+            work=any(limit is not None for limit in (self.active_params, self.max_latency, self.min_throughput)),
         )
 
     def search(self, spec: ModelSpec, scores: Scores | None = None) -> SearchResult:

@@ -190,8 +190,9 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
 
     # Before minutes of scoring, not after: a checkpoint that is not understood whole is refused.
     checkpoint.check(spec)
+    whole = tuple(range(len(spec.layers)))
     if request.keeps_all:
-        return make_plan(spec, {}, tuple(range(len(spec.layers))))
+        return make_plan(spec, {}, whole)
     given, planning, cutting = None, request.planning, request.cutting
     if request.plan is not None:
         given = load_plan(request.plan)
@@ -202,7 +203,9 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
     if planning.limited:
         planning.require_limits()
     wanted = dict(request.sizes)
-    spec.resized(wanted)
+    _require_less(spec, wanted)
+    if wanted and "num_hidden_layers" not in wanted and (alone := make_plan(spec, wanted, whole)).has_indices(spec):
+        return alone  # nothing is cut of any tensor
     count = len(spec.layers)
     chosen = given is None and (not wanted or wanted.get("num_hidden_layers", count) < count)
     scores = _scores(request, spec, progress, layers=chosen)
@@ -216,6 +219,15 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
     result = planning.search(*cutting.counted(spec, scores))
     best = result.best
     return make_plan(spec, best.sizes, best.kept, scores, report=result.to_json(), **how)
+
+
+def _require_less(spec: ModelSpec, wanted: Mapping[str, int]) -> None:
+    """Raise MinitronError for sizes that no cut of the model reaches."""
+    spec.resized(wanted)
+    for key, size in wanted.items():
+        # Which depths can be reached depends on the kinds of layers.
+        if key != "num_hidden_layers" and size > spec.named_sizes[key]:
+            raise MinitronError(f"{key} = {size} is more than the model's {spec.named_sizes[key]}; pruning only cuts.")
 
 
 def _require_weights(request: Pruning, found: Mapping[str, Any], what: str) -> None:

@@ -20,7 +20,7 @@ from minitron.cut.scores import Key, Scores, read_key, write_key
 from minitron.cut.selection import STREAM, Fallback, Keep, choose, gains, rotates
 from minitron.errors import MinitronError
 from minitron.files import read_json, refuse_existing, sole, write_bytes, write_json
-from minitron.model.axes import LARGEST
+from minitron.model.axes import ACTIVE, LARGEST
 from minitron.model.by_layer import ByLayer, read_sizes, write_sizes
 from minitron.model.dims import Indices
 from minitron.model.spec import ModelSpec
@@ -87,7 +87,8 @@ class Plan:
 
     def has_indices(self, spec: ModelSpec) -> bool:
         """Whether the plan, which is one of `spec`, says which indices stay, and not only how many."""
-        return bool(self.keep) or not (self.sizes.keys() | self.by_layer.keys() & spec.keys.keys())
+        cut = {axis for key in self.sizes.keys() | self.by_layer.keys() for axis in spec.keys.get(key, (key,))}
+        return bool(self.keep) or cut <= {ACTIVE}
 
     def require(self, spec: ModelSpec) -> None:
         """Raise MinitronError unless this plan was made for this very model, and fits it in every part."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from minitron.engines import plain
 from minitron.engines.keeping import Demand, Kept, LayerCache
-from minitron.model.axes import HIDDEN, VOCAB
+from minitron.model.axes import ACTIVE, HIDDEN, VOCAB
 from minitron.model.dims import Dim, numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
@@ -120,7 +120,7 @@ def _alive(spec: ModelSpec, kind: str, component: str, rules: list[Rule], own: M
     # Of a gated MLP the gate, what it lets through and their product; else one, which is squared in place.
     width = reads * (3 if len(inside) > 1 else 1)
     if component == "moe_routed":
-        width = spec.routed(kind)[1] * (width + _size(last.writes, own))
+        width = own[ACTIVE] * (width + _size(last.writes, own))
     return width + STREAM * hidden
 
 

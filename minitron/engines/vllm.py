@@ -182,7 +182,7 @@ def widest(spec: ModelSpec, local: Mapping[str, Any]) -> Any:
     found: Any = 0
     for kind, rules in spec.rules.items():
         if kind in spec.layers:
-            sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind)
+            sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind, local)
             for rule in rules:
                 if rule.is_projection and rule.writes is not None:
                     routed = chosen if rule.per_expert else 1

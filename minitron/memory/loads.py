@@ -18,7 +18,7 @@ from minitron.memory.caches import kept
 from minitron.memory.parallel import per_gpu, require_splits
 from minitron.memory.precision import Part, Tally, parts_bytes, precision_of, tally_of
 from minitron.memory.workload import Workload
-from minitron.model.axes import EXPERT, whole
+from minitron.model.axes import whole
 from minitron.model.dims import numel
 from minitron.model.families import Rule
 from minitron.model.spec import ModelSpec
@@ -178,8 +178,8 @@ def _groups(spec: ModelSpec, found: Tally, local: Mapping[str, Any]) -> tuple[We
             numbers = numbers * numel(dim, sizes)
         group: Any = name
         if name == "experts":
-            chosen = sizes[EXPERT], spec.routed(part.kind)[1]
-            group = (name, part.kind) if is_many(chosen[0]) else chosen
+            chosen = spec.routed(part.kind, local)
+            group = (name, part.kind) if any(map(is_many, chosen)) else chosen
             routed[group] = chosen
             numbers = numbers * chosen[0]
         own = parameters.setdefault(group, {})
@@ -245,7 +245,7 @@ def _activation_bytes(spec: ModelSpec, local: Mapping[str, Any], keep: Kept, cou
     for kind, rules in spec.rules.items():
         if kind not in spec.layers:
             continue
-        sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind)
+        sizes, (_, chosen) = spec.at(kind, local), spec.routed(kind, local)
         for rule in rules:
             if rule.is_projection:
                 times = chosen if rule.per_expert else 1

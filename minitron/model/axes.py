@@ -4,8 +4,8 @@ A word in a family's rules is an axis: a dimension whose size the model's config
 of an axis wherever it stands: how people call it, how it is searched, scored and split among GPUs.  A family takes
 them over and says what is its own: the config keys, what an absent key means, what it is grouped in, what fixes it.
 
-Code that treats an axis specially asks its row, not its name.  Two names stand for mathematics of their own: HIDDEN,
-the residual stream, and EXPERT, the routed experts of a layer.
+Code that treats an axis specially asks its row, not its name.  Three names stand for mathematics of their own: HIDDEN,
+the residual stream, EXPERT, the routed experts of a layer, and ACTIVE, how many of them a token is sent to.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ HIDDEN: Final = "hidden"
 
 EXPERT: Final = "expert"
 """The routed experts of a layer."""
+
+ACTIVE: Final = "active_expert"
+"""The routed experts of a layer that a token is sent to.  No tensor has it: fewer are less work, not less memory."""
 
 VOCAB: Final = "vocab"
 """The tokens that a model knows."""
@@ -331,6 +334,19 @@ _ROWS: Final = (
         largest=2**14,
         least_key="num_experts_per_tok",
         step=Step(8, 1, 0.5, "equal shares on up to 8 GPUs; routed experts are redundant"),
+    ),
+    Axis(
+        ACTIVE,
+        "active experts",
+        ("num_experts_per_tok",),
+        step=Step(
+            4,
+            1,
+            0.5,
+            "only where the work for a token is limited (`--active-params`, `--max-latency`, `--min-throughput`), as "
+            "fewer take no less memory",
+            fewest=4,
+        ),
     ),
     Axis(
         "expert_ffn",

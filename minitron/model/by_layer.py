@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.model.axes import EXPERT
+from minitron.model.axes import ACTIVE, EXPERT
 from minitron.model.sizes import Sizes
 
 ByLayer = Mapping[str, Mapping[int, int]]
@@ -25,12 +25,9 @@ def read_sizes(value: Mapping[str, Mapping[str, int]]) -> ByLayer:
 
 
 def axes_by_layer(spec: Sizes) -> dict[str, str]:
-    """config key -> the axis whose size it gives to each layer by itself, of those that the model has; for how many
-    experts a token is sent to, the axis of the experts."""
+    """config key -> the axis whose size it gives to each layer by itself, of those that the model has."""
     found = {spec.key(axis): axis for axis in spec.family.by_layer if axis in spec.axes}
-    if EXPERT in found.values() and spec.axis(EXPERT).least_key:
-        found[spec.axis(EXPERT).least_key] = EXPERT
-    return found
+    return found | ({spec.key(ACTIVE): ACTIVE} if EXPERT in found.values() else {})
 
 
 def own_size(spec: Sizes, key: str, layer: int) -> int | None:
@@ -39,7 +36,7 @@ def own_size(spec: Sizes, key: str, layer: int) -> int | None:
     axis, kind = axes_by_layer(spec)[key], (spec.layers + spec.mtp_layers)[layer]
     if not any(axis in rule.all_axes for rule in spec.rules[kind]):
         return None
-    return spec.sizes_in(layer)[axis] if key == spec.key(axis) else spec.choice(axis, kind).needed
+    return spec.sizes_in(layer)[axis]
 
 
 def config_with_sizes(spec: Sizes, by_layer: ByLayer, layers: tuple[int, ...]) -> dict[str, Any]:

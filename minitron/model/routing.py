@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minitron.errors import MinitronError
 from minitron.model.axes import Axis, whole
 from minitron.model.families.layer_lists import size_under
@@ -28,8 +30,12 @@ class Choice:
     @property
     def least(self) -> int:
         """The fewest indices: as many as are chosen, also where they come from some groups only."""
-        inside = max(self.row.least_in_group, -(-self.needed // self.chosen))
-        return max(self.row.least, self.needed, self.groups * inside)
+        return int(self.least_for(self.needed))
+
+    def least_for(self, needed: Any) -> Any:
+        """The same where `needed` are chosen: a number, or an array with one number a candidate."""
+        inside = np.maximum(self.row.least_in_group, -(-needed // self.chosen))
+        return np.maximum(np.maximum(self.row.least, needed), self.groups * inside)
 
     @property
     def least_keys(self) -> tuple[str, ...]:

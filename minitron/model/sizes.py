@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.model.axes import AUTO, EXPERT, Config, entry, has_entry, shown, whole
+from minitron.model.axes import ACTIVE, AUTO, EXPERT, entry, has_entry, shown, whole
 from minitron.model.dims import axes_of, numel, parse
 from minitron.model.dtypes import DTYPE_KEYS, DTYPES
 from minitron.model.families import Rule
@@ -45,14 +45,17 @@ class Sizes(Reading):
 
     @cached_property
     def axes(self) -> frozenset[str]:
-        """The axes that this model's tensors have: a dense model has no experts, whatever its config says of them."""
-        return frozenset().union(*(rule.axes for rules in self.rules.values() for rule in rules))
+        """The axes that this model's tensors have: a dense model has no experts, whatever its config says of them.
+        With routed experts it has the number of those that a token is sent to."""
+        rules = [rule for rules in self.rules.values() for rule in rules]
+        active = frozenset([ACTIVE]) if any(rule.per_expert for rule in rules) else frozenset()
+        return active.union(*(rule.axes for rule in rules))
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """axis -> size; where layers differ in it, the largest."""
         if not self.blocks.told:
-            return {axis: self._size(axis, self.text) for axis in self.family.axes if axis in self.axes}
+            return {axis: self._size(axis, "") for axis in self.family.axes if axis in self.axes}
         return {axis: max(sizes.values()) for axis, sizes in self._sizes_by_kind.items()}
 
     @cached_property
@@ -60,7 +63,7 @@ class Sizes(Reading):
         """axis -> kind that has it -> size in its layers."""
         has = {kind: frozenset().union(*(rule.all_axes for rule in rules)) for kind, rules in self.rules.items()}
         return {
-            axis: {kind: self._size(axis, self.text_of(kind)) for kind, axes in has.items() if axis in axes}
+            axis: {kind: self._size(axis, kind) for kind, axes in has.items() if axis in axes}
             for axis in self.family.axes
             if axis in self.axes
         }
@@ -86,8 +89,11 @@ class Sizes(Reading):
         layers for None."""
         return self.sizes if layer is None else self.at((self.layers + self.mtp_layers)[layer], self.sizes)
 
-    def _size(self, axis: str, text: Config) -> int:
-        row = self.axis(axis)
+    def _size(self, axis: str, kind: str) -> int:
+        """In layers of `kind`, in all where none is given."""
+        if axis == ACTIVE:
+            return self.choice(EXPERT, kind).needed
+        row, text = self.axis(axis), self.text_of(kind)
         for key in row.keys:
             value = entry(text, key)
             if value is not None and not (value == AUTO and row.default is not None):
@@ -128,12 +134,13 @@ class Sizes(Reading):
         """How many routed experts a token is sent to, where all layers of a mixture send it to as many."""
         return self.choice(EXPERT).needed
 
-    def routed(self, kind: str) -> tuple[int, int]:
+    def routed(self, kind: str, sizes: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
         """How many routed experts a layer of a kind has, and to how many of them a token is sent; 0 and 0 where it has
-        none."""
+        none.  `sizes` stand in for the model's own."""
         if not any(rule.per_expert for rule in self.rules[kind]):
             return 0, 0
-        return self.at(kind, self.sizes)[EXPERT], self.choice(EXPERT, kind).needed
+        own = self.at(kind, self.sizes if sizes is None else sizes)
+        return own[EXPERT], own[ACTIVE]
 
     def share_routed(self, layer: int | None) -> Fraction:
         """The share of its routed experts that a layer sends a token to."""
@@ -202,7 +209,7 @@ def _check_kinds(spec: Sizes) -> None:
 
 def _check_sizes(spec: Sizes, sizes: Mapping[str, int]) -> None:
     for axis, size in sizes.items():
-        if size < 1:
+        if size < 1 and axis != ACTIVE:  # which is held against the experts
             raise MinitronError(f"config.json: {spec.key(axis)} is {size}; give at least 1.")
         for key in spec.axis(axis).repeats:
             if spec.text.get(key) not in (None, size):

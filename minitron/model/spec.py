@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from minitron.errors import MinitronError
 from minitron.files import read_json
-from minitron.model.axes import AXES, EXPERT, HIDDEN, LAYER
+from minitron.model.axes import ACTIVE, AXES, EXPERT, HIDDEN, LAYER
 from minitron.model.by_layer import ByLayer, config_with_sizes
 from minitron.model.dims import numel
 from minitron.model.dtypes import DTYPE_ALIASES, DTYPE_KEYS
@@ -88,7 +88,7 @@ class ModelSpec(Sizes):
             self.rules,
             lambda kind: self.at(kind, sizes),
             counts,
-            lambda kind: self.at(kind, sizes)[EXPERT] - self.choice(EXPERT, kind).needed,
+            lambda kind: self.at(kind, sizes)[EXPERT] - self.at(kind, sizes)[ACTIVE],
         )
 
     def expected(self) -> Iterator[Expected]:

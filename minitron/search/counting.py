@@ -15,7 +15,9 @@ from minitron.memory.footprint import Footprint, footprint
 from minitron.memory.parallel import splits
 from minitron.memory.precision import Tally, precision_of, tally
 from minitron.memory.workload import Workload
+from minitron.model.axes import ACTIVE
 from minitron.model.spec import DEPTH, ModelSpec
+from minitron.model.tensors import Parameters
 from minitron.search.candidate import Candidate
 from minitron.search.dead_zones import dead_zones
 from minitron.search.effective_parameters import EffectiveParameters
@@ -41,7 +43,8 @@ class Worth:
 
 def default_worth(lattice: Lattice, scores: Scores | None, shares: EffectiveParameters | None = None) -> Worth:
     """Effective parameters where there are scores, kept parameters where not.  `lattice` has one depth a layout."""
-    less = ", less what formats lose" if lattice.formats else ""
+    less = ", less those that a token is no longer sent to" if ACTIVE in lattice.varied else ""
+    less += ", less what formats lose" if lattice.formats else ""
     if scores is None:
         return Worth(lambda points: _worth(lattice, None, points), f"kept parameters (no scores given){less}")
     shares = shares or EffectiveParameters(lattice, scores)
@@ -52,14 +55,29 @@ def _counts(lattice: Lattice, points: Points) -> dict[str, NDArray[np.int64]]:
     return {kind: count[points.depth] for kind, count in lattice.kinds.items()}
 
 
+def _kept(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Parameters:
+    """The parameters, or effective ones, of points.  Of fewer experts a token, what it no longer uses of those that
+    stay counts as if it were cut."""
+
+    def count(points: Points) -> Parameters:
+        if shares is not None:
+            return shares.parameters(points)
+        return lattice.spec.parameters(points.sizes, _counts(lattice, points))
+
+    found = count(points)
+    if ACTIVE not in points.sizes:
+        return found
+    whole = count(replace(points, sizes={axis: size for axis, size in points.sizes.items() if axis != ACTIVE}))
+    return replace(found, total=found.total - (whole.active - found.active))
+
+
 def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> Any:
     """What candidates are ranked by: effective parameters, or parameters where there are no scores; where formats are
     searched those to which a cut alone would lose as much as cut and formats together do, by the prior."""
-    spec, counts = lattice.spec, _counts(lattice, points)
-    found = spec.parameters(points.sizes, counts) if shares is None else shares.parameters(points)
+    found = _kept(lattice, shares, points)
     if points.form is None:
         return found.total
-    whole = spec.parameters().total
+    whole = lattice.spec.parameters().total
     error: Any = sum(
         numbers_of(found.active_by_component, part) * error[points.form]
         for part, error in errors(lattice.formats).items()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.errors import MinitronError
-from minitron.model.axes import HIDDEN
+from minitron.model.axes import ACTIVE, EXPERT, HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
 from minitron.search.format_choices import Formats
@@ -91,10 +91,10 @@ class Lattice:
         return replace(self, widths=thinned(worth, len(self.depths), most=most))
 
     def _worthwhile(self, key: str, bytes_of: Callable[[Points], Any]) -> tuple[Choice, ...]:
-        """The sizes of a width that take fewer bytes than any larger one, and the largest."""
+        """The sizes of a width that take fewer bytes than any larger one, and the largest; all of what takes none."""
         choices = self.widths[key]
         named = [choice if isinstance(choice, int) else 0 for choice in choices]
-        if not all(named):
+        if not all(named) or ACTIVE in self.spec.keys[key]:
             return choices
         sizes = {axis: np.full(len(named), self.spec.sizes[axis]) for axis in self.varied}
         sizes |= dict.fromkeys(self.spec.keys[key], np.array(named))
@@ -240,7 +240,9 @@ class Lattice:
         allowed = np.ones((1,) * len(points.shape), dtype=bool)
         whole: dict[str, Any] = {**self.spec.sizes, **points.sizes}
         for axis, size in points.sizes.items():
-            allowed = allowed & (size >= self.spec.least(axis)) & (size % self.spec.equal_groups(axis) == 0)
+            choice = self.spec.choice(axis)
+            least = choice.least_for(whole[ACTIVE]) if axis == EXPERT else choice.least
+            allowed = allowed & (size >= least) & (size % choice.groups == 0)
         for axis, group in self.spec.family.grouped.items():
             if axis in points.sizes or group in points.sizes:
                 inside = self.spec.sizes[axis] // self.spec.sizes[group]

@@ -52,7 +52,7 @@ class Option:
 
 def keys_by_layer(spec: ModelSpec) -> tuple[str, ...]:
     """The config keys by which each layer may be made smaller in bytes; empty where layers cannot differ."""
-    return tuple(key for key, axis in axes_by_layer(spec).items() if key == spec.key(axis))
+    return tuple(key for key, axis in axes_by_layer(spec).items() if axis in spec.family.by_layer)
 
 
 def require_by_layer(spec: ModelSpec) -> None:

@@ -10,7 +10,7 @@ from math import ceil, lcm
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.model.axes import AXES, HIDDEN, LAYER
+from minitron.model.axes import ACTIVE, AXES, HIDDEN, LAYER
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.model.steps import Step
 from minitron.search.alignment import PIECE, multiple_for_experts
@@ -39,6 +39,9 @@ class LatticeOptions:
     every_mix: bool = False
     """Try every number of each kind of layer beside every number of the others, not only one mix for each depth."""
 
+    work: bool = False
+    """Whether the work for a token is limited, and not memory alone: active experts are searched only then."""
+
     def __post_init__(self) -> None:
         for name, multiple in self.multiples.items():
             if multiple < 1:
@@ -58,13 +61,14 @@ class LatticeOptions:
         key = DEPTH if axis == LAYER else spec.key(axis)
         default = AXES[LAYER].step if axis == LAYER else spec.axis(axis).step
         multiple, most = (_of(spec, key, asked) for asked in (self.multiples, self.most))
+        free = self.work or axis != ACTIVE
         left = key in {config_key(spec, name, cut=False) for name in self.leave}
         if left and (multiple is not None or most is not None):
             raise MinitronError(f"{key} is both excluded (--leave) and searched; drop one of the two.")
         return Step(
             default.multiple if multiple is None else multiple,
             default.smallest if multiple is None else multiple,
-            0.0 if left else default.most if most is None else most,
+            0.0 if left else most if most is not None else default.most if free else 0.0,
             default.reason,
             default.fewest,
         )

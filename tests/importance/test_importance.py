@@ -165,8 +165,8 @@ def test_every_axis_that_can_be_cut_is_covered(name: str, request: pytest.Fixtur
     scores = quick(model, spec, blocks_of(2), layers="fast")
     found = {axis for axis, _ in scores.importance}
     # A head of Mamba is ranked by its channels, a head of keys and values by its query heads; the widths of attention
-    # heads are cut to directions (importance.score.balanced_bases).
-    implied = {"mamba_head", "mamba_head_dim", "kv_head", "qk_head_dim", "v_head_dim"}
+    # heads are cut to directions (importance.score.balanced_bases); how many experts a token is sent to has no indices.
+    implied = {"mamba_head", "mamba_head_dim", "kv_head", "qk_head_dim", "v_head_dim", "active_expert"}
     assert spec.axes - spec.family.fixed - implied == found - {"mamba_channel", "layer"}
     norms = {tensor.name for tensor in spec.expected() if tensor.rule.norm}
     assert set(scores.energy) == norms

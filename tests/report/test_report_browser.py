@@ -238,6 +238,7 @@ BY_LAYER = {
     "intermediate_size": {4: 16, 8: 64},
     "n_routed_experts": {1: 4, 6: 2},
     "moe_intermediate_size": {1: 32, 6: 8},
+    "num_experts_per_tok": {6: 1},
 }
 
 

@@ -147,7 +147,7 @@ def test_a_lattice_that_cannot_be(asked: dict[str, Any], told: str) -> None:
 def test_every_axis_can_be_searched_and_the_vocabulary_is_left_alone() -> None:
     spec = published("Nemotron-3-Super-120B-A12B")
     names = ["hidden", "query_head", "kv_head", "head_dim", "mamba_head", "mamba_head_dim", "ssm_state"]
-    names += ["expert", "expert_ffn", "shared_ffn", "latent"]
+    names += ["expert", "active_expert", "expert_ffn", "shared_ffn", "latent"]
     options = LatticeOptions(most=dict.fromkeys(names, 0.5))
     widths = default_widths(spec, options)
     assert set(widths) == {spec.key(axis) for axis in spec.sizes} - {"vocab_size", "conv_kernel", "n_groups"}

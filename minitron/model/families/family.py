@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
-from minitron.model.axes import EXPERT, HIDDEN, Axis, Config
+from minitron.model.axes import ACTIVE, AXES, EXPERT, HIDDEN, Axis, Config
 from minitron.model.dims import Constant, Dim, Name, Product, Stack, Word, axes_of, parse_shape
 from minitron.model.families.cache import Cache
 from minitron.model.families.logits import PRODUCTS, Logits
@@ -86,8 +86,8 @@ class Rule:
 
     @cached_property
     def all_axes(self) -> frozenset[str]:
-        """Every axis in the shape or the name."""
-        return self.axes | frozenset(self.pattern.axes)
+        """Every axis in the shape or the name, and of routed experts how many a token is sent to."""
+        return self.axes | frozenset(self.pattern.axes) | (frozenset([ACTIVE]) if self.per_expert else frozenset())
 
     @cached_property
     def is_stacked(self) -> bool:
@@ -189,6 +189,13 @@ def _is_met(condition: str, config: Config, defaults: Mapping[str, Any]) -> bool
     key, names_a_word, word = condition.removeprefix("!").partition("=")
     value = value_of(config, defaults, key)
     return (value == word if names_a_word else bool(value)) != condition.startswith("!")
+
+
+def _active(row: Axis, experts: Axis, spellings: Mapping[str, str]) -> Axis:
+    """The row of how many experts a token is sent to: the key and what fixes it follow from the row of the experts."""
+    key = experts.least_key
+    others = (other for other, own in spellings.items() if own == key)
+    return replace(row, keys=(key, *others), fixed=row.fixed or experts.fixed)
 
 
 Blocks = Sequence[Mapping[str, Any]]
@@ -310,6 +317,12 @@ class Family:
     """What layers it has, and in brackets which models are of it; for the table in README.md."""
 
     def __post_init__(self) -> None:
+        if EXPERT in self.axes:
+            # Every mixture has this row, so that no table can forget it, beside that of the experts.
+            own = {**self.axes, ACTIVE: _active(self.axes.get(ACTIVE, AXES[ACTIVE]), self.axes[EXPERT], self.spellings)}
+            names = [name for name in own if name != ACTIVE]
+            names.insert(names.index(EXPERT) + 1, ACTIVE)
+            object.__setattr__(self, "axes", {name: own[name] for name in names})
         spelled = set().union(*(rule.all_axes for rules in (*self.rules.values(), self.mtp_rules) for rule in rules))
         known = set(self.axes) | {"layer", "owner", "use", "mtp_layer", "mtp_last"}
         if unknown := spelled - known:

@@ -86,8 +86,8 @@ PHI_MOE = mixture_decoder(
     axes=rows(
         *("hidden", "vocab", "query_head", "head_dim"),
         kv_head={"default": 8},
-        # Its router takes the best and the best of the others, whatever the config says.
         expert={"keys": ("num_local_experts",), "default": 16, "least": 2},
+        active_expert={"fixed": "its router takes the best and the best of the others, whatever the config says"},
         expert_ffn={"keys": ("intermediate_size",)},
     ),
     defaults={"num_experts_per_tok": 2},
