@@ -5,12 +5,18 @@ each size replaced by (the model's size) x (the share of the axis's importance t
 carry), averaged over layers: cutting what nothing depends on costs nothing, cutting where all matter alike costs as
 many effective parameters as parameters.  An index's importance is the square of its score, so that shares are shares
 of energy; a layer's is its score, which is a divergence already.
+
+In a mixture of experts every token passes the shared expert, the router and the latent projections, and only some of
+the routed experts: there parameters count by the share of tokens that use them, and together as many as they are.  If
+all count alike, what effective parameters lose in the shared expert of the built-in model costs 8 to 9 times as much
+KL as what they lose in its routed experts, of which a token uses a quarter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 
 Curve = NDArray[np.float64]
 """[members + 1] the share of importance that the best n members of every group carry, n = 0 .. members."""
+
+_MIXTURE: Final = "moe_"
+"""With what the names of the components of a mixture of experts begin."""
 
 
 class EffectiveParameters:
@@ -59,6 +68,7 @@ class EffectiveParameters:
                 widths = {*lattice.values(width), self.spec.sizes[width]}
                 self.channels[name] = _channel_curves(channels, sorted(widths), self._groups(heads))
         self.kinds = _kind_shares(lattice, layer_scores(self.spec, scores))
+        self.use = use_of(self.spec)
 
     def _groups(self, axis: str) -> int:
         group = self.spec.family.grouped.get(axis)
@@ -68,7 +78,11 @@ class EffectiveParameters:
         """Effective parameters of every point, the multi-token-prediction block left out."""
         sizes = {axis: self.effective(axis, points) for axis in points.sizes}
         counts = {kind: share[points.depth] for kind, share in self.kinds.items()}
-        return self.spec.parameters(sizes, counts)
+        found = self.spec.parameters(sizes, counts)
+        if not self.use:
+            return found
+        parts = {part: number * self.use.get(part, 1.0) for part, number in found.by_component.items()}
+        return replace(found, by_component=parts, total=sum(parts.values()))
 
     def effective(self, axis: str, points: Points) -> NDArray[np.float64]:
         """The size of an axis times the kept share of its importance."""
@@ -102,6 +116,18 @@ class EffectiveParameters:
             return np.asarray(of_width)
         inside = points.sizes.get(heads, np.array(self.spec.sizes[heads])) // self._groups(heads)
         return np.asarray(channels[kept_width, inside] / of_width)
+
+
+def use_of(spec: ModelSpec) -> dict[str, float]:
+    """component -> what each of its parameters counts by the tokens that use it, for those of a mixture of experts;
+    their mean over all parameters of the mixture is 1.  Empty for a model without one."""
+    counts = spec.parameters()
+    held = {part: n for part, n in counts.by_component.items() if part.startswith(_MIXTURE)}
+    used = {part: counts.active_by_component[part] for part in held}
+    if sum(used.values()) in (0, sum(held.values())):
+        return {}
+    mean = sum(used.values()) / sum(held.values())
+    return {part: used[part] / number / mean for part, number in held.items() if number}
 
 
 def _arrays(spec: ModelSpec, scores: Scores, axis: str) -> list[NDArray[np.float64]]:

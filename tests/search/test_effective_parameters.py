@@ -80,7 +80,7 @@ def test_kv_heads_take_their_query_heads_along() -> None:
 
 
 def test_equal_importance_makes_effective_parameters_parameters() -> None:
-    spec = tiny()
+    spec = tiny("M-M*-")
     scores = random_scores(spec)
     flat = Scores({key: np.ones_like(values) for key, values in scores.importance.items()}, {}, spec.fingerprint, "")
     lattice = build_lattice(spec, WORKLOAD, scores=flat)
@@ -89,8 +89,62 @@ def test_equal_importance_makes_effective_parameters_parameters() -> None:
         assert candidate.score == pytest.approx(candidate.parameters)
 
 
-def test_scores_of_zero_count_as_equal() -> None:
+def by_use(parent: ModelSpec, left: ModelSpec) -> float:
+    """The parameters of `left`, tensor by tensor, those of the mixture of experts by the share of tokens that use them
+    in the parent, of a mean of 1 there."""
+    share = parent.config["num_experts_per_tok"] / parent.config["n_routed_experts"]
+
+    def counted(spec: ModelSpec) -> tuple[float, float, float]:
+        plain = mixture = used = 0.0
+        for tensor in spec.expected():
+            numbers = float(np.prod(tensor.shape))
+            if ".experts." in tensor.name:
+                mixture, used = mixture + numbers, used + share * numbers
+            elif ".gate." in tensor.name or ".shared_experts." in tensor.name:
+                mixture, used = mixture + numbers, used + numbers
+            else:
+                plain += numbers
+        return plain, mixture, used
+
+    _, mixture, used = counted(parent)
+    plain, _, still_used = counted(left)
+    return plain + still_used * mixture / used
+
+
+def test_what_every_token_uses_counts_for_more_than_what_some_use() -> None:
     spec = tiny()
+    scores = random_scores(spec)
+    flat = Scores({key: np.ones_like(values) for key, values in scores.importance.items()}, {}, spec.fingerprint, "")
+    lattice = build_lattice(spec, WORKLOAD, scores=flat)
+    result = search(lattice, WORKLOAD, AMPLE, scores=flat, top=lattice.points)
+    assert result.parent.parameters == pytest.approx(by_use(spec, spec))
+    for candidate in result.candidates[::50]:
+        assert candidate.score == pytest.approx(by_use(spec, candidate.left(spec)))
+
+
+def test_a_shared_expert_stays_longer_than_routed_ones() -> None:
+    """Two cuts take the same bytes, of equal importance: of what every token uses, and of what some use."""
+    spec = tiny(moe_shared_expert_intermediate_size=64)
+    scores = random_scores(spec)
+    flat = Scores({key: np.ones_like(values) for key, values in scores.importance.items()}, {}, spec.fingerprint, "")
+    wide = spec.named_sizes
+    experts, width, shared = (
+        wide[key] for key in ("n_routed_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
+    )
+    asked = {
+        "moe_intermediate_size": f"{width},{width - 4}",
+        "moe_shared_expert_intermediate_size": f"{shared},{shared - 4 * experts}",
+    }
+    lattice = build_lattice(spec, WORKLOAD, lattice=asked)
+    cut = footprint(spec.resized({"moe_intermediate_size": width - 4}), WORKLOAD).total
+    assert cut == footprint(spec.resized({"moe_shared_expert_intermediate_size": shared - 4 * experts}), WORKLOAD).total
+    best = search(lattice, WORKLOAD, Budget(cut), scores=flat).best
+    assert best.sizes["moe_shared_expert_intermediate_size"] == shared
+    assert best.sizes["moe_intermediate_size"] == width - 4
+
+
+def test_scores_of_zero_count_as_equal() -> None:
+    spec = tiny("M-M*-")
     scores = random_scores(spec)
     dead = Scores({key: np.zeros_like(values) for key, values in scores.importance.items()}, {}, spec.fingerprint, "")
     result = search(build_lattice(spec, WORKLOAD, scores=dead), WORKLOAD, AMPLE, scores=dead)
