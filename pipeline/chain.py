@@ -23,6 +23,7 @@ from pipeline.compression import (
     DEQUANTISED,
     DISTILLED,
     EVALUATION,
+    GGUF,
     PLAN,
     PRUNED,
     REPORT,
@@ -40,10 +41,12 @@ from pipeline.stages import Done, cut_depth_first
 
 if TYPE_CHECKING:
     from minitron.cut.scores import Scores
+    from minitron.measure.evaluate import Evaluation
+    from pipeline.exporting import Export
     from pipeline.planning import Planning
 
 _NAMES: Final = (
-    *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", EVALUATION, TEXT, TRIALS),
+    *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
     *(SEARCH, REPORT, FINALISTS, "depth*"),
 )
 """What a run leaves in its folder."""
@@ -97,19 +100,21 @@ def compress(
         request = prepared(request, progress)
         _require_cuttable(request)
         _require_trainable(request)
+        _require_exportable(request)
 
         def keep(*artefacts: str) -> None:
             if missing(request.output, artefacts, record):
                 run.write(record)
 
         keep(DEQUANTISED, TEXT)
-        for number, (name, step) in enumerate(STEPS.items(), 1):
+        steps = {name: step for name, step in STEPS.items() if name != EXPORT or request.exports}
+        for number, (name, step) in enumerate(steps.items(), 1):
             artefact, function = step
             if (request.output / artefact).exists():
-                note(f"[{number}/{len(STEPS)}] {name}: already done, {artefact} is kept")
+                note(f"[{number}/{len(steps)}] {name}: already done, {artefact} is kept")
                 keep(*_parts(artefact))
                 continue
-            note(f"[{number}/{len(STEPS)}] {name}")
+            note(f"[{number}/{len(steps)}] {name}")
             started = time.monotonic()
 
             def done(results: Mapping[str, Any], name: str = name, started: float = started) -> None:
@@ -120,7 +125,8 @@ def compress(
             keep(*_parts(artefact))
         _tidy(request.output)
         models = read_json(request.output / EVALUATION)["models"]
-        serve = serve_line_for(request.output / DISTILLED, _served(request))
+        file = str(request.output / GGUF) if request.exports else ""
+        serve = serve_line_for(request.output / DISTILLED, _served(request), file)
         return Compressed(request.output, record["steps"], models, serve)
 
 
@@ -183,6 +189,18 @@ def _require_trainable(request: Compression) -> None:
         from distill.run.request import require_trainable
 
         require_trainable(request.model, read_spec(request.model), wanted)
+
+
+def _require_exportable(request: Compression) -> None:
+    """Raise MinitronError where a GGUF file is to be written and what it needs is not there: told early."""
+    from minitron.gguf.extra import converter, quantise_rows
+    from minitron.memory.gguf import require_counted
+    from minitron.model.spec import read_spec
+
+    if request.exports:
+        require_counted(read_spec(request.model))
+        converter()
+        quantise_rows()
 
 
 def _served(request: Compression) -> Planning:
@@ -298,6 +316,25 @@ def _distill(request: Compression, done: Done, progress: Progress, note: Note) -
     )
 
 
+def _export(request: Compression, done: Done, progress: Progress, note: Note) -> None:
+    from minitron.cut.plan import load_plan
+    from minitron.model.spec import read_spec
+    from pipeline.exporting import export_planned
+
+    plan = load_plan(request.output / PLAN)
+    with new_file(request.output / GGUF) as partial:
+        asked = replace(_exported(request), output=partial)
+        done(export_planned(plan, read_spec(request.model), asked, progress=progress, note=note).to_json())
+
+
+def _exported(request: Compression) -> Export:
+    from pipeline.exporting import Export
+
+    return Export(
+        request.output / DISTILLED, request.output / GGUF, data=request.calibration_text, device=request.device
+    )
+
+
 def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.companions import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
@@ -316,15 +353,36 @@ def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) 
         progress=progress,
     )
     models = {name: evaluation.to_json() for name, evaluation in zip(folders, measured, strict=True)}
+    if request.exports:
+        models["exported"] = _evaluate_exported(request, measured[-1])
     done({})
     write_json(folder / EVALUATION, {"models": models})
 
+
+def _evaluate_exported(request: Compression, distilled: Evaluation) -> dict[str, Any]:
+    """What was measured of the GGUF file, as of a folder: its matrices are those of `distilled`, rounded."""
+    from minitron.cut.plan import load_plan
+    from minitron.model.spec import read_spec
+    from pipeline.exporting import exported_quality
+
+    assert request.heldout is not None
+    plan, asked = load_plan(request.output / PLAN), _exported(request)
+    quality = exported_quality(
+        plan, read_spec(request.model), asked, request.heldout, request.evaluation, request.model
+    )
+    size = read_json(request.output / RUN)["steps"][EXPORT]["results"]["weight_bytes"]
+    found = replace(distilled, quality=quality, weight_bytes=size, speed=None, caches=(), tasks={}, promised=None)
+    return found.to_json()
+
+
+EXPORT: Final = "export"
 
 STEPS: Final[dict[str, tuple[str, Callable[[Compression, Done, Progress, Note], None]]]] = {
     "score": (SCORES, _score),
     "plan": (PLAN, _plan),
     "prune": (PRUNED, _prune),
     "distill": (DISTILLED, _distill),
+    EXPORT: (GGUF, _export),
     "evaluate": (EVALUATION, _evaluate),
 }
 """step -> (the artefact that says it is done, what makes it, and tells what came of it before that has its name)."""

@@ -26,6 +26,7 @@ SCORES: Final = "scores.safetensors"
 PLAN: Final = "plan.json"
 PRUNED: Final = "pruned"
 DISTILLED: Final = "distilled"
+GGUF: Final = "distilled.gguf"
 EVALUATION: Final = "evaluation.json"
 TEXT: Final = "text"
 TRIALS: Final = "trials.jsonl"
@@ -119,12 +120,12 @@ class Compression:
             )
         if self.form is not None:
             self._plan_for_format()
-        if self.planning.formats and self.planning.engine == "llama.cpp":
+        if self.exports and self.planning.search_kv:
             raise MinitronError(
-                "compress writes safetensors, and --formats are types of GGUF files for llama.cpp; plan with --formats "
-                "and export what was compressed, or choose another --engine."
+                "--search-kv measures what keys and values lose, and of llama.cpp's types that is not known; give --kv "
+                "instead."
             )
-        if self.planning.formats and self.recipe.compile:
+        if self.planning.formats and self.recipe.compile and not self.exports:
             raise MinitronError("a student in a format of fewer bits is not compiled; drop --compile or --formats.")
         texts = {resolved(path) for path in (self.calibration_text, self.data)}
         if self.heldout is not None and resolved(self.heldout) in texts:
@@ -173,6 +174,11 @@ class Compression:
     def trials(self) -> Path:
         """The file in which measurements are kept."""
         return self.output / TRIALS if self.shared is None else self.shared.trials
+
+    @property
+    def exports(self) -> bool:
+        """Whether the compressed model is written as a GGUF file too, in types of ggml that the search chooses."""
+        return bool(self.planning.formats) and self.planning.engine == "llama.cpp"
 
     @property
     def wanted(self) -> Wanted | None:

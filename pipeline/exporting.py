@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,11 @@ from minitron.model.sources import local_folder
 from minitron.progress import Note, Progress, no_note, silent
 
 if TYPE_CHECKING:
+    from minitron.cut.plan import Plan
     from minitron.gguf.export import Exported, Importance
+    from minitron.measure.options import EvaluationOptions
+    from minitron.measure.quality import Quality
+    from minitron.model.spec import ModelSpec
 
 SAMPLES: Final = 128
 SEQUENCE_LENGTH: Final = 512
@@ -97,6 +101,45 @@ def export(request: Export, *, progress: Progress = silent, note: Note = no_note
             own_types=request.keep,
             progress=progress,
         )
+
+
+def export_planned(
+    plan: Plan, spec: ModelSpec, request: Export, *, progress: Progress = silent, note: Note = no_note
+) -> Exported:
+    """Write the file of what is left of a model, whose spec is `spec`, in the types that its plan names; `request` says
+    of what folder, where to, and by what text."""
+    kind, keep = types_of_plan(plan, spec)
+    return export(replace(request, type=kind, keep=keep), progress=progress, note=note)
+
+
+def types_of_plan(plan: Plan, spec: ModelSpec) -> tuple[str, dict[str, str]]:
+    """(type of the file, component -> its type) of a plan; bf16 where it names none."""
+    from minitron.search.format_choices import types_written
+
+    return types_written(plan.formats, plan.target(spec).parameters().by_component) or ("bf16", {})
+
+
+def exported_quality(
+    plan: Plan, spec: ModelSpec, request: Export, text: Path, options: EvaluationOptions, teacher: Path
+) -> Quality:
+    """How well the file of `export_planned` does on a text, its matrices rounded in memory as they are there; what
+    is measured and how is that of minitron.measure.evaluate."""
+    from importance.rounding.in_types import round_in_types
+    from minitron.measure.quality import Teacher, measure_quality
+    from minitron.measure.text import token_blocks
+    from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
+    from minitron.model.spec import read_spec
+
+    assert request.data is not None
+    number, device = DTYPES[options.dtype], find_device(request.device)
+    tokenizer, kind_keep = load_tokenizer(request.model), types_of_plan(plan, spec)
+    by = token_blocks(tokenizer, request.data, sequence_length=request.sequence_length, samples=request.samples)
+    blocks = token_blocks(tokenizer, text, sequence_length=options.sequence_length, samples=options.samples)
+    model = load_model(request.model, dtype=number, device=device)
+    round_in_types(model, read_spec(request.model), *kind_keep, by, batch_size=options.batch_size)
+    return measure_quality(
+        model, blocks, teacher=Teacher(load_model(teacher, dtype=number, device=device)), batch_size=options.batch_size
+    )
 
 
 def _importance(request: Export, model: Path, progress: Progress, note: Note) -> Importance:

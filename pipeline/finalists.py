@@ -94,12 +94,14 @@ def student_formats(request: Compression, plan: Plan) -> dict[str, Any]:
     """The fields of a distillation that say in which formats the student of a plan is trained and written."""
     from minitron.model.spec import read_spec
     from minitron.quantise.wanted import KV_FORMATS
-    from minitron.search.format_choices import KV, written_of
+    from minitron.search.format_choices import KV, types_written, written_of
 
     form, keep = request.form, request.planning.keep if request.form else {}
     if form is None and plan.formats:
         counts = plan.target(read_spec(request.model)).parameters().by_component
-        form, keep = written_of(plan.formats, counts) or (None, {})
+        # Types of ggml are rounded to once it is trained.
+        written = None if types_written(plan.formats, counts) else written_of(plan.formats, counts)
+        form, keep = written or (None, {})
     kv = plan.formats.get(KV, request.planning.kv)
     # Of other formats engines need no scales in the files.
     own = {"student_kv": kv} if form is not None and kv in KV_FORMATS else {}

@@ -38,9 +38,9 @@ def serve_line_of(model: Path, spec: ModelSpec, result: SearchResult) -> str:
     return f"{line} --revision {revision}" if line and revision else line
 
 
-def serve_line_for(folder: Path, planning: Planning) -> str:
-    """The command that serves the checkpoint in `folder`, as it is stored, for the workload of a plan; empty for no
-    engine."""
+def serve_line_for(folder: Path, planning: Planning, gguf: str = "") -> str:
+    """The command that serves the checkpoint in `folder`, as it is stored, or its GGUF file, for the workload of a
+    plan; empty for no engine."""
     from minitron.memory.formats import FORMATS
     from minitron.memory.serve_line import serve_line
     from minitron.model.stored import read_stored_spec
@@ -48,7 +48,7 @@ def serve_line_for(folder: Path, planning: Planning) -> str:
     spec, weights = read_stored_spec(folder), planning.weights
     plain = weights in FORMATS and not FORMATS[weights].quantised and spec.quantisation is None
     stored = replace(planning, weights=weights if plain else None, keep={})
-    return serve_line(str(folder), spec, stored.workload(spec), stored.budget_for(spec))
+    return serve_line(str(folder), spec, stored.workload(spec), stored.budget_for(spec), gguf)
 
 
 def speed_of(spec: ModelSpec, result: SearchResult, prompt_of: Callable[[int], int]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from importance.rounding.in_memory import round_in_memory
+from importance.rounding.in_types import round_in_types
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan
 from minitron.errors import MinitronError, NotFinite
@@ -30,7 +31,7 @@ from minitron.measure.quality import Quality, Read, Teacher, measure_quality
 from minitron.memory.formats import FORMATS
 from minitron.model.spec import ModelSpec
 from minitron.quantise.wanted import Wanted
-from minitron.search.format_choices import KV, written_of
+from minitron.search.format_choices import KV, types_written, written_of
 
 Loss = Callable[[PreTrainedModel], float]
 """What a model lost, less is better; the parent's is taken off it."""
@@ -155,7 +156,10 @@ class Trials:
         if (written := written_of(plan.formats, counts)) is not None:
             if calibration is None:
                 raise ValueError("candidates in formats are rounded by a text: give calibration sequences")
-            round_in_memory(small, target, Wanted(*written), calibration, batch_size=self.batch_size)
+            if (types := types_written(plan.formats, counts)) is not None:
+                round_in_types(small, target, *types, calibration, batch_size=self.batch_size)
+            else:
+                round_in_memory(small, target, Wanted(*written), calibration, batch_size=self.batch_size)
         kv = plan.formats.get(KV)
         if kv is None or not FORMATS[kv].quantised:
             return None

@@ -90,7 +90,14 @@ _LINES: Final[dict[str, Callable[[str, ModelSpec, Workload, Budget], list[list[s
 """Engine -> the words of its commands, one after another."""
 
 
-def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget) -> str:
-    """The shell commands with which the workload's engine serves `model`, a folder or a name; empty for no engine."""
+def serve_line(model: str, spec: ModelSpec, workload: Workload, budget: Budget, gguf: str = "") -> str:
+    """The shell commands with which the workload's engine serves `model`, a folder or a name, of which there may be a
+    GGUF file already; empty for no engine."""
     line = _LINES.get(workload.engine.name)
-    return "" if line is None else " && ".join(map(shlex.join, line(model, spec, workload, budget)))
+    if line is None:
+        return ""
+    words = line(model, spec, workload, budget)
+    if gguf:
+        (*_, serving) = words
+        words = [[gguf if before == "-m" else word for before, word in zip(["", *serving], serving, strict=False)]]
+    return " && ".join(map(shlex.join, words))

@@ -122,6 +122,23 @@ def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[s
     return max(numbers, key=lambda form: numbers[form]), parts
 
 
+def types_written(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[str, dict[str, str]] | None:
+    """(type of the file, component -> its type), as `minitron export` takes them, of what Formats.to_json gave;
+    `counts` as in `written_of`.  None where nothing is in a type of ggml."""
+    written = written_of(formats, counts)
+    return None if written is None or not is_type(written[0]) else (_mixture_of(written[0]), written[1])
+
+
+def is_type(form: str) -> bool:
+    """Whether a format is a type of ggml and none of safetensors."""
+    return form in TYPES and bool(TYPES[form].instead)
+
+
+def _mixture_of(kind: str) -> str:
+    """The first mixture whose matrices mostly have a type."""
+    return next(name for name, mixture in MIXTURES.items() if mixture.most == kind)
+
+
 def errors(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
     """What is kept in formats that vary -> [formats] its relative error."""
     names = dict.fromkeys(name for one in formats for name in one.of)
@@ -308,7 +325,7 @@ def _formats(workload: Workload, counts: Mapping[str, Any], chosen: Sequence[tup
     main = workload.weights if written is None else written[0]
     if in_gguf(workload) and written is not None:
         # Of the mixture whose matrices mostly have this type, the embedding and the output layer take theirs.
-        main = gguf_format(next(name for name, mixture in MIXTURES.items() if mixture.most == main))
+        main = gguf_format(_mixture_of(main))
     return Formats(main, parts, dict(chosen).get(KV, ""))
 
 
