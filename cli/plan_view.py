@@ -170,6 +170,8 @@ def _formats_in_common(result: "SearchResult", varied: list[str]) -> list[str]:
 
 def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
     """The chosen architecture beside the model: what changes, and every term of its memory."""
+    from minitron.search.format_choices import KV, STATE
+
     best, parent = result.best, result.parent
     left, spare = format_parameters(best.parameters), format_bytes(result.budget.available - best.footprint.total)
     rows: list[list[show.Cell]] = [
@@ -177,8 +179,8 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
         for name in ["num_hidden_layers", *spec.keys]
         if best.sizes.get(name) != parent.sizes[name]
     ]
-    own = {} if best.formats is None else best.formats.of
-    whole = {part: result.workload.kv if part == "kv" else result.workload.weights for part in own}
+    own, workload = {} if best.formats is None else best.formats.told, result.workload
+    whole = {part: {KV: workload.kv, STATE: workload.ssm_state}.get(part, workload.weights) for part in own}
     rows += [[f"{part} in", whole[part], form] for part, form in own.items() if form != whole[part]]
     rows += _lines(parent.footprint, best.footprint)
     show.table(

@@ -114,7 +114,13 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
         default=None,
         read=lambda typed: () if typed is None else tuple(word.strip() for word in typed.split(",")),
     ),
-    "search_kv": Option(typer.Option("--search-kv", help="Let the search choose the format of keys and values too.")),
+    "search_kv": Option(
+        typer.Option(
+            "--search-kv",
+            help="Let the search choose the format of keys and values too, and keep recurrent states in fp16 where the "
+            "engine can.",
+        )
+    ),
     "sort": Option(
         typer.Option(
             "--sort",

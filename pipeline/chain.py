@@ -204,12 +204,16 @@ def _require_exportable(request: Compression) -> None:
 
 
 def _served(request: Compression) -> Planning:
-    """The plan's workload, keys and values as the search chose."""
+    """The plan's workload, keys, values and states as the search chose."""
     from minitron.cut.plan import load_plan
-    from minitron.search.format_choices import KV
+    from minitron.search.format_choices import KV, STATE
 
-    kv = load_plan(request.output / PLAN).formats.get(KV) if request.planning.search_kv else None
-    return replace(request.planning, kv=kv, search_kv=False) if kv else request.planning
+    planning = request.planning
+    if not planning.search_kv:
+        return planning
+    formats = load_plan(request.output / PLAN).formats
+    kv, state = formats.get(KV, planning.kv), formats.get(STATE, planning.ssm_state)
+    return replace(planning, kv=kv, ssm_state=state, search_kv=False)
 
 
 def _score(request: Compression, done: Done, progress: Progress, note: Note) -> None:

@@ -239,7 +239,7 @@ class Planning(Serving):
 
     def format_choices(self, spec: ModelSpec, workload: Workload) -> tuple[Formats, ...]:
         """The assignments of formats to try; empty where none are searched."""
-        from minitron.search.format_choices import format_choices, kv_formats, require_runnable, runnable
+        from minitron.search.format_choices import format_choices, kv_formats, require_runnable, runnable, state_format
 
         if not self.formats and not self.search_kv:
             return ()
@@ -247,4 +247,7 @@ class Planning(Serving):
         require_runnable(spec, workload, [name for name in names if name != NATIVE], self.device)
         if NATIVE in names:
             names = list(dict.fromkeys([name for name in names if name != NATIVE] + runnable(workload, self.device)))
-        return format_choices(spec, workload, names, kv_formats(workload, self.device) if self.search_kv else ())
+        if not self.search_kv:
+            return format_choices(spec, workload, names)
+        state = "" if self.ssm_state else state_format(spec, workload)
+        return format_choices(spec, workload, names, kv_formats(workload, self.device), state=state)

@@ -212,7 +212,7 @@ class _Run:
             curve = self.curves.get(format_name(part))
             for form in kv if part == KV else names:
                 damage[part, form] = 0.0 if curve is None else float(curve.at(np.array(share_lost(form))))
-        formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage)
+        formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage, state=tried[0].state)
         self.lattice = replace(self.lattice, formats=formats)
         self.coordinates = Coordinates(self.lattice, self.scores)
 

@@ -259,7 +259,7 @@ def _candidate(label: str, candidate: Candidate, shown: Sequence[str], available
         "total_bytes": total,
         "spare_bytes": available - total,
         "fits": candidate.fits,
-        "formats": {} if candidate.formats is None else candidate.formats.of,
+        "formats": {} if candidate.formats is None else candidate.formats.told,
         "by_layer_count": write_sizes(candidate.by_layer),
     }
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from minitron.arrays import spread
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
+from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS, STORED, Format, formats_for, ggml_format, gguf_format
 from minitron.memory.ggml import MIXTURES, TYPES
@@ -46,6 +47,9 @@ GGML: Final = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "iq3_xxs", "iq2_s", "iq2_
 
 KV: Final = "kv"
 """Stands for keys and values beside the components whose formats vary."""
+
+STATE: Final = "state"
+"""Stands for recurrent states among the formats of a plan."""
 
 MOST: Final = 512
 """How many assignments are in a lattice."""
@@ -83,6 +87,9 @@ class Formats:
     fixed: tuple[tuple[str, str], ...] = ()
     """The same of what is not searched: what somebody keeps, and projections that cannot be quantised."""
 
+    state: str = ""
+    """As Workload.ssm_state; empty for what was asked for."""
+
     def on(self, workload: Workload, left: ModelSpec | None = None) -> Workload:
         """A workload with these formats; of a model that is `left` after a cut only those of what it has."""
         # What is in the workload's own format need not be named, unless a published mixture would name it otherwise.
@@ -91,7 +98,8 @@ class Formats:
             has = {rule.component for rules in left.rules.values() for rule in rules}
             own = {part: form for part, form in own.items() if part in has}
         kept = replace(workload, weights=self.weights, keep={**workload.keep, **own})
-        return replace(kept, kv=self.kv) if self.kv else kept
+        kept = replace(kept, kv=self.kv) if self.kv else kept
+        return replace(kept, ssm_state=self.state) if self.state else kept
 
     @property
     def of(self) -> dict[str, str]:
@@ -104,8 +112,13 @@ class Formats:
         return any(form_of(form).quantised for form in self.of.values())
 
     def to_json(self) -> dict[str, str]:
-        """What is kept -> its format, of all that a plan must say: `of`, and what cannot be quantised."""
-        return dict(self.fixed) | self.of
+        """What is kept -> its format, of all that a plan must say: `of`, states, and what cannot be quantised."""
+        return dict(self.fixed) | self.told
+
+    @property
+    def told(self) -> dict[str, str]:
+        """`of`, and states where their format is not the one that was asked for."""
+        return self.of | ({STATE: self.state} if self.state else {})
 
 
 def written_of(formats: Mapping[str, str], counts: Mapping[str, int]) -> tuple[str, dict[str, str]] | None:
@@ -236,12 +249,21 @@ def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
     return [workload.kv, *(name for name in own if keeps_kv(workload, name, gpu))]
 
 
+def state_format(spec: ModelSpec, workload: Workload) -> str:
+    """fp16 where recurrent states are in fp32 and the workload's engine keeps them in it: that costs a millionth of what
+    other formats do (minitron.memory.prices); else empty."""
+    states = ENGINES[workload.engine.name].states
+    narrower = keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states)
+    return "fp16" if narrower else ""
+
+
 def format_choices(
     spec: ModelSpec,
     workload: Workload,
     names: Sequence[str],
     kv: Sequence[str] = (),
     *,
+    state: str = "",
     damage: Mapping[tuple[str, str], float] | None = None,
     most: int = MOST,
 ) -> tuple[Formats, ...]:
@@ -249,7 +271,8 @@ def format_choices(
 
     `names` are formats of weights (`require_runnable`), none where those of the workload stay, and `kv` those of keys
     and values.  `damage` is what a component, or `kv`, in a format has been measured to cost; without it the prior
-    says.  `workload` names the format of what cannot be quantised.  Raises MinitronError where none can be used."""
+    says.  `state` is that of recurrent states in all of them.  `workload` names the format of what cannot be quantised.
+    Raises MinitronError where none can be used."""
     if not in_gguf(workload):
         # What is not quantised stays in the numbers that the model has.
         names = list(dict.fromkeys(name if form_of(name).quantised else workload.weights for name in names))
@@ -278,7 +301,9 @@ def format_choices(
             cost = np.add.outer(cost, costs).reshape(-1)
             size = np.add.outer(size, sizes).reshape(-1)
         for place in _near_front(size, cost, most).tolist():
-            one = replace(_formats(workload, counts.by_component, _row(rows, place)), fixed=tuple(fixed.items()))
+            one = replace(
+                _formats(workload, counts.by_component, _row(rows, place)), fixed=tuple(fixed.items()), state=state
+            )
             found.setdefault(one, (int(size[place]), float(cost[place])))
     if not found:
         raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")

@@ -34,6 +34,7 @@ from minitron.search.format_choices import (
     require_runnable,
     runnable,
     share_lost,
+    state_format,
     written_of,
 )
 from minitron.search.lattice import Lattice, Points, parse_widths
@@ -301,6 +302,19 @@ def test_points_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lattice.formats) > 24
     assert len(seen) == len(set(seen)) == found.searched
     assert found.feasible <= found.searched < lattice.points
+
+
+def test_states_are_kept_in_fp16_where_the_engine_can() -> None:
+    spec, dense = hybrid(), tiny("*-", hidden_size=64, intermediate_size=64)
+    vllm, llama_cpp = replace(WIDE, engine=Engine("vllm")), workload_of(spec, 64, engine=Engine("llama.cpp"))
+    assert state_format(spec, vllm) == state_format(spec, WIDE) == "fp16"
+    assert state_format(spec, llama_cpp) == state_format(dense, vllm) == ""
+    assert state_format(spec, replace(vllm, ssm_state="bf16")) == ""
+    for one in format_choices(spec, WIDE, ["bf16", "int8"], state="fp16"):
+        assert one.to_json()["state"] == "fp16" and "state" not in one.of
+        served = one.on(WIDE)
+        assert served.ssm_state == "fp16"
+        assert 2 * footprint(spec, served).ssm_state == footprint(spec, WIDE).ssm_state > 0
 
 
 def test_what_is_not_quantised_stays_in_the_numbers_of_the_model() -> None:
