@@ -250,8 +250,8 @@ def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
 
 
 def state_format(spec: ModelSpec, workload: Workload) -> str:
-    """fp16 where recurrent states are in fp32 and the workload's engine keeps them in it: that costs a millionth of what
-    other formats do (minitron.memory.prices); else empty."""
+    """fp16 where recurrent states are in fp32 and the workload's engine keeps them in it: that costs a millionth of
+    what other formats do (minitron.memory.prices); else empty."""
     states = ENGINES[workload.engine.name].states
     narrower = keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states)
     return "fp16" if narrower else ""
