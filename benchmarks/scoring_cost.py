@@ -4,13 +4,13 @@
 
 The built-in model reads 64 x 512 tokens of its calibration text in the number format and batches that `minitron score`
 uses.  Plain passes, passes with one part of scoring alone and whole runs take turns in one process, and medians of CPU
-seconds are compared; the peak of memory is that of a process of its own for each, which runs it once.  The table goes
-into benchmarks/RESULTS.md.
+seconds are compared; the peak of memory is that of a process of its own for each, which runs it once in the environment of the command line.  The table goes
+into benchmarks/RESULTS.md.  Needs Linux.
 """
 
 import argparse
 import math
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +22,7 @@ from statistics import median
 import torch
 from smollm2 import write_section
 
+from cli.app import ENVIRONMENT
 from importance.score import depth
 from importance.score.balanced_bases import observing_spaces
 from importance.score.calibrate import score_model
@@ -177,7 +178,7 @@ def timed(bench: Bench, repeats: int) -> dict[str, list[float]]:
 def peak(name: str, samples: int) -> int:
     """Bytes that a process needed at most which ran one row once."""
     command = [sys.executable, __file__, "--samples", str(samples), "--alone", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT | os.environ)
     return int(done.stdout.split()[-1])
 
 
@@ -216,7 +217,9 @@ def main() -> None:
     if options.alone:
         bench.prepare(options.alone, 2)
         bench.runs()[options.alone]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10)
+        # Not getrusage: what it tells begins with the memory of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        print(int(status.partition("VmHWM:")[2].split()[0]) * 2**10)
         return
     seconds = timed(bench, options.repeats)
     peaks = {name: peak(name, options.samples) for name in WHOLE}
