@@ -4,8 +4,8 @@
 
 The built-in model reads 64 x 512 tokens of its calibration text in the number format and batches that `minitron score`
 uses.  Plain passes, passes with one part of scoring alone and whole runs take turns in one process, and medians of CPU
-seconds are compared; the peak of memory is that of a process of its own for each, which runs it once in the environment of the command line.  The table goes
-into benchmarks/RESULTS.md.  Needs Linux.
+seconds are compared; the peak of memory is that of a process of its own for each, which runs it once in the environment
+of the command line.  The table goes into benchmarks/RESULTS.md.  Needs Linux.
 """
 
 import argparse
