@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
 from typing import Any
 
 import numpy as np
@@ -21,18 +23,23 @@ def quantised(kind: str, rows: NDArray[np.float32], importance: NDArray[np.float
     if kind == "f32":
         return rows.view(np.uint8)
     count, columns = rows.shape
-    data = np.empty(int(TYPES[kind].layout.matrix(count, columns)), dtype=np.uint8)
+    row_bytes = int(TYPES[kind].layout.matrix(1, columns))
+    data = np.empty(count * row_bytes, dtype=np.uint8)
     weight = None
     if importance is not None:
         importance = np.ascontiguousarray(importance, dtype=np.float32)
         weight = importance.ctypes.data_as(ctypes.c_void_p)
-    written = quantise_rows()(
-        TYPES[kind].number,
-        rows.ctypes.data_as(ctypes.c_void_p),
-        data.ctypes.data_as(ctypes.c_void_p),
-        *(0, count, columns),
-        weight,
-    )
+    quantise = quantise_rows()
+
+    def part(start: int, stop: int) -> int:
+        own, place = rows[start:stop], data[start * row_bytes : stop * row_bytes]
+        pointers = own.ctypes.data_as(ctypes.c_void_p), place.ctypes.data_as(ctypes.c_void_p)
+        return int(quantise(TYPES[kind].number, *pointers, 0, stop - start, columns, weight))
+
+    # Rows do not know of each other, and ggml works on one thread.
+    bounds = np.linspace(0, count, min(count, cpu_count() or 1) + 1).round().astype(int).tolist()
+    with ThreadPoolExecutor(len(bounds) - 1) as threads:
+        written = sum(threads.map(part, bounds[:-1], bounds[1:]))
     if written != data.nbytes:
         raise ValueError(f"ggml wrote {written} bytes of {kind}, not {data.nbytes}")
     return data
