@@ -148,14 +148,14 @@ class Joint(Bench):
         for form in forms:
             if form != PLAIN and (found := self.whole_in(form))["bytes"] <= limit:
                 ways[f"all in {form}"] = found
-        best = min(ways, key=lambda way: ways[way]["kl"])
+        best = min(ways, key=lambda way: ways[way]["kl"], default=None)
         joint = self.searched(percent, forms)
         assert joint is not None
         row = {"percent": percent, "joint": joint, "other": best, "ways": ways}
         if self.options.tokens and str(percent) in self.options.distilled.split(","):
             row["after"] = {
                 "joint": self.taught(f"joint-{percent}", joint)["kl"],
-                best: self.taught(f"other-{percent}", ways[best])["kl"],
+                **({} if best is None else {best: self.taught(f"other-{percent}", ways[best])["kl"]}),
             }
         return row
 
@@ -169,13 +169,13 @@ def section(bench: Joint, rows: list[dict[str, Any]], title: str) -> str:
         cut = ways.get("cut alone")
         single = [(found["kl"], way) for way, found in ways.items() if way != "cut alone"]
         told = ""
-        if after:
+        if row["other"] in after:
             other = after[row["other"]]
             told = f"{after['joint']:.4f} / {other:.4f} = {after['joint'] / other:.2f}"
         lines.append(
-            f"| {row['percent']} % | {'' if cut is None else format(cut['kl'], '.4f')} | "
+            f"| {row['percent']} % | {'none fits' if cut is None else format(cut['kl'], '.4f')} | "
             f"{'{:.4f} ({})'.format(*min(single)) if single else 'none fits'} | {joint['kl']:.4f} | "
-            f"{joint['kl'] / ways[row['other']]['kl']:.3f} | {told} |"
+            f"{'' if row['other'] is None else format(joint['kl'] / ways[row['other']]['kl'], '.3f')} | {told} |"
         )
     options = bench.options
     lines += [
