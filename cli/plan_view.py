@@ -198,22 +198,10 @@ def print_chosen(spec: "ModelSpec", result: "SearchResult") -> None:
 
 def _print_costs(spec: "ModelSpec", result: "SearchResult") -> None:
     """What each part of the chosen candidate costs."""
-    from minitron.search.part_costs import part_costs
+    from minitron.search.part_costs import COST_COLUMNS, part_costs
 
-    rows: list[list[show.Cell]] = [
-        [
-            one.part,
-            one.form or None,
-            f"{one.number_bits:.4g}" if one.form else None,
-            format_parameters(one.parameters) if one.parameters else None,
-            format_parameters(one.active_parameters) if one.active_parameters else None,
-            f"{one.loss_share:.1%}",
-        ]
-        for one in part_costs(spec, result)
-    ]
-    show.table(
-        "What each part costs", ["", "format", "bits", "numbers", "a token uses", "of the loss, by the prior"], rows
-    )
+    rows: list[list[show.Cell]] = [[cell or None for cell in one.cells] for one in part_costs(spec, result)]
+    show.table("What each part costs", [*COST_COLUMNS], rows)
 
 
 def _print_limits(result: "SearchResult") -> None:

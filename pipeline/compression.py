@@ -120,6 +120,10 @@ class Compression:
             )
         if self.form is not None:
             self._plan_for_format()
+        if self.searching.sizes == "per-layer" and self.planning.engine == "llama.cpp":
+            raise MinitronError(
+                "--sizes per-layer makes a model that llama.cpp does not read; drop it, or choose another --engine."
+            )
         if self.exports and self.planning.search_kv:
             raise MinitronError(
                 "--search-kv measures what keys and values lose, and of llama.cpp's types that is not known; give --kv "

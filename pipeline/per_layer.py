@@ -67,10 +67,16 @@ def size_layers(
 def _candidate(spec: ModelSpec, best: Candidate, own: Tried, result: SearchResult) -> Candidate:
     from minitron.memory.footprint import footprint
     from minitron.search.dead_zones import dead_zones
+    from minitron.search.format_choices import errors_of, worth
 
     largest = {key: max(sizes.values()) for key, sizes in own.by_layer.items()}
     target = spec.resized(own.sizes, own.kept, own.by_layer)
-    parameters = int(target.parameters().total)
+    counts = target.parameters()
+    parameters = int(counts.total)
+    score = float(parameters)
+    if best.formats is not None:
+        whole = int(spec.parameters().total)
+        score = float(whole * worth(parameters / whole, sum(errors_of(counts, best.formats.of).values())))
     sizes = {key: target.named_sizes[key] for key in (*best.sizes, *largest) if key in target.named_sizes}
     candidate = replace(
         best,
@@ -80,6 +86,6 @@ def _candidate(spec: ModelSpec, best: Candidate, own: Tried, result: SearchResul
         letters=target.letters,
         parameters=parameters,
         footprint=footprint(target, result.served(target, best), result.budget.workspace),
-        score=float(parameters),
+        score=score,
     )
     return replace(candidate, fits=True, warnings=dead_zones(spec, candidate))

@@ -26,7 +26,7 @@ from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
 from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
-from minitron.search.format_choices import EXPONENT, KV, Formats, form_of, share_lost, shares_lost
+from minitron.search.format_choices import EXPONENT, KV, Formats, errors, form_of, share_lost
 from minitron.search.lattice import Lattice, Points
 
 EXPONENTS: Final = (0.5, 4.0)
@@ -98,7 +98,7 @@ class Coordinates:
         self._left_out = np.array([1.0 - weights[list(kept)].sum() / weights.sum() for kept in lattice.depths])
         self._left_out[[len(kept) == len(self.spec.layers) for kept in lattice.depths]] = 0.0
         self._users = {key: self._share_of_users(axes[0]) for key, axes in self.spec.keys.items()}
-        self._lost = shares_lost(lattice.formats)
+        self._lost = {part: share_lost(error) for part, error in errors(lattice.formats).items()}
         names = (DEPTH, *lattice.widths, *map(format_name, self._lost))
         self.names = tuple(name for name in names if self.settings(name))
         """DEPTH and the config keys that some point of the lattice cuts, and the formats that some point rounds to."""
@@ -154,7 +154,7 @@ class Coordinates:
     def _forms(self, part: str) -> list[tuple[str, float]]:
         """(format, what the prior says it loses) of all formats that some point keeps a part in."""
         forms = dict.fromkeys(one.of[part] for one in self.lattice.formats if part in one.of)
-        return [(form, share_lost(form)) for form in forms]
+        return [(form, float(share_lost(form_of(form).relative_error))) for form in forms]
 
     def _only(self, part: str, form: str) -> Formats:
         """Formats in which one part alone is in fewer bits."""

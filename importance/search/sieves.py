@@ -38,7 +38,7 @@ from minitron.progress import Advance, Progress, silent
 from minitron.search.candidate import Candidate
 from minitron.search.counting import Worth, default_worth
 from minitron.search.depth import Kept
-from minitron.search.format_choices import KV, format_choices, share_lost
+from minitron.search.format_choices import KV, form_of, format_choices, share_lost
 from minitron.search.gauge import broken
 from minitron.search.lattice import Lattice, Points
 from minitron.search.search import SearchResult, fitting, one_a_layout, search
@@ -211,7 +211,7 @@ class _Run:
         for part in tried[0].of:
             curve = self.curves.get(format_name(part))
             for form in kv if part == KV else names:
-                damage[part, form] = 0.0 if curve is None else float(curve.at(np.array(share_lost(form))))
+                damage[part, form] = 0.0 if curve is None else float(curve.at(share_lost(form_of(form).relative_error)))
         formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage, state=tried[0].state)
         self.lattice = replace(self.lattice, formats=formats)
         self.coordinates = Coordinates(self.lattice, self.scores)

@@ -215,6 +215,15 @@ def _price(before: Workload, after: Workload) -> str:
     return next(iter(told.values()), "") if len(told) < 2 else "; ".join(f"{form} {kl}" for form, kl in told.items())
 
 
+def state_format(spec: ModelSpec, workload: Workload) -> str:
+    """fp16 where recurrent states are in fp32 and the workload's engine keeps them in it, else empty: that costs a
+    millionth of what other formats do (minitron.memory.prices).  Of the two with 16 bits it has more for the fraction,
+    and is the less costly by far."""
+    states = ENGINES[workload.engine.name].states
+    narrower = keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states)
+    return "fp16" if narrower else ""
+
+
 _Change = tuple[str, str, Workload]
 
 
@@ -223,10 +232,8 @@ def _narrower(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> Iterator[
     bits = {name: form.bits for name, form in FORMATS.items()}
     main = spec.quantisation.main if workload.weights == STORED and spec.quantisation is not None else None
     bits[STORED] = 16 if main is None else main.layout.bits
-    states = ENGINES[workload.engine.name].states
-    if keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states):
-        # Of the two with 16 bits the one that has more for the fraction: it is the less costly by far.
-        yield "Mamba states in fp16", "--ssm-state fp16", replace(workload, ssm_state="fp16")
+    if narrower := state_format(spec, workload):
+        yield f"Mamba states in {narrower}", f"--ssm-state {narrower}", replace(workload, ssm_state=narrower)
     # Of ggml's blocks where the others are not kept.
     narrow = [name for name in ("fp8", "int8") if keeps_kv(workload, name, gpu)] or ["q8_0"]
     for name in narrow:

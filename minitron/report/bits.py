@@ -11,12 +11,11 @@ from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 from minitron.report.page import legend, section, table
 from minitron.report.text import Document
+from minitron.search.part_costs import COST_COLUMNS, PartCost
 from minitron.units import format_parameters
 
 COLOURS: Final = 8
 """Of formats in report.css; no checkpoint has more of them."""
-
-COST_COLUMNS: Final = ("", "format", "bits", "numbers", "a token uses", "of the loss, by the prior")
 
 _HEIGHT: Final = 120
 """Pixels of the layer that holds the most."""
@@ -77,14 +76,4 @@ def bits_section(document: Document) -> str:
 
 def cost_rows(document: Document) -> list[list[str]]:
     """The table of what each part costs; empty where formats were not searched."""
-    return [
-        [
-            one["part"],
-            one["form"],
-            f"{one['number_bits']:.4g}" if one["form"] else "",
-            format_parameters(one["parameters"]) if one["parameters"] else "",
-            format_parameters(one["active_parameters"]) if one["active_parameters"] else "",
-            f"{one['loss_share']:.1%}",
-        ]
-        for one in document["costs"]
-    ]
+    return [PartCost(**one).cells for one in document["costs"]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from minitron.escapes import Markdown, code, markdown, one_line, visible
 from minitron.report import training as report_training
-from minitron.report.bits import COST_COLUMNS, cost_rows
+from minitron.report.bits import cost_rows
 from minitron.report.sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
 from minitron.report.text import (
     ORIGIN_LABELS,
@@ -28,6 +28,7 @@ from minitron.report.text import (
     warned,
     warning_text,
 )
+from minitron.search.part_costs import COST_COLUMNS
 from minitron.units import format_bytes, format_parameters
 
 

@@ -123,15 +123,15 @@ class Counter:
                 yield points, allowed, points.spread(self.footprint(spec, workload, points, kept).total)
 
     def fewest_bytes(self, lattice: Lattice, points: Points) -> NDArray[np.float64]:
-        """What flat points take at least, which is quick to count: the bits of the format of each part, without what
-        rows that are no whole blocks take, other weights, caches and states."""
+        """What flat points take at least on each GPU, which is quick to count: the bits of the format of each part,
+        without what rows that are no whole blocks take, other weights, caches and states."""
         assert points.form is not None
         numbers = lattice.spec.parameters(points.sizes, _counts(lattice, points)).by_component
         found = np.zeros(points.shape)
         for part in dict.fromkeys(part for one in lattice.formats for part, _ in one.parts):
             bits = np.array([float(form_of(dict(one.parts)[part]).bits_with_scales) for one in lattice.formats])
             found = found + numbers_of(numbers, part) * bits[points.form] / 8
-        return found
+        return found / self.workload.tensor_parallel
 
     def candidates(self, lattice: Lattice, shares: EffectiveParameters | None, points: Points) -> tuple[Candidate, ...]:
         """Flat points in full."""

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from minitron.arrays import spread
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
-from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS, STORED, Format, formats_for, ggml_format, gguf_format
 from minitron.memory.ggml import MIXTURES, TYPES
@@ -32,7 +31,7 @@ from minitron.memory.gpus import Gpu
 from minitron.memory.questions import in_gguf, keeps_kv
 from minitron.memory.workload import Engine, Workload
 from minitron.model.spec import ModelSpec
-from minitron.model.tensors import is_mtp
+from minitron.model.tensors import Parameters, is_mtp
 from minitron.quantise.wanted import KV_FORMATS
 
 EXPONENT: Final = 1.5
@@ -66,9 +65,9 @@ def form_of(name: str) -> Format:
     return FORMATS[name] if name in FORMATS else ggml_format(name)
 
 
-def share_lost(form: str) -> float:
-    """What keeping numbers in a format costs, as the share of them whose cut would cost as much."""
-    return min(SENSITIVITY * float(form_of(form).relative_error ** (1.0 / EXPONENT)), 1.0)
+def share_lost(error: Any) -> Any:
+    """What keeping numbers with a relative error costs, as the share of them whose cut would cost as much."""
+    return np.minimum(SENSITIVITY * error ** (1.0 / EXPONENT), 1.0)
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,13 @@ def errors(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def shares_lost(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
-    """The same -> [formats] the share of it that is lost, by the prior (`share_lost`)."""
-    names = dict.fromkeys(name for one in formats for name in one.of)
-    return {name: np.array([share_lost(one.of[name]) if name in one.of else 0.0 for one in formats]) for name in names}
+def errors_of(counts: Parameters, formats: Mapping[str, str]) -> dict[str, float]:
+    """What is kept -> its part of the relative error of a model with these parameters, each weighed by the share that a
+    token uses of it."""
+    return {
+        part: float(numbers_of(counts.active_by_component, part) / counts.active * form_of(form).relative_error)
+        for part, form in formats.items()
+    }
 
 
 def worth(kept: Any, error: Any) -> Any:
@@ -247,14 +249,6 @@ def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
     able = [form.name for form in quantised if form.name in KV_FORMATS or not form.kept("kv").matrix_bytes]
     own = [name for name in able if bool(FORMATS[name].gguf) == in_gguf(workload)]
     return [workload.kv, *(name for name in own if keeps_kv(workload, name, gpu))]
-
-
-def state_format(spec: ModelSpec, workload: Workload) -> str:
-    """fp16 where recurrent states are in fp32 and the workload's engine keeps them in it: that costs a millionth of
-    what other formats do (minitron.memory.prices); else empty."""
-    states = ENGINES[workload.engine.name].states
-    narrower = keeps_states(spec) and workload.ssm_state == "fp32" and (states is None or "fp16" in states)
-    return "fp16" if narrower else ""
 
 
 def format_choices(

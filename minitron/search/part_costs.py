@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from minitron.model.spec import ModelSpec
-from minitron.search.format_choices import EXPONENT, SENSITIVITY, form_of, numbers_of
+from minitron.search.format_choices import EXPONENT, SENSITIVITY, errors_of, form_of
 from minitron.search.search import SearchResult
+from minitron.units import format_parameters
 
 CUT: Final = "the cut"
 """Stands for all sizes and layers that are cut, beside the components and keys and values."""
+
+
+COST_COLUMNS: Final = ("", "format", "bits", "numbers", "a token uses", "of the loss, by the prior")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class PartCost:
         """For the report."""
         return vars(self)
 
+    @property
+    def cells(self) -> list[str]:
+        """Its row in a table with the columns COST_COLUMNS."""
+        numbers = (format_parameters(count) if count else "" for count in (self.parameters, self.active_parameters))
+        bits = f"{self.number_bits:.4g}" if self.form else ""
+        return [self.part, self.form, bits, *numbers, f"{self.loss_share:.1%}"]
+
 
 def part_costs(spec: ModelSpec, result: SearchResult) -> tuple[PartCost, ...]:
     """Of the best candidate of a search over formats, the cut first and then the dearest parts; none where formats were
@@ -47,11 +58,7 @@ def part_costs(spec: ModelSpec, result: SearchResult) -> tuple[PartCost, ...]:
     if best.formats is None:
         return ()
     counts = best.left(spec).parameters()
-    errors = {
-        part: float(numbers_of(counts.active_by_component, part) / counts.active * form_of(form).relative_error)
-        for part, form in best.formats.of.items()
-    }
-    losses = {part: SENSITIVITY**EXPONENT * error for part, error in errors.items()}
+    losses = {part: SENSITIVITY**EXPONENT * error for part, error in errors_of(counts, best.formats.of).items()}
     # What candidates are ranked by is where a cut alone would lose as much.
     whole = max(1.0 - best.score / int(spec.parameters().total), 0.0) ** EXPONENT
     cut = max(whole - sum(losses.values()), 0.0)

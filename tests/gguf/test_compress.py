@@ -56,6 +56,7 @@ def test_types_that_the_search_chose_are_in_the_file(tmp_path: Path, capsys: pyt
     [
         (["--formats", "int4"], "no type of ggml"),
         (["--formats", "q8_0", "--search-kv"], "give --kv instead"),
+        (["--formats", "q8_0", "--sizes", "per-layer"], "llama.cpp does not read"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_scored(

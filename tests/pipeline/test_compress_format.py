@@ -146,6 +146,10 @@ def test_formats_of_a_hybrid_are_written_to_the_byte(
     more += ("--leave", "hidden", "--judge-samples", "2", "--sizes", sizes)
     assert run([*asked, *more, "--json"]) == 0, capsys.readouterr().err
     chosen = json.loads(capsys.readouterr().out)["results"]["steps"]["plan"]["results"]["chosen"]
+    report = read_json(out / "report/report.json")
+    # With one size for all layers or with sizes of their own: the parts of the loss are all there is.
+    assert chosen["score"] < (chosen["parameters"] if sizes == "per-layer" else read_spec(model).parameters().total)
+    assert sum(one["loss_share"] for one in report["costs"]) == pytest.approx(1)
     assert chosen["formats"]["attention"] == "bf16"
     assert {"int8", "int4"} & set(chosen["formats"].values())
     assert Checkpoint(out / "distilled").weight_bytes == chosen["footprint"]["weights"]

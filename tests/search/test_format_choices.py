@@ -16,7 +16,7 @@ from minitron.memory.footprint import footprint
 from minitron.memory.formats import FORMATS
 from minitron.memory.gpus import find_gpu
 from minitron.memory.precision import precision_of, tally_of, weight_bytes
-from minitron.memory.questions import cautions
+from minitron.memory.questions import cautions, state_format
 from minitron.memory.serve_line import serve_line
 from minitron.memory.workload import Engine, Workload, workload_of
 from minitron.model.spec import ModelSpec
@@ -34,7 +34,6 @@ from minitron.search.format_choices import (
     require_runnable,
     runnable,
     share_lost,
-    state_format,
     written_of,
 )
 from minitron.search.lattice import Lattice, Points, parse_widths
@@ -70,7 +69,8 @@ def test_the_errors_of_formats_are_those_of_normally_distributed_numbers(name: s
 
 
 def test_fewer_bits_lose_more() -> None:
-    lost = [share_lost(name) for name in ("bf16", "q8_0", "int8", "fp8", "nvfp4", "int4", "iq3_xxs", "iq2_xxs")]
+    names = ("bf16", "q8_0", "int8", "fp8", "nvfp4", "int4", "iq3_xxs", "iq2_xxs")
+    lost = [float(share_lost(form_of(name).relative_error)) for name in names]
     assert lost[0] == 0
     assert sorted(lost) == lost
     assert lost[-1] < 1
@@ -236,6 +236,19 @@ def test_what_fills_the_blocks_of_a_type_is_searched_first(monkeypatch: pytest.M
         search(replace(lattice, formats=format_choices(spec, workload, [name])), workload, budget) for name in names
     ]
     assert found.best.score >= 0.999 * max(one.best.score for one in one_type if one.candidates)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_what_points_take_at_least_is_not_more_than_they_take(gpus: int) -> None:
+    spec, workload = hybrid(), replace(WORKLOAD, tensor_parallel=gpus)
+    lattice = lattice_of(spec, ["bf16", "int8", "int4"], intermediate_size="64,48,32", hidden_size="64,32")
+    counter = Counter(workload, Budget(10**9, workspace=0))
+    for points, allowed, totals in counter.blocks(lattice):
+        flat = points.select(np.arange(allowed.size))
+        least = counter.fewest_bytes(lattice, flat)
+        assert (least[allowed.ravel()] <= totals.ravel()[allowed.ravel()]).all()
+        # And not so little that it tells nothing.
+        assert (least > 0.1 * totals.ravel()).all()
 
 
 def test_types_of_ggml_are_chosen_for_llama_cpp() -> None:
