@@ -223,11 +223,13 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
 
 def _require_less(spec: ModelSpec, wanted: Mapping[str, int]) -> None:
     """Raise MinitronError for sizes that no cut of the model reaches."""
-    spec.resized(wanted)
     for key, size in wanted.items():
+        if size < 1:
+            raise MinitronError(f"{key} = {size} leaves nothing; give at least 1.")
         # Which depths can be reached depends on the kinds of layers.
-        if key != "num_hidden_layers" and size > spec.named_sizes[key]:
-            raise MinitronError(f"{key} = {size} is more than the model's {spec.named_sizes[key]}; pruning only cuts.")
+        if key != "num_hidden_layers" and size > (whole := spec.named_sizes.get(key, size)):
+            raise MinitronError(f"{key} = {size} is more than the model's {whole}; pruning only cuts.")
+    spec.resized(wanted)
 
 
 def _require_weights(request: Pruning, found: Mapping[str, Any], what: str) -> None:
