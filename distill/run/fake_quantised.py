@@ -96,12 +96,15 @@ class FakeQuantised:
             if start is not None:
                 _begin(one, parts, module.get_parameter(attribute), start)
             rounded: Callable[[nn.Module, nn.Parameter], Any]
+            # Beside the weights that they divide at every step.
+            device = module.get_parameter(attribute).device
+            scales = {matrix.name: self.scales[matrix.name].to(device) for matrix in parts if matrix is not None}
             if self.learns:
-                learned = LearnedScales(one, attribute, parts, self.scales)
+                learned = LearnedScales(one, attribute, parts, scales)
                 learned.put_on(module)
                 rounded = learned.rounded
             else:
-                rounded = _Rounding(one, parts, self.scales).rounded
+                rounded = _Rounding(one, parts, scales).rounded
             swap = _Swap(attribute, rounded)
             module.register_forward_pre_hook(swap.enter)
             module.register_forward_hook(swap.leave, always_call=True)

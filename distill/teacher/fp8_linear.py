@@ -47,8 +47,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        flat = states.flatten(0, -2)
-        numbers, scale = quantise(flat)
+        # Its first factor goes by rows, its second by columns; scales are contiguous.
+        numbers, scale = quantise(states.flatten(0, -2).contiguous())
         product = torch._scaled_mm(
             numbers,
             self.weight_fp8.t(),

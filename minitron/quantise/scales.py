@@ -18,6 +18,7 @@ from minitron.memory.formats import Format
 from minitron.quantise.grids import E2M1_LARGEST, E4M3_LARGEST, GRIDS, Grid
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SMALLEST_GROUP_SCALE: Final = 2.0**-9
@@ -81,7 +82,11 @@ class Scales:
 
     def cpu(self) -> Scales:
         """The same in the memory of the CPU."""
-        return Scales(self.step.cpu(), {name: tensor.cpu() for name, tensor in self.stored.items()})
+        return self.to("cpu")
+
+    def to(self, device: torch.device | str) -> Scales:
+        """The same on a device."""
+        return Scales(self.step.to(device), {name: tensor.to(device) for name, tensor in self.stored.items()})
 
     def _kept(self, step: Tensor) -> Tensor:
         found = step / self._second(step)
@@ -140,7 +145,7 @@ def plain_scales(form: Format, weights: Sequence[Tensor]) -> list[Scales]:
     if not form.row_bytes and not form.group:
         import torch
 
-        return [scales_for(form, torch.full((1, 1), whole), whole) for _ in weights]
+        return [scales_for(form, torch.full((1, 1), whole, device=weight.device), whole) for weight in weights]
     return [scales_for(form, largest(form, weight), whole) for weight in weights]
 
 
@@ -177,16 +182,21 @@ def _searched_whole(form: Format, weights: Sequence[Tensor], whole: float, impor
     import torch
 
     grid, best, chosen = GRIDS[form.numbers], float("inf"), 1.0
+
+    def whole_scales(weight: Tensor, clipping: float) -> Scales:
+        # Beside the weight: a matrix on a GPU takes no matrix in the CPU's memory, be it of one number.
+        return scales_for(form, torch.full((1, 1), whole * clipping, device=weight.device), whole)
+
     for clipping in CLIPPINGS[form.numbers]:
-        scales = scales_for(form, torch.full((1, 1), whole * clipping), whole)
         error: float = sum(
             float(_errors(grid, rows.float(), scales, importance, 1).sum())
             for weight in weights
+            for scales in [whole_scales(weight, clipping)]
             for rows in _some_rows(weight)
         )
         if error < best:
             best, chosen = error, clipping
-    return [scales_for(form, torch.full((1, 1), whole * chosen), whole) for _ in weights]
+    return [whole_scales(weight, chosen) for weight in weights]
 
 
 def _errors(grid: Grid, rows: Tensor, scales: Scales, importance: Tensor | None, groups: int) -> Tensor:
