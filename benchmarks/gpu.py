@@ -50,6 +50,9 @@ ROOT = Path(__file__).parent.parent
 START = 120.0
 """Seconds in which a process must have loaded torch."""
 
+LONGEST = 300
+"""Characters of an error that is told; the log has all of it."""
+
 HEADING = "## On a GPU (`benchmarks/gpu.py`)"
 
 
@@ -68,9 +71,10 @@ PARTS: dict[str, Part] = {
     "tests": Part("gpu_tests:tests", 90),
     "fp8": Part("gpu_teacher:fp8", 60),
     "loss": Part("gpu_loss:loss", 50),
-    "distill": Part("gpu_training:distill", 170),
+    "distill": Part("gpu_training:distill", 60),
+    "compiled": Part("gpu_training:compiled", 120),
     "checkpoints": Part("gpu_training:checkpoints", 50),
-    "offload": Part("gpu_memory:offload", 120),
+    "offload": Part("gpu_memory:offload", 160),
     "memory": Part("gpu_memory:memory", 40),
 }
 LIBRARIES = (
@@ -92,8 +96,7 @@ class _Telling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-            self.connection.send(("failed", f"{kind.__name__}: {lines[0].strip()}"))
+            self.connection.send(("failed", f"{kind.__name__}: {' '.join(str(error).split())}"[:LONGEST]))
 
 
 def serve(connection: Connection, setting: Setting, log: Path) -> None:

@@ -58,13 +58,14 @@ def loss(setting: Setting) -> Iterator[Row]:
 def _ways(setting: Setting) -> dict[str, Callable[[Given], Tensor] | str]:
     """Name -> a loss, or why there is none."""
     found: dict[str, Callable[[Given], Tensor] | str] = {"plain, whole logits": _plain, "ours": _ours}
-    found["ours, compiled"] = _compiled if setting.on_gpu else NEEDS_GPU
     if not setting.on_gpu:
         found["liger"] = NEEDS_GPU
     elif find_spec("liger_kernel") is None:
         found["liger"] = "liger-kernel is not installed"
     else:
         found["liger"] = _liger if is_usable() else "liger-kernel does not load here"
+    # The last one: triton needs a C compiler, which an image may lack.
+    found["ours, compiled"] = _compiled if setting.on_gpu else NEEDS_GPU
     return found
 
 

@@ -16,6 +16,7 @@ from importance.score.calibrate import calibrate
 from importance.score.options import ScoringOptions
 from minitron import builtin
 from minitron.engines.plain import WORKSPACE
+from minitron.files import write_json
 from minitron.memory.footprint import footprint
 from minitron.memory.workload import workload_of
 from minitron.model.layerwise import EMBEDDING, OUTPUT, LayerwiseModel
@@ -30,20 +31,26 @@ TINY = hybrid("M-M*-M", 32, 64, (4, 8, 2, 8), (2, 1, 16), 2048)
 PROBE = 4
 """Layers of the model by which the time of the others is foretold."""
 
-SECONDS = 70.0
+SECONDS = 110.0
 """What writing and scoring the whole model may take."""
 
 
 def offload(setting: Setting) -> Iterator[Row]:
     """`score --offload` of a model in the shape of Nano 2's 9B; of fewer layers where time or disk do not allow all."""
     shape = TINY if setting.tiny else NANO_9B
-    pattern = shape["hybrid_override_pattern"]
     probed = _scored(setting, shape, PROBE)
-    each = (probed["write"] + probed["score"]) / PROBE
-    bytes_each = probed["bytes"] / PROBE
-    free = shutil.disk_usage(setting.work).free
-    layers = min(len(pattern), max(PROBE, min(int(SECONDS / each), int(0.8 * free / bytes_each))))
-    yield Row("layers", layers, "", f"of {len(pattern)}; by {each:.2f} s a layer in a trial of {PROBE}")
+    free, layers, whole = shutil.disk_usage(setting.work).free, PROBE, len(shape["hybrid_override_pattern"])
+    for more in range(PROBE + 1, whole + 1):
+        size = _bytes(setting, _first(shape, more))
+        foretold = probed["write"] * size / probed["bytes"] + probed["score"] * more / PROBE
+        if foretold <= SECONDS and size <= 0.8 * free:
+            layers = more
+    yield Row(
+        "layers",
+        layers,
+        "",
+        f"of {whole}; {PROBE} took {probed['write']:.1f} s to write, {probed['score']:.1f} s to score",
+    )
     found = _scored(setting, shape, layers)
     note = f"{found['parameters']:,} parameters with random weights; {found['told']}"
     yield Row("checkpoint", found["bytes"], "B", note)
@@ -57,12 +64,25 @@ def offload(setting: Setting) -> Iterator[Row]:
         yield Row("peak / checkpoint", found["peak"] / found["bytes"])
 
 
+def _first(shape: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The config of a model of the first layers."""
+    pattern = shape["hybrid_override_pattern"][:layers]
+    return shape | {"hybrid_override_pattern": pattern, "num_hidden_layers": layers}
+
+
+def _bytes(setting: Setting, config: dict[str, Any]) -> int:
+    """Those of its weights in bf16."""
+    folder = setting.work / "size"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", config)
+    return 2 * int(read_spec(folder).parameters().total)
+
+
 def _scored(setting: Setting, shape: dict[str, Any], layers: int) -> dict[str, Any]:
     """Write a checkpoint of so many layers, score it, remove it."""
     place, folder = setting.place, setting.work / "offload"
-    pattern = shape["hybrid_override_pattern"][:layers]
     started = time.perf_counter()
-    make(folder, shape | {"hybrid_override_pattern": pattern, "num_hidden_layers": layers})
+    make(folder, _first(shape, layers))
     written = time.perf_counter() - started
     samples, length, batch = (2, 32, 1) if setting.tiny else (32, 1024, 4)
     options = ScoringOptions(

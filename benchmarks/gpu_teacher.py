@@ -37,7 +37,7 @@ def fp8(setting: Setting) -> Iterator[Row]:
 
 def _product(setting: Setting) -> Iterator[Row]:
     """One linear of an MLP of Llama 3.1 8B."""
-    tokens, inputs, outputs = 8192, 4096, 14_336
+    tokens, inputs, outputs = (64, 64, 128) if setting.tiny else (8192, 4096, 14_336)
     names = [f"{tokens:,} x {inputs:,} x {outputs:,}, {way}" for way in ("bf16", "_scaled_mm alone", "Fp8Linear")]
     place = setting.place
     if not setting.on_gpu:

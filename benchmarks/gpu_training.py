@@ -1,4 +1,5 @@
-"""Steps of distillation: tokens a second, FLOPs and checkpoints.  Parts `distill` and `checkpoints` of gpu.py."""
+"""Steps of distillation: tokens a second, FLOPs and checkpoints.  Parts `distill`, `compiled` and
+`checkpoints` of gpu.py."""
 
 from __future__ import annotations
 
@@ -55,10 +56,18 @@ PASSES = {"dense": 4, "hybrid": 2}
 
 
 def distill(setting: Setting) -> Iterator[Row]:
-    """Steps of a dense pair and a hybrid one, as they are and compiled."""
+    """Steps of a dense pair and a hybrid one."""
+    yield from _families(setting, compiled=False)
+
+
+def compiled(setting: Setting) -> Iterator[Row]:
+    """The same with layers and loss as torch.compile makes them."""
+    yield from _families(setting, compiled=True)
+
+
+def _families(setting: Setting, *, compiled: bool) -> Iterator[Row]:
     place = setting.place
     scan = "mamba-ssm" if find_spec("mamba_ssm") else "pure torch, as transformers runs it without mamba-ssm"
-    peak_flops, told = _peak_flops(setting)
     recipe = Recipe(steps=WARM + TIMED, sequence_length=2048, batch_tokens=16_384, validation_sequences=2)
     if setting.tiny:
         recipe = Recipe(steps=2, sequence_length=32, batch_tokens=64, validation_sequences=2)
@@ -70,10 +79,8 @@ def distill(setting: Setting) -> Iterator[Row]:
         note = f"student {student.num_parameters():,}, teacher {teacher.num_parameters():,} parameters"
         note += f"; scan: {scan}" if family == "hybrid" else ""
         yield Row(f"{family}: FLOPs of a token", 1e-9 * work, "GFLOP", note)
-        for compiled in (False, True):
-            name = f"{family}, compiled" if compiled else family
-            found = Recipe(**vars(recipe) | {"compile": compiled, "micro_batch": PASSES[family]})
-            yield from _steps(name, setting, (student, teacher), text, found, work, (peak_flops, told))
+        found = Recipe(**vars(recipe) | {"compile": compiled, "micro_batch": PASSES[family]})
+        yield from _steps(family, setting, (student, teacher), text, found, work)
         del student, teacher
         forget(place)
 
@@ -85,7 +92,6 @@ def _steps(
     text: Text,
     recipe: Recipe,
     work: float,
-    peak: tuple[float | None, str],
 ) -> Iterator[Row]:
     """A new optimiser and some steps."""
     place, times = setting.place, list[float]()
@@ -94,7 +100,7 @@ def _steps(
         if setting.tiny and recipe.compile:
             # A compiler for a CPU takes minutes: what is looked at here is the way there.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        trainer = Trainer(*models, text, recipe, Work(setting.work / re.sub(r"\W+", "-", name)), Processes())
+        trainer = Trainer(*models, text, recipe, Work(setting.work / f"{name}-{recipe.compile}"), Processes())
         started = clock(place)
         for _ in range(warm):
             trainer.train_step()
@@ -116,7 +122,7 @@ def _steps(
     yield Row(f"{name}: tokens/s", rate, "tokens/s", f"{note}; {taken:.3f} s a step")
     if warm:
         yield Row(f"{name}: the first {warm} steps", first, "s")
-    flops, told = peak
+    flops, told = _peak_flops(setting)
     use = None if flops is None else rate * work / flops
     yield Row(f"{name}: model FLOPs utilisation", use, "", told)
     yield bytes_row(f"{name}: peak of a step", highest, "beside weights and the optimiser's moments")
@@ -171,7 +177,7 @@ def known_gpu(name: str) -> Gpu:
 def checkpoints(setting: Setting) -> Iterator[Row]:
     """The same steps without checkpoints, twice; with them; and with them written behind the steps."""
     place = setting.place
-    sizes = (32, 64, 2, (2, 1, 16), 2048) if setting.tiny else (1024, 4096, 12, (16, 4, 64), 65_536)
+    sizes = (32, 64, 2, (2, 1, 16), 2048) if setting.tiny else (1024, 4096, 8, (16, 4, 64), 32_768)
     length, tokens, steps = (32, 64, 5) if setting.tiny else (1024, 8192, 9)
     recipe = Recipe(
         steps=steps, sequence_length=length, batch_tokens=tokens, validation_sequences=2, keep_checkpoints=1

@@ -93,7 +93,13 @@ def test_students_in_fewer_bits(
     how = {"student_format": form, "student_scales": scales, "student_round": "nearest"}
     one, other = (
         trained(
-            llama, llama, short_text, tmp_path / f"{number}", place, **how, recipe={"steps": 2, "micro_batch": size}
+            llama,
+            llama,
+            short_text,
+            tmp_path / f"{number}",
+            place,
+            **how,
+            recipe={"steps": 2, "micro_batch": size, "learning_rate": 1e-3},
         )
         for number, (place, size) in enumerate([(device, 2), (torch.device("cpu"), 4)])
     )
