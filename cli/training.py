@@ -7,6 +7,7 @@ import typer
 from cli.option_groups import Option
 from cli.options import SeedOption, SequenceLengthOption, tokens_option, words
 from distill.losses.divergences import DIVERGENCES, written
+from distill.recipe import STREAM_WEIGHT
 
 DEFAULT_TOKENS: Final = 2**20
 
@@ -65,6 +66,13 @@ TRAINING: Final[dict[str, Option]] = {
     "cosine_weight": Option(
         typer.Option(
             "--cosine-weight", help="Weight of 1 - cosine similarity of the last hidden states, added to the loss."
+        )
+    ),
+    "stream_weight": Option(
+        _number(
+            "--stream-weight",
+            "Weight of the error of the residual stream after every layer, for a student that was pruned from the "
+            f"teacher; default: {STREAM_WEIGHT:g} for such a student.",
         )
     ),
     "train": Option(

@@ -21,6 +21,9 @@ LEAST_LEARNING_RATE_SHARE: Final = 0.1
 TRAINED: Final = ("all", "router", "all-but-router")
 """All parameters, those of the routers of mixtures of experts alone, or all others."""
 
+STREAM_WEIGHT: Final = 20.0
+"""Of the weights that were tried the best (benchmarks/RESULTS.md)."""
+
 KERNELS: Final = ("own", "liger")
 """Who computes the loss: distill.losses.chunked, or liger-kernel where it is exact for the request."""
 
@@ -129,6 +132,10 @@ class Recipe:
     cosine_weight: float = 0.0
     """Times 1 - cosine of both models' last hidden states, added to the loss."""
 
+    stream_weight: float | None = None
+    """Times the error of the residual stream in every layer (distill.run.stream_match), added to the loss; None is
+    STREAM_WEIGHT for a student that was pruned from its teacher, and 0 for another."""
+
     train: str = "all"
     """A name of TRAINED: which parameters are trained."""
 
@@ -169,6 +176,8 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise MinitronError(f"{_words(name)} is {value}; give a number of 0 or more.")
+        if self.stream_weight is not None and not (math.isfinite(self.stream_weight) and self.stream_weight >= 0):
+            raise MinitronError(f"stream weight is {self.stream_weight}; give a number of 0 or more.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise MinitronError(f"betas are {self.betas}, but must lie in [0, 1); correct the recipe.")
         if self.last_learning_rate > self.learning_rate:
@@ -292,6 +301,7 @@ _POSITIVE: Final = tuple(
         "activation_checkpointing",
         "async_checkpoints",
         "compile",
+        "stream_weight",
         *_NOT_NEGATIVE,
     }
 )

@@ -67,11 +67,11 @@ def model_card(
     for use, file in source.items():
         weight = f", weight {file['weight']:g}" if "weight" in file else ""
         lines.append(f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}")
+    # The weight that was used, where the recipe leaves it to the student.
+    used = recipe.to_json() | {"stream_weight": result.stream_weight}
     lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
     lines += [
-        "- " + markdown(f"{name.replace('_', ' ')}: {value}")
-        for name, value in recipe.to_json().items()
-        if value not in (None, [])
+        "- " + markdown(f"{name.replace('_', ' ')}: {value}") for name, value in used.items() if value not in (None, [])
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,7 @@ Shape letters: B sequences, T tokens, N = B * T.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from distill.losses.divergences import Sparse, parse_loss
 from distill.losses.liger import liger_loss
 from distill.recipe import Recipe
 from distill.run.mtp import PREFIX, Predictor
+from distill.run.stream_match import StreamMatch
 from distill.teacher.cache import TeacherCache
 from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference
@@ -69,12 +70,18 @@ class Objective(nn.Module):
     """The loss of a student beside its teacher; a module, so that the student's parameters are there while it runs."""
 
     def __init__(
-        self, student: PreTrainedModel, teacher: Reference, recipe: Recipe, mtp: Predictor | None = None
+        self,
+        student: PreTrainedModel,
+        teacher: Reference,
+        recipe: Recipe,
+        mtp: Predictor | None = None,
+        stream: StreamMatch | None = None,
     ) -> None:
         """Where hidden states of two widths are compared, a linear that is trained along turns one into the other;
-        `mtp` is the student's own multi-token-prediction block, where it is trained along."""
+        `mtp` is the student's own multi-token-prediction block, where it is trained along, `stream` compares the
+        residual streams."""
         super().__init__()
-        self.student, self.recipe, self.mtp = student, recipe, mtp
+        self.student, self.recipe, self.mtp, self.stream = student, recipe, mtp, stream
         self._logits = logit_map(student), PLAIN if isinstance(teacher, TeacherCache) else _logits_of(teacher)
         # Not a part of this module: its parameters are its own affair.
         self._teacher = (teacher,)
@@ -105,12 +112,23 @@ class Objective(nn.Module):
         return work()
 
     def loss(self, part: Pass, place: int) -> Tensor:
-        """The part that some sequences have in the loss of a whole batch; what is said of a token is learnt at the one
-        before it.  Chance follows from `place`, the number of the first sequence since the run began."""
+        """The part that some sequences have in the loss of a whole batch."""
+        return self.total(self.losses(part, place))
+
+    def total(self, losses: Tensor) -> Tensor:
+        """What is minimised, of `losses`."""
+        return losses[0] if self.stream is None else losses[0] + self.stream.weight * losses[1]
+
+    def losses(self, part: Pass, place: int) -> Tensor:
+        """[2]: the part that some sequences have in the loss of a whole batch, and in the error of its residual
+        streams, 0 where they are not compared; what is said of a token is learnt at the one before it.  Chance follows
+        from `place`, the number of the first sequence since the run began."""
         recipe, head = self.recipe, OutputLayer(self.student.get_output_embeddings())
-        rows = self._rows(part)
+        with nullcontext() if self.stream is None else self.stream.watching() as seen:
+            rows = self._rows(part)
+            with self.autocast():
+                mine = hidden_states(self.student, part.ids)
         with self.autocast():
-            mine = hidden_states(self.student, part.ids)
             how = self._options(part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
             total = self._compare(mine.flatten(0, 1), head, rows, how)
             if self.mtp is not None:
@@ -127,7 +145,8 @@ class Objective(nn.Module):
                     mine.flatten(0, 1), rows.theirs, self.projection, mask=rows.mask, divisor=part.divisor
                 )
                 total = total + recipe.cosine_weight * cosine
-        return total
+        error = torch.zeros_like(total) if seen is None or self.stream is None else self.stream.error(seen)
+        return torch.stack([total, error * (part.ids.numel() / recipe.batch_tokens)])
 
     def _rows(self, part: Pass) -> _Rows:
         """What is to be learnt at each token of some sequences."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
-from distill.recipe import Recipe
+from distill.recipe import STREAM_WEIGHT, Recipe
 from distill.run.distillation import Distillation
 from distill.run.learned_scales import require_learnable
 from distill.run.mtp import require_block
@@ -17,6 +17,7 @@ from distill.run.work import Work
 from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
+from minitron.cut.stream_map import StreamMap
 from minitron.errors import MinitronError
 from minitron.files import file_hash, refuse_existing
 from minitron.locks import resolved
@@ -78,7 +79,31 @@ class Request:
             )
         if self.recipe.mtp_weight:
             require_block(student)
+        _ = self.stream
         self._check_formats()
+
+    @cached_property
+    def stream(self) -> tuple[float, StreamMap] | None:
+        """(weight, where the student's residual stream lies in the teacher's); None where streams are not compared.
+
+        Raises MinitronError where they are to be compared and cannot be."""
+        weight, student, teacher = self.recipe.stream_weight, self.asked.student, self.asked.teacher
+        if weight == 0:
+            return None
+        found, mine, theirs = StreamMap.read(student), known_spec(student), known_spec(teacher)
+        if found is None or mine is None or theirs is None:
+            why = f"{student} holds no record of a cut that says where its stream lies in a teacher's"
+        elif found.parent != theirs.fingerprint:
+            why = f"{student} was pruned from a model with another config.json than {teacher}"
+        elif self.asked.cache is not None:
+            why = "a teacher cache holds no residual stream"
+        elif self.asked.offload_teacher:
+            why = "an offloaded teacher's residual stream is not kept"
+        else:
+            return STREAM_WEIGHT if weight is None else weight, found
+        if weight is not None:
+            raise MinitronError(f"{why}, which --stream-weight needs; drop --stream-weight.")
+        return None
 
     def _check_formats(self) -> None:
         """Raise MinitronError where the student cannot be trained in the formats that are asked for."""

@@ -53,10 +53,13 @@ class DistillResult:
     """Every validation: step, tokens, kl, perplexity, top1_agreement; `tasks` where there are some."""
 
     losses: list[float]
-    """The training loss of every step; nan where it was not finite and the step was skipped."""
+    """The training loss of every step, the streams' error left out; nan where it was skipped, as not finite."""
 
     selected_step: int
     """After which of the steps the weights written are."""
+
+    stream_weight: float = 0.0
+    """Of the error of the residual streams in what was minimised; 0 where they were not compared."""
 
     @property
     def selected(self) -> dict[str, Any]:
@@ -94,4 +97,5 @@ def result_of(trainer: Trainer, start: dict[str, Any], output: Path, teacher_pre
         curve=trainer.curve,
         losses=trainer.losses,
         selected_step=int(after["step"]),
+        stream_weight=0.0 if trainer.objective.stream is None else trainer.objective.stream.weight,
     )

@@ -1,6 +1,6 @@
 """A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,18 +22,21 @@ from distill.run.output import calibration, write_outputs
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.rounded_start import RoundedStart, write_start
+from distill.run.stream_match import StreamMatch
 from distill.run.tasks import asker
 from distill.run.trackers import TRACKERS, require_tracker
 from distill.run.trainer import Trainer
 from distill.run.work import Work
 from distill.teacher.drift import Drift
 from distill.teacher.loading import known_spec
+from distill.teacher.teacher_source import Reference
 from distill.text.data import Text, read_text
 from distill.text.tokens import require_sound
+from minitron.errors import MinitronError
 from minitron.files import sole
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
-from minitron.model.spec import ModelSpec
+from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.quantise.assigned import assign
 from minitron.run_folder import part
@@ -175,13 +178,34 @@ def _prepare(
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
-    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec)
+    stream = _stream(request, identity, reference, model, text)
+    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
     return trainer, start, formats
+
+
+def _stream(
+    request: Request, identity: Mapping[str, Any], teacher: Reference, student: PreTrainedModel, text: Text
+) -> StreamMatch | None:
+    """How residual streams are compared, where they are; `identity` is the teacher's.  Raises MinitronError where the
+    student was pruned from other weights and its streams are to be compared."""
+    if request.stream is None:
+        return None
+    weight, stream = request.stream
+    if stream.weights not in (None, identity["teacher"]["weights"]["sha256"]):
+        if request.recipe.stream_weight is None:
+            return None
+        raise MinitronError(
+            f"{request.asked.student} was pruned from other weights than those in {request.asked.teacher}, and "
+            "--stream-weight needs its parent; give that as --teacher, or drop --stream-weight."
+        )
+    mine, theirs = read_spec(request.asked.student), read_spec(request.asked.teacher)
+    assert isinstance(teacher, PreTrainedModel)
+    return StreamMatch.of(weight, stream, (student, mine), (teacher, theirs), text.validation)
 
 
 def _fake(

@@ -24,6 +24,7 @@ from distill.run.compiled import Compiled
 from distill.run.mtp import Predictor, measure_drafts
 from distill.run.objective import Objective, Pass
 from distill.run.router_load import counted, load_of, routers_of
+from distill.run.stream_match import StreamMatch
 from distill.run.tasks import Ask
 from distill.run.work import Work
 from distill.teacher.streamed import StreamedTeacher
@@ -58,11 +59,12 @@ class Trainer:
         ask: Ask | None = None,
         mtp: Predictor | None = None,
         spec: ModelSpec | None = None,
+        stream: StreamMatch | None = None,
     ) -> None:
         """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
-        `ask` tasks too.  `spec` is the student's where a table holds its family."""
+        `ask` tasks too.  `spec` is the student's where a table holds its family; `stream` compares residual streams."""
         self.student, self.text, self.recipe = student, text, recipe
-        self.objective = Objective(student, teacher, recipe, mtp)
+        self.objective = Objective(student, teacher, recipe, mtp, stream)
         self.work, self.processes = work, processes
         self.checkpoints = Checkpoints(
             work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
@@ -146,10 +148,10 @@ class Trainer:
             self._forward_backward(part, self.position + first)
             for first, part in _passes(batch, mine, recipe.sequences_per_pass)
         ]
-        loss = float(processes.sum(torch.stack(parts).sum()))
+        loss, error = processes.sum(torch.stack(parts).sum(0)).tolist()
         parameters = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
         norm = float(processes.gather(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)))
-        good = math.isfinite(loss) and math.isfinite(norm)
+        good = math.isfinite(loss) and math.isfinite(error) and math.isfinite(norm)
         self.skipped = 0 if good else self.skipped + 1
         if self.skipped > recipe.most_skipped:
             self.checkpoints.settle()
@@ -171,6 +173,7 @@ class Trainer:
         self.losses.append(loss)
         self.seconds += time.perf_counter() - started
         found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        found |= {} if self.objective.stream is None else {"stream_error": error}
         return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
 
     def _ask_ahead(self, mine: slice) -> None:
@@ -186,12 +189,12 @@ class Trainer:
         self._asked = self.step + steps
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
-        """Add the gradient of some sequences to the student's; returns their part of the batch's loss."""
+        """Add the gradient of some sequences to the student's; returns their part of the batch's losses."""
         with self._compiled.on():
-            loss: Tensor = self.objective(lambda: self.objective.loss(part, place))
+            losses: Tensor = self.objective(lambda: self.objective.losses(part, place))
             # Each process has a part of the batch's loss, of whose gradients the mean is taken.
-            (loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            (self.objective.total(losses) * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
 
     def validate(self) -> dict[str, Any]:
         """The student against the teacher on the held-out sequences; the result joins the curve."""

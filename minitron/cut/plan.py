@@ -143,7 +143,7 @@ class Plan:
             "model": self.model,
             "sizes": dict(self.sizes),
             **({"by_layer": write_sizes(self.by_layer)} if self.by_layer else {}),
-            "layers": _write_ranges(np.array(self.layers)),
+            "layers": write_ranges(np.array(self.layers)),
             "parameters": self.parameters,
             "scores": self.scores,
             "weights": dict(self.weights),
@@ -200,7 +200,7 @@ def load_plan(path: Path) -> Plan:
         return Plan(
             model=value["model"],
             sizes=value["sizes"],
-            layers=tuple(_read_ranges(value["layers"]).tolist()),
+            layers=tuple(read_ranges(value["layers"]).tolist()),
             by_layer=read_sizes(value.get("by_layer") or {}),
             keep=_read_keep(value["keep"], bases),
             gains={name: tuple(factors) for name, factors in value["gains"].items()},
@@ -307,20 +307,22 @@ def _write_cut(chosen: Cut) -> Any:
 
 
 def _write_indices(kept: Indices) -> Any:
-    return _write_ranges(kept) if kept.ndim == 1 else [_write_ranges(row) for row in kept]
+    return write_ranges(kept) if kept.ndim == 1 else [write_ranges(row) for row in kept]
 
 
 def _read_indices(value: Any) -> Indices:
-    return _read_ranges(value) if isinstance(value, str) else np.stack([_read_ranges(row) for row in value])
+    return read_ranges(value) if isinstance(value, str) else np.stack([read_ranges(row) for row in value])
 
 
-def _write_ranges(kept: Indices) -> str:
+def write_ranges(kept: Indices) -> str:
+    """Ascending indices as text: `0-511,514`."""
     breaks = np.flatnonzero(np.diff(kept) != 1) + 1
     runs = np.split(kept, breaks)
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
 
 
-def _read_ranges(text: str) -> Indices:
+def read_ranges(text: str) -> Indices:
+    """The indices that `write_ranges` wrote; raises ValueError for another text."""
     if re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text, re.ASCII) is None:
         raise ValueError(f"{text!r:.40} are no indices")
     pieces = [[int(end) for end in piece.split("-")] for piece in text.split(",")]

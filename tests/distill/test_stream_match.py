@@ -1,0 +1,258 @@
+"""The residual stream of a pruned student beside its parent's: where it lies, what is lost of it, what is learnt."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from cuts import scored
+from distilling import CPU, RECIPE, Killed, kill, require_equal, stop_after
+from torch import Tensor
+
+from cli.app import run
+from distill.run.distillation import Distillation
+from distill.run.objective import Objective, Pass
+from distill.run.stream_match import FIRST, StreamMatch
+from distill.run.train import distill
+from minitron.cut.companions import RECORD
+from minitron.cut.plan import Plan, make_plan
+from minitron.cut.prune import prune
+from minitron.cut.stream_map import FOLDER, StreamMap
+from minitron.errors import MinitronError
+from minitron.files import read_json, write_json
+from minitron.measure.text import token_blocks
+from minitron.model.identity import weights_of
+from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.spec import read_spec
+
+FIXTURES = ["tiny_hybrid", "tiny_hybrid_latent", "tiny_llama", "tiny_llama_tied"]
+
+
+def plan_of(parent: Path, *, hidden: int, layers: tuple[int, ...] | None = None, rotate: bool = True) -> Plan:
+    spec, scores = scored(parent)
+    kept = tuple(range(len(spec.layers))) if layers is None else layers
+    plan = make_plan(spec, {"hidden_size": hidden}, kept, scores, rotate=rotate)
+    return replace(plan, weights=weights_of(parent))
+
+
+def streams(folder: Path, ids: Tensor) -> list[np.ndarray]:
+    """The stream after every layer but the last, as transformers tells it; in place of the last is what its final norm
+    makes of it."""
+    model = load_model(folder, dtype=torch.float32, device=CPU)
+    with torch.no_grad():
+        found = model(ids, output_hidden_states=True).hidden_states
+    return [states.double().numpy() for states in found[1:]]
+
+
+def ids_of(sequences: int = 3, length: int = 16, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(3, tiny_models.VOCAB_SIZE, (sequences, length)))
+
+
+def match_of(parent: Path, student: Path) -> tuple[Any, Any, StreamMatch]:
+    models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (parent, student)]
+    stream = StreamMap.read(student)
+    assert stream is not None
+    blocks = ids_of(seed=1).numpy()
+    pairs = (models[1], read_spec(student)), (models[0], read_spec(parent))
+    return models[0], models[1], StreamMatch.of(1.0, stream, *pairs, blocks)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+@pytest.mark.parametrize("rotate", [True, False])
+def test_a_cut_tells_where_the_stream_lies(
+    fixture: str, rotate: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    parent: Path = request.getfixturevalue(fixture)
+    plan = plan_of(parent, hidden=24, rotate=rotate)
+    prune(parent, plan, tmp_path / "small")
+    told = StreamMap.read(tmp_path / "small")
+    assert told is not None and told.layers == plan.layers and told.weights == weights_of(parent)["sha256"]
+    states = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 32))).float()
+    cut = plan.keep["hidden", None]
+    wanted = states[..., cut] if isinstance(cut, np.ndarray) else states.double() @ torch.from_numpy(cut.matrix)
+    torch.testing.assert_close(told.of_student(states), wanted.float(), rtol=1e-5, atol=1e-5)
+    # Engines take any safetensors file beside the weights for weights.
+    assert (tmp_path / "small" / FOLDER).is_dir() is rotate
+    assert [file.name for file in (tmp_path / "small").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_a_stream_that_is_only_turned_loses_nothing(
+    fixture: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    parent: Path = request.getfixturevalue(fixture)
+    spec, scores = scored(parent)
+    plan = plan_of(parent, hidden=24)
+    whole = scores.directions.basis(("hidden", None), 32)
+    # All directions, and gains that are folded into what reads the stream.
+    turned = replace(plan, sizes={}, keep={("hidden", None): whole}, gains=dict.fromkeys(plan.gains, (1.0,)), folds={})
+    prune(parent, turned, tmp_path / "turned")
+    model, small, match = match_of(parent, tmp_path / "turned")
+    with match.watching() as seen, torch.no_grad():
+        model(ids_of()), small(ids_of())
+        assert sorted(seen.mine) == list(range(len(spec.layers)))
+        apart = [float((seen.mine[layer] - seen.theirs[layer]).abs().max()) for layer in seen.mine]
+        lost = match.error(seen)
+    assert max(apart) < 1e-3 and float(lost) < 1e-6
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path) -> None:
+    spec = read_spec(tiny_hybrid)
+    layers = tuple(layer for layer in range(len(spec.layers)) if layer != 1)
+    plan = plan_of(tiny_hybrid, hidden=24, layers=layers, rotate=rotate)
+    prune(tiny_hybrid, plan, tmp_path / "small")
+    model, small, match = match_of(tiny_hybrid, tmp_path / "small")
+    ids, held_out = ids_of(), ids_of(seed=1)
+    with match.watching() as seen:
+        model(ids), small(ids)
+    found = match.error(seen)
+    cut = plan.keep["hidden", None]
+
+    def target(states: np.ndarray) -> np.ndarray:
+        return (states[..., cut] if isinstance(cut, np.ndarray) else states @ cut.matrix)[:, FIRST:]
+
+    mine, theirs, before = streams(tmp_path / "small", ids), streams(tiny_hybrid, ids), streams(tiny_hybrid, held_out)
+    parts = []
+    # transformers tells of the last layer only what the final norm made of its stream.
+    for new, old in enumerate(layers[:-1]):
+        error = np.mean((mine[new][:, FIRST:] - target(theirs[old])) ** 2)
+        parts.append(error / np.mean(target(before[old]) ** 2))
+    whole = float(found.detach()) * len(layers)
+    assert sum(parts) < whole < 3 * sum(parts)
+    # Those of the layers before can be told exactly.
+    match._student, match._teacher = match._student[:-1], match._teacher[:-1]
+    with match.watching() as seen:
+        model(ids), small(ids)
+    assert float(match.error(seen).detach()) == pytest.approx(np.mean(parts), rel=1e-4)
+
+
+def test_passes_add_up_to_the_batch(tiny_hybrid: Path, tmp_path: Path) -> None:
+    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), tmp_path / "small")
+    model, small, match = match_of(tiny_hybrid, tmp_path / "small")
+    small.requires_grad_(True)
+    recipe, ids = replace(RECIPE, batch_tokens=64), ids_of(4)
+    objective = Objective(small, model, recipe, stream=match)
+
+    def gradient(*parts: Tensor) -> tuple[float, dict[str, Tensor]]:
+        small.zero_grad(set_to_none=True)
+        losses = [objective.loss(Pass(part, None, ((0, 0),) * len(part), 64), 0) for part in parts]
+        for loss in losses:
+            loss.backward()
+        return sum(float(loss.detach()) for loss in losses), {n: p.grad.clone() for n, p in small.named_parameters()}
+
+    whole, at_once = gradient(ids)
+    split, by_parts = gradient(ids[:1], ids[1:])
+    assert split == pytest.approx(whole, rel=1e-5)
+    for name, grad in at_once.items():
+        torch.testing.assert_close(by_parts[name], grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture
+def small(tiny_hybrid: Path, tmp_path: Path) -> Path:
+    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_a_pruned_student_learns_its_parents_stream(
+    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    blocks = token_blocks(load_tokenizer(small), short_text, sequence_length=16, samples=8)
+
+    def lost(folder: Path) -> float:
+        model, student, match = match_of(tiny_hybrid, folder)
+        with match.watching() as seen, torch.no_grad():
+            model(torch.from_numpy(blocks)), student(torch.from_numpy(blocks))
+        return float(match.error(seen))
+
+    found = {}
+    for weight in (0.0, None, 20.0):
+        recipe = replace(RECIPE, stream_weight=weight, steps=24)
+        found[weight] = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / f"{weight}"), recipe)
+    # Where nobody says, a student that was pruned from its teacher learns its stream.
+    assert found[None].losses == found[20.0].losses != found[0.0].losses
+    ours, none, before = (lost(folder) for folder in (tmp_path / "20.0", tmp_path / "0.0", small))
+    assert ours < 0.8 * min(none, before)
+    # What was trained says it too, so that a stage after this one can go on.
+    told = [StreamMap.read(folder) for folder in (small, tmp_path / "20.0")]
+    assert told[0] is not None and told[1] is not None and told[0].layers == told[1].layers
+
+
+def test_a_killed_run_goes_on_bit_for_bit(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
+    whole = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "whole"), RECIPE)
+    with pytest.raises(Killed):
+        distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "out"), RECIPE, progress=stop_after(6, kill))
+    steps = [json.loads(line) for line in (tmp_path / "out.work/metrics.jsonl").read_text().splitlines()]
+    assert all(line["stream_error"] > 0 for line in steps if "loss" in line)
+    require_equal(distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "out"), RECIPE), whole)
+
+
+def test_recomputed_activations_give_the_same_numbers(
+    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    plain = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "plain"), RECIPE)
+    recipe = replace(RECIPE, activation_checkpointing=True)
+    again = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "again"), recipe)
+    assert again.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_what_is_no_cut_of_the_teacher_is_told(
+    small: Path, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    def told(student: Path, teacher: Path, **asked: Any) -> str:
+        with pytest.raises(MinitronError) as error:
+            distill(
+                Distillation(student, teacher, short_text, tmp_path / "out", **asked),
+                replace(RECIPE, stream_weight=1.0),
+            )
+        return str(error.value)
+
+    assert "holds no record of a cut" in told(student, tiny_hybrid)
+    other = tiny_models.save_hybrid(tmp_path / "other", seed=7)
+    assert "pruned from other weights" in told(small, other)
+    # Nobody asked for it: it is left out.
+    plain = distill(Distillation(small, other, short_text, tmp_path / "plain"), RECIPE)
+    zero = distill(Distillation(small, other, short_text, tmp_path / "zero"), replace(RECIPE, stream_weight=0.0))
+    assert plain.losses == zero.losses
+    wider = tiny_models.save_hybrid(tmp_path / "wider", seed=7, hidden_size=40)
+    assert "another config.json" in told(small, wider)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: _record(folder, layers="0-"), "are no indices"),
+        (lambda folder: _record(folder, layers=3), "not a text"),
+        (lambda folder: _record(folder, more=1), "more"),
+        (lambda folder: shutil.rmtree(folder / FOLDER), "is missing"),
+        (lambda folder: _flip(folder / FOLDER / "basis.safetensors"), "is damaged"),
+    ],
+)
+def test_a_damaged_record_is_told(damage: Any, says: str, small: Path) -> None:
+    damage(small)
+    with pytest.raises(MinitronError, match=says):
+        StreamMap.read(small)
+
+
+def _record(folder: Path, **told: Any) -> None:
+    record = read_json(folder / RECORD)
+    write_json(folder / RECORD, record | {"stream": record["stream"] | told})
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_command_has_the_option(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
+    asked = ["distill", small, "--teacher", tiny_hybrid, "--data", short_text, "-o", tmp_path / "out", "--steps", 2]
+    asked += ["--sequence-length", 16, "--batch-tokens", 96, "--stream-weight"]
+    assert run([str(one) for one in [*asked, -1]]) == 2
+    assert run([str(one) for one in [*asked, 5]]) == 0
+    assert "- stream weight: 5.0\n" in (tmp_path / "out/README.md").read_text()
