@@ -7,7 +7,7 @@ import typer
 from cli.option_groups import Option
 from cli.options import SeedOption, SequenceLengthOption, tokens_option, words
 from distill.losses.divergences import DIVERGENCES, written
-from distill.recipe import STREAM_WEIGHT
+from distill.recipe import STREAM_DIRECTIONS, STREAM_WEIGHT
 
 DEFAULT_TOKENS: Final = 2**20
 
@@ -73,6 +73,13 @@ TRAINING: Final[dict[str, Option]] = {
             "--stream-weight",
             "Weight of the error of the residual stream after every layer, for a student that was pruned from the "
             f"teacher; default: {STREAM_WEIGHT:g} for such a student.",
+        )
+    ),
+    "stream_directions": Option(
+        _number(
+            "--stream-directions",
+            "Random directions of the residual stream to compare; default: all, or "
+            f"{STREAM_DIRECTIONS} with --offload-teacher or --cache-teacher.",
         )
     ),
     "train": Option(
@@ -155,6 +162,7 @@ COMPRESSION: Final[dict[str, Option]] = {
         typer.Option("--learning-rate", help="Peak learning rate; the final one is a tenth of it.")
     ),
     "precision": TRAINING["precision"],
+    "stream_weight": TRAINING["stream_weight"],
     "seed": TRAINING["seed"],
 }
 """The same for `minitron compress`."""

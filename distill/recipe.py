@@ -24,6 +24,9 @@ TRAINED: Final = ("all", "router", "all-but-router")
 STREAM_WEIGHT: Final = 20.0
 """Of the weights that were tried the best (benchmarks/RESULTS.md)."""
 
+STREAM_DIRECTIONS: Final = 16
+"""Of a teacher that is not in memory: two bytes a layer, token and direction."""
+
 KERNELS: Final = ("own", "liger")
 """Who computes the loss: distill.losses.chunked, or liger-kernel where it is exact for the request."""
 
@@ -135,6 +138,10 @@ class Recipe:
     stream_weight: float | None = None
     """Times the error of the residual stream in every layer (distill.run.stream_match), added to the loss; None is
     STREAM_WEIGHT for a student that was pruned from its teacher, and 0 for another."""
+
+    stream_directions: int | None = None
+    """Random directions of the stream that are compared, others for every sequence; None is all, or STREAM_DIRECTIONS
+    of a teacher that is cached or read from the disk."""
 
     train: str = "all"
     """A name of TRAINED: which parameters are trained."""

@@ -124,7 +124,7 @@ class Objective(nn.Module):
         streams, 0 where they are not compared; what is said of a token is learnt at the one before it.  Chance follows
         from `place`, the number of the first sequence since the run began."""
         recipe, head = self.recipe, OutputLayer(self.student.get_output_embeddings())
-        with nullcontext() if self.stream is None else self.stream.watching() as seen:
+        with nullcontext() if self.stream is None else self.stream.watching(part.ids, part.places) as seen:
             rows = self._rows(part)
             with self.autocast():
                 mine = hidden_states(self.student, part.ids)

@@ -8,13 +8,14 @@ from typing import Any
 
 from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
-from distill.recipe import STREAM_WEIGHT, Recipe
+from distill.recipe import STREAM_DIRECTIONS, STREAM_WEIGHT, Recipe
 from distill.run.distillation import Distillation
 from distill.run.learned_scales import require_learnable
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
 from distill.run.work import Work
 from distill.teacher.loading import known_spec
+from distill.teacher.streams import Streams
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
 from minitron.cut.stream_map import StreamMap
@@ -45,7 +46,8 @@ class Request:
         asked = self.asked
         place = find_device(asked.teacher_device or asked.device)
         return TeacherSource(
-            asked.teacher, place, asked.teacher_precision, asked.fp8_keep, asked.offload_teacher, asked.cache
+            *(asked.teacher, place, asked.teacher_precision, asked.fp8_keep, asked.offload_teacher, asked.cache),
+            None if self.stream is None else self.stream[1],
         )
 
     def check(self) -> None:
@@ -83,27 +85,34 @@ class Request:
         self._check_formats()
 
     @cached_property
-    def stream(self) -> tuple[float, StreamMap] | None:
-        """(weight, where the student's residual stream lies in the teacher's); None where streams are not compared.
+    def stream(self) -> tuple[float, Streams] | None:
+        """(weight, which streams are compared); None where none are.
 
         Raises MinitronError where they are to be compared and cannot be."""
-        weight, student, teacher = self.recipe.stream_weight, self.asked.student, self.asked.teacher
-        if weight == 0:
+        recipe, asked = self.recipe, self.asked
+        weight, student, teacher = recipe.stream_weight, asked.student, asked.teacher
+        # A cache would become many times as large: only for those who ask.
+        if weight == 0 or (weight is None and asked.cache is not None):
             return None
         found, mine, theirs = StreamMap.read(student), known_spec(student), known_spec(teacher)
         if found is None or mine is None or theirs is None:
             why = f"{student} holds no record of a cut that says where its stream lies in a teacher's"
         elif found.parent != theirs.fingerprint:
             why = f"{student} was pruned from a model with another config.json than {teacher}"
-        elif self.asked.cache is not None:
-            why = "a teacher cache holds no residual stream"
-        elif self.asked.offload_teacher:
-            why = "an offloaded teacher's residual stream is not kept"
+        elif found.weights not in (None, weights_of(teacher, self._read_before)["sha256"]):
+            why = f"{student} was pruned from other weights than those in {teacher}"
         else:
-            return STREAM_WEIGHT if weight is None else weight, found
+            few = STREAM_DIRECTIONS if asked.cache is not None or asked.offload_teacher else None
+            return STREAM_WEIGHT if weight is None else weight, Streams(found, recipe.stream_directions or few)
         if weight is not None:
             raise MinitronError(f"{why}, which --stream-weight needs; drop --stream-weight.")
         return None
+
+    @property
+    def _read_before(self) -> Mapping[str, Any] | None:
+        """What the run that goes on found of the teacher's weights."""
+        work = Work(self.asked.work_folder)
+        return part(work.run, "teacher", "weights") if work.has_begun and not self.asked.overwrite else None
 
     def _check_formats(self) -> None:
         """Raise MinitronError where the student cannot be trained in the formats that are asked for."""

@@ -1,6 +1,6 @@
 """A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,6 @@ from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import Reference
 from distill.text.data import Text, read_text
 from distill.text.tokens import require_sound
-from minitron.errors import MinitronError
 from minitron.files import sole
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
@@ -178,7 +177,7 @@ def _prepare(
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
-    stream = _stream(request, identity, reference, model, text)
+    stream = _stream(request, reference, model, measured.get("stream_squares", ()))
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
@@ -189,23 +188,13 @@ def _prepare(
 
 
 def _stream(
-    request: Request, identity: Mapping[str, Any], teacher: Reference, student: PreTrainedModel, text: Text
+    request: Request, teacher: Reference, student: PreTrainedModel, squares: Sequence[float]
 ) -> StreamMatch | None:
-    """How residual streams are compared, where they are; `identity` is the teacher's.  Raises MinitronError where the
-    student was pruned from other weights and its streams are to be compared."""
+    """How residual streams are compared, where they are; `squares` are the mean squares of the teacher's."""
     if request.stream is None:
         return None
-    weight, stream = request.stream
-    if stream.weights not in (None, identity["teacher"]["weights"]["sha256"]):
-        if request.recipe.stream_weight is None:
-            return None
-        raise MinitronError(
-            f"{request.asked.student} was pruned from other weights than those in {request.asked.teacher}, and "
-            "--stream-weight needs its parent; give that as --teacher, or drop --stream-weight."
-        )
     mine, theirs = read_spec(request.asked.student), read_spec(request.asked.teacher)
-    assert isinstance(teacher, PreTrainedModel)
-    return StreamMatch.of(weight, stream, (student, mine), (teacher, theirs), text.validation)
+    return StreamMatch(*request.stream, (student, mine), (teacher, theirs), squares)
 
 
 def _fake(

@@ -82,6 +82,11 @@ class Work:
         write_sealed(path, before | {resolved(output).name: _known(partial)})
 
     @property
+    def has_begun(self) -> bool:
+        """Whether `open` has written here."""
+        return (self.folder / RUN).is_file()
+
+    @property
     def run(self) -> dict[str, Any]:
         """What `open` wrote or found."""
         return read_sealed(self.folder / RUN)

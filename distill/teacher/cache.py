@@ -2,9 +2,11 @@
 
     about.json                  teacher, text, loss and seed: a cache is used for nothing else
     heldout.safetensors         the teacher's hidden states of the held-out text, and its output layer
-    part-0-000000.safetensors   a run of sequences of a source: ids, weights and log p, checksum in the metadata
+    part-0-000000.safetensors   a run of sequences of a source: ids, weights and log p, checksum in the metadata; of
+                                the residual stream, where it is compared, some directions in units of its size
 
-Shape letters: S sequences of a shard, T tokens, K tokens kept of the vocabulary, H hidden, V vocabulary.
+Shape letters: S sequences of a shard, T tokens, K tokens kept of the vocabulary, H hidden, V vocabulary, L layers, D
+directions of the stream.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from distill.losses.divergences import Loss, Sparse
 from distill.losses.slopes import chunks, rows_at_once
 from distill.teacher.streamed import StreamedTeacher
+from distill.teacher.streams import Found, WatchedTeacher
 from distill.text.data import Text
 from minitron.errors import MinitronError
 from minitron.files import is_leftover, new_file, read_json, write_json, write_tensors
@@ -44,6 +47,8 @@ _TOLD: Final = "minitron"
 
 SHARD_TOKENS: Final = 2**18
 """Tokens of a shard: with twelve kept of each it takes 24 MiB."""
+
+_STREAMS: Final = "streams"
 
 DTYPES: Final = {"ids": torch.int32, "weights": torch.float16, "log_p": torch.float16}
 
@@ -98,7 +103,7 @@ class TeacherCache:
         total = sum(stop - first for _, first, stop in missing) * length
         with torch.inference_mode(), progress("caching the teacher", float(total), "tokens") as advance:
             for part, first, stop in missing:
-                found = []
+                found, streams = [], list[Tensor]()
                 if isinstance(teacher, StreamedTeacher):
                     whole = np.stack([self.text.parts[part].sequence(number)[0] for number in range(first, stop)])
                     teacher.ask(whole, batch_size, advance)
@@ -107,12 +112,16 @@ class TeacherCache:
                     ids = np.stack([self.text.parts[part].sequence(number)[0] for number in numbers])
                     seeds = [_seed(seed, part, number) for number in numbers]
                     found += _picked(teacher, torch.from_numpy(ids), loss, vocab, seeds)
+                    if isinstance(teacher, StreamedTeacher | WatchedTeacher) and start["stream_squares"]:
+                        streams.append(_in_units(teacher.streams(torch.from_numpy(ids)), start["stream_squares"]))
                     if not isinstance(teacher, StreamedTeacher):
                         advance(ids.size)
                 tensors = {
                     name: torch.stack([_narrow(getattr(one, name), dtype) for one in found])
                     for name, dtype in DTYPES.items()
                 }
+                if streams:
+                    tensors[_STREAMS] = torch.cat(streams)
                 self._save(self._shard(part, first), tensors)
             if held_out and not (self.folder / HELDOUT).is_file():
                 self._save_heldout(teacher, start, batch_size)
@@ -129,6 +138,15 @@ class TeacherCache:
         # Rounded to sixteen bits they no longer add up to one.
         weights /= weights.sum(-1, keepdim=True)
         return Sparse(whole["ids"].long(), weights, whole["log_p"].float())
+
+    def streams(self, places: Sequence[tuple[int, int]], squares: Sequence[float]) -> Found:
+        """The streams of the sequences (part, number), [S, T, D] each, whose mean squares are `squares`."""
+        rows = []
+        for part, number in places:
+            shard, row = self._shard(part, number - number % self._run), number % self._run
+            rows.append(read_rows(self._headers(shard)[_STREAMS], row, row + 1)[0])
+        whole = torch.stack(rows).float()
+        return {layer: whole[:, :, layer] * square**0.5 for layer, square in enumerate(squares)}
 
     def answers(self, device: torch.device) -> Answers:
         """The teacher's answers to the held-out text."""
@@ -224,6 +242,14 @@ def _picked(teacher: quality.Answers, ids: Tensor, loss: Loss, vocab: int, seeds
         ]
         found.append(Sparse(*(torch.cat([getattr(part, name) for part in parts]) for name in DTYPES)))
     return found
+
+
+def _in_units(streams: Found, squares: Sequence[float]) -> Tensor:
+    """[S, T, L, D] in sixteen bits: each layer's stream in units of its size; first tokens, which may be too large for
+    sixteen bits, are not compared."""
+    most = torch.finfo(torch.float16).max
+    parts = [(streams[layer].float() / square**0.5).clamp(-most, most) for layer, square in enumerate(squares)]
+    return torch.stack(parts, 2).to("cpu", torch.float16)
 
 
 def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

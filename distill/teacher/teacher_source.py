@@ -19,6 +19,7 @@ from distill.teacher.drift import Drift, drift_by_layer, is_large, warning
 from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.loading import Teacher, known_spec, load_teacher, require_precision
 from distill.teacher.streamed import StreamedTeacher
+from distill.teacher.streams import Streams, WatchedTeacher, mean_squares
 from distill.text.data import Text
 from minitron.errors import MinitronError
 from minitron.files import file_hash, read_json, sole, tidy
@@ -52,6 +53,9 @@ class TeacherSource:
 
     cache: Path | None = None
     """The folder in which a sparse loss's part of the teacher is kept."""
+
+    streams: Streams | None = None
+    """What of its residual stream is compared with the student's; None is nothing."""
 
     def check(self, recipe: Recipe) -> None:
         """Raise MinitronError where the teacher cannot be kept so, or a cache does not hold what the loss reads."""
@@ -94,14 +98,14 @@ class TeacherSource:
         processes: Processes,
         progress: Progress = silent,
     ) -> tuple[Reference, dict[str, Any]]:
-        """(what to learn from, what was measured of it: its perplexity and its drift, on the held-out sequences); the
-        second from `start` where a run that began before knows it.  `identity` is what `fingerprint` gave: a cache is
-        used with no other teacher."""
+        """(what to learn from, what was measured of it on the held-out sequences: its perplexity, its drift, and the
+        mean squares of its streams where they are compared); the second from `start` where a run that began before
+        knows it.  `identity` is what `fingerprint` gave: a cache is used with no other teacher."""
         if self.cache is None:
             if self.offload:
                 return self._streamed(text, recipe, progress)
             kept = self._load(text if start is None else None, recipe, progress)
-            return kept.model, dict(start) if start is not None else _measured(kept, text, recipe)
+            return kept.model, dict(start) if start is not None else self._measured(kept, text, recipe)
         vocab = min(size for folder in (student, self.folder) if (size := vocabulary_of(folder)) is not None)
         about = {
             **identity,
@@ -111,6 +115,7 @@ class TeacherSource:
             "vocab_size": vocab,
             "sequence_length": recipe.sequence_length,
             "validation_sequences": recipe.validation_sequences,
+            **({} if self.streams is None else {"streams": self.streams.identity}),
         }
         if processes.is_first:
             tidy(self.cache)
@@ -164,16 +169,30 @@ class TeacherSource:
 
     def _streamed(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[StreamedTeacher, dict[str, Any]]:
         """The teacher that is read layer by layer, asked about the held-out text, and what was measured of it."""
-        teacher = StreamedTeacher(self.folder, self.device)
+        teacher = StreamedTeacher(self.folder, self.device, self.streams)
         with progress("running the teacher", float(text.validation.size), "tokens") as advance:
             perplexity = teacher.ask_held_out(text.validation, recipe.sequences_per_pass, advance)
-        return teacher, {"perplexity_teacher": perplexity, "drift": None}
+        return teacher, {"perplexity_teacher": perplexity, "drift": None, "stream_squares": teacher.squares}
 
     def _answering(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[Answers, dict[str, Any]]:
         if self.offload:
             return self._streamed(text, recipe, progress)
         kept = self._load(text, recipe, progress)
-        return quality.Teacher(kept.model, memory=0), _measured(kept, text, recipe)
+        answering: Answers = quality.Teacher(kept.model, memory=0)
+        if self.streams is not None:
+            answering = WatchedTeacher(answering, kept.model, read_spec(self.folder), self.streams)
+        return answering, self._measured(kept, text, recipe)
+
+    def _measured(self, teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:
+        squares: list[float] = []
+        if self.streams is not None:
+            squares = mean_squares(self.streams, teacher.model, read_spec(self.folder), text.validation)
+        if teacher.drift is not None:
+            found = {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
+        else:
+            quality = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
+            found = {"perplexity_teacher": quality.perplexity, "drift": None}
+        return found | {"stream_squares": squares}
 
     def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
         return load_teacher(
@@ -192,10 +211,3 @@ def answers(reference: Reference, device: torch.device) -> Answers:
     if isinstance(reference, TeacherCache):
         return reference.answers(device)
     return reference if isinstance(reference, StreamedTeacher) else quality.Teacher(reference)
-
-
-def _measured(teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:
-    if teacher.drift is not None:
-        return {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
-    found = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
-    return {"perplexity_teacher": found.perplexity, "drift": None}

@@ -15,10 +15,13 @@ from distilling import CPU, RECIPE, Killed, kill, require_equal, stop_after
 from torch import Tensor
 
 from cli.app import run
+from distill.processes import Processes
+from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.objective import Objective, Pass
-from distill.run.stream_match import FIRST, StreamMatch
+from distill.run.stream_match import StreamMatch
 from distill.run.train import distill
+from distill.teacher.streams import FIRST, Streams, mean_squares
 from minitron.cut.companions import RECORD
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
@@ -26,6 +29,7 @@ from minitron.cut.stream_map import FOLDER, StreamMap
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.measure.text import token_blocks
+from minitron.model.headers import read_headers
 from minitron.model.identity import weights_of
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
@@ -57,9 +61,10 @@ def match_of(parent: Path, student: Path) -> tuple[Any, Any, StreamMatch]:
     models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (parent, student)]
     stream = StreamMap.read(student)
     assert stream is not None
-    blocks = ids_of(seed=1).numpy()
-    pairs = (models[1], read_spec(student)), (models[0], read_spec(parent))
-    return models[0], models[1], StreamMatch.of(1.0, stream, *pairs, blocks)
+    streams, spec = Streams(stream), read_spec(parent)
+    squares = mean_squares(streams, models[0], spec, ids_of(seed=1).numpy())
+    pairs = (models[1], read_spec(student)), (models[0], spec)
+    return models[0], models[1], StreamMatch(1.0, streams, *pairs, squares)
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
@@ -93,7 +98,7 @@ def test_a_stream_that_is_only_turned_loses_nothing(
     turned = replace(plan, sizes={}, keep={("hidden", None): whole}, gains=dict.fromkeys(plan.gains, (1.0,)), folds={})
     prune(parent, turned, tmp_path / "turned")
     model, small, match = match_of(parent, tmp_path / "turned")
-    with match.watching() as seen, torch.no_grad():
+    with match.watching(ids_of()) as seen, torch.no_grad():
         model(ids_of()), small(ids_of())
         assert sorted(seen.mine) == list(range(len(spec.layers)))
         apart = [float((seen.mine[layer] - seen.theirs[layer]).abs().max()) for layer in seen.mine]
@@ -109,7 +114,7 @@ def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path
     prune(tiny_hybrid, plan, tmp_path / "small")
     model, small, match = match_of(tiny_hybrid, tmp_path / "small")
     ids, held_out = ids_of(), ids_of(seed=1)
-    with match.watching() as seen:
+    with match.watching(ids) as seen:
         model(ids), small(ids)
     found = match.error(seen)
     cut = plan.keep["hidden", None]
@@ -126,8 +131,8 @@ def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path
     whole = float(found.detach()) * len(layers)
     assert sum(parts) < whole < 3 * sum(parts)
     # Those of the layers before can be told exactly.
-    match._student, match._teacher = match._student[:-1], match._teacher[:-1]
-    with match.watching() as seen:
+    match._mine, match._theirs = match._mine[:-1], match._theirs[:-1]
+    with match.watching(ids) as seen:
         model(ids), small(ids)
     assert float(match.error(seen).detach()) == pytest.approx(np.mean(parts), rel=1e-4)
 
@@ -166,8 +171,9 @@ def test_a_pruned_student_learns_its_parents_stream(
 
     def lost(folder: Path) -> float:
         model, student, match = match_of(tiny_hybrid, folder)
-        with match.watching() as seen, torch.no_grad():
-            model(torch.from_numpy(blocks)), student(torch.from_numpy(blocks))
+        ids = torch.from_numpy(blocks)
+        with match.watching(ids) as seen, torch.no_grad():
+            model(ids), student(ids)
         return float(match.error(seen))
 
     found = {}
@@ -256,3 +262,92 @@ def test_the_command_has_the_option(small: Path, tiny_hybrid: Path, short_text: 
     assert run([str(one) for one in [*asked, -1]]) == 2
     assert run([str(one) for one in [*asked, 5]]) == 0
     assert "- stream weight: 5.0\n" in (tmp_path / "out/README.md").read_text()
+
+
+def test_random_directions_tell_the_error_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.randn(1, 6, 40, generator=generator) * torch.logspace(0, -2, 40)
+    few = Streams(StreamMap("", None, (0,), None), 8)
+    found = [float(few.mine(apart, ids_of(1, 6, seed)).pow(2).mean()) for seed in range(400)]
+    exact = float(apart.pow(2).mean())
+    assert np.mean(found) == pytest.approx(exact, rel=0.05)
+    assert np.std(found) > 0.05 * exact
+    # They are those of the sequence, whatever stands beside it.
+    ids = torch.cat([ids_of(1, 6, 1), ids_of(1, 6, 2)])
+    pair = few.mine(apart.expand(2, -1, -1), ids)
+    assert torch.equal(pair[1:], few.mine(apart, ids_of(1, 6, 2)))
+
+
+def test_a_teacher_that_is_not_there_teaches_the_same_directions(
+    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, stream_weight=2.0, stream_directions=8, micro_batch=2, learning_rate=5e-4)
+    plain = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "plain"), recipe)
+    read = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "read", offload_teacher=True), recipe)
+    assert read.losses == pytest.approx(plain.losses, abs=2e-3)
+    sampled = replace(recipe, loss="top_k:64")
+    asked = [Distillation(small, tiny_hybrid, short_text, tmp_path / name) for name in ("there", "cached", "again")]
+    there = distill(asked[0], sampled)
+    cached = distill(replace(asked[1], cache=tmp_path / "cache"), sampled)
+    offloaded = distill(replace(asked[2], cache=tmp_path / "cache2", offload_teacher=True), sampled)
+    assert cached.losses == pytest.approx(there.losses, abs=5e-3)
+    assert offloaded.losses == pytest.approx(there.losses, abs=5e-3)
+    stored = read_headers(tmp_path / "cache/part-0-000000.safetensors")
+    assert stored["streams"].shape[1:] == (16, len(read_spec(tiny_hybrid).layers), 8)
+    # Another student's stream is another.
+    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=16), tmp_path / "smaller")
+    with pytest.raises(MinitronError, match="another streams"):
+        other = replace(asked[0], student=tmp_path / "smaller", output=tmp_path / "other", cache=tmp_path / "cache")
+        distill(other, sampled)
+    # Who asks for no streams has a cache without.
+    distill(
+        replace(asked[0], output=tmp_path / "lean", cache=tmp_path / "lean-cache"), replace(sampled, stream_weight=None)
+    )
+    assert "streams" not in read_headers(tmp_path / "lean-cache/part-0-000000.safetensors")
+
+
+def test_a_run_with_an_offloaded_teacher_goes_on_bit_for_bit(
+    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "whole", offload_teacher=True)
+    whole = distill(asked, RECIPE)
+    assert whole.stream_weight > 0
+    asked = replace(asked, output=tmp_path / "out")
+    with pytest.raises(Killed):
+        distill(asked, RECIPE, progress=stop_after(6, kill))
+    require_equal(distill(asked, RECIPE), whole)
+
+
+def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
+    found = distill(asked, recipe, processes=Processes(rank, 2))
+    if rank == 0:
+        write_json(folder / "found.json", {"losses": found.losses, "weight": found.stream_weight})
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_two_processes_compare_the_same_streams(
+    offload: bool, small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, stream_weight=1.0, learning_rate=5e-4)
+    asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "many", offload_teacher=offload)
+    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
+    alone = distill(replace(asked, output=tmp_path / "alone"), recipe)
+    found = read_json(tmp_path / "found.json")
+    assert found["weight"] == 1.0
+    assert found["losses"] == pytest.approx(alone.losses, abs=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_show_their_streams(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
+    prune(tiny_llama, plan_of(tiny_llama, hidden=24), tmp_path / "small")
+    recipe = replace(RECIPE, stream_weight=1.0, learning_rate=5e-4)
+    asked = Distillation(tmp_path / "small", tiny_llama, short_text, tmp_path / "plain")
+    plain = distill(asked, recipe)
+    compiled = distill(replace(asked, output=tmp_path / "compiled"), replace(recipe, compile=True))
+    assert compiled.losses == pytest.approx(plain.losses, abs=3e-3)
+    zero = distill(replace(asked, output=tmp_path / "zero"), replace(recipe, stream_weight=0.0))
+    assert max(abs(one - other) for one, other in zip(zero.losses, plain.losses, strict=True)) > 6e-3
