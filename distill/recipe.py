@@ -24,7 +24,7 @@ TRAINED: Final = ("all", "router", "all-but-router")
 STREAM_WEIGHT: Final = 20.0
 """Of the weights that were tried the best (benchmarks/RESULTS.md)."""
 
-STREAM_DIRECTIONS: Final = 16
+STREAM_DIRECTIONS: Final = 64
 """Of a teacher that is not in memory: two bytes a layer, token and direction."""
 
 KERNELS: Final = ("own", "liger")

@@ -61,7 +61,9 @@ class Streams:
         """The same of the student's stream [B, T, K], over the sequences `ids` [B, T]."""
         if self.directions is None or self.directions >= states.shape[-1]:
             return states
-        return states.float() @ self._random(states.shape[-1], ids).to(states.device)
+        # Not in bf16: what is compared are small differences.
+        with torch.autocast(states.device.type, enabled=False):
+            return states.float() @ self._random(states.shape[-1], ids).to(states.device)
 
     def _random(self, size: int, ids: Tensor) -> Tensor:
         """[B, K, D]: those of each sequence, which follow from its tokens alone.  What is read off them has the size of
