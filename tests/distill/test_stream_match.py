@@ -229,6 +229,20 @@ def test_what_is_no_cut_of_the_teacher_is_told(
     assert "another config.json" in told(small, wider)
 
 
+def test_a_model_in_fewer_bits_learns_its_own_stream_if_asked(
+    tiny_llama: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(
+        tiny_llama, tiny_llama, short_text, tmp_path / "out", student_format="int4", student_round="nearest"
+    )
+    found = {
+        weight: distill(replace(asked, output=tmp_path / f"{weight}"), replace(RECIPE, stream_weight=weight))
+        for weight in (None, 0.0, 5.0)
+    }
+    assert [found[weight].stream_weight for weight in found] == [0.0, 0.0, 5.0]
+    assert found[None].losses == found[0.0].losses != found[5.0].losses
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
