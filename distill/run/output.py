@@ -25,7 +25,7 @@ from distill.run.trainer import Trainer
 from distill.text.data import Text
 from minitron.cut.companions import DISTILLATION, RECORD, copy_companions, copy_own
 from minitron.cut.in_memory import tensors
-from minitron.cut.stream_map import copy_stream_map
+from minitron.cut.stream_map import copy_stream_maps
 from minitron.files import new_folder, read_json, scratch, write_json, write_text
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
@@ -71,7 +71,7 @@ def write_student(
         copy_companions(student, folder)
         if (student / RECORD).is_file():
             copy_own(student / RECORD, folder)
-            copy_stream_map(student, folder)
+            copy_stream_maps(student, folder)
         config = written(spec.config)
         if config == read_json(student / "config.json"):
             copy_own(student / "config.json", folder)

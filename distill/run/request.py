@@ -18,10 +18,11 @@ from distill.teacher.loading import known_spec
 from distill.teacher.streams import Streams
 from distill.teacher.teacher_source import TeacherSource
 from distill.text.data import describe
-from minitron.cut.stream_map import StreamMap
+from minitron.cut.stream_map import StreamMap, read_stream_maps
 from minitron.errors import MinitronError
 from minitron.files import file_hash, refuse_existing
 from minitron.locks import resolved
+from minitron.model.axes import HIDDEN
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
@@ -94,28 +95,30 @@ class Request:
         # A cache would become many times as large: only for those who ask.
         if weight == 0 or (weight is None and asked.cache is not None):
             return None
-        found, mine, theirs = StreamMap.read(student), known_spec(student), known_spec(teacher)
+        mine, theirs = known_spec(student), known_spec(teacher)
+        maps = () if mine is None or theirs is None else read_stream_maps(student, mine)
         if weight is not None and theirs is not None and resolved(student) == resolved(teacher):
             # Of a student in fewer bits nothing was cut.
-            found = StreamMap(theirs.fingerprint, None, tuple(range(len(theirs.layers))), None)
-        if found is None or mine is None or theirs is None:
-            why = f"{student} holds no record of a cut that says where its stream lies in a teacher's"
-        elif found.parent != theirs.fingerprint:
-            why = f"{student} was pruned from a model with another config.json than {teacher}"
-        elif found.weights not in (None, weights_of(teacher, self._read_before)["sha256"]):
-            why = f"{student} was pruned from other weights than those in {teacher}"
-        else:
+            maps = (StreamMap(theirs.fingerprint, None, theirs.sizes[HIDDEN], tuple(range(len(theirs.layers))), None),)
+        same = [one for one in maps if theirs is not None and one.parent == theirs.fingerprint]
+        found = next((one for one in same if one.weights in (None, self._teacher_weights)), None)
+        if found is not None:
             few = STREAM_DIRECTIONS if asked.cache is not None or asked.offload_teacher else None
             return STREAM_WEIGHT if weight is None else weight, Streams(found, recipe.stream_directions or few)
-        if weight is not None:
-            raise MinitronError(f"{why}, which --stream-weight needs; drop --stream-weight.")
-        return None
+        if weight is None:
+            return None
+        why = f"{student} holds no record of a cut that says where its stream lies in a teacher's"
+        if maps:
+            other = "other weights than those in" if same else "a model with another config.json than"
+            why = f"{student} was pruned from {other} {teacher}"
+        raise MinitronError(f"{why}, which --stream-weight needs; drop --stream-weight.")
 
     @property
-    def _read_before(self) -> Mapping[str, Any] | None:
-        """What the run that goes on found of the teacher's weights."""
+    def _teacher_weights(self) -> str:
+        """The SHA-256 of the teacher's weights, which are not read again where a run that goes on has read them."""
         work = Work(self.asked.work_folder)
-        return part(work.run, "teacher", "weights") if work.has_begun and not self.asked.overwrite else None
+        before = part(work.run, "teacher", "weights") if work.has_begun and not self.asked.overwrite else None
+        return str(weights_of(self.asked.teacher, before)["sha256"])
 
     def _check_formats(self) -> None:
         """Raise MinitronError where the student cannot be trained in the formats that are asked for."""

@@ -14,7 +14,7 @@ from minitron.allocator import keep_freed_memory
 from minitron.cut.companions import RECORD, companions, copy_companions
 from minitron.cut.cutter import Cutter, Made
 from minitron.cut.plan import Plan
-from minitron.cut.stream_map import KEY, StreamMap
+from minitron.cut.stream_map import KEY, stream_maps, write_stream_maps
 from minitron.escapes import code, markdown
 from minitron.files import new_folder, refuse_existing, write_json, write_text
 from minitron.model.by_layer import write_sizes
@@ -166,7 +166,7 @@ def _write_rest(
             "sizes": dict(plan.sizes),
             **({"by_layer": write_sizes(plan.by_layer)} if plan.by_layer else {}),
             "layers": list(plan.layers),
-            KEY: StreamMap.of(plan).write(folder),
+            KEY: write_stream_maps(stream_maps(plan, cutter.spec, model), folder),
             "scores": plan.scores,
             "note": dict(note),
         },

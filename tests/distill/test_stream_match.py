@@ -22,10 +22,11 @@ from distill.run.objective import Objective, Pass
 from distill.run.stream_match import StreamMatch
 from distill.run.train import distill
 from distill.teacher.streams import FIRST, Streams, mean_squares
+from minitron.cut.basis import Basis
 from minitron.cut.companions import RECORD
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
-from minitron.cut.stream_map import FOLDER, StreamMap
+from minitron.cut.stream_map import FOLDER, StreamMap, read_stream_maps
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.measure.text import token_blocks
@@ -35,6 +36,11 @@ from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 
 FIXTURES = ["tiny_hybrid", "tiny_hybrid_latent", "tiny_llama", "tiny_llama_tied"]
+
+
+def told_of(student: Path) -> StreamMap:
+    """The way from its parent."""
+    return read_stream_maps(student, read_spec(student))[0]
 
 
 def plan_of(parent: Path, *, hidden: int, layers: tuple[int, ...] | None = None, rotate: bool = True) -> Plan:
@@ -59,8 +65,7 @@ def ids_of(sequences: int = 3, length: int = 16, seed: int = 0) -> Tensor:
 
 def match_of(parent: Path, student: Path) -> tuple[Any, Any, StreamMatch]:
     models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (parent, student)]
-    stream = StreamMap.read(student)
-    assert stream is not None
+    stream = told_of(student)
     streams, spec = Streams(stream), read_spec(parent)
     squares = mean_squares(streams, models[0], spec, ids_of(seed=1).numpy())
     pairs = (models[1], read_spec(student)), (models[0], spec)
@@ -75,8 +80,8 @@ def test_a_cut_tells_where_the_stream_lies(
     parent: Path = request.getfixturevalue(fixture)
     plan = plan_of(parent, hidden=24, rotate=rotate)
     prune(parent, plan, tmp_path / "small")
-    told = StreamMap.read(tmp_path / "small")
-    assert told is not None and told.layers == plan.layers and told.weights == weights_of(parent)["sha256"]
+    told = told_of(tmp_path / "small")
+    assert told.layers == plan.layers and told.weights == weights_of(parent)["sha256"]
     states = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 32))).float()
     cut = plan.keep["hidden", None]
     wanted = states[..., cut] if isinstance(cut, np.ndarray) else states.double() @ torch.from_numpy(cut.matrix)
@@ -185,8 +190,9 @@ def test_a_pruned_student_learns_its_parents_stream(
     ours, none, before = (lost(folder) for folder in (tmp_path / "20.0", tmp_path / "0.0", small))
     assert ours < 0.8 * min(none, before)
     # What was trained says it too, so that a stage after this one can go on.
-    told = [StreamMap.read(folder) for folder in (small, tmp_path / "20.0")]
-    assert told[0] is not None and told[1] is not None and told[0].layers == told[1].layers
+    told, after = told_of(small), told_of(tmp_path / "20.0")
+    assert told.layers == after.layers and isinstance(told.cut, Basis) and isinstance(after.cut, Basis)
+    assert np.array_equal(told.cut.matrix, after.cut.matrix)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
@@ -229,6 +235,29 @@ def test_what_is_no_cut_of_the_teacher_is_told(
     assert "another config.json" in told(small, wider)
 
 
+@pytest.mark.parametrize("first", [True, False, None])
+@pytest.mark.parametrize("second", [True, False, None])
+def test_a_student_of_a_student_knows_both_parents(
+    first: bool | None, second: bool | None, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    """True is cut by a basis, False by channels, None not at all."""
+    layers = tuple(layer for layer in range(len(read_spec(tiny_hybrid).layers)) if layer != 1)
+    plan = plan_of(tiny_hybrid, hidden=32 if first is None else 24, layers=layers, rotate=bool(first))
+    prune(tiny_hybrid, plan, tmp_path / "once")
+    width = 32 if first is None else 24
+    kept = tuple(layer for layer in range(len(layers)) if layer != 2)
+    again = plan_of(tmp_path / "once", hidden=width if second is None else 16, layers=kept, rotate=bool(second))
+    prune(tmp_path / "once", again, tmp_path / "twice")
+    parent, origin = read_stream_maps(tmp_path / "twice", read_spec(tmp_path / "twice"))
+    assert parent.layers == kept and origin.layers == tuple(layers[layer] for layer in kept)
+    states = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 32))).float()
+    between = told_of(tmp_path / "once").of_student(states)
+    torch.testing.assert_close(origin.of_student(states), parent.of_student(between), rtol=1e-4, atol=1e-4)
+    for teacher in (tmp_path / "once", tiny_hybrid):
+        asked = Distillation(tmp_path / "twice", teacher, short_text, tmp_path / f"of-{teacher.name}")
+        assert distill(asked, replace(RECIPE, steps=2, validate_every=2)).stream_weight > 0
+
+
 def test_a_model_in_fewer_bits_learns_its_own_stream_if_asked(
     tiny_llama: Path, short_text: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +278,10 @@ def test_a_model_in_fewer_bits_learns_its_own_stream_if_asked(
         (lambda folder: _record(folder, layers="0-"), "are no indices"),
         (lambda folder: _record(folder, layers=3), "not a text"),
         (lambda folder: _record(folder, more=1), "more"),
+        (lambda folder: _record(folder, layers="0-1"), "2 layers of 24 channels"),
+        (lambda folder: _record(folder, size=31), "none of a stream of 31"),
+        (lambda folder: _record(folder, basis=None, channels="0-22,32"), "none of a stream of 32"),
+        (lambda folder: _record(folder, basis=None), "32 channels"),
         (lambda folder: shutil.rmtree(folder / FOLDER), "is missing"),
         (lambda folder: _flip(folder / FOLDER / "basis.safetensors"), "is damaged"),
     ],
@@ -256,12 +289,12 @@ def test_a_model_in_fewer_bits_learns_its_own_stream_if_asked(
 def test_a_damaged_record_is_told(damage: Any, says: str, small: Path) -> None:
     damage(small)
     with pytest.raises(MinitronError, match=says):
-        StreamMap.read(small)
+        told_of(small)
 
 
 def _record(folder: Path, **told: Any) -> None:
     record = read_json(folder / RECORD)
-    write_json(folder / RECORD, record | {"stream": record["stream"] | told})
+    write_json(folder / RECORD, record | {"stream": [record["stream"][0] | told]})
 
 
 def _flip(path: Path) -> None:
@@ -281,7 +314,7 @@ def test_the_command_has_the_option(small: Path, tiny_hybrid: Path, short_text: 
 def test_random_directions_tell_the_error_on_average() -> None:
     generator = torch.Generator().manual_seed(0)
     apart = torch.randn(1, 6, 40, generator=generator) * torch.logspace(0, -2, 40)
-    few = Streams(StreamMap("", None, (0,), None), 8)
+    few = Streams(StreamMap("", None, 40, (0,), None), 8)
     found = [float(few.mine(apart, ids_of(1, 6, seed)).pow(2).mean()) for seed in range(400)]
     exact = float(apart.pow(2).mean())
     assert np.mean(found) == pytest.approx(exact, rel=0.05)
