@@ -86,6 +86,8 @@ def test_a_cut_tells_where_the_stream_lies(
     cut = plan.keep["hidden", None]
     wanted = states[..., cut] if isinstance(cut, np.ndarray) else states.double() @ torch.from_numpy(cut.matrix)
     torch.testing.assert_close(told.of_student(states), wanted.float(), rtol=1e-5, atol=1e-5)
+    prune(parent, replace(plan, weights={}), tmp_path / "unnamed")
+    assert told_of(tmp_path / "unnamed").weights is None
     # Engines take any safetensors file beside the weights for weights.
     assert (tmp_path / "small" / FOLDER).is_dir() is rotate
     assert [file.name for file in (tmp_path / "small").glob("*.safetensors")] == ["model.safetensors"]
