@@ -1,10 +1,10 @@
-"""Our training loop beside a plain transformers Trainer and TRL's GKDTrainer, on the same logit distillation.
+"""Our training loop beside a plain transformers Trainer and TRL's trainers, on the same logit distillation.
 
-    pip install trl
+    pip install "trl>=1.16"
     python benchmarks/trainers.py --name NAME --model PARENT --student CUT --data TEXT [--steps 4 --tokens 2048]
     python benchmarks/trainers.py --name NAME --hybrid SMOLLM2 --work FOLDER --data TEXT
 
-All three train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
+All train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
 tokens a step, in one pass and in others on request; the teacher is in bf16.  Each runs in a process of its own; a
 step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included,
 above what it had before them.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights,
@@ -28,11 +28,14 @@ from smollm2 import write_section
 from transformers import NemotronHConfig, NemotronHForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
+from distill.losses.chunked import LossOptions, chunked_loss
+from distill.losses.divergences import parse_loss
 from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.trainer import Trainer
 from distill.run.work import Work
 from distill.text.data import read_text
+from minitron.measure.quality import hidden_states
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.units import format_bytes
 
@@ -169,7 +172,62 @@ def gkd(options: argparse.Namespace, folder: str) -> list[float]:
     return _differences(clock.times)
 
 
-WAYS = {"minitron": ours, "minitron --compile": ours, "transformers Trainer": plain, "TRL GKDTrainer": gkd}
+def off_policy(options: argparse.Namespace, folder: str) -> list[float]:
+    """Seconds of each step of TRL's DistillationTrainer, forward KL (beta 0), on given text in the place of the answers
+    of the student: the first token of a sequence is the prompt."""
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    class OffPolicy(DistillationTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            ids = torch.tensor([row["input_ids"] for row in inputs])
+            prompt, completion = ids[:, :1], ids[:, 1:]
+            return {
+                "prompt_ids": prompt,
+                "prompt_mask": torch.ones_like(prompt),
+                "completion_ids": completion,
+                "completion_mask": torch.ones_like(completion),
+                "num_items_in_batch": torch.tensor(completion.numel()),
+            }
+
+    tokenizer = load_tokenizer(options.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    clock = Clock()
+    trainer = OffPolicy(
+        model=load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
+        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=CPU),
+        args=DistillationConfig(**_arguments(options, folder), beta=0.0),
+        train_dataset=Dataset.from_list([{"input_ids": ids, "prompt": ""} for ids in _sequences(options)]),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return _differences(clock.times)
+
+
+def losses_apart(options: argparse.Namespace) -> float:
+    """How far TRL's chunked loss and ours are apart, of its own, on the same states in fp32."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    ids = torch.tensor(_sequences(options)[:1])
+    models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (options.student, options.model)]
+    with torch.no_grad():
+        mine, theirs = (hidden_states(model, ids) for model in models)
+        heads = [model.get_output_embeddings().weight.detach() for model in models]
+        other = float(_chunked_divergence_loss(mine, theirs, *heads, torch.ones_like(ids), 0.0)[0])
+        own = chunked_loss(
+            parse_loss("forward_kl"), mine[0], heads[0], theirs[0], heads[1], LossOptions(divisor=ids.numel())
+        )
+    return abs(float(own) / other - 1)
+
+
+WAYS = {
+    "minitron": ours,
+    "minitron --compile": ours,
+    "transformers Trainer": plain,
+    "TRL GKDTrainer": gkd,
+    "TRL DistillationTrainer": off_policy,
+}
 
 
 def _differences(times: list[float]) -> list[float]:
@@ -208,7 +266,8 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             *rows,
             "",
             f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
-            f"fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps.",
+            f"fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps. On the same states in "
+            f"fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it apart.",
             "",
         ]
     )
