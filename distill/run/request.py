@@ -16,7 +16,7 @@ from distill.run.tasks import asker
 from distill.run.work import Work
 from distill.teacher.loading import known_spec
 from distill.teacher.streams import Streams
-from distill.teacher.teacher_source import TeacherSource
+from distill.teacher.teacher_source import TeacherSource, weights_known
 from distill.text.data import describe
 from minitron.cut.stream_map import StreamMap, read_stream_maps
 from minitron.errors import MinitronError
@@ -66,9 +66,10 @@ class Request:
                 "--student-format."
             )
         require_plain(student)
-        require_readable(teacher)
-        for folder in (student, teacher):
-            Checkpoint(folder)
+        Checkpoint(student)
+        if not self.teaching.is_elsewhere:
+            require_readable(teacher)
+            Checkpoint(teacher)
         require_same_tokenizer(student, teacher)
         self.teaching.check(self.recipe)
         asker(self.recipe, student)
@@ -118,7 +119,7 @@ class Request:
         """The SHA-256 of the teacher's weights, which are not read again where a run that goes on has read them."""
         work = Work(self.asked.work_folder)
         before = part(work.run, "teacher", "weights") if work.has_begun and not self.asked.overwrite else None
-        return str(weights_of(self.asked.teacher, before)["sha256"])
+        return str(weights_known(self.asked.teacher, self.asked.cache, before)["sha256"])
 
     def _check_formats(self) -> None:
         """Raise MinitronError where the student cannot be trained in the formats that are asked for."""

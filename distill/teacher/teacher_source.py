@@ -28,6 +28,7 @@ from minitron.measure.quality import Answers, measure_quality
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import weights_of
 from minitron.model.spec import read_spec
+from minitron.model.weight_files import first_file, names_in
 from minitron.progress import Progress, silent
 from minitron.run_folder import part
 
@@ -83,7 +84,7 @@ class TeacherSource:
     def fingerprint(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a run depends on of its teacher.  It may be very large: `before`, what was found of its weights earlier,
         or what its cache says of them, saves reading them while they have not changed."""
-        config, weights = file_hash(self.folder / "config.json"), weights_of(self.folder, before or self._cached)
+        config, weights = file_hash(self.folder / "config.json"), weights_known(self.folder, self.cache, before)
         found: dict[str, Any] = {"teacher": {"config": config, "weights": weights}, "teacher_precision": self.precision}
         found |= {} if self.precision == "bf16" else {"fp8_keep": str(self.keep)}
         return found
@@ -126,6 +127,11 @@ class TeacherSource:
         complete, missing = cache.is_complete, cache.missing
         # All have seen the same before any of them writes.
         processes.wait()
+        if not complete and self.is_elsewhere:
+            raise MinitronError(
+                f"{self.cache} lacks a part of what the teacher says, and {self.folder} holds no weights to ask; copy "
+                "the cache whole, with the same text and options, or the weights."
+            )
         if not complete:
             # Runs may share it, but one alone fills it.
             with sole(self.cache, first=processes.is_first):
@@ -145,10 +151,9 @@ class TeacherSource:
         return cache, cache.start
 
     @property
-    def _cached(self) -> Mapping[str, Any] | None:
-        """What the cache says of the teacher's weights."""
-        path = None if self.cache is None else self.cache / ABOUT
-        return part(read_json(path), "teacher", "weights") if path is not None and path.is_file() else None
+    def is_elsewhere(self) -> bool:
+        """Whether the folder holds no weights, and a cache may answer for them: that of another machine."""
+        return _holds_none(self.folder) and _cached_weights(self.cache) is not None
 
     def warn(self, start: Mapping[str, Any], text: Text, recipe: Recipe, progress: Progress = silent) -> str | None:
         """What to tell of a large drift, with the layers that make up most of it where the family is known."""
@@ -204,6 +209,23 @@ class TeacherSource:
             batch_size=recipe.sequences_per_pass,
             progress=progress,
         )
+
+
+def weights_known(folder: Path, cache: Path | None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A teacher's weights (minitron.model.identity.weights_of): what its cache says of them where they are elsewhere,
+    and with that, or what was found `before`, they are not read again while their files have not changed."""
+    known = _cached_weights(cache)
+    return dict(known) if known is not None and _holds_none(folder) else weights_of(folder, before or known)
+
+
+def _holds_none(folder: Path) -> bool:
+    return first_file(names_in(folder)) is None
+
+
+def _cached_weights(cache: Path | None) -> Mapping[str, Any] | None:
+    """What a cache says of its teacher's weights; None where there is none."""
+    path = None if cache is None else cache / ABOUT
+    return part(read_json(path), "teacher", "weights") if path is not None and path.is_file() else None
 
 
 def answers(reference: Reference, device: torch.device) -> Answers:

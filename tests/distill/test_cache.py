@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,25 @@ def test_runs_learn_from_it_without_the_teacher(
             Distillation(student, tiny_llama, short_text, tmp_path / "other", cache=cache),
             replace(RECIPE, loss="sampled:3"),
         )
+
+
+def test_a_cache_answers_on_a_machine_without_the_teachers_weights(
+    tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path
+) -> None:
+    asked = Distillation(student, tiny_llama, short_text, tmp_path / "there", cache=tmp_path / "cache")
+    there = distill(asked, RECIPE)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_llama, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    # Without a cache the weights are missed.
+    with pytest.raises(MinitronError, match=r"holds neither model\.safetensors"):
+        distill(replace(asked, teacher=bare, output=tmp_path / "none", cache=None), RECIPE)
+    with pytest.raises(MinitronError, match=r"holds neither model\.safetensors"):
+        distill(replace(asked, teacher=bare, output=tmp_path / "none", cache=tmp_path / "empty"), RECIPE)
+    here = distill(replace(asked, teacher=bare, output=tmp_path / "here"), RECIPE)
+    assert here.losses == there.losses and here.curve == there.curve
+    (tmp_path / "cache/heldout.safetensors").unlink()
+    with pytest.raises(MinitronError, match="lacks a part of what the teacher says"):
+        distill(replace(asked, teacher=bare, output=tmp_path / "again"), RECIPE)
 
 
 def test_a_padded_teacher_is_kept_without_its_padding(
