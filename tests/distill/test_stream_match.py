@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from cuts import scored
 from distilling import CPU, RECIPE, Killed, kill, require_equal, stop_after
+from stream_cuts import plan_of, told_of
 from torch import Tensor
 
 from cli.app import run
@@ -23,31 +24,16 @@ from distill.run.stream_match import StreamMatch
 from distill.run.train import distill
 from distill.teacher.streams import FIRST, Streams, mean_squares
 from minitron.cut.basis import Basis
-from minitron.cut.companions import RECORD
-from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
-from minitron.cut.stream_map import FOLDER, StreamMap, read_stream_maps
+from minitron.cut.stream_map import StreamMap, read_stream_maps
 from minitron.errors import MinitronError
 from minitron.files import read_json, write_json
 from minitron.measure.text import token_blocks
 from minitron.model.headers import read_headers
-from minitron.model.identity import weights_of
 from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import read_spec
 
 FIXTURES = ["tiny_hybrid", "tiny_hybrid_latent", "tiny_llama", "tiny_llama_tied"]
-
-
-def told_of(student: Path) -> StreamMap:
-    """The way from its parent."""
-    return read_stream_maps(student, read_spec(student))[0]
-
-
-def plan_of(parent: Path, *, hidden: int, layers: tuple[int, ...] | None = None, rotate: bool = True) -> Plan:
-    spec, scores = scored(parent)
-    kept = tuple(range(len(spec.layers))) if layers is None else layers
-    plan = make_plan(spec, {"hidden_size": hidden}, kept, scores, rotate=rotate)
-    return replace(plan, weights=weights_of(parent))
 
 
 def streams(folder: Path, ids: Tensor) -> list[np.ndarray]:
@@ -70,27 +56,6 @@ def match_of(parent: Path, student: Path) -> tuple[Any, Any, StreamMatch]:
     squares = mean_squares(streams, models[0], spec, ids_of(seed=1).numpy())
     pairs = (models[1], read_spec(student)), (models[0], spec)
     return models[0], models[1], StreamMatch(1.0, streams, *pairs, squares)
-
-
-@pytest.mark.parametrize("fixture", FIXTURES)
-@pytest.mark.parametrize("rotate", [True, False])
-def test_a_cut_tells_where_the_stream_lies(
-    fixture: str, rotate: bool, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    parent: Path = request.getfixturevalue(fixture)
-    plan = plan_of(parent, hidden=24, rotate=rotate)
-    prune(parent, plan, tmp_path / "small")
-    told = told_of(tmp_path / "small")
-    assert told.layers == plan.layers and told.weights == weights_of(parent)["sha256"]
-    states = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 32))).float()
-    cut = plan.keep["hidden", None]
-    wanted = states[..., cut] if isinstance(cut, np.ndarray) else states.double() @ torch.from_numpy(cut.matrix)
-    torch.testing.assert_close(told.of_student(states), wanted.float(), rtol=1e-5, atol=1e-5)
-    prune(parent, replace(plan, weights={}), tmp_path / "unnamed")
-    assert told_of(tmp_path / "unnamed").weights is None
-    # Engines take any safetensors file beside the weights for weights.
-    assert (tmp_path / "small" / FOLDER).is_dir() is rotate
-    assert [file.name for file in (tmp_path / "small").glob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
@@ -272,37 +237,6 @@ def test_a_model_in_fewer_bits_learns_its_own_stream_if_asked(
     }
     assert [found[weight].stream_weight for weight in found] == [0.0, 0.0, 5.0]
     assert found[None].losses == found[0.0].losses != found[5.0].losses
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda folder: _record(folder, layers="0-"), "are no indices"),
-        (lambda folder: _record(folder, layers=3), "not a text"),
-        (lambda folder: _record(folder, more=1), "more"),
-        (lambda folder: _record(folder, layers="0-1"), "2 layers of 24 channels"),
-        (lambda folder: _record(folder, size=31), "none of a stream of 31"),
-        (lambda folder: _record(folder, basis=None, channels="0-22,32"), "none of a stream of 32"),
-        (lambda folder: _record(folder, basis=None), "32 channels"),
-        (lambda folder: shutil.rmtree(folder / FOLDER), "is missing"),
-        (lambda folder: _flip(folder / FOLDER / "basis.safetensors"), "is damaged"),
-    ],
-)
-def test_a_damaged_record_is_told(damage: Any, says: str, small: Path) -> None:
-    damage(small)
-    with pytest.raises(MinitronError, match=says):
-        told_of(small)
-
-
-def _record(folder: Path, **told: Any) -> None:
-    record = read_json(folder / RECORD)
-    write_json(folder / RECORD, record | {"stream": [record["stream"][0] | told]})
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
 
 
 def test_the_command_has_the_option(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
