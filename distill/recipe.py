@@ -22,7 +22,7 @@ TRAINED: Final = ("all", "router", "all-but-router")
 """All parameters, those of the routers of mixtures of experts alone, or all others."""
 
 STREAM_WEIGHT: Final = 20.0
-"""Of the weights that were tried the best (benchmarks/RESULTS.md)."""
+"""What helped most of the weights that were tried by hand (benchmarks/RESULTS.md)."""
 
 STREAM_DIRECTIONS: Final = 64
 """Of a teacher that is not in memory: two bytes a layer, token and direction."""

@@ -29,7 +29,7 @@ from minitron.model.spec import ModelSpec
 
 FIRST: Final = 4
 """Tokens at the beginning of a sequence that are left out: attention parks what it does not need on the first ones,
-whose stream is thousands of times as large as that of all others (Xiao et al. 2023, arXiv 2309.17453)."""
+whose stream can be thousands of times as large as that of all others (Xiao et al. 2023, arXiv 2309.17453)."""
 
 Found = dict[int, Tensor]
 """The student's layer -> [B, T, K] or [B, T, D]."""
