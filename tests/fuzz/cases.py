@@ -97,7 +97,8 @@ def _one_of(*names: str) -> Callable[[Random, Path, tuple[str, ...]], str]:
     """Damages a file with one of the names in the first input, which is a model; all of them where none is given."""
 
     def damaged(rng: Random, inputs: Path, copied: tuple[str, ...]) -> str:
-        files = sorted(file for file in (inputs / copied[0]).iterdir() if not names or file.name in names)
+        found = sorted(file for file in (inputs / copied[0]).rglob("*") if file.is_file())
+        files = [file for file in found if not names or file.name in names]
         return _damage(rng, rng.choice(files))
 
     return damaged
