@@ -311,12 +311,11 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offload", [False, True])
 def test_two_processes_compare_the_same_streams(
-    offload: bool, small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, stream_weight=1.0, learning_rate=5e-4, stream_directions=8)
-    asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "many", offload_teacher=offload)
+    asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "many")
     torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
     alone = distill(replace(asked, output=tmp_path / "alone"), recipe)
     found = read_json(tmp_path / "found.json")
