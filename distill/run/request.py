@@ -83,7 +83,6 @@ class Request:
             )
         if self.recipe.mtp_weight:
             require_block(student)
-        _ = self.stream
         self._check_formats()
 
     @cached_property

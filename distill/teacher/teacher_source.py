@@ -195,8 +195,8 @@ class TeacherSource:
         if teacher.drift is not None:
             found = {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
         else:
-            quality = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
-            found = {"perplexity_teacher": quality.perplexity, "drift": None}
+            own = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
+            found = {"perplexity_teacher": own.perplexity, "drift": None}
         return found | {"stream_squares": squares}
 
     def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
