@@ -51,9 +51,14 @@ class Recovery(Bench):
         """The plain recipe, and those to compare with it."""
         return {PLAIN: {"stream_weight": 0.0}} | dict(self.options.way)
 
-    def student(self, percent: int) -> Path:
+    @property
+    def teacher_folder(self) -> Path:
+        """The model on whose logits students are trained: the one that is cut, unless that is a student itself."""
+        return Path(self.options.teacher or self.options.model)
+
+    def student(self, percent: float) -> Path:
         """The closed form's choice, as `minitron prune --scores` cuts it."""
-        folder: Path = self.work / f"student-{percent}"
+        folder: Path = self.work / f"student-{percent:g}"
         if not folder.exists():
             scores = self.scores(0, rival=False)
             lattice = build_lattice(self.spec, WORKLOAD, scores=scores, **self.lattice)
@@ -85,10 +90,14 @@ class Recovery(Bench):
             self.prune(plan, folder)
         return folder
 
+    def distilled(self, student: Path, name: str, rate: float, seed: int) -> Path:
+        """The folder of one run's output."""
+        return Path(self.work / f"distilled-{student.name}-{name.replace(' ', '-')}-{rate:g}-{seed}")
+
     def curve(self, student: Path, name: str, way: Way, rate: float, seed: int) -> list[dict[str, Any]]:
         """The held-out KL by tokens of one run."""
-        told = f"{student.name}-{name.replace(' ', '-')}-{rate:g}-{seed}"
-        path = self.work / f"curve-{told}.json"
+        output = self.distilled(student, name, rate, seed)
+        path = self.work / f"curve-{output.name.removeprefix('distilled-')}.json"
         if not path.exists():
             options = self.options
             fields = {
@@ -102,7 +111,7 @@ class Recovery(Bench):
                 "validation_sequences": len(self.heldout),
             }
             asked = Distillation(
-                *(student, options.model, options.training or options.data, self.work / f"distilled-{told}"),
+                *(student, self.teacher_folder, options.training or options.data, output),
                 validation=options.text,
                 device="cpu",
                 overwrite=True,
@@ -194,17 +203,23 @@ def _value(text: str) -> Any:
         return text
 
 
-def main() -> None:
-    """Parse the command line and run what is not done yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def recovery_options(parser: argparse.ArgumentParser, title: str) -> None:
+    """Add what a Recovery asks for, but for defaults of one's own."""
     bench_options(parser)
-    parser.add_argument("--title", default=TITLE)
+    parser.add_argument("--title", default=title)
     parser.add_argument("--points", default="35")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rates", default="5e-4,1e-3,2e-3")
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=151_552, help="to distil on")
     parser.add_argument("--way", type=way, action="append", default=[], metavar="NAME:FIELD=VALUE,...")
+    parser.add_argument("--teacher", type=Path, help="the model to learn from, where it is not the one that is cut")
+
+
+def main() -> None:
+    """Parse the command line and run what is not done yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    recovery_options(parser, TITLE)
     parser.add_argument("--peer", default="the built-in model", help=f"the model's name in {CHOICES.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
