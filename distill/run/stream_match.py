@@ -59,6 +59,13 @@ class StreamMatch:
         if isinstance(self._teacher, PreTrainedModel):
             self._theirs = streams.kept_layers(self._teacher, teacher[1])
 
+    @property
+    def told(self) -> str:
+        """What is compared, in a sentence."""
+        few = self._streams.directions
+        where = "" if few is None else f" in {few} random directions"
+        return f"Every layer also learns the teacher's residual stream{where} (--stream-weight {self.weight:g})."
+
     @contextmanager
     def watching(self, ids: Tensor, places: Sequence[tuple[int, int]] = ()) -> Iterator[Seen]:
         """What student and teacher have in their streams over the sequences `ids` [B, T] until the block ends; `places`

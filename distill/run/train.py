@@ -264,6 +264,8 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
         f"Student before training: KL {before['kl']:.4f} nats, perplexity {before['perplexity']:.4g}; "
         f"the teacher's perplexity is {start['perplexity_teacher']:.4g}."
     )
+    if (stream := trainer.objective.stream) is not None:
+        lines.append(stream.told)
     if trainer.step:
         lines.append(f"Resuming after step {trainer.step} of {trainer.recipe.total_steps}.")
     return "\n".join(lines)
