@@ -44,8 +44,9 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="TOML file with training stages, instead of the training options; see docs/distillation.md.",
-        metavar="FILE",
+        help="Training stages instead of the training options: a TOML file, or the name of a recipe that comes with "
+        "Minitron (docs/distillation.md lists them).",
+        metavar="FILE|NAME",
         show_default=False,
     ),
 ]

@@ -84,7 +84,10 @@ TRAINING: Final[dict[str, Option]] = {
     ),
     "train": Option(
         typer.Option(
-            "--train", help="Parameters to train: all, router (the routers only) or all-but-router.", metavar="NAME"
+            "--train",
+            help="Parameters to train: all, router (the routers only), all-but-router, or mtp (the "
+            "multi-token-prediction block only, with --mtp-weight).",
+            metavar="NAME",
         )
     ),
     "activation_checkpointing": Option(

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 LEAST_LEARNING_RATE_SHARE: Final = 0.1
 """Minitron decays from 1e-4 to 1e-5 (Muralidharan et al. 2024, arXiv 2407.14679, section 4)."""
 
-TRAINED: Final = ("all", "router", "all-but-router")
-"""All parameters, those of the routers of mixtures of experts alone, or all others."""
+MTP: Final = "mtp"
+
+TRAINED: Final = ("all", "router", "all-but-router", MTP)
+"""All parameters, those of the routers of mixtures of experts alone, all others, or the multi-token-prediction block
+alone, behind a model that stays as it is."""
 
 STREAM_WEIGHT: Final = 20.0
 """What helped most of the weights that were tried by hand (benchmarks/RESULTS.md)."""
@@ -208,11 +211,26 @@ class Recipe:
             raise MinitronError(f"select is {self.select!r}; choose one of {', '.join(SELECTED)}.")
         if self.mtp_lm_weight and not self.mtp_weight:
             raise MinitronError("the MTP LM weight is part of the MTP loss; give an MTP weight too.")
-        if self.mtp_weight and self.train != "all":
-            raise MinitronError("the MTP block is trained only with all parameters; drop train or the MTP weight.")
+        if self.mtp_weight and self.train not in ("all", MTP):
+            raise MinitronError(
+                f"the MTP block is trained with all parameters or alone; set train to all or {MTP}, or drop the MTP "
+                "weight."
+            )
+        if self.train == MTP:
+            self._check_mtp_alone()
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} needs the whole vocabulary; drop the vocab chunk.")
+
+    def _check_mtp_alone(self) -> None:
+        """Raise MinitronError for a part of the loss that teaches nothing but what stays as it is."""
+        if not self.mtp_weight:
+            raise MinitronError(f"train is {MTP}, which trains the MTP block alone; give an MTP weight too.")
+        for name in ("lm_weight", "cosine_weight", "stream_weight"):
+            if getattr(self, name):
+                raise MinitronError(
+                    f"train is {MTP}, and the {_words(name)} is of parameters that stay; drop one of them."
+                )
 
     @property
     def total_steps(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES
+from distill.run.recipe_file import bundled, read_recipe
 from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
 from minitron.cut.rotation import binding_norm
 from minitron.engines.table import ENGINES, ServingEngine
@@ -58,6 +59,18 @@ def _losses() -> Rows:
     for name, entry in DIVERGENCES.items():
         typed = _code(name) if entry.parameter is None else f"`{name}:{entry.letter}` ({entry.parameter:g})"
         yield typed + (" (default)" if name == DEFAULT_LOSS else ""), entry.summary, entry.source
+
+
+def _recipes() -> Rows:
+    yield "`--recipe`", "stages", "learning rate"
+    for name in bundled():
+        stages = [stage.recipe for stage in read_recipe(Path(name))]
+        told = ", then ".join(
+            f"{stage.total_tokens / 1e9:,.3g} B tokens in sequences of {stage.sequence_length:,}"
+            + (f" (`--train {stage.train}`)" if stage.train != "all" else "")
+            for stage in stages
+        )
+        yield _code(name), told, ", ".join(f"{stage.learning_rate:g}" for stage in stages)
 
 
 _USES: Final = {"kv": "keys and values", "state": "states", "conv": "inputs of convolutions"}
@@ -258,6 +271,7 @@ def _unsupported() -> Rows:
 TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
+    "recipes": _recipes,
     "formats": _formats,
     "kept": _kept,
     "written": _written,

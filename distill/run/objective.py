@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from distill.losses.chunked import LossOptions, chunked_loss, hidden_cosine, sparse_loss
 from distill.losses.divergences import Sparse, parse_loss
 from distill.losses.liger import liger_loss
-from distill.recipe import Recipe
+from distill.recipe import MTP, Recipe
 from distill.run.mtp import PREFIX, Predictor
 from distill.run.stream_match import StreamMatch
 from distill.teacher.cache import TeacherCache
@@ -124,13 +124,16 @@ class Objective(nn.Module):
         streams, 0 where they are not compared; what is said of a token is learnt at the one before it.  Chance follows
         from `place`, the number of the first sequence since the run began."""
         recipe, head = self.recipe, OutputLayer(self.student.get_output_embeddings())
+        stays = recipe.train == MTP
         with nullcontext() if self.stream is None else self.stream.watching(part.ids, part.places) as seen:
             rows = self._rows(part)
-            with self.autocast():
+            with self.autocast(), torch.no_grad() if stays else nullcontext():
                 mine = hidden_states(self.student, part.ids)
         with self.autocast():
-            how = self._options(part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
-            total = self._compare(mine.flatten(0, 1), head, rows, how)
+            total = torch.zeros((), device=mine.device)
+            if not stays:
+                how = self._options(part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
+                total = self._compare(mine.flatten(0, 1), head, rows, how)
             if self.mtp is not None:
                 ids = part.ids.to(mine.device)
                 drafted = self.mtp(mine[:, :-1], self.student.get_input_embeddings()(ids[:, 1:]))

@@ -11,6 +11,8 @@ sequence_length = "8k"
 tokens = 500_000_000
 sequence_length = "48k"
 data = ["long.jsonl"]
+
+Those that come with Minitron (distill/recipes) are called by their names and name no text.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from minitron.files import require_file
 from minitron.measure.records import HUB, Source, parse_source
 from minitron.units import parse_count
 
+BUNDLED: Final = Path(__file__).parents[1] / "recipes"
+"""Recipes that come with Minitron."""
+
 _COUNTS: Final = ("tokens", "sequence_length", "batch_tokens", "micro_batch", "steps", "vocab_chunk")
 """Fields that may be written as text: 128k."""
 
@@ -40,10 +45,18 @@ class Stage:
     """Empty for the text that is given beside the recipe."""
 
 
+def bundled() -> tuple[str, ...]:
+    """Names of the recipes that come with Minitron."""
+    return tuple(sorted(path.stem for path in BUNDLED.glob("*.toml")))
+
+
 def read_recipe(path: Path) -> tuple[Stage, ...]:
-    """The stages of a recipe file; raises MinitronError where it is no TOML, has no stages or names no setting."""
+    """The stages of a recipe file, or of a recipe that comes with Minitron where `path` is its name and no file; raises
+    MinitronError where it is no TOML, has no stages or names no setting."""
     if not path.exists():
-        raise MinitronError(f"{path} does not exist; check the path of --recipe.")
+        if str(path) not in bundled():
+            raise MinitronError(f"{path} does not exist; give --recipe a file, or one of {', '.join(bundled())}.")
+        path = BUNDLED / f"{path}.toml"
     require_file(path)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))

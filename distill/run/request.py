@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
-from distill.recipe import STREAM_DIRECTIONS, STREAM_WEIGHT, Recipe
+from distill.recipe import MTP, STREAM_DIRECTIONS, STREAM_WEIGHT, Recipe
 from distill.run.distillation import Distillation
 from distill.run.learned_scales import require_learnable
 from distill.run.mtp import require_block
@@ -93,7 +93,7 @@ class Request:
         recipe, asked = self.recipe, self.asked
         weight, student, teacher = recipe.stream_weight, asked.student, asked.teacher
         # A cache would become many times as large: only for those who ask.
-        if weight == 0 or (weight is None and asked.cache is not None):
+        if weight == 0 or recipe.train == MTP or (weight is None and asked.cache is not None):
             return None
         mine, theirs = known_spec(student), known_spec(teacher)
         maps = () if mine is None or theirs is None else read_stream_maps(student, mine)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from distill.losses.slopes import chunks
 from distill.processes import Processes
-from distill.recipe import Recipe
+from distill.recipe import MTP, Recipe
 from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.run.compiled import Compiled
 from distill.run.mtp import Predictor, measure_drafts
@@ -71,8 +71,8 @@ class Trainer:
         )
         # eval() turns dropout off, which only adds noise here, and keeps Mamba layers on a GPU off the fused kernel of
         # training mode, which reads weights past their modules.
-        student.eval().requires_grad_(recipe.train != "router")
-        if recipe.train != "all":
+        student.eval().requires_grad_(recipe.train not in ("router", MTP))
+        if recipe.train not in ("all", MTP):
             _choose_trained(student, spec, routers=recipe.train == "router")
         models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
         self._compiled = Compiled(models if recipe.compile else [])
@@ -115,7 +115,9 @@ class Trainer:
     @property
     def best(self) -> dict[str, Any]:
         """The validation with the lowest KL, the first of equals; the one before training where there is no other."""
-        return min(self.curve[1:] or self.curve, key=lambda point: point["kl"])
+        # Behind a model that stays as it is only drafts become better.
+        judged = "mtp_kl" if self.recipe.train == MTP else "kl"
+        return min(self.curve[1:] or self.curve, key=lambda point: point[judged])
 
     @property
     def selected(self) -> dict[str, Any]:

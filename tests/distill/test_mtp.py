@@ -201,6 +201,42 @@ def test_from_a_cache(student: Path, tiny_hybrid: Path, short_text: Path, tmp_pa
     assert cached.losses == pytest.approx(plain.losses, rel=1e-2)
 
 
+def test_it_is_trained_alone_behind_a_model_that_stays(
+    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, train="mtp", mtp_weight=1.0, mtp_lm_weight=0.0, temperature=2.0, select="best")
+    asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "out")
+    result = distill(asked, recipe)
+    before, after = tensors(student), tensors(tmp_path / "out")
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed and all(name.startswith("mtp.") for name in changed)
+    assert {point["kl"] for point in result.curve} == {result.curve[0]["kl"]}
+    drafts = [point["mtp_kl"] for point in result.curve]
+    assert result.selected["mtp_kl"] == min(drafts[1:]) < drafts[0]
+    # The loss is that of the drafts alone, at the temperature.
+    model = load_model(student, dtype=torch.float32, device=CPU).requires_grad_(False)
+    teacher, predictor = load_model(tiny_hybrid, dtype=torch.float32, device=CPU), Predictor(student, model)
+    ids = torch.arange(30).view(3, 10) * 11 % 300
+    loss = Objective(model, teacher, recipe, predictor).loss(Pass(ids, None, (), 30), 0)
+    drafts = predictor(hidden_states(model, ids)[:, :-1], model.get_input_embeddings()(ids[:, 1:]))
+    log_q = (model.get_output_embeddings()(drafts) / 2).log_softmax(-1)
+    log_p = (teacher(ids).logits[:, 1:] / 2).log_softmax(-1)
+    assert float(loss) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum() / 30), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"mtp_weight": 0.0}, "give an MTP weight"),
+        ({"lm_weight": 0.1}, "lm weight"),
+        ({"stream_weight": 1.0}, "stream"),
+    ],
+)
+def test_nothing_else_is_taught_beside_a_block_alone(changed: dict[str, float], words: str) -> None:
+    with pytest.raises(MinitronError, match=words):
+        replace(RECIPE, **({"train": "mtp", "mtp_lm_weight": 0.0} | changed))
+
+
 def test_where_there_is_none(
     student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,7 +246,7 @@ def test_where_there_is_none(
         Predictor(bare, model)
     with pytest.raises(MinitronError, match="give an MTP weight"):
         Recipe(steps=1, mtp_lm_weight=0.5)
-    with pytest.raises(MinitronError, match="trained only with all"):
+    with pytest.raises(MinitronError, match="or alone"):
         Recipe(steps=1, mtp_weight=0.5, train="router")
     arguments = ["--data", str(short_text), "--steps", "2", "--sequence-length", "16", "--batch-tokens", "32"]
     arguments += ["-o", str(tmp_path / "out"), "--mtp-weight", "0.3"]

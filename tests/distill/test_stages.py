@@ -10,7 +10,7 @@ import tiny_models
 from cli.app import run
 from distill.run import stages as stages_module
 from distill.run.distillation import Distillation
-from distill.run.recipe_file import read_recipe
+from distill.run.recipe_file import bundled, read_recipe
 from distill.run.train import distill
 from minitron.errors import MinitronError
 from minitron.measure.records import Source
@@ -153,8 +153,13 @@ def test_two_ways_to_say_how_are_one_too_many(
     assert "no text to train on" in capsys.readouterr().err
 
 
-def test_the_recipes_that_are_shipped_can_be_read() -> None:
-    shipped = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.toml"))
-    assert len(shipped) >= 3
-    for path in shipped:
-        assert all(stage.recipe.total_tokens > 10**8 and stage.data for stage in read_recipe(path))
+def test_the_recipes_that_are_shipped_are_called_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(bundled()) >= 4
+    for name in bundled():
+        assert all(stage.recipe.total_tokens > 10**8 and not stage.data for stage in read_recipe(Path(name)))
+    # A file of that name is what is meant.
+    Path("short-then-long").write_text("[[stages]]\nsteps = 3\n")
+    assert [stage.recipe.steps for stage in read_recipe(Path("short-then-long"))] == [3]
+    with pytest.raises(MinitronError, match="or one of nemotron-3-nano"):
+        read_recipe(Path("short-then-long.toml"))
