@@ -213,15 +213,15 @@ def test_it_is_trained_alone_behind_a_model_that_stays(
     assert {point["kl"] for point in result.curve} == {result.curve[0]["kl"]}
     drafts = [point["mtp_kl"] for point in result.curve]
     assert result.selected["mtp_kl"] == min(drafts[1:]) < drafts[0]
-    # The loss is that of the drafts alone, at the temperature.
+    # The loss is that of the drafts alone, at the temperature, times its square (Hinton et al. 2015, section 2).
     model = load_model(student, dtype=torch.float32, device=CPU).requires_grad_(False)
     teacher, predictor = load_model(tiny_hybrid, dtype=torch.float32, device=CPU), Predictor(student, model)
     ids = torch.arange(30).view(3, 10) * 11 % 300
     loss = Objective(model, teacher, recipe, predictor).loss(Pass(ids, None, (), 30), 0)
-    drafts = predictor(hidden_states(model, ids)[:, :-1], model.get_input_embeddings()(ids[:, 1:]))
-    log_q = (model.get_output_embeddings()(drafts) / 2).log_softmax(-1)
+    states = predictor(hidden_states(model, ids)[:, :-1], model.get_input_embeddings()(ids[:, 1:]))
+    log_q = (model.get_output_embeddings()(states) / 2).log_softmax(-1)
     log_p = (teacher(ids).logits[:, 1:] / 2).log_softmax(-1)
-    assert float(loss) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum() / 30), rel=1e-4)
+    assert loss.item() == pytest.approx(4 * (log_p.exp() * (log_p - log_q)).sum().item() / 30, rel=1e-4)
 
 
 @pytest.mark.parametrize(
