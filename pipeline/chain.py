@@ -342,11 +342,11 @@ def _exported(request: Compression) -> Export:
 def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.companions import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
-    from minitron.report.document import add_training
+    from minitron.report.document import add_part
 
     assert request.heldout is not None
     folder = request.output
-    add_training(folder / REPORT, read_json(folder / DISTILLED / DISTILLATION))
+    add_part(folder / REPORT, "training", read_json(folder / DISTILLED / DISTILLATION))
     folders = {"teacher": request.model, "pruned": folder / PRUNED, "distilled": folder / DISTILLED}
     measured = evaluate_folders(
         list(folders.values()),
