@@ -3,7 +3,7 @@
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results are those of results.json:
 "student", "teacher", "judge"; "verdict" {"contests", "wins", "ties", "losses", "broken" (each {"count", "value",
 "interval"}), "margin", "orders_agree", "took_the_first", "by_group", "by_quality", ...}; "answers"; "tokens".  With
---benchmark: "judge", "layout", and "two_turns", "one_turn" {"pairs", "accuracy", "right_in_both_orders", "by_group"...}.
+--benchmark: "judge", "layout", and "two_turns", "one_turn" {"pairs", "accuracy", "right_in_both_orders", "by_group"..}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from cli.options import ON_THE_HUB, JsonOption, OutputOption, OverwriteOption, o
 from cli.ruling import ANSWERING, ENDPOINT, RULING
 from judge.speaking import Speaking
 from minitron.errors import MinitronError
-from minitron.report.judged import COLUMNS, judged_document, rows, sentences
 from pipeline.benchmarking import Benchmarking, Turns, benchmark
 from pipeline.judging import PAGE, TRANSCRIPTS, Judging, Ruling, judge
 
@@ -118,6 +117,8 @@ _FLAGS: Final = {
 
 def print_verdict(results: Mapping[str, Any]) -> None:
     """The shares, and what else came of it."""
+    from minitron.report.judged import COLUMNS, judged_document, rows, sentences  # which imports numpy
+
     judged = judged_document(results, [])
     show.table("Share of pairs, with 95 % intervals", list(COLUMNS), rows(judged))
     for one in sentences(judged):

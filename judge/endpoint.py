@@ -249,7 +249,7 @@ class Endpoint:
 
     @property
     def _tries(self) -> str:
-        return "once" if not self.asking.retries else f"{self.asking.retries + 1} times"
+        return {0: "once", 1: "twice"}.get(self.asking.retries, f"{self.asking.retries + 1} times")
 
     def _told(self, error: Any) -> str:
         """A status and what came with it, without the key: servers repeat what they were sent."""

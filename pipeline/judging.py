@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -208,6 +208,32 @@ def judge(request: Judging, *, overwrite: bool = False, progress: Progress = sil
         _written(request.output, document, telling.found(), request.report)
         _require_format(results, request.output)
     return Judgement(request.output, document)
+
+
+def judge_models(
+    models: Sequence[Path],
+    against: Path | None,
+    prompts: Path,
+    ruling: Ruling,
+    output: Path,
+    *,
+    progress: Progress = silent,
+    note: Note = no_note,
+) -> dict[Path, Judgement]:
+    """Judge each of `models` against one, which is left out where it is among them, each in a folder of its own in
+    `output`; what the teacher said is kept for all."""
+    from minitron.model.sources import title
+
+    if against is None:
+        raise MinitronError("--judge compares with a teacher; give --against MODEL.")
+    shared = replace(ruling, cache=ruling.cache or output / REPLIES)
+    found = {}
+    for number, model in enumerate(models, 1):
+        if model != against:
+            folder = output / f"{number}-{title(model)}"
+            asked = Judging(prompts, folder, shared, student=str(model), teacher=str(against))
+            found[model] = judge(asked, progress=progress, note=note)
+    return found
 
 
 def _groups(question: Question) -> tuple[str, ...]:
