@@ -65,6 +65,10 @@ JudgingsOption = Annotated[
     Path | None, option("--judge-output", "Folder for what --judge leaves, which goes on after a stop.", "FOLDER")
 ]
 
+AnswerTokensOption = Annotated[
+    int, typer.Option("--answer-tokens", min=1, help="Tokens of an answer to --prompts, at most.")
+]
+
 CACHES: Final[dict[str, Option]] = {
     "kv": Option(
         option(
@@ -117,13 +121,16 @@ def command(
     judge: JudgeOption = None,
     prompts: PromptsOption = None,
     judge_output: JudgingsOption = None,
+    answer_tokens: AnswerTokensOption = 512,
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints on held-out text: perplexity, KL to a teacher, size, speed, memory, lm-eval tasks."""
     from minitron.measure.records import Source
 
     started = time.monotonic()
-    judging = None if judge is None else _judging(judge, against, prompts, judge_output, options, device)
+    judging = (
+        None if judge is None else _judging((judge, against, prompts, judge_output), answer_tokens, options, device)
+    )
     evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar, note=show.note)
     judged = {} if judging is None else judging(models)
     first, length = evaluations[0], options.sequence_length
@@ -148,16 +155,16 @@ def command(
 
 
 def _judging(
-    judge: str,
-    against: Path | None,
-    prompts: Path | None,
-    output: Path | None,
+    given: tuple[str, Path | None, Path | None, Path | None],
+    answer_tokens: int,
     options: EvaluationOptions,
     device: str | None,
 ) -> Callable[[Sequence[Path]], dict[Path, Judgement]]:
     """What judges models; raises MinitronError, before anything is measured, where something is missing for it."""
+    from judge.speaking import Speaking
     from pipeline.judging import Ruling, judge_models
 
+    judge, against, prompts, output = given
     if against is None or prompts is None or output is None:
         missing = (
             "--against MODEL" if against is None else "--prompts FILE" if prompts is None else "--judge-output FOLDER"
@@ -165,7 +172,14 @@ def _judging(
         raise MinitronError(f"--judge compares the answers with a teacher's; give {missing} too.")
     ruling = Ruling(judge, dtype=options.dtype, device=device)
     return partial(
-        judge_models, against=against, prompts=prompts, ruling=ruling, output=output, progress=show.bar, note=show.note
+        judge_models,
+        against=against,
+        prompts=prompts,
+        ruling=ruling,
+        output=output,
+        answering=Speaking(max_tokens=answer_tokens),
+        progress=show.bar,
+        note=show.note,
     )
 
 

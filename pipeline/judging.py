@@ -217,6 +217,7 @@ def judge_models(
     ruling: Ruling,
     output: Path,
     *,
+    answering: Speaking | None = None,
     progress: Progress = silent,
     note: Note = no_note,
 ) -> dict[Path, Judgement]:
@@ -231,7 +232,8 @@ def judge_models(
     for number, model in enumerate(models, 1):
         if model != against:
             folder = output / f"{number}-{title(model)}"
-            asked = Judging(prompts, folder, shared, student=str(model), teacher=str(against))
+            how = answering or Speaking()
+            asked = Judging(prompts, folder, shared, student=str(model), teacher=str(against), answering=how)
             found[model] = judge(asked, progress=progress, note=note)
     return found
 
