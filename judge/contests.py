@@ -82,7 +82,8 @@ def material(contest: Contest, order: tuple[int, int], specials: Collection[str]
     whole = json.dumps([shown, first, second])
     # An answer that held its own code would have to be a fixed point of SHA-256.
     code = hashlib.sha256(whole.encode()).hexdigest()[:12]
-    return Material(*(neutral(text, specials) for text in (shown, first, second)), code)
+    question, one, other = (neutral(text, specials) for text in (shown, first, second))
+    return Material(question, one, other, code)
 
 
 def neutral(text: str, specials: Collection[str] = ()) -> str:

@@ -194,7 +194,8 @@ class Endpoint:
 
         openai = _openai()
         try:
-            return await self._tried(send, self._said)
+            found: Reply = await self._tried(send, self._said)
+            return found
         except openai.APIStatusError as error:
             return Reply("", refused=self._told(error))
 

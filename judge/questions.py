@@ -167,10 +167,13 @@ def _answers(path: Path) -> Iterator[tuple[str, Mapping[str, Any], Reply]]:
             raise MinitronError(f"{row.where} has no `answer` (or response, output, messages); fix or remove it.")
         if flaw := no_text(text):
             raise MinitronError(f"{row.where} {flaw}; fix or remove it.")
-        counts = {key: about.get(key) for key in ("tokens", "thinking_tokens")}
-        sound = {key: value for key, value in counts.items() if isinstance(value, int) and value >= 0}
-        flags = {key: about[key] for key in ("finished", "cut_thinking") if isinstance(about.get(key), bool)}
-        yield row.where, about, Reply(text, **sound, **flags)
+        tokens, thought = (_count(about.get(key)) for key in ("tokens", "thinking_tokens"))
+        finished, cut = about.get("finished") is not False, about.get("cut_thinking") is True
+        yield row.where, about, Reply(text, tokens, thought, finished, cut)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _answer(row: Mapping[str, Any]) -> str | None:

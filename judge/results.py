@@ -57,9 +57,9 @@ class Tally:
         if not self.total:
             return {name: Share(0.0, (0.0, 0.0)) for name in (*OUTCOMES, "margin")}
         drawn = np.random.default_rng(seed).multinomial(total, values, RESAMPLES) / total
-        columns = {name: (float(values[at]), drawn[:, at]) for at, name in enumerate(OUTCOMES)}
-        columns["margin"] = (float(values[0] - values[2]), drawn[:, 0] - drawn[:, 2])
-        return {name: Share(value, _interval(sample)) for name, (value, sample) in columns.items()}
+        found = {str(name): Share(float(values[at]), _interval(drawn[:, at])) for at, name in enumerate(OUTCOMES)}
+        margin = Share(float(values[0] - values[2]), _interval(drawn[:, 0] - drawn[:, 2]))
+        return found | {"margin": margin}
 
     def to_json(self) -> dict[str, Any]:
         """Counts and shares."""

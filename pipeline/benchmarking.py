@@ -78,9 +78,9 @@ def benchmark(
 
     ruling = request.ruling
     instructions = read_instructions(ruling.instructions)
+    pairs = read_benchmark(request.benchmark, request.samples)
     asked = {"benchmark": Source(str(request.benchmark)).fingerprint()} | request.settings
     with opened(request.output, ruling, asked, [request.benchmark], overwrite) as kept:
-        pairs = read_benchmark(request.benchmark, request.samples)
         document: dict[str, Any] = {"judge": "", "layout": pairs.layout, "without_preference": pairs.without_preference}
         broken = []
         with speaker_of(ruling, ruling.judge, ruling.speaking, "judge", progress, note) as speaker:

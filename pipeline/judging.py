@@ -168,7 +168,7 @@ def judge(request: Judging, *, overwrite: bool = False, progress: Progress = sil
     judge never keeps to the format: the transcripts of that are written first."""
     from judge.contests import Contest
     from judge.judging import judge_contests
-    from judge.questions import read_questions
+    from judge.questions import read_answers, read_questions
     from judge.results import Results, answer_facts, lengths
     from judge.telling import Telling
     from minitron.report.document import require_report
@@ -176,6 +176,11 @@ def judge(request: Judging, *, overwrite: bool = False, progress: Progress = sil
     if request.report is not None:
         require_report(request.report)
     instructions = read_instructions(request.ruling.instructions)
+    # Before the folder is opened: what cannot be read leaves nothing there.
+    questions = read_questions(request.prompts, request.samples)
+    for path in (request.answers_student, request.answers_teacher):
+        if path is not None:
+            read_answers(path, questions)
     files = {
         "prompts": request.prompts,
         "answers_student": request.answers_student,
@@ -184,7 +189,6 @@ def judge(request: Judging, *, overwrite: bool = False, progress: Progress = sil
     given = {name: path for name, path in files.items() if path is not None}
     asked = {name: Source(str(path)).fingerprint() for name, path in given.items()} | request.settings
     with opened(request.output, request.ruling, asked, list(given.values()), overwrite) as kept:
-        questions = read_questions(request.prompts, request.samples)
         answers = {who: _answers(request, who, questions, kept, progress, note) for who in (STUDENT, TEACHER)}
         contests = [
             Contest(question.conversation, (one.text, other.text), question.where, _groups(question))

@@ -154,8 +154,8 @@ def add_part(folder: Path, name: Literal["training", "judged"], part: Mapping[st
     """Write the learning curve or a judge's verdict into the report that is in `folder`, in place of one before."""
     with sole(folder):
         document = require_report(folder) | {name: dict(part)}
-        for name, text in report_files(document).items():
-            write_text(folder / name, text)
+        for file, text in report_files(document).items():
+            write_text(folder / file, text)
         write_json(folder / "report.json", document)
 
 
