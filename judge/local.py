@@ -22,7 +22,6 @@ from judge.contests import Conversation
 from judge.parsing import THOUGHTS, without_thoughts
 from judge.speaking import Keep, Reply, Speaking
 from minitron.errors import MinitronError
-from minitron.foreign import told
 from minitron.measure.options import Dtype
 from minitron.measure.records import Record
 from minitron.measure.rendering import BrokenRecordError, Renderer
@@ -293,11 +292,7 @@ class LocalModel:
         devices = [model.device] if model.device.type == "cuda" else []
         kept, model.generation_config = model.generation_config, GenerationConfig()
         try:
-            with (
-                torch.random.fork_rng(devices),
-                torch.inference_mode(),
-                told(f"transformers cannot let {self.folder} speak", "check its generation_config.json"),
-            ):
+            with torch.random.fork_rng(devices), torch.inference_mode():
                 torch.manual_seed(_seed(speaking.seed, prompts))
                 out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=how)
         finally:

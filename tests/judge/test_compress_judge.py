@@ -16,7 +16,7 @@ SMALL = (
     *("--context", "32", "--weights", "fp32", "--sequence-length", "16", "--samples", "2", "--layer-scores", "none"),
     *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "64", "--precision", "fp32"),
     *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--judge-samples", "2"),
-    *("--finalists", "2", "--finalist-tokens", "32", "--lattice", "intermediate_size=32,40,48"),
+    *("--finalists", "2", "--finalist-tokens", "32"),
 )
 
 
