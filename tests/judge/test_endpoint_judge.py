@@ -228,9 +228,7 @@ def test_another_run_in_the_folder_is_not_mixed_in(files: Path, capsys: pytest.C
     with serving() as server, serving(model="other-judge") as second:
         assert run(line(files, server.place)) == 0
         assert run(line(files, second.place)) == 2
-        assert "holds a run with another" in capsys.readouterr().err
-        assert run(line(files, second.place, "--overwrite")) == 0
-        assert len(second.asked) == 16
+        assert "holds a run with another" in capsys.readouterr().err and second.asked == []
 
 
 def test_both_models_behind_endpoints(files: Path) -> None:

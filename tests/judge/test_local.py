@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cli.app import run
+from judge.instructions import DEFAULT
 from judge.local import LocalModel
 from judge.replies import Replies
 from judge.speaking import Reply, Speaking, ask
@@ -103,7 +104,23 @@ def test_a_small_model_as_a_bad_judge(
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n" + json.dumps({"prompt": PROMPTS[1]}) + "\n")
     line = ["judge", str(tiny_hybrid), "--against", str(tiny_llama), "--prompts", str(prompts), "--max-tokens", "3"]
-    line += ["--judge", str(tiny_llama), "--judge-tokens", "2", "-o", str(tmp_path / "out"), "--dtype", "fp32"]
+    short = tmp_path / "mine.toml"
+    text = DEFAULT.read_text(encoding="utf-8")
+    turns = "{question} {answer_1} {answer_2} {format}"
+    head = text[: text.index("[turns]")]
+    short.write_text(head + f'[turns]\nbranch = "{turns} {{qualities}}"\nrethink = "{{format}}"\nsingle = "{turns}"\n')
+    line += [
+        "--instructions",
+        str(short),
+        "--judge",
+        str(tiny_llama),
+        "--judge-tokens",
+        "2",
+        "-o",
+        str(tmp_path / "out"),
+        "--dtype",
+        "fp32",
+    ]
     assert run([*line, "--device", "cpu"]) == 2
     assert "kept to the format in none of 4 verdicts" in " ".join(capsys.readouterr().err.split())
     lines = (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()
