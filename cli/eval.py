@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -26,6 +27,8 @@ from cli.options import (
     option,
     words,
 )
+from cli.ruling import ENDPOINT
+from minitron.errors import MinitronError
 from minitron.measure.cache_options import CacheOptions
 from minitron.measure.options import EvaluationOptions
 from minitron.quantise.rows import formats_that_round
@@ -36,6 +39,7 @@ from pipeline.serving import model_names
 if TYPE_CHECKING:
     from minitron.measure.caches import CacheQuality
     from minitron.measure.evaluate import Evaluation
+    from pipeline.judging import Judgement
 
 AgainstOption = Annotated[
     Path | None,
@@ -45,6 +49,24 @@ AgainstOption = Annotated[
         metavar="MODEL",
         parser=model_path,
     ),
+]
+
+JudgeOption = Annotated[
+    str | None,
+    option(
+        "--judge",
+        f"Judge the answers beside the teacher's, too: a checkpoint folder, {ON_THE_HUB}, {ENDPOINT}. `minitron judge` "
+        "has more options.",
+        "JUDGE",
+    ),
+]
+PromptsOption = Annotated[Path | None, option("--prompts", "Prompts for --judge: a file or a folder.", "FILE")]
+JudgingsOption = Annotated[
+    Path | None, option("--judge-output", "Folder for what --judge leaves, which goes on after a stop.", "FOLDER")
+]
+
+AnswerTokensOption = Annotated[
+    int, typer.Option("--answer-tokens", min=1, help="Tokens of an answer to --prompts, at most.")
 ]
 
 CACHES: Final[dict[str, Option]] = {
@@ -96,16 +118,24 @@ def command(
     options: EvaluationOptions,
     against: AgainstOption = None,
     device: DeviceOption = None,
+    judge: JudgeOption = None,
+    prompts: PromptsOption = None,
+    judge_output: JudgingsOption = None,
+    answer_tokens: AnswerTokensOption = 512,
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints on held-out text: perplexity, KL to a teacher, size, speed, memory, lm-eval tasks."""
     from minitron.measure.records import Source
 
     started = time.monotonic()
+    judging = (
+        None if judge is None else _judging((judge, against, prompts, judge_output), answer_tokens, options, device)
+    )
     evaluations = evaluate(models, text, options, against=against, device=device, progress=show.bar, note=show.note)
+    judged = {} if judging is None else judging(models)
     first, length = evaluations[0], options.sequence_length
     if not as_json:
-        show.table("", ["", *model_names(models)], rows(evaluations))
+        show.table("", ["", *model_names(models)], [*rows(evaluations), *_judged_rows(models, judged)])
         show.line(f"Quality: {first.quality.tokens:,} tokens of {text}, sequences of {length:,}.")
         if first.caches:
             show.line(_told(options.caches))
@@ -117,8 +147,52 @@ def command(
         return
     settings = options.to_json() | {"device": device, "timed_on": first.speed.device if first.speed else None}
     inputs = {"models": models, "against": against, "text": {"path": text, "sha256": Source(str(text)).fingerprint()}}
-    results = {str(evaluation.model): evaluation.to_json() for evaluation in evaluations}
+    results = {
+        str(one.model): one.to_json() | ({"judged": judged[one.model].to_json()} if one.model in judged else {})
+        for one in evaluations
+    }
     show.document(show.run_document(None, inputs, settings, results, time.monotonic() - started))
+
+
+def _judging(
+    given: tuple[str, Path | None, Path | None, Path | None],
+    answer_tokens: int,
+    options: EvaluationOptions,
+    device: str | None,
+) -> Callable[[Sequence[Path]], dict[Path, Judgement]]:
+    """What judges models; raises MinitronError, before anything is measured, where something is missing for it."""
+    from judge.speaking import Speaking
+    from pipeline.judging import Ruling, judge_models
+
+    judge, against, prompts, output = given
+    if against is None or prompts is None or output is None:
+        missing = (
+            "--against MODEL" if against is None else "--prompts FILE" if prompts is None else "--judge-output FOLDER"
+        )
+        raise MinitronError(f"--judge compares the answers with a teacher's; give {missing} too.")
+    ruling = Ruling(judge, dtype=options.dtype, device=device)
+    return partial(
+        judge_models,
+        against=against,
+        prompts=prompts,
+        ruling=ruling,
+        output=output,
+        answering=Speaking(max_tokens=answer_tokens),
+        progress=show.bar,
+        note=show.note,
+    )
+
+
+def _judged_rows(models: Sequence[Path], judged: Mapping[Path, Judgement]) -> list[list[show.Cell]]:
+    """What share of its answers a judge likes better than the teacher's, and so on."""
+    found = [judged[model].results if model in judged else None for model in models]
+    verdicts = [None if one is None else one["verdict"] for one in found]
+    rows: list[list[show.Cell]] = [
+        [f"judge: {name}", *(None if one is None else f"{one[name]['value']:.1%}" for one in verdicts)]
+        for name in ("wins", "ties", "losses", "broken")
+    ]
+    lengths = [None if one is None or one["tokens"] is None else f"{one['tokens']['ratio']:.2f}" for one in found]
+    return [*rows, ["tokens to answer, times the teacher's", *lengths]] if judged else []
 
 
 def rows(evaluations: Sequence[Evaluation]) -> list[list[show.Cell]]:

@@ -26,8 +26,9 @@ SEARCHING: Final[dict[str, Option]] = {
         typer.Option(
             "--objective",
             help="Objective to measure candidates by: kl (divergence from the parent), perplexity, or "
-            "task:NAME of lm-eval.",
-            metavar="kl|perplexity|task:NAME",
+            "task:NAME of lm-eval. judge:JUDGE measures them by kl, and chooses among the finalists by what they "
+            "answer to --prompts: a folder, or URL#MODEL.",
+            metavar="kl|perplexity|task:NAME|judge:JUDGE",
         )
     ),
     "evaluate": Option(
@@ -52,6 +53,8 @@ SEARCHING: Final[dict[str, Option]] = {
     "trial_samples": Option(
         typer.Option("--judge-samples", min=1, help="Maximum number of sequences to measure candidates on.")
     ),
+    "prompts": Option(option("--prompts", "Prompts for --objective judge:JUDGE: a file or a folder.", "FILE")),
+    "answer_tokens": Option(typer.Option("--answer-tokens", min=1, help="Tokens of an answer to --prompts, at most.")),
     "finalists": Option(
         typer.Option(
             "--finalists",

@@ -19,8 +19,14 @@ from distill.run.distillation import Distillation
 from distill.run.recipe_file import Stage, read_recipe
 from distill.teacher.kept import Kept
 from importance.score.options import ScoringOptions
+from judge.endpoint import Asking
+from judge.instructions import Instructions, read_instructions
+from judge.parsing import BrokenFormat, parse_branch, parse_ranking
+from judge.reward import Rewards, reward_of
+from judge.speaking import Speaking
 from minitron.measure.options import EvaluationOptions
 from minitron.measure.records import Source
+from pipeline.benchmarking import Benchmarked, Benchmarking, benchmark
 from pipeline.chain import Compressed, compress
 from pipeline.comparison import Comparison, compare
 from pipeline.compression import Compression
@@ -30,6 +36,7 @@ from pipeline.evaluation import evaluate
 from pipeline.exporting import Export, export
 from pipeline.family import Family, compress_family
 from pipeline.inspection import Inspection, inspect
+from pipeline.judging import Judgement, Judging, Ruling, judge
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
 from pipeline.pruning import Cut, Pruning, prune
@@ -41,6 +48,10 @@ from pipeline.solution import Solution, solve
 from pipeline.standing import Standing, stand
 
 __all__ = [
+    "Asking",
+    "Benchmarked",
+    "Benchmarking",
+    "BrokenFormat",
     "Comparison",
     "Compressed",
     "Compression",
@@ -52,19 +63,26 @@ __all__ = [
     "Export",
     "Family",
     "Inspection",
+    "Instructions",
+    "Judgement",
+    "Judging",
     "Kept",
     "Planned",
     "Planning",
     "Pruning",
     "Quantising",
     "Recipe",
+    "Rewards",
+    "Ruling",
     "ScoringOptions",
     "Searching",
     "Serving",
     "Solution",
     "Source",
+    "Speaking",
     "Stage",
     "Standing",
+    "benchmark",
     "compare",
     "compress",
     "compress_family",
@@ -72,10 +90,15 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "judge",
+    "parse_branch",
+    "parse_ranking",
     "plan",
     "prune",
     "quantise",
+    "read_instructions",
     "read_recipe",
+    "reward_of",
     "score",
     "solve",
     "stand",

@@ -24,6 +24,7 @@ from pipeline.compression import (
     DISTILLED,
     EVALUATION,
     GGUF,
+    JUDGED,
     PLAN,
     PRUNED,
     REPORT,
@@ -35,6 +36,7 @@ from pipeline.compression import (
     Compression,
 )
 from pipeline.finalists import FOLDER as FINALISTS
+from pipeline.finalists import judge_compressed
 from pipeline.plan_document import serve_line_for
 from pipeline.preparation import check, prepared
 from pipeline.stages import Done, cut_depth_first
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 _NAMES: Final = (
     *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
-    *(SEARCH, REPORT, FINALISTS, "depth*"),
+    *(SEARCH, REPORT, FINALISTS, JUDGED, "depth*"),
 )
 """What a run leaves in its folder."""
 
@@ -342,11 +344,11 @@ def _exported(request: Compression) -> Export:
 def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:
     from minitron.cut.companions import DISTILLATION
     from minitron.measure.evaluate import evaluate_folders
-    from minitron.report.document import add_training
+    from minitron.report.document import add_part
 
     assert request.heldout is not None
     folder = request.output
-    add_training(folder / REPORT, read_json(folder / DISTILLED / DISTILLATION))
+    add_part(folder / REPORT, "training", read_json(folder / DISTILLED / DISTILLATION))
     folders = {"teacher": request.model, "pruned": folder / PRUNED, "distilled": folder / DISTILLED}
     measured = evaluate_folders(
         list(folders.values()),
@@ -359,6 +361,7 @@ def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) 
     models = {name: evaluation.to_json() for name, evaluation in zip(folders, measured, strict=True)}
     if request.exports:
         models["exported"] = _evaluate_exported(request, measured[-1])
+    judge_compressed(request, progress, note)
     done({})
     write_json(folder / EVALUATION, {"models": models})
 

@@ -32,6 +32,7 @@ TEXT: Final = "text"
 TRIALS: Final = "trials.jsonl"
 SEARCH: Final = "search.json"
 REPORT: Final = "report"
+JUDGED: Final = "judged"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def distill(
     from minitron.model.loading import find_device
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain, require_readable
-    from minitron.report.document import add_training, require_report
+    from minitron.report.document import add_part, require_report
 
     if isinstance(recipe, Recipe) and not request.sources:
         raise MinitronError("there is no text to train on; give some with --data.")
@@ -82,5 +82,5 @@ def distill(
         else:
             results = distill_stages(asked, recipe, processes=processes, calibrate=calibrate, progress=seen, note=told)
     if first and report is not None:
-        add_training(report, read_json(request.output / DISTILLATION))
+        add_part(report, "training", read_json(request.output / DISTILLATION))
     return Distilled(tuple(results), first)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,20 @@ from typing import TYPE_CHECKING, Any, Final
 from distill.recipe import Recipe
 from minitron.files import read_sealed, remove, write_sealed
 from minitron.progress import Note, Progress
-from pipeline.compression import Compression
+from pipeline.compression import DISTILLED, JUDGED, REPORT, Compression
+from pipeline.searching import Searching
 
 if TYPE_CHECKING:
     from distill.run.result import DistillResult
     from importance.search.sieves import Planner
     from minitron.cut.plan import Plan
     from minitron.search.candidate import Candidate
+    from pipeline.judging import Judging
 
 FOLDER: Final = "finalists"
+REPLIES: Final = "replies.jsonl"
+"""In it: what models and the judge said."""
+
 NEAR: Final = 1.25
 """Candidates that lose at most so many times what the best one does are finalists."""
 
@@ -35,26 +40,84 @@ def race(
 ) -> dict[str, Any]:
     """Distil each of `candidates`, as planned by `plan` and cut from the request's model, for a short while:
     {"tokens", "finalists": [{"sizes", "kept_layers", "kl_before", "kl_after", "perplexity_after", "reason"}],
-    "chosen"}, the KLs on held-back text that all share.  Everything is written into FOLDER of the run folder."""
+    "chosen"}, the KLs on held-back text that all share.  Where a judge chooses, each has what share it "wins" and
+    "loses" against the model.  Everything is written into FOLDER of the run folder."""
     found = []
     recipe = short(request.recipe, request.searching.finalist_tokens)
     for number, candidate in enumerate(candidates, 1):
         file = request.output / FOLDER / f"{_digest(candidate, recipe)}.json"
-        if not file.exists():
+        judged = file.with_name(f"{file.stem}-{_judge_digest(request.searching)}.json")
+        judging = request.searching.judge is not None and not judged.exists()
+        if not file.exists() or (judging and not (file.with_suffix("") / "distilled").exists()):
             note(f"finalist {number} of {len(candidates)}: {recipe.total_tokens:,} tokens")
             formats = () if candidate.formats is None else (candidate.formats.to_json(),)
             _distil(request, plan(candidate.sizes, candidate.kept, *formats), file, recipe, progress)
+        if judging:
+            _let_judge(request, file, judged, progress, note)
         remove(file.with_suffix(""))
         told = {} if candidate.formats is None else candidate.formats.of
         of = {"sizes": dict(candidate.sizes), "kept_layers": list(candidate.kept), "formats": told}
-        found.append(of | read_sealed(file))
-    chosen = min(range(len(found)), key=lambda place: found[place]["kl_after"])
-    least = found[chosen]["kl_after"]
+        verdict = {} if request.searching.judge is None else read_sealed(judged)
+        found.append(of | read_sealed(file) | verdict)
+    chosen = _judged_best(found) if request.searching.judge is not None else _least(found)
+    after = f"after {recipe.total_tokens:,} tokens of distillation"
     for place, one in enumerate(found):
-        times = f"{one['kl_after'] / least:.4g} times the least KL" if least > 0 else "more KL than the best"
-        after = f"after {recipe.total_tokens:,} tokens of distillation"
-        one["reason"] = f"chosen: the least KL {after}" if place == chosen else f"dropped: {times} {after}"
+        one["reason"] = f"{'chosen' if place == chosen else 'dropped'}: {_why(one, found[chosen])} {after}"
     return {"tokens": recipe.total_tokens, "finalists": found, "chosen": chosen}
+
+
+def _least(found: Sequence[Mapping[str, Any]]) -> int:
+    return min(range(len(found)), key=lambda place: found[place]["kl_after"])
+
+
+def _judged_best(found: Sequence[Mapping[str, Any]]) -> int:
+    """By wins less losses; of two alike the one with less KL."""
+    return max(range(len(found)), key=lambda place: (found[place]["margin"], -found[place]["kl_after"]))
+
+
+def _why(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    if "margin" in one:
+        return f"{one['wins']:.0%} of its answers won and {one['losses']:.0%} lost against the model's"
+    least = best["kl_after"]
+    if one is best:
+        return "the least KL"
+    return f"{one['kl_after'] / least:.4g} times the least KL" if least > 0 else "more KL than the best"
+
+
+def judge_compressed(request: Compression, progress: Progress, note: Note) -> None:
+    """Where a judge chose, let it compare the compressed model's answers with the model's, and add that to the
+    report."""
+    from pipeline.judging import judge
+
+    if request.searching.judge is not None:
+        cache = request.output / FOLDER / REPLIES
+        asked = _judging(request, request.output / DISTILLED, request.output / JUDGED, cache)
+        judge(replace(asked, report=request.output / REPORT), overwrite=True, progress=progress, note=note)
+
+
+def _let_judge(request: Compression, file: Path, judged: Path, progress: Progress, note: Note) -> None:
+    """Let the judge compare a finalist's answers with the model's; what the model answers is asked for once."""
+    from pipeline.judging import judge
+
+    folder = file.with_suffix("")
+    asked = _judging(request, folder / "distilled", folder / JUDGED, file.with_name(REPLIES))
+    verdict = judge(asked, overwrite=True, progress=progress, note=note).results["verdict"]
+    shares = {name: verdict[name]["value"] for name in ("wins", "ties", "losses", "broken", "margin")}
+    write_sealed(judged, shares)
+
+
+def _judging(request: Compression, student: Path, output: Path, cache: Path) -> Judging:
+    from judge.speaking import Speaking
+    from pipeline.judging import Judging, Ruling
+
+    searching = request.searching
+    assert searching.judge is not None and searching.prompts is not None
+    return Judging(
+        *(searching.prompts, output, Ruling(searching.judge, cache=cache, device=request.device)),
+        student=str(student),
+        teacher=str(request.model),
+        answering=Speaking(max_tokens=searching.answer_tokens),
+    )
 
 
 def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progress: Progress) -> None:
@@ -112,6 +175,13 @@ def short(recipe: Recipe, tokens: int | None) -> Recipe:
     """`recipe` for a race: a tenth of its tokens unless so many are asked for, at least one step."""
     wanted = recipe.total_tokens // 10 if tokens is None else tokens
     return replace(recipe, tokens=max(wanted, recipe.batch_tokens), steps=None)
+
+
+def _judge_digest(searching: Searching) -> str:
+    from minitron.measure.records import Source
+
+    prompts = "" if searching.prompts is None else Source(str(searching.prompts)).fingerprint()
+    return hashlib.sha256(f"{searching.judge} {prompts}".encode()).hexdigest()[:8]
 
 
 def _digest(candidate: Candidate, recipe: Recipe) -> str:

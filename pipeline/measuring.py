@@ -101,7 +101,7 @@ class MeasuredSearch:
         from minitron.model.loading import DTYPES, find_device, load_model
 
         parent = load_model(model, dtype=DTYPES[self.scoring.dtype], device=find_device(device))
-        objective: Any = self.searching.objective
+        objective: Any = self.searching.trial_objective
         if objective.startswith(TASK):
             objective = (objective, self._task(model, objective.removeprefix(TASK)))
         seen, blocks = self._blocks(model, calibration, scores)

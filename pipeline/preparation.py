@@ -24,6 +24,7 @@ _MANY: Final = 40
 
 def check(request: Compression, progress: Progress, note: Note) -> Compression:
     """The request with its model on this machine; raises MinitronError for a model or a text that cannot be read."""
+    from judge.questions import read_questions
     from minitron.cut.companions import companions
     from minitron.measure.text import documents
     from minitron.model.sources import local_folder
@@ -34,6 +35,8 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
         require_plain(request.model)
     for path in {request.calibration_text, request.data, request.heldout or request.data}:
         next(documents(path))
+    if request.searching.prompts is not None:
+        read_questions(request.searching.prompts)
     request = replace(request, model=local_folder(request.model, progress, note))
     companions(request.model)
     if not request.dequantise:

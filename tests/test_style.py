@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("minitron", "importance", "distill", "pipeline", "cli")
+PACKAGES = ("minitron", "importance", "distill", "judge", "pipeline", "cli")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples", "docs")
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -153,7 +153,7 @@ def records(source: Source, broken: Broken) -> Iterator[Record]:
 
 def _read(found: Iterator[Row], broken: Broken) -> Iterator[Record]:
     for row in found:
-        record = None if row.flaw else _record(row)
+        record = None if row.flaw else record_of(row)
         if record is None:
             broken.add(row.where, row.flaw or UNREADABLE)
         elif flaw := no_text(record.text or ""):
@@ -171,12 +171,14 @@ def no_text(text: str) -> str:
     return ""
 
 
-def _record(row: Row) -> Record | None:
+def record_of(row: Row, dialects: Sequence[Dialect] | None = None) -> Record | None:
+    """The record that a row of a file is, in one of the dialects of training text unless others are given; None where
+    it is none."""
     if isinstance(row.value, str):
         return Record(row.where, row.value)
     if not isinstance(row.value, dict):
         return None
-    for read in _DIALECTS:
+    for read in _DIALECTS if dialects is None else dialects:
         found = read(row.value)
         if isinstance(found, str):
             return Record(row.where, found)
@@ -199,6 +201,9 @@ _RESERVED: Final = frozenset(
 """What a record may not decide of its rendering."""
 
 Found = str | list[Message] | None
+
+Dialect = Callable[[Mapping[str, Any]], Found]
+"""Reads a row: a text, a conversation, or None where it is written in another way."""
 
 
 def _messages(row: Mapping[str, Any]) -> Found:
@@ -256,9 +261,27 @@ def _instruction(row: Mapping[str, Any]) -> Found:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
 
 
-_DIALECTS: Final[tuple[Callable[[Mapping[str, Any]], Found], ...]] = (
-    *(_messages, _conversations, _text, _completion, _instruction),
-)
+def _prompt(row: Mapping[str, Any]) -> Found:
+    """`prompt` or `question` alone, a text or a conversation; what answers it is not read."""
+    for key in ("prompt", "question"):
+        prompt = row.get(key)
+        if (found := _conversation(prompt)) is not None:
+            return found
+        if isinstance(prompt, str) and prompt.strip():
+            return prompt
+    return None
+
+
+def _asked(row: Mapping[str, Any]) -> Found:
+    """`instruction` and often `input`, without the `output`."""
+    found = _instruction({**row, "output": "-"})
+    return found[:1] if isinstance(found, list) else None
+
+
+_DIALECTS: Final[tuple[Dialect, ...]] = (_messages, _conversations, _text, _completion, _instruction)
+
+PROMPTS: Final[tuple[Dialect, ...]] = (_prompt, _messages, _conversations, _asked, _text)
+"""Of files of prompts."""
 
 
 def _parsed(value: Any) -> Any:

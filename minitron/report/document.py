@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from minitron import __version__
 from minitron.errors import MinitronError
@@ -150,12 +150,12 @@ def require_report(folder: Path) -> dict[str, Any]:
     return document
 
 
-def add_training(folder: Path, training: Mapping[str, Any]) -> None:
-    """Write the learning curve into the report that is in `folder`, in place of one that was there."""
+def add_part(folder: Path, name: Literal["training", "judged"], part: Mapping[str, Any]) -> None:
+    """Write the learning curve or a judge's verdict into the report that is in `folder`, in place of one before."""
     with sole(folder):
-        document = require_report(folder) | {"training": dict(training)}
-        for name, text in report_files(document).items():
-            write_text(folder / name, text)
+        document = require_report(folder) | {name: dict(part)}
+        for file, text in report_files(document).items():
+            write_text(folder / file, text)
         write_json(folder / "report.json", document)
 
 

@@ -9,7 +9,20 @@ from typing import Any, Final
 from minitron.escapes import html as escape
 from minitron.report.bits import bits_section
 from minitron.report.charts import bar_models, called, figures, line_colour, series_style
-from minitron.report.page import Cell, Markup, badge, chart, class_of, json_text, legend, section, table
+from minitron.report.judged import judged_section
+from minitron.report.page import (
+    POLICY,
+    STYLE,
+    Cell,
+    Markup,
+    badge,
+    chart,
+    class_of,
+    json_text,
+    legend,
+    section,
+    table,
+)
 from minitron.report.sieves import sieves_section
 from minitron.report.text import (
     ORIGIN_LABELS,
@@ -34,13 +47,7 @@ from minitron.report.text import (
 from minitron.report.training import training_section
 from minitron.units import format_bytes, format_parameters
 
-_STYLE: Final = Path(__file__).with_name("report.css")
 _SCRIPT: Final = Path(__file__).with_name("report.js")
-
-# Nothing but what is in the page itself: a browser refuses anything else, whatever the page holds.
-_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-)
 
 
 def to_html(document: Document) -> str:
@@ -56,6 +63,7 @@ def to_html(document: Document) -> str:
         _choice(document),
         sieves_section(document),
         training_section(document),
+        judged_section(document),
         _limits(document),
         _kept(document),
         _terms(document),
@@ -71,12 +79,12 @@ def to_html(document: Document) -> str:
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>{escape(title)} - Minitron</title>",
             '<link rel="icon" href="data:,">',
-            f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style>",
+            f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>",
             "</head>",
             "<body>",
             _header(document, title),

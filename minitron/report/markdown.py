@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minitron.escapes import Markdown, code, markdown, one_line, visible
+from minitron.report import judged as report_judged
 from minitron.report import training as report_training
 from minitron.report.bits import cost_rows
 from minitron.report.sieves import COLUMNS, ROWS, cells, in_order, is_built, sentences
@@ -47,6 +48,7 @@ def to_markdown(document: Document) -> str:
         _costs(document),
         _sieves(document),
         _training(document),
+        _judged(document),
         _limits(document),
         _terms(document),
         _remedies(document),
@@ -158,6 +160,14 @@ def _training(document: Document) -> list[str]:
     head = report_training.columns(document)
     said = markdown(report_training.sentence(document))
     return ["### Distillation", "", said, "", *_table(head, found, 0)]
+
+
+def _judged(document: Document) -> list[str]:
+    judged = document.get("judged")
+    if judged is None:
+        return []
+    table = _table(report_judged.COLUMNS, report_judged.rows(judged))
+    return ["### The answers, judged", "", markdown(" ".join(report_judged.sentences(judged))), "", *table]
 
 
 def _limits(document: Document) -> list[str]:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from minitron.escapes import html as escape
+
+STYLE: Final = Path(__file__).with_name("report.css")
+
+# Nothing but what is in the page itself: a browser refuses anything else, whatever the page holds.
+POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
 
 
 def json_text(value: Any) -> str:

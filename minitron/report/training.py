@@ -1,6 +1,6 @@
 """The distillation in the report of the plan: learning curve and validations.
 
-add_training(folder, training_document(results, losses))
+add_part(folder, "training", training_document(results, losses))
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from cli.compress import COMPRESSION
 from cli.distillation import DISTILLATION
 from cli.eval import EVALUATION
 from cli.export import EXPORT
+from cli.judge import JUDGING
 from cli.option_groups import Group, Option, takes
 from cli.planning import PLANNING
 from cli.prune import PRUNING
@@ -25,6 +26,7 @@ from pipeline import (
     Distillation,
     EvaluationOptions,
     Export,
+    Judging,
     Planning,
     Pruning,
     Recipe,
@@ -44,6 +46,7 @@ TABLES: list[tuple[Any, Table]] = [
     (Pruning, PRUNING),
     (Compression, COMPRESSION),
     (Export, EXPORT),
+    (Judging, JUDGING),
 ]
 NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file

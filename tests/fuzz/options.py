@@ -26,6 +26,8 @@ LEFT_OUT = {
     "--cache-teacher",
     "--offload-folder",
     "--report",
+    "--judge-output",
+    "--cache",
 }
 """Options that need a service or a compiler, or are places (the kinds `path` and `output`)."""
 

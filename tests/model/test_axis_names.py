@@ -9,7 +9,7 @@ from minitron.model.axes import AXES
 from minitron.model.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("minitron", "importance", "distill", "pipeline", "cli")
+PACKAGES = ("minitron", "importance", "distill", "judge", "pipeline", "cli")
 
 TABLES = ("minitron/model/axes.py", "minitron/model/families/")
 

@@ -17,7 +17,7 @@ from minitron.model.loading import build_model, load_model, load_tokenizer, requ
 from minitron.model.spec import read_spec
 
 ROOT: Final = Path(__file__).parents[2]
-FOLDERS: Final = ("minitron", "importance", "distill", "pipeline", "cli", "benchmarks", "examples", "docs")
+FOLDERS: Final = ("minitron", "importance", "distill", "judge", "pipeline", "cli", "benchmarks", "examples", "docs")
 
 MUST_SAY: Final = {
     "from_pretrained": {"trust_remote_code": False},
