@@ -18,6 +18,7 @@ from importance.score.calibration_pass import CalibrationPass
 from importance.score.clock import LAYERS, PASS
 from importance.score.depth import removal_scores
 from importance.score.estimators import ByAxis, Estimator, find_estimator
+from importance.score.fisher import InMemory, output_moments
 from importance.score.gradients import run_and_return
 from importance.score.layerwise_depth import layerwise_removal_scores
 from importance.score.options import ScoringOptions
@@ -30,7 +31,7 @@ from minitron.measure.records import Source
 from minitron.measure.text import token_blocks
 from minitron.model.backbone import backbone
 from minitron.model.identity import weights_of
-from minitron.model.layer_by_layer import LayerByLayer, States
+from minitron.model.layer_by_layer import LayerByLayer, PartByPart, States
 from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.loading import DTYPES, find_device, load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
@@ -125,7 +126,9 @@ def score_model(
     depth: dict[Key, Any] = {}
     training, asked = model.training, run.options
     model.eval()
+    told: dict[str, Any] = {}
     try:
+        told = run.weigh(InMemory(model, spec), findings, progress)
         _observe(model, findings, blocks, asked.batch_size, progress)
         with progress("Ranking", float(len(spec.layers)), "layers") as advance:
             for layer in range(len(spec.layers)):
@@ -138,8 +141,8 @@ def score_model(
                 )
     finally:
         model.train(training)
-    settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
-    return findings.scores(depth, run.data_hash, settings)
+    told |= {"layer_samples": len(run.some), "max_dropped": dropped} if depth else {}
+    return findings.scores(depth, run.data_hash, run.settings(model) | told)
 
 
 def score_layerwise(
@@ -168,6 +171,7 @@ def score_layerwise(
         )
     findings = run.findings(model, moments_folder)
     depth: dict[Key, Any] = {}
+    told = run.weigh(source, findings, progress, folder)
     _observe_layerwise(source, findings, blocks, asked.batch_size, States(folder), progress)
     if asked.layers == "iterative":
         with findings.clock.part(LAYERS):
@@ -179,8 +183,8 @@ def score_layerwise(
                 max_dropped=asked.max_dropped,
                 progress=progress,
             )
-    settings = run.settings(model) | ({"layer_samples": len(run.some), "max_dropped": dropped} if depth else {})
-    return findings.scores(depth, run.data_hash, settings | {"offload": True})
+    told |= {"layer_samples": len(run.some), "max_dropped": dropped} if depth else {}
+    return findings.scores(depth, run.data_hash, run.settings(model) | told | {"offload": True})
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,27 @@ class _Run:
             influence=self.options.layers == "fast",
             folder=folder,
         )
+
+    def weigh(
+        self, source: PartByPart, findings: CalibrationPass, progress: Progress, folder: Path | None = None
+    ) -> dict[str, Any]:
+        """Find out what errors in the outputs of linears do, where the estimator asks for that; gives what the scores
+        say of it.  Hidden states on the way are in `folder`."""
+        sites = findings.weighed_sites
+        if not sites:
+            return {}
+        findings.outputs, samples = output_moments(
+            source,
+            sites,
+            self.blocks,
+            findings.totals,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            folder=folder,
+            results=findings.folder,
+            progress=progress,
+        )
+        return {"output_samples": samples}
 
     @property
     def some(self) -> NDArray[np.int64]:

@@ -17,12 +17,14 @@ from importance.score.balanced_bases import bases, forget_spaces, observing_spac
 from importance.score.clock import BASES, CHANNELS, MOMENTS, PARTS, REMOVAL, Clock
 from importance.score.covariance import covariance, observing_covariance
 from importance.score.estimators import ByAxis, Estimator
+from importance.score.fisher import Outputs
 from importance.score.moments import Moments
 from importance.score.observe import block_influence, energy, importance, observing
 from importance.score.state_size import STATE, observing_states, state_scores, state_sites
 from importance.score.surgeon import surgeon_scores
 from importance.score.totals import Array, Totals
 from minitron.arrays import store
+from minitron.cut.refit import InputSite
 from minitron.cut.scores import Key, Scores
 from minitron.model.spec import ModelSpec
 
@@ -48,10 +50,20 @@ class CalibrationPass:
         self.tokens, self.seed, self.influence, self.folder = tokens, seed, influence, folder
         self.totals = Totals()
         self.moments = Moments(spec, tokens) if refit else None
+        self.outputs: Outputs = {}
+        """What errors in the outputs of linears do (importance.score.fisher), where they are weighed."""
         self._surgeon: dict[Key, Array] = {}
         self._ridges: dict[Key, float] = {}
         self._bases: dict[Key, tuple[Array, Array, Array]] = {}
         self._covariance: dict[Key, Any] = {}
+
+    @property
+    def weighed_sites(self) -> tuple[InputSite, ...]:
+        """The linears whose outputs' errors the estimator weighs."""
+        sites = self.moments.sites.values() if self.moments is not None else ()
+        return tuple(
+            site for site in sites if site.key[0] in self.spec.sizes and self.estimator.of(site.key[0]).weighs_outputs
+        )
 
     @property
     def judges_states(self) -> bool:
@@ -100,7 +112,9 @@ class CalibrationPass:
                 self.moments,
                 judge=lambda axis: self.estimator.of(axis).surgeon,
                 layer=layer,
+                outputs=self.outputs,
             )
+        self.outputs = {key: moments for key, moments in self.outputs.items() if key[1] != layer}
         self._surgeon |= found
         self._ridges |= ridges
         with clock.part(MOMENTS):

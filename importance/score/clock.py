@@ -17,6 +17,7 @@ MOMENTS: Final = "second moments"
 COVARIANCE: Final = "covariance of the stream"
 STATES: Final = "states"
 BASES: Final = "projection bases"
+OUTPUTS: Final = "gradients by outputs"
 REMOVAL: Final = "surgeon and ridges"
 LAYERS: Final = "layers"
 

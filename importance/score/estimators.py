@@ -71,6 +71,9 @@ class Estimator:
     surgeon: bool = False
     """Whether scores by second moments (importance.score.surgeon) take the place of these wherever there are any."""
 
+    weighs_outputs: bool = False
+    """Whether those weigh errors in the outputs of a linear by what they do to the loss (importance.score.fisher)."""
+
     gradients: bool = False
     """Whether its statistics are of activations times the gradient of the loss, observed in the backward pass."""
 
@@ -285,6 +288,14 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
         summary="error that remains after the remaining weights are refitted (Optimal Brain Surgeon)",
         source="Optimal Brain Surgeon; ZipLM, arXiv 2302.04089",
         surgeon=True,
+    ),
+    "fisher": Estimator(
+        {"mean_absolute": MEAN_ABSOLUTE},
+        activation,
+        summary="`surgeon`, the errors of a linear's outputs weighted by their Fisher matrix (needs a backward pass)",
+        source="K-FAC, arXiv 1503.05671; Optimal Brain Surgeon",
+        surgeon=True,
+        weighs_outputs=True,
     ),
     "flap": Estimator(
         {"tokens": TOKENS, "sum": SUM, "squares": SQUARES},

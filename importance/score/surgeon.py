@@ -14,9 +14,11 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from importance.score.fisher import root_of
 from importance.score.moments import RIDGES, SHARE_KEPT, Moments
 from importance.score.totals import Array, Totals, wide
 from minitron.cut.refit import RIDGE, InputSite
@@ -137,10 +139,12 @@ def surgeon_scores(
     *,
     judge: Callable[[str], bool],
     layer: int,
+    outputs: Mapping[Key, NDArray[np.float32]] | None = None,
 ) -> tuple[dict[Key, Array], dict[Key, float]]:
     """(axis, layer) -> the surgeon's scores of one layer as minitron.cut.scores.Scores holds them, none of an axis that
     it is not to `judge`; and the ridge of every site whose second moments were seen, the one of
-    importance.score.moments.RIDGES that is best on the batches held back.
+    importance.score.moments.RIDGES that is best on the batches held back.  Errors in the outputs of a site in `outputs`
+    are weighted by what those say (importance.score.fisher).
 
     Mamba heads are not scored: their output passes a norm that they share, and there activations rank better."""
     scores: dict[Key, Array] = {}
@@ -153,7 +157,8 @@ def surgeon_scores(
         stacks: dict[int | None, Tensor] = {None: weights.flatten(0, -2)}
         if site.by_expert:
             stacks = dict(enumerate(weights))
-        ridges[key] = _ridge(stacks, totals, moments, site)
+        root = root_of(outputs[key]) if outputs and key in outputs else None
+        ridges[key] = _ridge(stacks, totals, moments, site, root)
         moments.merge(totals, site)
         if not judge(key[0]) or key[0] not in spec.sizes:
             continue
@@ -161,7 +166,7 @@ def surgeon_scores(
         names, several, found = list(stacks), max(1, NUMBERS // site.size**2), []
         for some in (names[start : start + several] for start in range(0, len(names), several)):
             seen = [moments.matrix(totals, site, expert) for expert in some]
-            weight = torch.stack([stacks[expert] for expert in some])
+            weight = torch.stack([_weighted(root, stacks[expert]) for expert in some])
             # One alone may be the largest there is: not copied.
             side_by_side = np.stack(seen) if len(seen) > 1 else seen[0][None]
             found.append(removal_scores(weight, side_by_side, ridges[key], width, parts))
@@ -176,14 +181,24 @@ def _grouping(spec: ModelSpec, site: InputSite) -> tuple[int, int]:
     return site.size // sizes[site.key[0]], sizes[group] if group else 1
 
 
-def _ridge(stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite) -> float:
+def _weighted(root: Tensor | None, weight: Tensor) -> Tensor:
+    """[O, C]: the weights whose plain squared errors are the weighted ones of `weight`."""
+    if root is None:
+        return weight
+    weight = weight.detach().to("cpu", torch.float64)
+    return root @ weight if root.ndim == 2 else root[:, None] * weight
+
+
+def _ridge(
+    stacks: Mapping[int | None, Tensor], totals: Totals, moments: Moments, site: InputSite, root: Tensor | None
+) -> float:
     """The ridge that is best on the batches held back, the same for all experts; RIDGE where too few were seen."""
     if not moments.has_judged(totals, site):
         return RIDGE
     kept_count = round(SHARE_KEPT * site.size)
     errors = np.zeros(len(RIDGES))
     for expert, weight in stacks.items():
-        weight = weight.detach().cpu()
+        weight = _weighted(root, weight.detach().cpu())
         fitted, judged = (moments.matrix(totals, site, expert, part) for part in ("fitted", "judged"))
         norms = torch.linalg.vector_norm(weight, dim=0, dtype=wide(weight)).double().numpy()
         carried = norms**2 * np.diagonal(fitted)

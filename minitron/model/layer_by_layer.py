@@ -14,19 +14,40 @@ Shape letters: B sequences of a batch, T tokens, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from minitron.model.backbone import backbone
-from minitron.model.layerwise import EMBEDDING, LayerwiseModel, final_norm_module, layers_module
+from minitron.model.layerwise import EMBEDDING, Part, final_norm_module, layers_module
+from minitron.model.spec import ModelSpec
+
+
+class PartByPart(Protocol):
+    """A model whose parts are in memory when they are asked for (minitron.model.layerwise.LayerwiseModel)."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it is made of."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """It, of which what is not in memory is on meta."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parts are when they are in memory."""
+
+    def resident(self, *parts: Part) -> AbstractContextManager[None]:
+        """Until the block ends these parts are in memory."""
 
 
 def states_of(made: Any) -> Tensor:
@@ -74,12 +95,18 @@ class States:
         states: Tensor = load_file(self._files[name])["states"]
         return states
 
+    def drop(self, name: Hashable) -> None:
+        """Let go of the states of that name."""
+        self._held.pop(name, None)
+        if name in self._files:
+            self._files[name].unlink()
+
 
 class LayerByLayer:
     """Sequences on their way through a model, a layer at a time."""
 
     def __init__(
-        self, source: LayerwiseModel, blocks: NDArray[np.int64], batch_size: int, states: States, name: str = "states"
+        self, source: PartByPart, blocks: NDArray[np.int64], batch_size: int, states: States, name: str = "states"
     ) -> None:
         """Embeds the sequences `blocks` [S, T] and notes what the model passes to its layers."""
         self.source, self.model, self.states, self.name = source, source.model, states, name
@@ -111,7 +138,11 @@ class LayerByLayer:
 
     def state(self, batch: int) -> Tensor:
         """[B, T, H]: where a batch is, on the device."""
-        return self.states.get((self.name, batch)).to(self.source.device)
+        return self.placed(self.states.get((self.name, batch)))
+
+    def placed(self, states: Tensor) -> Tensor:
+        """Kept states, on the device."""
+        return states.to(self.source.device)
 
     def _enter(self, number: int, ids: Tensor) -> None:
         """Run the model with layers that do nothing but note what they are given."""

@@ -266,8 +266,8 @@ def test_chance_follows_the_seed(tiny_hybrid: Path) -> None:
 
 def test_an_unknown_estimator(tiny_llama: Path, short_text: Path) -> None:
     sentence = (
-        r"^there is no estimator 'worst'; use one of best, activation, contribution, surgeon, flap, magnitude, taylor, "
-        r"random\.$"
+        r"^there is no estimator 'worst'; use one of best, activation, contribution, surgeon, fisher, flap, magnitude, "
+        r"taylor, random\.$"
     )
     with pytest.raises(MinitronError, match=sentence):
         calibrate(tiny_llama, short_text, ScoringOptions(estimator="worst"))
