@@ -8,7 +8,6 @@ import pytest
 from judge_server import BRANCH, RANKING, serving
 
 from cli.app import run
-from minitron.model.checkpoint import Checkpoint
 
 pytest.importorskip("openai")
 
@@ -16,7 +15,7 @@ SMALL = (
     *("--context", "32", "--weights", "fp32", "--sequence-length", "16", "--samples", "2", "--layer-scores", "none"),
     *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "64", "--precision", "fp32"),
     *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--judge-samples", "2"),
-    *("--finalists", "2", "--finalist-tokens", "32"),
+    *("--finalists", "2", "--finalist-tokens", "32", "--lattice", "intermediate_size=32,40,48"),
 )
 
 
@@ -39,10 +38,9 @@ def test_a_judge_chooses_among_the_finalists_and_is_in_the_report(
     tiny_hybrid: Path, short_text: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.choosing.NEAR", 1e9)
-    budget = str(round(Checkpoint(tiny_hybrid).weight_bytes * 0.75))
     output = tmp_path / "run"
     with serving(says=prefers_the_later) as server:
-        line = ["compress", str(tiny_hybrid), "--data", str(short_text), "--budget", budget, "-o", str(output)]
+        line = ["compress", str(tiny_hybrid), "--data", str(short_text), "--budget", "377KiB", "-o", str(output)]
         line += ["--objective", f"judge:{server.place}", "--prompts", str(prompts), "--answer-tokens", "4"]
         assert run([*line, *SMALL]) == 0
     raced = json.loads((output / "search.json").read_text())["finalists"]
