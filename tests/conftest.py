@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported: two threads on a busy machine spin against each other, and no test may reach the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What torch.compile makes is made by this thread: a pool of its own would not survive the forks of tests/forks.py.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 

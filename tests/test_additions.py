@@ -1,15 +1,17 @@
 """One of each kind is added in one place, before the command line is imported, and used through the command line.
 
-A toy is a few lines for a process of its own: what else knew the names of a table would refuse it."""
+A toy is a few lines for a process of its own, which imports our packages anew: what else knew the names of a table
+would refuse it."""
 
 import json
 import re
-import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import forks
 import numpy as np
 import pytest
 import tiny_models
@@ -21,6 +23,8 @@ from minitron.cut.scores import load_scores
 from minitron.measure.text import token_blocks
 from minitron.model.loading import load_model
 
+Minitron = Callable[..., forks.Fork]
+Document = Callable[..., dict[str, Any]]
 CONFIG = Path(__file__).parent / "reference" / "models" / "Llama-3.1-8B.json"
 
 TOYS: Final[dict[str, str]] = {
@@ -75,22 +79,35 @@ TOYS: Final[dict[str, str]] = {
 }
 """kind -> the lines that add a toy of it; of a family one that transformers knows and Minitron does not."""
 
-RUN: Final = """
-    import sys
-    from cli.app import run
-    sys.exit(run(sys.argv[1:]))
-"""
+
+@pytest.fixture
+def minitron(tmp_path: Path) -> Minitron:
+    """Runs a command line in a process that knows a toy."""
+
+    def with_toy(kind: str, *arguments: object) -> forks.Fork:
+        def typed() -> int:
+            forks.forget()
+            exec(textwrap.dedent(TOYS[kind]), {})
+            from cli.app import run
+
+            return run([str(one) for one in arguments])
+
+        done = forks.fork(typed, tmp_path / "said")
+        done.wait()
+        return done
+
+    return with_toy
 
 
-def minitron(kind: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    code = textwrap.dedent(TOYS[kind]) + textwrap.dedent(RUN)
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def document(minitron: Minitron) -> Document:
+    """Runs one and returns its JSON."""
+    return partial(document_of, minitron)
 
 
-def document(kind: str, *arguments: object) -> dict[str, Any]:
+def document_of(minitron: Minitron, kind: str, *arguments: object) -> dict[str, Any]:
     done = minitron(kind, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -106,16 +123,18 @@ def document(kind: str, *arguments: object) -> dict[str, Any]:
         ("format", "compare", "--kv", ", toy; default:"),
     ],
 )
-def test_help_lists_it(kind: str, command: str, option: str, listed: str) -> None:
+def test_help_lists_it(minitron: Minitron, kind: str, command: str, option: str, listed: str) -> None:
     done = minitron(kind, command, "--help")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     # Help stands in a box of columns: the last one of each row, joined, is its text.
     rows = [line.strip("│ ").rpartition("  ")[2].strip() for line in done.stdout.splitlines()]
     assert listed in " ".join(rows)
     assert option in done.stdout
 
 
-def test_an_estimator(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
+def test_an_estimator(
+    minitron: Minitron, document: Document, tiny_llama: Path, short_text: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "scores.safetensors"
     line = ["score", tiny_llama, "--data", short_text, "-o", output, "--samples", 3, "--sequence-length", 32]
     line += ["--layers", "none", "--device", "cpu", "--dtype", "fp32", "--estimator"]
@@ -131,18 +150,18 @@ def test_an_estimator(tiny_llama: Path, short_text: Path, tmp_path: Path) -> Non
         heads = 3 * np.abs(seen[attention][0]).sum((0, 1)).reshape(4, 12)
         np.testing.assert_allclose(found.importance["query_head", layer], np.sqrt((heads**2).sum(1)), rtol=1e-4)
     refused = minitron("estimator", *line, "toys", "--overwrite")
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "there is no estimator 'toys'; use one of best, " in refused.stderr and "random, toy." in refused.stderr
 
 
-def test_a_loss(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
+def test_a_loss(minitron: Minitron, tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
     student = tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
     line = ["distill", student, "--teacher", tiny_llama, "--data", short_text, "--steps", 1, "--sequence-length", 16]
     line += ["--batch-tokens", 64, "--validation-sequences", 2, "--precision", "fp32", "--device", "cpu"]
 
     def loss(name: str) -> float:
         done = minitron("loss", *line, "-o", tmp_path / name.replace(":", "-"), "--loss", name)
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.stderr
         found = re.search(r"64 of 64 tokens, .*, loss ([0-9.]+);", done.stderr)
         assert found is not None, done.stderr
         return float(found[1])
@@ -153,11 +172,11 @@ def test_a_loss(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
     assert loss("toy") == pytest.approx(2 * plain, abs=2e-4)
     assert loss("toy:3.5") == pytest.approx(3.5 * plain, abs=3e-4)
     refused = minitron("loss", *line, "-o", tmp_path / "x", "--loss", "toys")
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "there is no loss 'toys'; choose one of forward_kl, " in refused.stderr and "sampled, toy." in refused.stderr
 
 
-def test_a_gpu(tiny_llama: Path) -> None:
+def test_a_gpu(minitron: Minitron, document: Document, tiny_llama: Path) -> None:
     found = document("gpu", "plan", tiny_llama, "--gpu", "toy", "--context", 64, "--utilization", 0.75)
     assert found["gpu"]["name"] == "Toy"
     assert found["gpu"]["bandwidth_GB_per_s"] == 100
@@ -166,11 +185,11 @@ def test_a_gpu(tiny_llama: Path) -> None:
     # It is the smallest of the table, and a tiny model asks for no more.
     assert document("gpu", "plan", tiny_llama, "--solve", "gpu", "--context", 64)["value"] == "Toy"
     refused = minitron("gpu", "plan", tiny_llama, "--gpu", "Toyy", "--context", 64)
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "no GPU is called 'Toyy'; did you mean Toy," in refused.stderr
 
 
-def test_a_format() -> None:
+def test_a_format(document: Document) -> None:
     found = document("format", "plan", CONFIG, "--gpu", "A10G", "--context", "1k", "--weights", "toy", "--kv", "toy")
     # Rows x columns of q, k, v, o, gate, up and down: 6 bits a number, a byte for 32 of a row and 4 bytes a row.
     matrices = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)]
@@ -183,7 +202,7 @@ def test_a_format() -> None:
     assert any("A10G has no native TOY (compute capability 8.6, 99.0 is needed)" in text for text in told(found))
 
 
-def test_a_family(short_text: Path, tmp_path: Path) -> None:
+def test_a_family(minitron: Minitron, document: Document, short_text: Path, tmp_path: Path) -> None:
     sizes = {key: value for key, value in tiny_models.LLAMA_SIZES.items() if key != "head_dim"}
     model = tiny_models.save_family(tmp_path / "model", "cwm", **sizes)
     line = ["prune", model, "--data", short_text, "--samples", 3, "--sequence-length", 32, "--scoring-dtype", "fp32"]
@@ -195,7 +214,7 @@ def test_a_family(short_text: Path, tmp_path: Path) -> None:
     up = small.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert tuple(up.shape) == (40, 24)
     refused = minitron("estimator", *line, "-o", tmp_path / "other")
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "model_type is 'cwm', which Minitron does not support" in refused.stderr
 
 

@@ -47,32 +47,30 @@ def failing(error: BaseException) -> Callable[[], None]:
     return command
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        *([name, "--help"] for name in app.COMMANDS),
+def test_nothing_heavy_is_imported_by_commands_that_need_it_not() -> None:
+    lines = [
+        *(["--help"], *([name, "--help"] for name in app.COMMANDS)),
         ["inspect", str(CONFIG)],
         ["plan", str(CONFIG), "--gpu", "A10G", "--context", "128k"],
-    ],
-    ids=" ".join,
-)
-def test_nothing_heavy_is_imported_on_the_way_to(arguments: list[str]) -> None:
+    ]
     done = python(
         """
-        import sys
+        import contextlib, io, json, sys
         from cli.app import run
-        code = run(sys.argv[1:])
-        print(code, *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+        for line in json.loads(sys.argv[1]):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                code = run(line)
+            modules = {name.partition(".")[0] for name in sys.modules}
+            print(json.dumps([line, code, bool(said.getvalue()), sorted(modules)]))
         """,
-        *arguments,
+        json.dumps(lines),
     )
-    code, *modules = done.stderr.splitlines()[-1].split()
-    assert code == "0", done.stderr
-    assert HEAVY.isdisjoint(modules)
-    if "--help" in arguments:
-        assert NEEDED_LATER.isdisjoint(modules)
-    assert done.stdout
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line for line, *_ in told] == lines, done.stderr
+    for line, code, said, modules in told:
+        assert (code, said) == (0, True), line
+        forbidden = HEAVY | NEEDED_LATER if "--help" in line else HEAVY
+        assert forbidden.isdisjoint(modules), line
 
 
 def test_help_names_every_command_and_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:

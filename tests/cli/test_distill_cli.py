@@ -6,12 +6,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import safetensors.torch
 import tiny_models
@@ -126,23 +128,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
 def test_sigterm_saves_and_ends_the_process_with_130(arguments: list[str], tmp_path: Path) -> None:
     flags = ["--steps", "100000", "--validate-every", "100000", "--checkpoint-every", "100000"]
-    command = [sys.executable, "-m", "cli", *arguments, *flags]
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = forks.command([*arguments, *flags], tmp_path / "said")
     metrics = tmp_path / "out.work/metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    assert process.wait() == 130, process.stderr
     last = len(metrics.read_text().splitlines())
-    assert f"Stopped and saved after step {last} of 100000" in said
+    assert f"Stopped and saved after step {last} of 100000" in process.stderr
     assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == [f"step-{last:08d}"]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[str], tmp_path: Path) -> None:
+def test_torchrun_starts_processes_that_take_the_steps_of_one(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--steps", "3", "--precision", "fp32", "--json"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
     root = Path(__file__).parents[2]
@@ -150,8 +151,8 @@ def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[st
     assert many.returncode == 0, many.stderr
     results = json.loads(many.stdout)["results"]
     shutil.rmtree(tmp_path / "out")
-    alone = subprocess.run([sys.executable, "-m", "cli", *arguments, *flags], cwd=root, capture_output=True, text=True)
-    wanted = json.loads(alone.stdout)["results"]
+    assert run([*arguments, *flags]) == 0
+    wanted = json.loads(capsys.readouterr().out)["results"]
     assert [point["kl"] for point in results["curve"]] == pytest.approx(
         [point["kl"] for point in wanted["curve"]], abs=1e-5
     )
@@ -159,34 +160,46 @@ def test_torchrun_starts_processes_that_take_the_steps_of_one(arguments: list[st
 
 @pytest.mark.slow
 def test_under_torchrun_one_process_says_that_the_output_is_taken(arguments: list[str], tmp_path: Path) -> None:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
-    with locked(tmp_path / "out"):
-        done = subprocess.run(
-            [*start, *arguments, "--steps", "3"],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode != 0
-    told = sorted(line for line in done.stderr.splitlines() if line.startswith("minitron: error:"))
-    assert "is being written by process" in told[0]
-    # torchrun may end the other one before it has noticed.
-    assert all("process 1 of 2 lost another" in line for line in told[1:])
-    assert "unexpected" not in done.stderr
+    def hold() -> None:
+        with locked(tmp_path / "out"):
+            (tmp_path / "held").touch()
+            signal.pause()
+
+    holder = forks.fork(hold, tmp_path / "said-holder")
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # What torchrun tells the processes that it starts.
+    told = {"TORCHELASTIC_RUN_ID": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pair = [
+        forks.command([*arguments, "--steps", "3"], tmp_path / f"said-{rank}", RANK=rank, LOCAL_RANK=rank, **told)
+        for rank in "01"
+    ]
+    codes = [process.wait() for process in pair]
+    holder.send_signal(signal.SIGKILL)
+    assert holder.wait() == -signal.SIGKILL and codes == [2, 2]
+    first, second = (
+        [line for line in process.stderr.splitlines() if line.startswith("minitron: error:")] for process in pair
+    )
+    assert len(first) == len(second) == 1
+    assert "is being written by process" in first[0]
+    assert "process 1 of 2 lost another" in second[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["--sync-checkpoints", "--async-checkpoints"])
 def test_kills_at_any_moment_change_nothing(when: str, arguments: list[str], tmp_path: Path) -> None:
     flags = ["--steps", "60", "--checkpoint-every", "3", "--validate-every", "20", "--json", when]
-    root, chance = Path(__file__).parents[2], random.Random(0)
-    command = [sys.executable, "-m", "cli", *arguments, *flags]
-    alone = [str(tmp_path / "alone") if word == str(tmp_path / "out") else word for word in command]
-    whole = subprocess.run(alone, cwd=root, capture_output=True, text=True, check=True)
+    chance, said = random.Random(0), tmp_path / "said"
+    line = [*arguments, *flags]
+    whole = forks.command([str(tmp_path / "alone") if word == str(tmp_path / "out") else word for word in line], said)
+    assert whole.wait() == 0, whole.stderr
+    assert json.loads(whole.stdout)["results"]["steps"] == 60
     metrics, kills = tmp_path / "out.work/metrics.jsonl", 0
     while kills < 5:
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forks.command(line, said)
         before = metrics.stat().st_size if metrics.is_file() else 0
         # It must get some way, or it would never end: then it dies, at any moment of a step or of a checkpoint.
         while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size > before):
@@ -198,8 +211,8 @@ def test_kills_at_any_moment_change_nothing(when: str, arguments: list[str], tmp
         if (tmp_path / "out").exists():
             break
     if not (tmp_path / "out").exists():
-        subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        last = forks.command(line, said)
+        assert last.wait() == 0, last.stderr
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "alone"))
     assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
     assert (tmp_path / "out/README.md").read_text() == (tmp_path / "alone/README.md").read_text()
-    assert json.loads(whole.stdout)["results"]["steps"] == 60

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import tiny_models
@@ -246,7 +247,7 @@ def read(path: Path) -> Any:
 @pytest.mark.slow
 def test_two_processes_write_it_together(tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(student, tiny_llama, short_text, tmp_path / "out", cache=tmp_path / "many")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked), nprocs=2)
+    forks.two(run_process, tmp_path, asked)
     distill(replace(asked, output=tmp_path / "alone", cache=tmp_path / "one"), RECIPE)
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert not set(one) & set(other) and abs(len(one) - 1 - len(other)) <= 1

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import pytest
 import tiny_models
 import torch
@@ -90,8 +91,9 @@ def test_two_processes_ask_together(
 ) -> None:
     recipe = replace(RECIPE, tasks=(task,), batch_tokens=64)
     asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
+    # First, so that the forks find lm-eval imported.
     alone = [point["tasks"] for point in distill(replace(asked, output=tmp_path / "alone"), recipe).curve]
+    forks.two(run_process, tmp_path, asked, recipe)
     for rank in (0, 1):
         many = json.loads((tmp_path / f"{rank}.json").read_text())
         assert many[0] == alone[0]

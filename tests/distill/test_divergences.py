@@ -125,21 +125,17 @@ def test_a_sample_holds_different_tokens_that_weigh_one_together(seed: int, shar
 
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])
 def test_a_sample_is_the_teacher_on_average(sharpness: float) -> None:
-    log_p = distributions(1, sharpness)
-    rounds, sums, squares = 4000, torch.zeros_like(log_p), torch.zeros_like(log_p)
-    chance = torch.Generator().manual_seed(0)
-    for _ in range(rounds):
-        found = sampled(log_p, 7, chance)
-        dense = torch.zeros_like(log_p).scatter_add_(-1, found.ids, found.weights)
-        sums += dense
-        squares += dense**2
-    mean = sums / rounds
-    spread = ((squares / rounds - mean**2).clamp_min(0) / rounds).sqrt()
+    log_p, rounds = distributions(1, sharpness), 4000
+    many = log_p.repeat(rounds, 1)
+    found = sampled(many, 7, torch.Generator().manual_seed(0))
+    dense = torch.zeros_like(many).scatter_add_(-1, found.ids, found.weights).view(rounds, *log_p.shape)
+    mean, variance = dense.mean(0), dense.var(0, correction=0)
+    spread = (variance / rounds).sqrt()
     # A rare token may not have come once: that happens to one that is expected up to ten times.
     assert ((mean - log_p.exp()).abs() <= 5 * spread + 10 / 7 / rounds).all()
     # Seven draws of single tokens, each weighing a seventh, vary more.
     p = log_p.exp()
-    assert (squares / rounds - mean**2).sum() < 0.7 * (p * (1 - p) / 7).sum()
+    assert variance.sum() < 0.7 * (p * (1 - p) / 7).sum()
 
 
 def test_a_sample_of_everything_is_the_teacher() -> None:
@@ -165,14 +161,12 @@ def test_a_samples_gradient_is_right_on_average_and_steadier_near_the_teacher(
     wanted = log_q.exp() - log_p.exp()
     variances = []
     for steady in (True, False):
-        sums, squares = torch.zeros_like(log_p), torch.zeros_like(log_p)
-        for _ in range(rounds):
-            slope = _sparse(log_q, sampled(log_p, 7, chance), steady=steady)[1]
-            torch.testing.assert_close(slope.sum(-1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
-            sums, squares = sums + slope, squares + slope**2
-        mean = sums / rounds
-        variance = (squares / rounds - mean**2).clamp_min(0)
-        assert ((mean - wanted).abs() <= 5 * (variance / rounds).sqrt() + 10 / 7 / rounds).all()
+        picked = sampled(log_p.repeat(rounds, 1), 7, chance)
+        slopes = _sparse(log_q.repeat(rounds, 1), picked, steady=steady)[1]
+        torch.testing.assert_close(slopes.sum(-1), torch.zeros(len(slopes), dtype=torch.float64), rtol=0, atol=1e-12)
+        slopes = slopes.view(rounds, *log_p.shape)
+        variance = slopes.var(0, correction=0)
+        assert ((slopes.mean(0) - wanted).abs() <= 5 * (variance / rounds).sqrt() + 10 / 7 / rounds).all()
         variances.append(variance.sum().item())
     assert least <= variances[0] / variances[1] <= most
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -207,7 +208,7 @@ def test_two_processes_take_the_same_steps_as_one(
     precision: str, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
     asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "out", teacher_precision=precision)
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked, RECIPE), nprocs=2)
+    forks.two(run_process, tmp_path, asked, RECIPE)
     alone = undisturbed if precision == "bf16" else distill(replace(asked, output=tmp_path / "alone"), RECIPE)
     ours, theirs = weights(tmp_path / "out"), weights(alone.output)
     for name, tensor in theirs.items():
@@ -225,7 +226,7 @@ def test_one_process_goes_on_where_two_stopped(
 ) -> None:
     recipe = replace(RECIPE, async_checkpoints=behind)
     asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "out")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe, 6), nprocs=2)
+    forks.two(run_process, tmp_path, asked, recipe, 6)
     assert [path.name for path in (tmp_path / "out.work/checkpoints").iterdir()] == ["step-00000004"]
     result = distill(asked, recipe)
     assert result.losses == pytest.approx(undisturbed.losses, abs=1e-5)

@@ -12,8 +12,6 @@ from distill.teacher.e4m3 import dequantise, quantise
 from distill.teacher.fp8 import fp8_weights
 from distill.teacher.loading import load_teacher
 
-mtq: Any = pytest.importorskip("modelopt.torch.quantization")
-
 RECIPE = {
     "quant_cfg": [
         {"quantizer_name": "*", "enable": False},
@@ -26,6 +24,8 @@ RECIPE = {
 
 @pytest.fixture
 def theirs(tiny_llama: Path) -> PreTrainedModel:
+    # Here, for every process that collects tests would import it for seconds.
+    mtq: Any = pytest.importorskip("modelopt.torch.quantization")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16).eval()
     mtq.quantize(model, RECIPE)
     return model

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import tiny_models
 import torch
@@ -187,7 +188,7 @@ def run_process(rank: int, folder: Path, asked: Distillation) -> None:
 @pytest.mark.slow
 def test_two_processes_train_it_as_one(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked), nprocs=2)
+    forks.two(run_process, tmp_path, asked)
     distill(replace(asked, output=tmp_path / "alone"), RECIPE)
     many, alone = tensors(tmp_path / "many"), tensors(tmp_path / "alone")
     for name, tensor in alone.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import tiny_models
@@ -20,6 +21,7 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.distillation import Distillation
 from distill.run.objective import Objective, Pass
+from distill.run.result import DistillResult
 from distill.run.stream_match import StreamMatch
 from distill.run.train import distill
 from distill.teacher.streams import FIRST, Streams, mean_squares
@@ -109,19 +111,18 @@ def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path
     assert float(match.error(seen).detach()) == pytest.approx(np.mean(parts), rel=1e-4)
 
 
-def test_passes_add_up_to_the_batch(tiny_hybrid: Path, tmp_path: Path) -> None:
-    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), tmp_path / "small")
-    model, small, match = match_of(tiny_hybrid, tmp_path / "small")
-    small.requires_grad_(True)
+def test_passes_add_up_to_the_batch(small: Path, tiny_hybrid: Path) -> None:
+    model, student, match = match_of(tiny_hybrid, small)
+    student.requires_grad_(True)
     recipe, ids = replace(RECIPE, batch_tokens=64), ids_of(4)
-    objective = Objective(small, model, recipe, stream=match)
+    objective = Objective(student, model, recipe, stream=match)
 
     def gradient(*parts: Tensor) -> tuple[float, dict[str, Tensor]]:
-        small.zero_grad(set_to_none=True)
+        student.zero_grad(set_to_none=True)
         losses = [objective.loss(Pass(part, None, ((0, 0),) * len(part), 64), 0) for part in parts]
         for loss in losses:
             loss.backward()
-        return sum(float(loss.detach()) for loss in losses), {n: p.grad.clone() for n, p in small.named_parameters()}
+        return sum(float(loss.detach()) for loss in losses), {n: p.grad.clone() for n, p in student.named_parameters()}
 
     whole, at_once = gradient(ids)
     split, by_parts = gradient(ids[:1], ids[1:])
@@ -130,14 +131,21 @@ def test_passes_add_up_to_the_batch(tiny_hybrid: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(by_parts[name], grad, rtol=1e-3, atol=1e-6)
 
 
-@pytest.fixture
-def small(tiny_hybrid: Path, tmp_path: Path) -> Path:
-    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), tmp_path / "small")
-    return tmp_path / "small"
+@pytest.fixture(scope="module")
+def small(tiny_hybrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "small"
+    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillResult:
+    """The run of RECIPE from the first step to the last."""
+    return distill(Distillation(small, tiny_hybrid, short_text, tmp_path_factory.mktemp("whole") / "out"), RECIPE)
 
 
 def test_a_pruned_student_learns_its_parents_stream(
-    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+    whole: DistillResult, small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
     blocks = token_blocks(load_tokenizer(small), short_text, sequence_length=16, samples=8)
 
@@ -149,11 +157,11 @@ def test_a_pruned_student_learns_its_parents_stream(
         return float(match.error(seen))
 
     found = {}
-    for weight in (0.0, None, 20.0):
-        recipe = replace(RECIPE, stream_weight=weight, steps=24)
+    for weight in (0.0, 20.0):
+        recipe = replace(RECIPE, stream_weight=weight, steps=16, validate_every=16)
         found[weight] = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / f"{weight}"), recipe)
     # Where nobody says, a student that was pruned from its teacher learns its stream.
-    assert found[None].losses == found[20.0].losses != found[0.0].losses
+    assert whole.stream_weight == 20.0 and found[20.0].losses != found[0.0].losses
     ours, none, before = (lost(folder) for folder in (tmp_path / "20.0", tmp_path / "0.0", small))
     assert ours < 0.8 * min(none, before)
     # What was trained says it too, so that a stage after this one can go on.
@@ -162,8 +170,9 @@ def test_a_pruned_student_learns_its_parents_stream(
     assert np.array_equal(told.cut.matrix, after.cut.matrix)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
-    whole = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "whole"), RECIPE)
+def test_a_killed_run_goes_on_bit_for_bit(
+    whole: DistillResult, small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Killed):
         distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "out"), RECIPE, progress=stop_after(6, kill))
     steps = [json.loads(line) for line in (tmp_path / "out.work/metrics.jsonl").read_text().splitlines()]
@@ -172,12 +181,11 @@ def test_a_killed_run_goes_on_bit_for_bit(small: Path, tiny_hybrid: Path, short_
 
 
 def test_recomputed_activations_give_the_same_numbers(
-    small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
+    whole: DistillResult, small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    plain = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "plain"), RECIPE)
     recipe = replace(RECIPE, activation_checkpointing=True)
     again = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "again"), recipe)
-    assert again.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert again.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
 def test_what_is_no_cut_of_the_teacher_is_told(
@@ -220,6 +228,8 @@ def test_a_student_of_a_student_knows_both_parents(
     states = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 32))).float()
     between = told_of(tmp_path / "once").of_student(states)
     torch.testing.assert_close(origin.of_student(states), parent.of_student(between), rtol=1e-4, atol=1e-4)
+    if (first, second) not in ((True, True), (False, None), (None, False)):
+        return  # Each kind of cut is trained with once on either side.
     for teacher in (tmp_path / "once", tiny_hybrid):
         asked = Distillation(tmp_path / "twice", teacher, short_text, tmp_path / f"of-{teacher.name}")
         assert distill(asked, replace(RECIPE, steps=2, validate_every=2)).stream_weight > 0
@@ -264,7 +274,9 @@ def test_random_directions_tell_the_error_on_average() -> None:
 def test_a_teacher_that_is_not_there_teaches_the_same_directions(
     small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
-    recipe = replace(RECIPE, stream_weight=2.0, stream_directions=8, micro_batch=2, learning_rate=5e-4)
+    recipe = replace(
+        RECIPE, stream_weight=2.0, stream_directions=8, micro_batch=2, learning_rate=5e-4, steps=4, warmup_steps=1
+    )
     plain = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "plain"), recipe)
     read = distill(Distillation(small, tiny_hybrid, short_text, tmp_path / "read", offload_teacher=True), recipe)
     assert read.losses == pytest.approx(plain.losses, abs=2e-3)
@@ -292,13 +304,14 @@ def test_a_teacher_that_is_not_there_teaches_the_same_directions(
 def test_a_run_with_an_offloaded_teacher_goes_on_bit_for_bit(
     small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
+    recipe = replace(RECIPE, steps=4, validate_every=2, checkpoint_every=2)
     asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "whole", offload_teacher=True)
-    whole = distill(asked, RECIPE)
+    whole = distill(asked, recipe)
     assert whole.stream_weight > 0
     asked = replace(asked, output=tmp_path / "out")
     with pytest.raises(Killed):
-        distill(asked, RECIPE, progress=stop_after(6, kill))
-    require_equal(distill(asked, RECIPE), whole)
+        distill(asked, recipe, progress=stop_after(3, kill))
+    require_equal(distill(asked, recipe), whole)
 
 
 def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) -> None:
@@ -316,7 +329,7 @@ def test_two_processes_compare_the_same_streams(
 ) -> None:
     recipe = replace(RECIPE, stream_weight=1.0, learning_rate=5e-4, stream_directions=8)
     asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "many")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
+    forks.two(run_process, tmp_path, asked, recipe)
     alone = distill(replace(asked, output=tmp_path / "alone"), recipe)
     found = read_json(tmp_path / "found.json")
     assert found["weight"] == 1.0
