@@ -139,8 +139,10 @@ class _Known(LogitsProcessor):  # type: ignore[misc]
         self.vocab = vocab
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.vocab :] = -torch.inf
-        return scores
+        # Not in place: transformers keeps the same tensor as what the model said.
+        known = scores.clone()
+        known[:, self.vocab :] = -torch.inf
+        return known
 
 
 @contextmanager

@@ -35,14 +35,14 @@ def train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tra
     ):
         while not trainer.is_done:
             metrics = _step(trainer)
+            while trainer.remarks:
+                note(trainer.remarks.pop(0))
             if first:
                 work.append_metrics(**metrics, seconds=trainer.seconds)
                 send(trainer.step, {f"train/{name}": value for name, value in metrics.items() if name != "step"})
             if trainer.step == recipe.total_steps or trainer.step % recipe.validation_interval == 0:
                 point = trainer.validate()
                 trainer.keep_best()
-                if (told := trainer.told_of_staleness) is not None:
-                    note(told)
                 if first:
                     work.append_metrics(step=trainer.step, validation=point)
                     send(trainer.step, {f"held-out/{name}": value for name, value in figures(point).items()})

@@ -101,6 +101,8 @@ def distill(
         if recipe.compile:
             require_compiler(place)
         processes.require_share(recipe.sequences_per_step)
+        if request.domains is not None and processes.world_size > 1:
+            raise MinitronError("several teachers work with one process only; give one teacher, or one process.")
         if first:
             work.open(request.fingerprint, overwrite=asked.overwrite, inputs=request.inputs)
         processes.wait()
@@ -207,8 +209,6 @@ def _teachers(
     if domains is None:
         only, measured = request.teaching.prepare(student, text, recipe, start, identity, processes, progress)
         return (only,), measured
-    if processes.world_size > 1:
-        raise MinitronError("several teachers work with one process only; give one teacher, or one process.")
     found = [
         source.prepare(student, domains.own_text(text, number), recipe, start, {}, processes, progress)
         for number, source in enumerate((request.teaching, *request.others))

@@ -72,7 +72,10 @@ class Trainer:
         domains = None if faculty is None else faculty.domains
         self.dealing = Dealing(recipe.sequences_per_pass, processes, student.device, own, domains)
         self.staleness: float | None = None
-        """How far the student that an endpoint serves is from this one, in nats, since it was last measured."""
+        """How far the student that an endpoint serves is from this one, in nats a token, as last measured."""
+        self.remarks: list[str] = []
+        """What is to be told of the steps since it was last looked."""
+        self._told: set[str] = set()
         self.student, self.text, self.recipe = student, text, recipe
         others = () if faculty is None else faculty.teachers
         self.objective = Objective(student, teacher, recipe, mtp, stream, others)
@@ -191,13 +194,6 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
 
-    @property
-    def told_of_staleness(self) -> str | None:
-        """How old the student is that an endpoint serves; None where that is not known."""
-        if self.staleness is None:
-            return None
-        return f"The student that the endpoint serves was {self.staleness:.3g} nats a token from the one in training."
-
     def _ask_ahead(self) -> None:
         """Ask a streamed teacher about the sequences of the steps to come: it reads its layers once for all of them."""
         recipe = self.recipe
@@ -231,6 +227,13 @@ class Trainer:
         with torch.no_grad():
             found: Batch = self.objective(work)
         self.processes.collect(self.objective)
+        remarks = [own.answering.told]
+        if self.staleness is not None:
+            remarks.append(f"The endpoint's student is {self.staleness:.3g} nats a token from the one in training.")
+        for remark in remarks:
+            if remark is not None and remark not in self._told:
+                self.remarks.append(remark)
+                self._told.add(remark)
         return found
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
