@@ -26,6 +26,7 @@ import typer
 
 from cli import show
 from cli.distillation import DISTILLATION
+from cli.distillation import request as build
 from cli.option_groups import takes
 from cli.options import JsonOption
 from cli.training import DEFAULT_TOKENS, TRAINING
@@ -61,7 +62,7 @@ ReportOption = Annotated[
 ]
 
 
-@takes("request", Distillation, DISTILLATION)
+@takes("request", Distillation, DISTILLATION, build=build)
 @takes("training", Recipe, TRAINING, build=dict)
 def command(
     request: Distillation,
@@ -118,6 +119,9 @@ def _settings(request: Distillation) -> dict[str, Any]:
         "cache_teacher": None if request.cache is None else str(request.cache),
         "teacher_device": request.teacher_device,
         "offload_teacher": request.offload_teacher,
+        "teachers": {domain: str(teacher) for domain, teacher in request.teachers.items()},
+        "on_policy_endpoint": request.on_policy_endpoint,
+        "on_policy_model": request.on_policy_model,
     }
 
 

@@ -3,7 +3,7 @@
 A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_json: JsonOption = False)`.
 
     arguments   ModelArgument, ModelsArgument, StudentArgument
-    files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption, TeacherOption
+    files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption
     running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption,
                 DeviceOption, TeacherPrecisionOption, SpeedOption
     output      JsonOption
@@ -149,9 +149,6 @@ TextOption = Annotated[
 ]
 ScoresOption = Annotated[Path | None, _path("--scores", "Scores written by `minitron score`.", "FILE")]
 PlanOption = Annotated[Path | None, _path("--plan", "Plan written by `minitron plan`.", "FILE")]
-TeacherOption = Annotated[
-    Path, option("--teacher", f"Teacher: a checkpoint folder, or {ON_THE_HUB}.", "MODEL", parser=model_path)
-]
 
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Maximum number of text sequences to read.")]
 SequenceLengthOption = Annotated[

@@ -82,6 +82,21 @@ TRAINING: Final[dict[str, Option]] = {
             f"{STREAM_DIRECTIONS} with --offload-teacher or --cache-teacher.",
         )
     ),
+    "on_policy": Option(
+        typer.Option(
+            "--on-policy",
+            help="Share of sequences that the student writes itself, after prompts from the text: 0 to 1.",
+        )
+    ),
+    "on_policy_loss": Option(
+        typer.Option(
+            "--on-policy-loss", help="Divergence on the student's own answers: reverse_kl, jsd:B.", metavar="NAME"
+        )
+    ),
+    "on_policy_temperature": Option(
+        typer.Option("--on-policy-temperature", help="Sampling temperature of the student's answers; 0: greedy.")
+    ),
+    "on_policy_answer": Option(_number("--on-policy-answer", "Maximum tokens of an answer; default: half a sequence.")),
     "train": Option(
         typer.Option(
             "--train",

@@ -146,6 +146,18 @@ class Recipe:
     """Random directions of the stream that are compared, others for every sequence; None is all, or STREAM_DIRECTIONS
     of a teacher that is cached or read from the disk."""
 
+    on_policy: float = 0.0
+    """The share of sequences that the student writes itself, after prompts from the text: from 0 to 1."""
+
+    on_policy_loss: str = "reverse_kl"
+    """The divergence on the student's own answers, which needs the whole vocabulary; as `loss` is written."""
+
+    on_policy_temperature: float = 1.0
+    """At which the student writes; 0 takes the likeliest token."""
+
+    on_policy_answer: int | None = None
+    """Tokens of the longest answer; None is half a sequence."""
+
     train: str = "all"
     """A name of TRAINED: which parameters are trained."""
 
@@ -218,6 +230,7 @@ class Recipe:
             )
         if self.train == MTP:
             self._check_mtp_alone()
+        self._check_on_policy()
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} needs the whole vocabulary; drop the vocab chunk.")
@@ -231,6 +244,25 @@ class Recipe:
                 raise MinitronError(
                     f"train is {MTP}, and the {_words(name)} is of parameters that stay; drop one of them."
                 )
+
+    def _check_on_policy(self) -> None:
+        if self.on_policy > 1:
+            raise MinitronError(f"the on-policy share is {self.on_policy}; give a share from 0 to 1.")
+        if parse_loss(self.on_policy_loss).divergence.pick is not None:
+            raise MinitronError(
+                f"the on-policy loss {self.on_policy_loss} reads a few tokens of the vocabulary only; give reverse_kl "
+                "or jsd:0.5."
+            )
+        if not 0 < self.answer_tokens < self.sequence_length:
+            raise MinitronError(
+                f"answers of {self.on_policy_answer} tokens leave nothing of a sequence of {self.sequence_length} for "
+                "the prompt; give a smaller --on-policy-answer or a larger --sequence-length."
+            )
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest answer that the student writes itself."""
+        return self.on_policy_answer or max(1, self.sequence_length // 2)
 
     @property
     def total_steps(self) -> int:
@@ -307,6 +339,8 @@ _NOT_NEGATIVE: Final = (
     "cosine_weight",
     "most_skipped",
     "most_broken",
+    "on_policy",
+    "on_policy_temperature",
 )
 
 _POSITIVE: Final = tuple(
@@ -327,6 +361,7 @@ _POSITIVE: Final = tuple(
         "async_checkpoints",
         "compile",
         "stream_weight",
+        "on_policy_loss",
         *_NOT_NEGATIVE,
     }
 )

@@ -70,12 +70,14 @@ def distill(
         if request.teacher_device is not None and processes.world_size > 1:
             raise MinitronError("--teacher-device works with one process only; drop it.")
         require_plain(request.student)
-        require_readable(request.teacher)
+        for folder in (request.teacher, *request.teachers.values()):
+            require_readable(folder)
         first = processes.is_first
         seen, told = (progress, note) if first else (silent, no_note)
         student, teacher = (local_folder(model, seen, told) for model in (request.student, request.teacher))
+        teachers = {name: local_folder(model, seen, told) for name, model in request.teachers.items()}
         companions(student)
-        asked = replace(request, device=device, student=student, teacher=teacher)
+        asked = replace(request, device=device, student=student, teacher=teacher, teachers=teachers)
         calibrate = partial(Calibrated, device=find_device(device))
         if isinstance(recipe, Recipe):
             results = [train(asked, recipe, processes=processes, calibrate=calibrate, progress=seen, note=told)]

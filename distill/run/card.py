@@ -66,6 +66,7 @@ def model_card(
     lines += ["## Data", ""]
     for use, file in source.items():
         weight = f", weight {file['weight']:g}" if "weight" in file else ""
+        weight += f", domain {markdown(file['domain'])}" if "domain" in file else ""
         lines.append(f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}")
     # The weight that was used, where the recipe leaves it to the student.
     used = recipe.to_json() | {"stream_weight": result.stream_weight}

@@ -71,6 +71,15 @@ class Distillation:
     teacher_device: str | None = None
     """Where the teacher is; None is with the student."""
 
+    on_policy_endpoint: str | None = None
+    """An OpenAI-compatible server of the student, which writes its own answers; None has them written here."""
+
+    on_policy_model: str | None = None
+    """What that server calls the student; None asks it."""
+
+    teachers: Mapping[str, Path] = field(default_factory=dict)
+    """Domain -> the teacher of text of that domain; `teacher` is that of other text."""
+
     work: Path | None = None
     """Where checkpoints are kept while it runs; None is beside the output and named after it."""
 

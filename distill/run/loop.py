@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from distill.policy.endpoint import EndpointError
 from distill.run.tasks import figures
 from distill.run.trackers import Send
 from distill.run.trainer import Trainer
@@ -33,7 +34,9 @@ def train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tra
         _signals() as received,
     ):
         while not trainer.is_done:
-            metrics = trainer.train_step()
+            metrics = _step(trainer)
+            while trainer.remarks:
+                note(trainer.remarks.pop(0))
             if first:
                 work.append_metrics(**metrics, seconds=trainer.seconds)
                 send(trainer.step, {f"train/{name}": value for name, value in metrics.items() if name != "step"})
@@ -60,6 +63,17 @@ def train(trainer: Trainer, progress: Progress, note: Callable[[str], None], tra
             if stop and not done:
                 note(f"Stopped and saved after step {trainer.step} of {recipe.total_steps}; run it again to resume.")
                 raise Stopped
+
+
+def _step(trainer: Trainer) -> dict[str, Any]:
+    """One step; where an endpoint gives no answers the steps before it are saved."""
+    try:
+        return trainer.train_step()
+    except EndpointError:
+        if trainer.step and trainer.processes.world_size == 1:
+            trainer.save()
+            trainer.checkpoints.settle()
+        raise
 
 
 def _told(trainer: Trainer, metrics: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Shape letters: B sequences, T tokens, N = B * T.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,8 @@ from distill.losses.divergences import Sparse, parse_loss
 from distill.losses.liger import liger_loss
 from distill.recipe import MTP, Recipe
 from distill.run.mtp import PREFIX, Predictor
-from distill.run.stream_match import StreamMatch
+from distill.run.passes import Pass
+from distill.run.stream_match import Seen, StreamMatch
 from distill.teacher.cache import TeacherCache
 from distill.teacher.streamed import StreamedTeacher
 from distill.teacher.teacher_source import Reference
@@ -31,22 +32,7 @@ from minitron.model.output_layer import OutputLayer, logit_map, widened
 
 PROJECTION = "projection"
 
-
-@dataclass(frozen=True)
-class Pass:
-    """What goes through the models at once."""
-
-    ids: Tensor
-    """[B, T]."""
-
-    counted: Tensor | None
-    """[B, T]: which of them are to be learnt; None is all."""
-
-    places: tuple[tuple[int, int], ...]
-    """(part of the text, number among that part's) of each sequence."""
-
-    divisor: int
-    """Tokens that count in the whole batch, over all passes and processes."""
+OWN_STREAMS = True
 
 
 @dataclass(frozen=True)
@@ -76,24 +62,24 @@ class Objective(nn.Module):
         recipe: Recipe,
         mtp: Predictor | None = None,
         stream: StreamMatch | None = None,
+        others: Sequence[Reference] = (),
     ) -> None:
         """Where hidden states of two widths are compared, a linear that is trained along turns one into the other;
         `mtp` is the student's own multi-token-prediction block, where it is trained along, `stream` compares the
-        residual streams."""
+        residual streams; `others` are the teachers of passes that have another than the first."""
         super().__init__()
         self.student, self.recipe, self.mtp, self.stream = student, recipe, mtp, stream
-        self._logits = logit_map(student), PLAIN if isinstance(teacher, TeacherCache) else _logits_of(teacher)
-        # Not a part of this module: its parameters are its own affair.
-        self._teacher = (teacher,)
-        self._copied_head: Tensor | None = None
+        # Not a part of this module: their parameters are their own affair.
+        self.teachers: tuple[Reference, ...] = (teacher, *others)
+        self._copied_heads: dict[int, Tensor] = {}
         self.projection: nn.Parameter | None = None
         if recipe.cosine_weight and not isinstance(teacher, TeacherCache):
             self.projection = _projection(student, teacher)
 
     @property
     def teacher(self) -> Reference:
-        """What the student is compared with."""
-        return self._teacher[0]
+        """What the student is compared with, where there is but one."""
+        return self.teachers[0]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -125,23 +111,23 @@ class Objective(nn.Module):
         from `place`, the number of the first sequence since the run began."""
         recipe, head = self.recipe, OutputLayer(self.student.get_output_embeddings())
         stays = recipe.train == MTP
-        with nullcontext() if self.stream is None else self.stream.watching(part.ids, part.places) as seen:
+        with self._watching(part) as seen:
             rows = self._rows(part)
             with self.autocast(), torch.no_grad() if stays else nullcontext():
                 mine = hidden_states(self.student, part.ids)
         with self.autocast():
             total = torch.zeros((), device=mine.device)
             if not stays:
-                how = self._options(part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
-                total = self._compare(mine.flatten(0, 1), head, rows, how)
+                how = self._options(part, part.divisor, recipe.lm_weight, _seed(recipe.seed, place))
+                total = self._compare(part, mine.flatten(0, 1), head, rows, how)
             if self.mtp is not None:
                 ids = part.ids.to(mine.device)
                 drafted = self.mtp(mine[:, :-1], self.student.get_input_embeddings()(ids[:, 1:]))
                 later = rows.of(torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, 1:].flatten())
                 # The weight goes into the divisor: what adds to the head's gradient at once knows no other.
                 divisor = part.divisor / recipe.mtp_weight
-                how = self._options(divisor, recipe.mtp_lm_weight, _seed(recipe.seed, place, 1))
-                total = total + self._compare(drafted.flatten(0, 1), head, later, how)
+                how = self._options(part, divisor, recipe.mtp_lm_weight, _seed(recipe.seed, place, 1))
+                total = total + self._compare(part, drafted.flatten(0, 1), head, later, how)
             if recipe.cosine_weight:
                 assert isinstance(rows.theirs, Tensor)
                 cosine = hidden_cosine(
@@ -151,6 +137,12 @@ class Objective(nn.Module):
         error = torch.zeros_like(total) if seen is None or self.stream is None else self.stream.error(seen)
         return torch.stack([total, error * (part.ids.numel() / recipe.batch_tokens)])
 
+    def _watching(self, part: Pass) -> AbstractContextManager[Seen | None]:
+        """The residual streams, where they are compared: with those of the parent, which is the first teacher."""
+        if self.stream is None or part.teacher != 0 or (part.is_own and not OWN_STREAMS):
+            return nullcontext()
+        return self.stream.watching(part.ids, part.places)
+
     def _rows(self, part: Pass) -> _Rows:
         """What is to be learnt at each token of some sequences."""
         recipe, device = self.recipe, self.student.device
@@ -159,16 +151,17 @@ class Objective(nn.Module):
         if isinstance(self.teacher, TeacherCache):
             return _Rows(self.teacher.targets(part.places).to(device), mask, next_ids)
         with torch.no_grad():
-            theirs = self._teacher_states(part.ids).flatten(0, 1).to(device)
+            theirs = self._teacher_states(part).flatten(0, 1).to(device)
         return _Rows(theirs, mask, next_ids)
 
-    def _options(self, divisor: float, lm_weight: float, seed: int) -> LossOptions:
+    def _options(self, part: Pass, divisor: float, lm_weight: float, seed: int) -> LossOptions:
         """What the recipe asks of every loss, and what it asks of this one."""
-        student, teacher = self._logits
+        teacher = self.teachers[part.teacher]
         return LossOptions(
-            student_logits=student,
-            teacher_logits=teacher,
-            lm_weight=lm_weight,
+            student_logits=logit_map(self.student),
+            teacher_logits=PLAIN if isinstance(teacher, TeacherCache) else _logits_of(teacher),
+            # What the student has written is no example of what is to be written.
+            lm_weight=0.0 if part.is_own else lm_weight,
             divisor=divisor,
             vocab_chunk=self.recipe.vocab_chunk,
             temperature=self.recipe.temperature,
@@ -176,37 +169,38 @@ class Objective(nn.Module):
             compiled=self.recipe.compile,
         )
 
-    def _compare(self, states: Tensor, layer: OutputLayer, rows: _Rows, how: LossOptions) -> Tensor:
-        """The loss of states [N, H] beside what the teacher says of the same tokens."""
-        loss, head = parse_loss(self.recipe.loss), layer.matrix
+    def _compare(self, part: Pass, states: Tensor, layer: OutputLayer, rows: _Rows, how: LossOptions) -> Tensor:
+        """The loss of states [N, H] of a pass beside what the teacher says of the same tokens."""
+        loss, head = parse_loss(self.recipe.on_policy_loss if part.is_own else self.recipe.loss), layer.matrix
         asked = {"mask": rows.mask, "following": rows.following, "head_gradient": self._head_gradient(layer)}
         states = widened(states, head)
         if isinstance(rows.theirs, Sparse):
             assert isinstance(self.teacher, TeacherCache)
             return sparse_loss(loss, states, head, rows.theirs, how, vocab=self.teacher.vocab, **asked)
-        theirs = self._teacher_head(self.student.device)
+        theirs = self._teacher_head(part.teacher)
         reference = widened(rows.theirs, theirs)
-        if self.recipe.loss_kernel == "liger":
+        if self.recipe.loss_kernel == "liger" and not part.is_own:
             assert how.divisor is not None
             return liger_loss(loss, states, head, reference, theirs, mask=rows.mask, divisor=how.divisor)
         return chunked_loss(loss, states, head, reference, theirs, how, **asked)
 
-    def _teacher_states(self, ids: Tensor) -> Tensor:
-        """[B, T, H] of sequences [B, T]."""
-        if isinstance(self.teacher, StreamedTeacher):
-            return self.teacher.hidden_states(ids)
-        assert isinstance(self.teacher, PreTrainedModel)
-        return hidden_states(self.teacher, ids)
+    def _teacher_states(self, part: Pass) -> Tensor:
+        """[B, T, H] of the sequences of a pass."""
+        teacher = self.teachers[part.teacher]
+        if isinstance(teacher, StreamedTeacher):
+            return teacher.hidden_states(part.ids)
+        assert isinstance(teacher, PreTrainedModel)
+        return hidden_states(teacher, part.ids)
 
-    def _teacher_head(self, device: torch.device) -> Tensor:
-        """The matrix of the teacher's output layer, of which the student's device has a copy where the teacher is on
+    def _teacher_head(self, number: int) -> Tensor:
+        """The matrix of a teacher's output layer, of which the student's device has a copy where the teacher is on
         another or it holds a bias."""
-        layer = _output_layer(self.teacher)
+        layer, device = _output_layer(self.teachers[number]), self.student.device
         if layer.weight.device == device and layer.bias is None:
             return layer.weight
-        if self._copied_head is None:
-            self._copied_head = layer.matrix.detach().to(device)
-        return self._copied_head
+        if number not in self._copied_heads:
+            self._copied_heads[number] = layer.matrix.detach().to(device)
+        return self._copied_heads[number]
 
     def _head_gradient(self, layer: OutputLayer) -> Tensor | None:
         """Where the output layer's gradient may be added at once; of one that is dealt out, or whose bias is a part of

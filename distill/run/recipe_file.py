@@ -18,7 +18,7 @@ Those that come with Minitron (distill/recipes) are called by their names and na
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,4 +100,4 @@ def _beside(recipe: Path, source: Source) -> Source:
     """A source whose path is as seen from the recipe's folder."""
     if source.place.startswith(HUB):
         return source
-    return Source(str(recipe.parent / source.place), source.weight)
+    return replace(source, place=str(recipe.parent / source.place))

@@ -1,7 +1,7 @@
 """The checked inputs of a run: student, teacher, text and recipe, and whether they fit each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from distill.losses.divergences import parse_loss
 from distill.losses.liger import BETAS, is_usable
 from distill.recipe import MTP, STREAM_DIRECTIONS, STREAM_WEIGHT, Recipe
 from distill.run.distillation import Distillation
+from distill.run.domains import Domains, domains_of
 from distill.run.learned_scales import require_learnable
 from distill.run.mtp import require_block
 from distill.run.tasks import asker
@@ -51,6 +52,17 @@ class Request:
             None if self.stream is None else self.stream[1],
         )
 
+    @cached_property
+    def domains(self) -> Domains | None:
+        """Which teacher teaches which text; None where one teaches all.  Raises MinitronError where they do not fit."""
+        return domains_of(self.asked.sources, self.asked.teacher, self.asked.teachers)
+
+    @property
+    def others(self) -> tuple[TeacherSource, ...]:
+        """The teachers of domains, kept as the first one is; their streams say nothing of the student's."""
+        folders = () if self.domains is None else self.domains.folders
+        return tuple(replace(self.teaching, folder=folder, streams=None) for folder in folders)
+
     def check(self) -> None:
         """Raise MinitronError where the inputs do not fit each other or the output exists; nothing is loaded."""
         asked, student, teacher = self.asked, self.asked.student, self.asked.teacher
@@ -72,14 +84,21 @@ class Request:
             Checkpoint(teacher)
         require_same_tokenizer(student, teacher)
         self.teaching.check(self.recipe)
+        for other in self.others:
+            require_readable(other.folder)
+            Checkpoint(other.folder)
+            require_same_tokenizer(student, other.folder)
+            other.check(self.recipe)
+        require_possible(self.recipe, asked, has_domains=self.domains is not None)
         asker(self.recipe, student)
         if self.recipe.loss_kernel == "liger":
-            sizes = {vocabulary_of(folder) for folder in (student, teacher)}
+            folders = (student, teacher, *(other.folder for other in self.others))
+            sizes = {vocabulary_of(folder) for folder in folders}
             require_liger(
                 self.recipe,
                 same_vocabulary=len(sizes) == 1,
                 cached=asked.cache is not None,
-                plain_logits=_has_plain_logits(student) and _has_plain_logits(teacher),
+                plain_logits=all(map(_has_plain_logits, folders)),
             )
         if self.recipe.mtp_weight:
             require_block(student)
@@ -139,11 +158,18 @@ class Request:
         if self.asked.student_scales == "learned":
             require_learnable(assign(spec, Checkpoint(student), wanted))
 
+    def _fingerprint_of_others(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.domains is not None
+        return {
+            name: other.fingerprint(part(known, "teachers", name, "teacher", "weights"))
+            for name, other in zip(self.domains.names, self.others, strict=True)
+        }
+
     @property
     def inputs(self) -> tuple[Path, ...]:
         """What is read, and must not be destroyed."""
         texts = [source.path for source in self.asked.sources]
-        found = (self.asked.student, self.asked.teacher, *texts, self.asked.validation)
+        found = (self.asked.student, self.asked.teacher, *self.asked.teachers.values(), *texts, self.asked.validation)
         return tuple(path for path in found if path is not None)
 
     def fingerprint(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -162,6 +188,8 @@ class Request:
             # The same teacher, but for the rounding of batches of another shape: a cache of it serves both.
             **({"teacher_offloaded": True} if asked.offload_teacher else {}),
             **({} if asked.cache is None else {"cached": True}),
+            **({} if self.domains is None else {"teachers": self._fingerprint_of_others(known)}),
+            **({} if asked.on_policy_endpoint is None else {"on_policy_endpoint": True}),
             **(
                 {}
                 if asked.wanted is None
@@ -174,6 +202,30 @@ class Request:
                 }
             ),
         }
+
+
+def require_possible(recipe: Recipe, asked: Distillation, *, has_domains: bool) -> None:
+    """Raise MinitronError where the student's own answers, or teachers by domain, do not go with what else is asked."""
+    if asked.on_policy_endpoint is not None and not recipe.on_policy:
+        raise MinitronError("--on-policy-endpoint writes a share of the text; give --on-policy SHARE too, or drop it.")
+    if asked.on_policy_model is not None and asked.on_policy_endpoint is None:
+        raise MinitronError("--on-policy-model is a name at an endpoint; give --on-policy-endpoint too, or drop it.")
+    if recipe.on_policy and (asked.cache is not None or asked.offload_teacher):
+        flag = "--offload-teacher" if asked.cache is None else "--cache-teacher"
+        raise MinitronError(
+            f"what the student writes is new at every step, and the teacher must be in memory to judge it; drop {flag} "
+            "or --on-policy."
+        )
+    if not has_domains:
+        return
+    reasons = {
+        "--cache-teacher, which keeps what one teacher says": asked.cache is not None,
+        "--mtp-weight, whose drafts have one teacher": bool(recipe.mtp_weight),
+        "--cosine-weight, whose projection has one teacher": bool(recipe.cosine_weight),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise MinitronError(f"several teachers do not go with {reason}; drop one of the two.")
 
 
 def require_trainable(student: Path, spec: ModelSpec, wanted: Wanted) -> None:

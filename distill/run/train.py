@@ -1,6 +1,6 @@
 """A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,12 @@ from distill.processes import Processes
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
+from distill.run.domains import Faculty, joined
 from distill.run.fake_quantised import Calibrate, FakeQuantised
 from distill.run.loop import train
 from distill.run.mtp import Predictor
 from distill.run.output import calibration, write_outputs
+from distill.run.own_text import own_text
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.rounded_start import RoundedStart, write_start
@@ -32,6 +34,7 @@ from distill.teacher.loading import known_spec
 from distill.teacher.teacher_source import Reference
 from distill.text.data import Text, read_text
 from distill.text.tokens import require_sound
+from minitron.errors import MinitronError
 from minitron.files import sole
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
@@ -98,6 +101,8 @@ def distill(
         if recipe.compile:
             require_compiler(place)
         processes.require_share(recipe.sequences_per_step)
+        if request.domains is not None and processes.world_size > 1:
+            raise MinitronError("several teachers work with one process only; give one teacher, or one process.")
         if first:
             work.open(request.fingerprint, overwrite=asked.overwrite, inputs=request.inputs)
         processes.wait()
@@ -149,7 +154,7 @@ def _read(request: Request, work: Work, processes: Processes, note: Note) -> Tex
         for number in range(len(asked.sources)):
             require_sound(work.tokens / f"{number}")
         text = read()
-        for folder in (asked.student, asked.teacher):
+        for folder in (asked.student, asked.teacher, *asked.teachers.values()):
             require_embeddings(folder, text.validation, np.array([part.tokens.highest for part in text.parts]))
     processes.wait()
     text = read() if text is None else text
@@ -172,19 +177,44 @@ def _prepare(
     of a student in fewer bits, which `fake` puts on it."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
     identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
-    reference, measured = request.teaching.prepare(asked.student, text, recipe, start, identity, processes, progress)
+    teachers, measured = _teachers(request, text, start, identity, processes, progress)
+    reference = teachers[0]
     model = load_model(asked.student, dtype=torch.float32, device=place)
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
     stream = _stream(request, reference, model, measured.get("stream_squares", ()))
-    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream)
+    own = own_text(asked, recipe, model, processes) if recipe.on_policy else None
+    faculty = None if request.domains is None else Faculty(request.domains, teachers[1:])
+    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream, own, faculty)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
     return trainer, start, formats
+
+
+def _teachers(
+    request: Request,
+    text: Text,
+    start: dict[str, Any] | None,
+    identity: Mapping[str, Any],
+    processes: Processes,
+    progress: Progress,
+) -> tuple[tuple[Reference, ...], dict[str, Any]]:
+    """The teacher and those of domains, and what was measured of them on their own held-out text before the first
+    step."""
+    student, recipe, domains = request.asked.student, request.recipe, request.domains
+    if domains is None:
+        only, measured = request.teaching.prepare(student, text, recipe, start, identity, processes, progress)
+        return (only,), measured
+    found = [
+        source.prepare(student, domains.own_text(text, number), recipe, start, {}, processes, progress)
+        for number, source in enumerate((request.teaching, *request.others))
+    ]
+    all_measured = dict(start) if start is not None else joined(domains, text, [each for _, each in found])
+    return tuple(reference for reference, _ in found), all_measured
 
 
 def _stream(
@@ -259,6 +289,9 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
             f"agreement {drift.top1_agreement:.2%} over {drift.tokens:,} held-out tokens; the "
             f"student's KL is {start['before']['kl'] / max(drift.kl, 1e-12):,.0f} times that."
         )
+    for name, found in start.get("drifts", {}).items():
+        if found is not None:
+            lines.append(f"The teacher of {name} drifts from bf16 by a KL of {found['kl']:.3g} nats.")
     before = start["before"]
     lines.append(
         f"Student before training: KL {before['kl']:.4f} nats, perplexity {before['perplexity']:.4g}; "

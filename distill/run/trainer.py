@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from distill.losses.slopes import chunks
 from distill.processes import Processes
 from distill.recipe import MTP, Recipe
 from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.run.compiled import Compiled
+from distill.run.dealing import Dealing
+from distill.run.domains import Faculty, pooled
 from distill.run.mtp import Predictor, measure_drafts
-from distill.run.objective import Objective, Pass
+from distill.run.objective import Objective
+from distill.run.own_text import OwnText, staleness
+from distill.run.passes import Pass
 from distill.run.router_load import counted, load_of, routers_of
 from distill.run.stream_match import StreamMatch
 from distill.run.tasks import Ask
@@ -60,11 +63,22 @@ class Trainer:
         mtp: Predictor | None = None,
         spec: ModelSpec | None = None,
         stream: StreamMatch | None = None,
+        own: OwnText | None = None,
+        faculty: Faculty | None = None,
     ) -> None:
         """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
-        `ask` tasks too.  `spec` is the student's where a table holds its family; `stream` compares residual streams."""
+        `ask` tasks too.  `spec` is the student's where a table holds its family; `stream` compares residual streams;
+        `own` gives the sequences that the student writes itself, `faculty` the teachers of domains of text."""
+        domains = None if faculty is None else faculty.domains
+        self.dealing = Dealing(recipe.sequences_per_pass, processes, student.device, own, domains)
+        self.staleness: float | None = None
+        """How far the student that an endpoint serves is from this one, in nats a token, as last measured."""
+        self.remarks: list[str] = []
+        """What is to be told of the steps since it was last looked."""
+        self._told: set[str] = set()
         self.student, self.text, self.recipe = student, text, recipe
-        self.objective = Objective(student, teacher, recipe, mtp, stream)
+        others = () if faculty is None else faculty.teachers
+        self.objective = Objective(student, teacher, recipe, mtp, stream, others)
         self.work, self.processes = work, processes
         self.checkpoints = Checkpoints(
             work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
@@ -74,7 +88,7 @@ class Trainer:
         student.eval().requires_grad_(recipe.train not in ("router", MTP))
         if recipe.train not in ("all", MTP):
             _choose_trained(student, spec, routers=recipe.train == "router")
-        models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+        models = [model for model in (student, teacher, *others) if isinstance(model, PreTrainedModel)]
         self._compiled = Compiled(models if recipe.compile else [])
         if student.device.type == "cpu":
             keep_freed_memory()
@@ -91,7 +105,7 @@ class Trainer:
             fused=True,
         )
         # Its teacher's answers to the held-out text are needed at every validation and never change.
-        self._reference = answers(teacher, student.device)
+        self._references = [answers(each, student.device) for each in self.objective.teachers]
         self._asked = 0
         """The step up to which a streamed teacher was asked about sequences."""
         self._ask = ask
@@ -143,14 +157,14 @@ class Trainer:
         started = time.perf_counter()
         recipe, processes = self.recipe, self.processes
         batch = self.text.batch(self.position, recipe.sequences_per_step, seed=recipe.seed)
-        mine = processes.share(recipe.sequences_per_step)
-        self._ask_ahead(mine)
+        self._ask_ahead()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [
-            self._forward_backward(part, self.position + first)
-            for first, part in _passes(batch, mine, recipe.sequences_per_pass)
-        ]
-        loss, error = processes.sum(torch.stack(parts).sum(0)).tolist()
+        parts = []
+        for first, part in self.dealing.passes(batch, self.position, self._written):
+            losses = self._forward_backward(part, self.position + first)
+            # The student's own share of the loss is told beside the whole.
+            parts.append(torch.cat([losses, losses[:1] * part.is_own]))
+        loss, error, of_own = processes.sum(torch.stack(parts).sum(0)).tolist()
         parameters = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
         norm = float(processes.gather(nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)))
         good = math.isfinite(loss) and math.isfinite(error) and math.isfinite(norm)
@@ -170,25 +184,59 @@ class Trainer:
             self.optimizer.step()
         else:
             loss, norm = math.nan, math.nan
+        found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        found |= {} if self.objective.stream is None else {"stream_error": error}
+        if count := len(self.dealing.own_numbers(self.position, recipe.sequences_per_step)):
+            # As a mean over the tokens of the answers.
+            found["on_policy_loss"] = of_own * recipe.sequences_per_step / count
+            found |= {} if self.staleness is None else {"endpoint_staleness": self.staleness}
         self.step += 1
         self.position += recipe.sequences_per_step
         self.losses.append(loss)
         self.seconds += time.perf_counter() - started
-        found = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
-        found |= {} if self.objective.stream is None else {"stream_error": error}
         return {"step": self.step, "tokens": self.tokens} | (found if good else {"skipped": self.skipped})
 
-    def _ask_ahead(self, mine: slice) -> None:
+    def _ask_ahead(self) -> None:
         """Ask a streamed teacher about the sequences of the steps to come: it reads its layers once for all of them."""
-        recipe, teacher = self.recipe, self.objective.teacher
-        if not isinstance(teacher, StreamedTeacher) or self.step < self._asked:
+        recipe = self.recipe
+        streamed = [teacher for teacher in self.objective.teachers if isinstance(teacher, StreamedTeacher)]
+        if not streamed or self.step < self._asked:
             return
         each = recipe.sequences_per_step
         steps = min(max(1, _AHEAD // recipe.batch_tokens), recipe.total_steps - self.step)
-        blocks = [self.text.batch(self.position + i * each, each, seed=recipe.seed).ids[mine] for i in range(steps)]
+        batches = [self.text.batch(self.position + i * each, each, seed=recipe.seed) for i in range(steps)]
         # The same sequences go together whatever the first step is: a run that goes on has the same numbers.
-        teacher.ask(np.concatenate(blocks), math.gcd(len(blocks[0]), recipe.sequences_per_pass))
+        mine = range(each)[self.processes.share(each)]
+        size = math.gcd(len(mine), recipe.sequences_per_pass) if len(streamed) == 1 else 1
+        for number, teacher in enumerate(streamed):
+            blocks = [batch.ids[self.dealing.taught_by(number, batch, mine)] for batch in batches]
+            if sum(map(len, blocks)):
+                teacher.ask(np.concatenate(blocks), size)
         self._asked = self.step + steps
+
+    def _written(self, own: OwnText, batch: Batch, numbers: list[int]) -> Batch:
+        """The batch, in which the student has written some sequences itself."""
+        prompts = own.prompts(self.text, batch, numbers)
+        seed = np.random.SeedSequence((self.recipe.seed, self.position + numbers[0])).generate_state(1)[0]
+
+        def work() -> Batch:
+            with self.objective.autocast():
+                found = own.answered(batch, numbers, prompts, int(seed))
+                if self.step % self.recipe.validation_interval == 0:
+                    self.staleness = staleness(self.student, own, found, numbers)
+            return found
+
+        with torch.no_grad():
+            found: Batch = self.objective(work)
+        self.processes.collect(self.objective)
+        remarks = [own.answering.told]
+        if self.staleness is not None:
+            remarks.append(f"The endpoint's student is {self.staleness:.3g} nats a token from the one in training.")
+        for remark in remarks:
+            if remark is not None and remark not in self._told:
+                self.remarks.append(remark)
+                self._told.add(remark)
+        return found
 
     def _forward_backward(self, part: Pass, place: int) -> Tensor:
         """Add the gradient of some sequences to the student's; returns their part of the batch's losses."""
@@ -203,17 +251,20 @@ class Trainer:
 
         def measure() -> quality.Quality:
             with self.objective.autocast():
-                return quality.measure_quality(
-                    self.student,
-                    self.text.validation,
-                    teacher=self._reference,
-                    batch_size=self.recipe.sequences_per_pass,
+                return pooled(
+                    [
+                        quality.measure_quality(
+                            self.student, blocks, teacher=teacher, batch_size=self.recipe.sequences_per_pass
+                        )
+                        for teacher, blocks in zip(self._references, self.dealing.held_out(self.text), strict=True)
+                        if len(blocks)
+                    ]
                 )
 
         def drafted(mtp: Predictor) -> dict[str, float]:
             with self.objective.autocast():
                 return measure_drafts(
-                    self.student, mtp, self.text.validation, self._reference, self.recipe.sequences_per_pass
+                    self.student, mtp, self.text.validation, self._references[0], self.recipe.sequences_per_pass
                 )
 
         def asked(ask: Ask) -> Results:
@@ -286,21 +337,6 @@ class Trainer:
         self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
         self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
         self.skipped, self.curve = state["skipped"], state["curve"]
-
-
-def _passes(batch: Batch, mine: slice, size: int) -> list[tuple[int, Pass]]:
-    """What one process works on, in passes of `size` sequences, each with its first one's number in the batch."""
-    divisor = batch.ids.size if batch.counted is None else max(int(batch.counted[:, 1:].sum()), 1)
-    numbers = range(len(batch.ids))[mine]
-    ids, places = batch.ids[mine], batch.places[mine]
-    counted = None if batch.counted is None else torch.from_numpy(batch.counted[mine])
-    return [
-        (
-            numbers[part.start],
-            Pass(torch.from_numpy(ids[part]), None if counted is None else counted[part], places[part], divisor),
-        )
-        for part in chunks(len(ids), size)
-    ]
 
 
 def _choose_trained(model: PreTrainedModel, spec: ModelSpec | None, *, routers: bool) -> None:

@@ -68,6 +68,9 @@ class Text:
     source: dict[str, Any]
     """Which files, by name and SHA-256: what the order and the model card depend on."""
 
+    held_out: tuple[int, ...] = ()
+    """How many of the held-out sequences come from each part, in order; empty where they are a file of their own."""
+
     _picked: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     """Position in the stream -> how many sequences came from each part before it."""
 
@@ -156,6 +159,8 @@ def describe(data: Sequence[Source], validation: Path | None) -> dict[str, Any]:
         found["data" if number == 1 else f"data {number}"] = about | (
             {"weight": source.weight} if len(data) > 1 else {}
         )
+        if source.domain:
+            found["data" if number == 1 else f"data {number}"]["domain"] = source.domain
     if validation is not None:
         if not validation.is_file():
             raise MinitronError(f"{validation} does not exist; give a text file or a .jsonl file for --validation.")
@@ -220,4 +225,6 @@ def read_text(
             end = tokens.ids[count * sequence_length : (count + away) * sequence_length]
             ends.append(np.asarray(end, dtype=np.int64).reshape(away, sequence_length))
         parts.append(Part(source.name, source.weight, tokens, count, sequence_length))
-    return Text(tuple(parts), np.concatenate(ends) if held_out is None else held_out, about)
+    if held_out is not None:
+        return Text(tuple(parts), held_out, about)
+    return Text(tuple(parts), np.concatenate(ends), about, tuple(len(end) for end in ends))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -67,6 +67,9 @@ class Source:
     weight: float = 1.0
     """Its share of a blend, beside those of the others."""
 
+    domain: str = ""
+    """Whose teacher it is read with, where a distillation has several; empty for text of no domain."""
+
     @property
     def path(self) -> Path | None:
         """The file or folder; None for a dataset on the hub."""
@@ -105,7 +108,18 @@ class Source:
 
 
 def parse_source(typed: str) -> Source:
-    """`PATH` or `WEIGHT:PATH`; raises MinitronError for a weight that is not above zero."""
+    """`[DOMAIN=][WEIGHT:]PATH`; raises MinitronError for a weight that is not above zero."""
+    domain, path = parse_domain(typed)
+    return replace(_weighted(path), domain=domain)
+
+
+def parse_domain(typed: str) -> tuple[str, str]:
+    """(domain, the rest) of `DOMAIN=...`; of a path that has the sign in its name, and of any other, no domain."""
+    found = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", typed)
+    return ("", typed) if found is None or Path(typed).exists() else (found[1], found[2])
+
+
+def _weighted(typed: str) -> Source:
     found = re.fullmatch(r"([0-9]*\.?[0-9]+):(.+)", typed)
     if found is None:
         return Source(typed)

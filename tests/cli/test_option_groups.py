@@ -50,6 +50,7 @@ TABLES: list[tuple[Any, Table]] = [
 ]
 NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file
+    (Distillation, "teachers"),  # --teacher DOMAIN=MODEL, beside the teacher without a domain
     (Compression, "command"),  # the command line itself
     (Compression, "shared"),  # what a family of models shares
 }
