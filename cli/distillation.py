@@ -24,7 +24,7 @@ from minitron.errors import MinitronError
 from minitron.measure.records import parse_domain, parse_source
 from minitron.quantise.wanted import KV_FORMATS
 
-KEY: Final = "OPENAI_API_KEY"
+KEY: Final = "MINITRON_STUDENT_KEY"
 """As distill.policy.endpoint.KEY, which `minitron --help` need not import."""
 
 

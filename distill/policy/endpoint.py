@@ -28,7 +28,7 @@ from minitron.errors import MinitronError
 from minitron.escapes import one_line
 from minitron.measure.text import BrokenRecordError, token_ids
 
-KEY: Final = "OPENAI_API_KEY"
+KEY: Final = "MINITRON_STUDENT_KEY"
 """The variable of the environment that may hold a key."""
 
 _LARGEST: Final = 2**26
