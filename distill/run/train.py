@@ -1,6 +1,6 @@
 """A whole distillation: from two checkpoints, a text and a recipe to a trained checkpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -177,7 +177,7 @@ def _prepare(
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
-    stream = _stream(request, reference, model, measured.get("stream_squares", ()))
+    stream = _stream(request, reference, model, measured)
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
@@ -188,13 +188,14 @@ def _prepare(
 
 
 def _stream(
-    request: Request, teacher: Reference, student: PreTrainedModel, squares: Sequence[float]
+    request: Request, teacher: Reference, student: PreTrainedModel, measured: Mapping[str, Any]
 ) -> StreamMatch | None:
-    """How residual streams are compared, where they are; `squares` are the mean squares of the teacher's."""
+    """How residual streams are compared, where they are, with what was `measured` of the teacher's."""
     if request.stream is None:
         return None
     mine, theirs = read_spec(request.asked.student), read_spec(request.asked.teacher)
-    return StreamMatch(*request.stream, (student, mine), (teacher, theirs), squares)
+    units = measured.get("stream_squares", ()), measured.get("stream_variances", ())
+    return StreamMatch(*request.stream, (student, mine), (teacher, theirs), *units)
 
 
 def _fake(

@@ -119,7 +119,8 @@ def test_scores_are_those_of_weighted_errors(tiny_hybrid: Path, short_text: Path
         np.testing.assert_allclose(away.importance[key], values, rtol=1e-3, atol=1e-6, err_msg=str(key))
     blocks = blocks_of(spec, 4, 16)
     surgeon, weighted = (
-        score_model(model, spec, blocks, ScoringOptions(layers="none", estimator=name)) for name in ("surgeon", "fisher")
+        score_model(model, spec, blocks, ScoringOptions(layers="none", estimator=name))
+        for name in ("surgeon", "fisher")
     )
     assert "output_samples" not in surgeon.settings
     changed = {key[0] for key, values in weighted.importance.items() if not (values == surgeon.importance[key]).all()}
