@@ -88,7 +88,8 @@ class StreamMatch:
         return hook
 
     def error(self, seen: Seen) -> Tensor:
-        """The mean, over layers, of the squared error of a stream in units of its mean square, or of its channels' variances."""
+        """The mean, over layers, of the squared error of a stream in units of its mean square, or of its
+        channels' variances."""
         parts = []
         for layer, mine in seen.mine.items():
             target = seen.theirs.pop(layer)
