@@ -39,16 +39,24 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "rotated": ("activation", {**PLAIN, "rotate": True}),
     "refitted": ("activation", {**PLAIN, "refit": True}),
     "chosen by the surgeon, refitted": ("surgeon", {**PLAIN, "refit": True}),
+    "chosen by the surgeon, outputs weighted, refitted": ("fisher", {**PLAIN, "refit": True}),
     "projected": ("activation", {**PLAIN, "project": True}),
 }
 """Name -> (estimator, options of minitron.cut.plan.make_plan)."""
 
+ESTIMATORS = ("activation", "surgeon", "fisher")
+
+CHOSEN = (
+    *("selected", "refitted"),
+    *("chosen by the surgeon, refitted", "chosen by the surgeon, outputs weighted, refitted"),
+)
+
 AXES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("selected", "rotated"),
-    "intermediate_size": ("selected", "refitted", "chosen by the surgeon, refitted"),
-    "moe_intermediate_size": ("selected", "refitted", "chosen by the surgeon, refitted"),
-    "moe_shared_expert_intermediate_size": ("selected", "refitted", "chosen by the surgeon, refitted"),
-    "num_attention_heads": ("selected", "refitted", "chosen by the surgeon, refitted"),
+    "intermediate_size": CHOSEN,
+    "moe_intermediate_size": CHOSEN,
+    "moe_shared_expert_intermediate_size": CHOSEN,
+    "num_attention_heads": CHOSEN,
     "mamba_num_heads": ("selected", "refitted"),
     "mamba_head_dim": ("selected", "refitted"),
     "head_dim": ("selected", "projected"),
@@ -86,10 +94,10 @@ def main() -> None:
     fallback = weight_magnitude(Checkpoint(options.model), spec)
     scores = {
         name: score_model(model, spec, blocks, ScoringOptions(batch_size=4, layers="none", estimator=name))
-        for name in (("activation", "surgeon") if options.scores is None else ())
+        for name in (ESTIMATORS if options.scores is None else ())
     }
     if options.scores is not None:
-        scores = dict.fromkeys(("activation", "surgeon"), load_scores(options.scores))
+        scores = dict.fromkeys(ESTIMATORS, load_scores(options.scores))
 
     def measured(way: str, key: str, size: int) -> str:
         estimator, how = WAYS[way]

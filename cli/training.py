@@ -7,7 +7,7 @@ import typer
 from cli.option_groups import Option
 from cli.options import SeedOption, SequenceLengthOption, tokens_option, words
 from distill.losses.divergences import DIVERGENCES, written
-from distill.recipe import STREAM_DIRECTIONS, STREAM_WEIGHT
+from distill.recipe import STREAM_DIRECTIONS, STREAM_NORMS, STREAM_WEIGHT
 
 DEFAULT_TOKENS: Final = 2**20
 
@@ -80,6 +80,14 @@ TRAINING: Final[dict[str, Option]] = {
             "--stream-directions",
             "Random directions of the residual stream to compare; default: all, or "
             f"{STREAM_DIRECTIONS} with --offload-teacher or --cache-teacher.",
+        )
+    ),
+    "stream_norm": Option(
+        typer.Option(
+            "--stream-norm",
+            help="What errors of the residual stream are divided by: the mean square of the whole stream, or the "
+            "variance of each channel.",
+            metavar="|".join(STREAM_NORMS),
         )
     ),
     "on_policy": Option(

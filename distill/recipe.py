@@ -30,6 +30,9 @@ STREAM_WEIGHT: Final = 20.0
 STREAM_DIRECTIONS: Final = 64
 """Of a teacher that is not in memory: two bytes a layer, token and direction."""
 
+STREAM_NORMS: Final = ("mean-square", "channel")
+"""An error of the stream is told in units of the mean square of all its channels, or of each channel's own variance."""
+
 KERNELS: Final = ("own", "liger")
 """Who computes the loss: distill.losses.chunked, or liger-kernel where it is exact for the request."""
 
@@ -146,6 +149,9 @@ class Recipe:
     """Random directions of the stream that are compared, others for every sequence; None is all, or STREAM_DIRECTIONS
     of a teacher that is cached or read from the disk."""
 
+    stream_norm: str = "mean-square"
+    """What errors of the stream are divided by, one of STREAM_NORMS."""
+
     on_policy: float = 0.0
     """The share of sequences that the student writes itself, after prompts from the text: from 0 to 1."""
 
@@ -217,6 +223,8 @@ class Recipe:
             )
         if self.train not in TRAINED:
             raise MinitronError(f"train is {self.train!r}; choose one of {', '.join(TRAINED)}.")
+        if self.stream_norm not in STREAM_NORMS:
+            raise MinitronError(f"stream norm is {self.stream_norm!r}; choose one of {', '.join(STREAM_NORMS)}.")
         if self.loss_kernel not in KERNELS:
             raise MinitronError(f"there is no loss kernel {self.loss_kernel!r}; choose one of {', '.join(KERNELS)}.")
         if self.select not in SELECTED:
@@ -361,6 +369,7 @@ _POSITIVE: Final = tuple(
         "async_checkpoints",
         "compile",
         "stream_weight",
+        "stream_norm",
         "on_policy_loss",
         *_NOT_NEGATIVE,
     }

@@ -123,7 +123,13 @@ class Request:
         found = next((one for one in same if one.weights in (None, self._teacher_weights)), None)
         if found is not None:
             few = STREAM_DIRECTIONS if asked.cache is not None or asked.offload_teacher else None
-            return STREAM_WEIGHT if weight is None else weight, Streams(found, recipe.stream_directions or few)
+            few, by_channel = recipe.stream_directions or few, recipe.stream_norm == "channel"
+            if few and by_channel:
+                raise MinitronError(
+                    "--stream-norm channel compares channels, and random directions are none; drop it, or drop "
+                    "--stream-directions, --offload-teacher and --cache-teacher."
+                )
+            return STREAM_WEIGHT if weight is None else weight, Streams(found, few, by_channel)
         if weight is None:
             return None
         why = f"{student} holds no record of a cut that says where its stream lies in a teacher's"

@@ -7,6 +7,9 @@ T_l the target, [tokens, K] both, and m_l the mean square of T_l on held-out tex
 
     1 / L * sum over l of mean((S_l - T_l)^2) / m_l
 
+or each channel's error is divided by its own variance in the place of m_l: a few channels of dense models are so large
+that the others hardly count beside them.
+
 Shape letters: B sequences, T tokens, K the student's hidden size, D directions, L layers of the student.
 """
 
@@ -50,9 +53,12 @@ class StreamMatch:
         student: tuple[PreTrainedModel, ModelSpec],
         teacher: tuple[Reference, ModelSpec],
         squares: Sequence[float],
+        variances: Sequence[Sequence[float]] = (),
     ) -> None:
-        """`squares` [L] are the mean squares of the targets; the error is multiplied by `weight`."""
+        """`squares` [L] are the mean squares of the targets, `variances` [L, K] those of their channels where errors
+        are told in their units; the error is multiplied by `weight`."""
         self.weight, self.squares = weight, squares
+        self._units = [torch.tensor(one, dtype=torch.float32) for one in (variances or squares)]
         self._streams, self._teacher = streams, teacher[0]
         self._mine = layers_of(*student)
         self._theirs: list[nn.Module] = []
@@ -89,10 +95,11 @@ class StreamMatch:
         return hook
 
     def error(self, seen: Seen) -> Tensor:
-        """The mean, over layers, of the squared error of a stream in units of its mean square."""
+        """The mean, over layers, of the squared error of a stream in units of its mean square, or of its
+        channels' variances."""
         parts = []
         for layer, mine in seen.mine.items():
             target = seen.theirs.pop(layer)
             apart = counted(mine).float() - counted(target).to(mine.device, torch.float32)
-            parts.append(apart.pow(2).mean() / self.squares[layer])
+            parts.append((apart.pow(2) / self._units[layer].to(mine.device)).mean())
         return torch.stack(parts).mean()

@@ -183,7 +183,7 @@ def _prepare(
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
-    stream = _stream(request, reference, model, measured.get("stream_squares", ()))
+    stream = _stream(request, reference, model, measured)
     own = own_text(asked, recipe, model, processes) if recipe.on_policy else None
     faculty = None if request.domains is None else Faculty(request.domains, teachers[1:])
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream, own, faculty)
@@ -218,13 +218,14 @@ def _teachers(
 
 
 def _stream(
-    request: Request, teacher: Reference, student: PreTrainedModel, squares: Sequence[float]
+    request: Request, teacher: Reference, student: PreTrainedModel, measured: Mapping[str, Any]
 ) -> StreamMatch | None:
-    """How residual streams are compared, where they are; `squares` are the mean squares of the teacher's."""
+    """How residual streams are compared, where they are, with what was `measured` of the teacher's."""
     if request.stream is None:
         return None
     mine, theirs = read_spec(request.asked.student), read_spec(request.asked.teacher)
-    return StreamMatch(*request.stream, (student, mine), (teacher, theirs), squares)
+    units = measured.get("stream_squares", ()), measured.get("stream_variances", ())
+    return StreamMatch(*request.stream, (student, mine), (teacher, theirs), *units)
 
 
 def _fake(

@@ -10,7 +10,7 @@ Shape letters: B sequences, T tokens, H the teacher's hidden size, K the student
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +31,10 @@ FIRST: Final = 4
 """Tokens at the beginning of a sequence that are left out: attention parks what it does not need on the first ones,
 whose stream can be thousands of times as large as that of all others (Xiao et al. 2023, arXiv 2309.17453)."""
 
+LEAST: Final = 1e-6
+"""A channel that hardly varies is told in units of this share of the mean variance: its errors are not to outweigh all
+others'."""
+
 Found = dict[int, Tensor]
 """The student's layer -> [B, T, K] or [B, T, D]."""
 
@@ -44,6 +48,9 @@ class Streams:
 
     directions: int | None = None
     """Random ones of every sequence; None compares all."""
+
+    by_channel: bool = False
+    """Whether errors are told in units of each channel's own variance; of all directions only."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -137,14 +144,37 @@ def mean_square(states: Tensor) -> float:
     return float(counted(states).double().pow(2).mean())
 
 
-@torch.no_grad()
 def mean_squares(streams: Streams, model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64]) -> list[float]:
     """[L]: of what stays of each layer's stream of a teacher in memory, over the sequences `blocks` [S, T]."""
+    found = [
+        {layer: mean_square(states) for layer, states in seen.items()} for seen in _seen(streams, model, spec, blocks)
+    ]
+    return [float(np.mean([one[layer] for one in found])) for layer in range(len(streams.stream.layers))]
+
+
+def variances(
+    streams: Streams, model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64]
+) -> list[list[float]]:
+    """[L, K]: of each channel of what stays of a layer's stream of a teacher in memory, over the tokens that count of
+    `blocks` [S, T]; none is taken for less than LEAST of the mean."""
+    sums: dict[int, Tensor] = {}
+    tokens = 0
+    for seen in _seen(streams, model, spec, blocks):
+        for layer, states in seen.items():
+            rows = counted(states).flatten(0, 1).double().cpu()
+            part = torch.stack([rows.sum(0), rows.square().sum(0)])
+            sums[layer] = sums[layer] + part if layer in sums else part
+        tokens += len(rows)
+    found = [sums[layer][1] / tokens - (sums[layer][0] / tokens).square() for layer in range(len(sums))]
+    return [one.clamp_min(LEAST * float(one.mean())).tolist() for one in found]
+
+
+@torch.no_grad()
+def _seen(streams: Streams, model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64]) -> Iterator[Found]:
+    """What stays of the streams of a teacher in memory, sequence after sequence."""
     whole, layers = Streams(streams.stream), streams.kept_layers(model, spec)
-    found: list[Mapping[int, float]] = []
     for block in blocks:
         ids = torch.from_numpy(block[None])
         with whole.watching(layers, ids) as seen:
             hidden_states(model, ids)
-        found.append({layer: mean_square(states) for layer, states in seen.items()})
-    return [float(np.mean([one[layer] for one in found])) for layer in range(len(layers))]
+        yield seen

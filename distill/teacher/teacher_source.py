@@ -19,7 +19,7 @@ from distill.teacher.drift import Drift, drift_by_layer, is_large, warning
 from distill.teacher.kept import DEFAULT, Kept
 from distill.teacher.loading import Teacher, known_spec, load_teacher, require_precision
 from distill.teacher.streamed import StreamedTeacher
-from distill.teacher.streams import Streams, WatchedTeacher, mean_squares
+from distill.teacher.streams import Streams, WatchedTeacher, mean_squares, variances
 from distill.text.data import Text
 from minitron.errors import MinitronError
 from minitron.files import file_hash, read_json, sole, tidy
@@ -189,15 +189,17 @@ class TeacherSource:
         return answering, self._measured(kept, text, recipe)
 
     def _measured(self, teacher: Teacher, text: Text, recipe: Recipe) -> dict[str, Any]:
-        squares: list[float] = []
+        told: dict[str, Any] = {"stream_squares": []}
         if self.streams is not None:
-            squares = mean_squares(self.streams, teacher.model, read_spec(self.folder), text.validation)
+            seen = self.streams, teacher.model, read_spec(self.folder), text.validation
+            told = {"stream_squares": mean_squares(*seen)}
+            told |= {"stream_variances": variances(*seen)} if self.streams.by_channel else {}
         if teacher.drift is not None:
             found = {"perplexity_teacher": teacher.drift.perplexity, "drift": asdict(teacher.drift)}
         else:
             own = measure_quality(teacher.model, text.validation, batch_size=recipe.sequences_per_pass)
             found = {"perplexity_teacher": own.perplexity, "drift": None}
-        return found | {"stream_squares": squares}
+        return found | told
 
     def _load(self, text: Text | None, recipe: Recipe, progress: Progress) -> Teacher:
         return load_teacher(

@@ -61,7 +61,8 @@ class InMemory:
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self.model.device
+        found: torch.device = self.model.device
+        return found
 
     def resident(self, *parts: Part) -> AbstractContextManager[None]:
         """They are anyway."""
@@ -213,8 +214,9 @@ def _of_logits(head: OutputLayer, states: Tensor, chance: torch.Generator) -> Te
 
 
 def root_of(moments: NDArray[np.float32]) -> Tensor:
-    """R in float64, upper triangular [O, O] or [O], so that |R e|^2 goes as what an error e in the output does: R^T R is
-    `moments` divided by the mean of their diagonal, and SHRINKAGE more on it."""
+    """R in float64, upper triangular [O, O] or [O], so that |R e|^2 goes as what an error e in the output does.
+
+    R^T R is `moments` divided by the mean of their diagonal, and SHRINKAGE more on the diagonal."""
     found = torch.from_numpy(np.array(moments, np.float64))
     mean = float((found if found.ndim == 1 else found.diagonal()).mean())
     if mean <= 0:
@@ -223,4 +225,5 @@ def root_of(moments: NDArray[np.float32]) -> Tensor:
     if found.ndim == 1:
         return (found + SHRINKAGE).sqrt_()
     found.diagonal().add_(SHRINKAGE)
-    return torch.linalg.cholesky(found).mT
+    lower: Tensor = torch.linalg.cholesky(found)
+    return lower.mT

@@ -24,7 +24,7 @@ from distill.run.objective import Objective, Pass
 from distill.run.result import DistillResult
 from distill.run.stream_match import StreamMatch
 from distill.run.train import distill
-from distill.teacher.streams import FIRST, Streams, mean_squares
+from distill.teacher.streams import FIRST, Streams, mean_squares, variances
 from minitron.cut.basis import Basis
 from minitron.cut.prune import prune
 from minitron.cut.stream_map import StreamMap, read_stream_maps
@@ -51,13 +51,14 @@ def ids_of(sequences: int = 3, length: int = 16, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(3, tiny_models.VOCAB_SIZE, (sequences, length)))
 
 
-def match_of(parent: Path, student: Path) -> tuple[Any, Any, StreamMatch]:
+def match_of(parent: Path, student: Path, *, by_channel: bool = False) -> tuple[Any, Any, StreamMatch]:
     models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (parent, student)]
     stream = told_of(student)
     streams, spec = Streams(stream), read_spec(parent)
-    squares = mean_squares(streams, models[0], spec, ids_of(seed=1).numpy())
+    seen = streams, models[0], spec, ids_of(seed=1).numpy()
+    squares = mean_squares(*seen), variances(*seen) if by_channel else ()
     pairs = (models[1], read_spec(student)), (models[0], spec)
-    return models[0], models[1], StreamMatch(1.0, streams, *pairs, squares)
+    return models[0], models[1], StreamMatch(1.0, streams, *pairs, *squares)
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
@@ -80,13 +81,13 @@ def test_a_stream_that_is_only_turned_loses_nothing(
     assert max(apart) < 1e-3 and float(lost) < 1e-6
 
 
-@pytest.mark.parametrize("rotate", [True, False])
-def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rotate", "by_channel"), [(True, False), (False, False), (True, True)])
+def test_the_loss_is_the_formula(rotate: bool, by_channel: bool, tiny_hybrid: Path, tmp_path: Path) -> None:
     spec = read_spec(tiny_hybrid)
     layers = tuple(layer for layer in range(len(spec.layers)) if layer != 1)
     plan = plan_of(tiny_hybrid, hidden=24, layers=layers, rotate=rotate)
     prune(tiny_hybrid, plan, tmp_path / "small")
-    model, small, match = match_of(tiny_hybrid, tmp_path / "small")
+    model, small, match = match_of(tiny_hybrid, tmp_path / "small", by_channel=by_channel)
     ids, held_out = ids_of(), ids_of(seed=1)
     with match.watching(ids) as seen:
         model(ids), small(ids)
@@ -100,8 +101,9 @@ def test_the_loss_is_the_formula(rotate: bool, tiny_hybrid: Path, tmp_path: Path
     parts = []
     # transformers tells of the last layer only what the final norm made of its stream.
     for new, old in enumerate(layers[:-1]):
-        error = np.mean((mine[new][:, FIRST:] - target(theirs[old])) ** 2)
-        parts.append(error / np.mean(target(before[old]) ** 2))
+        errors = (mine[new][:, FIRST:] - target(theirs[old])) ** 2
+        unit = target(before[old]).var((0, 1)) if by_channel else np.mean(target(before[old]) ** 2)
+        parts.append(np.mean(errors / unit))
     whole = float(found.detach()) * len(layers)
     assert sum(parts) < whole < 3 * sum(parts)
     # Those of the layers before can be told exactly.
@@ -208,6 +210,11 @@ def test_what_is_no_cut_of_the_teacher_is_told(
     assert plain.losses == zero.losses
     wider = tiny_models.save_hybrid(tmp_path / "wider", seed=7, hidden_size=40)
     assert "another config.json" in told(small, wider)
+    with pytest.raises(MinitronError, match="random directions are none; drop it"):
+        asked = Distillation(small, tiny_hybrid, short_text, tmp_path / "out", offload_teacher=True)
+        distill(asked, replace(RECIPE, stream_norm="channel"))
+    with pytest.raises(MinitronError, match="choose one of mean-square, channel"):
+        replace(RECIPE, stream_norm="layer")
 
 
 @pytest.mark.parametrize("first", [True, False, None])
