@@ -156,7 +156,7 @@ def test_what_is_written_is_what_was_trained(
     after = measured(tmp_path / "after", teacher, hybrid, short_text, tmp_path / "tokens")
     assert kl < after and plain.curve[-1]["kl"] != result.curve[-1]["kl"]
     card = (tmp_path / "out/README.md").read_text()
-    assert "The linears are in int4: they ran so" in card
+    assert "The linears are in int4, " in card and f" in {head}: they ran so" in card
     assert (tmp_path / "out/distillation.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "out", "plain", "tokens"]
 
