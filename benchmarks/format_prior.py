@@ -18,7 +18,8 @@ from smollm2 import write_section
 
 from importance.search.sieves import planner
 from minitron.files import read_json, write_json
-from minitron.search.format_choices import EXPONENT, form_of, parts_of
+from minitron.search.format_choices import EXPONENT
+from minitron.search.offered_formats import form_of, parts_of
 
 
 def measured(bench: Joint, form: str) -> dict[str, float]:

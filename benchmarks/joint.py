@@ -32,7 +32,8 @@ from minitron.errors import NothingFits
 from minitron.files import read_json, write_json
 from minitron.memory.budget import Budget
 from minitron.memory.footprint import footprint
-from minitron.search.format_choices import Formats, format_choices, parts_of, written_of
+from minitron.search.format_choices import Formats, format_choices, written_of
+from minitron.search.offered_formats import parts_of
 from minitron.search.search import build_lattice
 
 PLAIN = "bf16"

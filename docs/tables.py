@@ -20,7 +20,7 @@ from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
 from minitron.cut.rotation import binding_norm
 from minitron.engines.table import ENGINES, ServingEngine
 from minitron.files import write_text
-from minitron.memory.formats import FORMATS
+from minitron.memory.formats import FORMATS, HEAD_ENGINES
 from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf_families import RUN, SEEN
 from minitron.memory.gpus import GPUS
@@ -144,11 +144,12 @@ def _written() -> Rows:
 def _engines() -> Rows:
     columns = ("vLLM", "SGLang", "TensorRT-LLM", "transformers")
     words = {"run": "run here", "loaded": "files read here", "read": "code read", "told": "documented"}
-    yield "`--format`", *columns
+    yield "`--format`", *columns, "an output layer in it"
     for name, form in FORMATS.items():
         if form.written:
             seen = dict(form.engines)
-            yield _code(name), *(words[seen[engine]] if engine in seen else "no" for engine in columns)
+            heads = ", ".join(f"{engine}: {words[known]}" for engine, known in HEAD_ENGINES[form.method])
+            yield _code(name), *(words[seen[engine]] if engine in seen else "no" for engine in columns), heads
 
 
 def _shortly(names: list[str]) -> str:

@@ -101,7 +101,7 @@ def compress(
         require_sound(request.output, record)
         request = prepared(request, progress)
         _require_cuttable(request)
-        _require_trainable(request)
+        _require_writable(request)
         _require_exportable(request)
 
         def keep(*artefacts: str) -> None:
@@ -183,14 +183,15 @@ def _require_cuttable(request: Compression) -> None:
         require_by_layer(spec)
 
 
-def _require_trainable(request: Compression) -> None:
-    """Raise MinitronError where what is left of the model cannot be trained in its formats: told early."""
+def _require_writable(request: Compression) -> None:
+    """Raise MinitronError where what is left of the model cannot be kept in its formats: told early."""
     from minitron.model.spec import read_spec
 
     if (wanted := request.wanted) is not None:
-        from distill.run.request import require_trainable
+        from minitron.model.checkpoint import Checkpoint
+        from minitron.quantise.assigned import assign
 
-        require_trainable(request.model, read_spec(request.model), wanted)
+        assign(read_spec(request.model), Checkpoint(request.model), wanted)
 
 
 def _require_exportable(request: Compression) -> None:

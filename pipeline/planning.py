@@ -240,7 +240,8 @@ class Planning(Serving):
     def format_choices(self, spec: ModelSpec, workload: Workload) -> tuple[Formats, ...]:
         """The assignments of formats to try; empty where none are searched."""
         from minitron.memory.questions import state_format
-        from minitron.search.format_choices import format_choices, kv_formats, require_runnable, runnable
+        from minitron.search.format_choices import format_choices
+        from minitron.search.offered_formats import kv_formats, require_runnable, runnable
 
         if not self.formats and not self.search_kv:
             return ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 from distill.run.learned_scales import LearnedScales, as_read_back, require_learnable
 from distill.run.rounded_start import RoundedStart
 from minitron.model.checkpoint import Checkpoint
+from minitron.model.output_layer import let_run_with
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import Held, held
 from minitron.progress import Advance
@@ -88,8 +90,8 @@ class FakeQuantised:
         self, model: PreTrainedModel, spec: ModelSpec, student: Path, *, start: RoundedStart | None = None
     ) -> None:
         """Let `model`, which was loaded from `student`, run with rounded weights from now on; its parameters stay what
-        they are, or become those of `start`, and are trained.  The output layer is not among them
-        (distill.run.request): the loss reads its weights without running it."""
+        they are, or become those of `start`, and are trained.  The loss reads the weights of an output layer without
+        running it, and is given the rounded ones."""
         for one, parts in self._held(spec, student):
             path, _, attribute = one.name.rpartition(".")
             module = model.get_submodule(path)
@@ -108,6 +110,8 @@ class FakeQuantised:
             swap = _Swap(attribute, rounded)
             module.register_forward_pre_hook(swap.enter)
             module.register_forward_hook(swap.leave, always_call=True)
+            if module is model.get_output_embeddings():
+                let_run_with(module, partial(_of, module, attribute, rounded))
 
     def scales_of(self, model: PreTrainedModel, spec: ModelSpec, student: Path) -> Mapping[str, Scales]:
         """The scales by now, of a model that this was put on."""
@@ -127,6 +131,12 @@ class FakeQuantised:
             parts = tuple(matrices.get(names[expected.name]) for expected in one.expected)
             if any(parts):
                 yield one, parts
+
+
+def _of(module: nn.Module, attribute: str, rounded: Callable[[nn.Module, nn.Parameter], Any]) -> Tensor:
+    """[R, C]: a module's weights, rounded."""
+    found: Tensor = rounded(module, module.get_parameter(attribute))
+    return found
 
 
 @torch.no_grad()

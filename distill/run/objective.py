@@ -203,12 +203,13 @@ class Objective(nn.Module):
         return self._copied_heads[number]
 
     def _head_gradient(self, layer: OutputLayer) -> Tensor | None:
-        """Where the output layer's gradient may be added at once; of one that is dealt out, or whose bias is a part of
-        the matrix, autograd must hear."""
+        """Where the output layer's gradient may be added at once; of one that is dealt out or rounded, or whose bias is
+        a part of the matrix, autograd must hear."""
         head = layer.weight
         if (
             isinstance(self, FSDPModule)
             or layer.bias is not None
+            or layer.is_rounded
             or not (head.requires_grad and torch.is_grad_enabled())
         ):
             return None

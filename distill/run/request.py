@@ -28,10 +28,8 @@ from minitron.model.checkpoint import Checkpoint
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.loading import find_device, require_same_tokenizer
-from minitron.model.spec import ModelSpec
 from minitron.model.stored import require_plain, require_readable
 from minitron.quantise.assigned import assign
-from minitron.quantise.wanted import Wanted
 from minitron.run_folder import part
 
 
@@ -160,9 +158,9 @@ class Request:
             raise MinitronError(
                 "a student in a format of fewer bits is not compiled; drop --compile or --student-format."
             )
-        require_trainable(student, spec, wanted)
+        assigned = assign(spec, Checkpoint(student), wanted)
         if self.asked.student_scales == "learned":
-            require_learnable(assign(spec, Checkpoint(student), wanted))
+            require_learnable(assigned)
 
     def _fingerprint_of_others(self, known: Mapping[str, Any]) -> dict[str, Any]:
         assert self.domains is not None
@@ -232,15 +230,6 @@ def require_possible(recipe: Recipe, asked: Distillation, *, has_domains: bool) 
     for reason, holds in reasons.items():
         if holds:
             raise MinitronError(f"several teachers do not go with {reason}; drop one of the two.")
-
-
-def require_trainable(student: Path, spec: ModelSpec, wanted: Wanted) -> None:
-    """Raise MinitronError where a student cannot be trained in these formats."""
-    if any(matrix.layer is None for matrix in assign(spec, Checkpoint(student), wanted).matrices):
-        raise MinitronError(
-            "the output layer is read by the loss and cannot be trained in a format; keep it in bf16 with "
-            "--student-keep lm_head=bf16 (of compress: --keep)."
-        )
 
 
 def require_liger(recipe: Recipe, *, same_vocabulary: bool, cached: bool, plain_logits: bool = True) -> None:

@@ -97,11 +97,11 @@ class Calibrated:
                 for _ in walk.go(layer):
                     pass
         with source.resident(OUTPUT):
-            for unit in layers.get(None, ()):
-                seen = Seen(unit[0].shape[1])
-                for batch in walk.batches:
-                    seen.add(walk.norm(walk.state(batch)).flatten(0, -2))
-                yield from self._unit(None, checkpoint, unit, seen, advance)
+            outside = LayerInputs(source.model, spec, tuple(layers.get(None, ())), self.feedback)
+            for batch in walk.batches if outside.units else ():
+                outside.look_at_head(walk.norm(walk.state(batch)))
+            for unit in outside.units:
+                yield from self._unit(None, checkpoint, unit, outside.of(unit), advance)
 
     def _look(self, walk: LayerByLayer, layer: int, inputs: LayerInputs, assigned: Assigned) -> None:
         """Run all batches through a layer as it is, for what its linears read."""

@@ -43,13 +43,15 @@ def round_in_memory(
     Raises MinitronError where the model cannot be kept so."""
     units = units_of(spec, wanted)
     parts = _held(spec)
-    for layers in _in_turn(spec, units):
+    for layers in _in_turn(units):
         inputs = {layer: LayerInputs(model, spec, tuple(own)) for layer, own in layers.items()}
         with ExitStack() as watched:
             for one in inputs.values():
                 watched.enter_context(one.observing())
             for start in range(0, len(blocks), batch_size):
-                hidden_states(model, torch.from_numpy(blocks[start : start + batch_size]))
+                states = hidden_states(model, torch.from_numpy(blocks[start : start + batch_size]))
+                if None in inputs:
+                    inputs[None].look_at_head(states)
         for layer, own in layers.items():
             _round(model, own, inputs[layer], parts)
 
@@ -59,13 +61,12 @@ def _held(spec: ModelSpec) -> dict[str, Held]:
     return {expected.name: one for one in held(spec) for expected in one.expected}
 
 
-def _in_turn(spec: ModelSpec, units: Sequence[Unit]) -> Iterator[dict[int, list[Unit]]]:
-    """layer -> its units, for as many layers at a time as AT_ONCE allows."""
-    layers: dict[int, list[Unit]] = {}
+def _in_turn(units: Sequence[Unit]) -> Iterator[dict[int | None, list[Unit]]]:
+    """layer -> its units, None -> the output layer's, for as many layers at a time as AT_ONCE allows."""
+    layers: dict[int | None, list[Unit]] = {}
     for unit in units:
-        if unit[0].layer is not None:
-            layers.setdefault(unit[0].layer, []).append(unit)
-    some: dict[int, list[Unit]] = {}
+        layers.setdefault(unit[0].layer, []).append(unit)
+    some: dict[int | None, list[Unit]] = {}
     numbers = 0
     for layer, own in layers.items():
         more = sum(unit[0].shape[1] ** 2 for unit in own)

@@ -135,14 +135,21 @@ class LayerInputs:
         """What a unit reads, with that of all its layer's experts."""
         return self.seen[_key(unit[0])]
 
+    def look_at_head(self, states: Tensor) -> None:
+        """Add the states [.., C] that the output layer reads, where that is among the units."""
+        for unit in self.units:
+            if unit[0].layer is None:
+                self.of(unit).add(states.flatten(0, -2))
+
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """Until the block ends everything that the layer runs on is looked at."""
+        """Until the block ends everything that the layer runs on is looked at, the output layer apart."""
         with ExitStack() as undo:
             routed: dict[int, dict[bool, Seen]] = {}
             for unit in self.units:
                 first, seen = unit[0], self.of(unit)
-                assert first.layer is not None
+                if first.layer is None:
+                    continue
                 if first.expert is not None:
                     routed.setdefault(first.layer, {})[self._is_inside(first)] = seen
                     continue

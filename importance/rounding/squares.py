@@ -1,5 +1,8 @@
 """How large the inputs of every linear are over a text, layer by layer: what llama.cpp calls an importance matrix.
 
+An output layer that shares the embedding's numbers stands there under the embedding's name: as what makes logits it is
+read by every token, as an embedding a row at a time.
+
 Shape letters: S sequences of T tokens; C inputs of a linear; E routed experts.
 """
 
@@ -22,7 +25,7 @@ from minitron.memory.formats import FORMATS
 from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.layer_by_layer import LayerByLayer, States
-from minitron.model.layerwise import LayerwiseModel
+from minitron.model.layerwise import OUTPUT, LayerwiseModel
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import held
 from minitron.model.tensors import is_mtp
@@ -63,6 +66,11 @@ def input_squares(
                         pass
             _collect(inputs, found)
             advance(1)
+    with source.resident(OUTPUT):
+        inputs = LayerInputs(source.model, spec, ((_head(spec),),), pairs=False)
+        for batch in walk.batches:
+            inputs.look_at_head(walk.norm(walk.state(batch)))
+    _collect(inputs, found)
     return found
 
 
@@ -71,7 +79,7 @@ def squares_in_memory(
     model: PreTrainedModel, spec: ModelSpec, blocks: NDArray[np.int64], *, batch_size: int = 1
 ) -> dict[str, NDArray[np.float32]]:
     """The same of a model in memory, whose spec is `spec`, with the model as it is."""
-    layers: dict[int, list[Unit]] = {}
+    layers: dict[int | None, list[Unit]] = {None: [(_head(spec),)]}
     for one in held(spec):
         for expected in one.expected:
             rule, layer = expected.rule, expected.index.get("layer")
@@ -83,11 +91,22 @@ def squares_in_memory(
         for seen in inputs:
             watched.enter_context(seen.observing())
         for start in range(0, len(blocks), batch_size):
-            hidden_states(model, torch.from_numpy(blocks[start : start + batch_size]))
+            states = hidden_states(model, torch.from_numpy(blocks[start : start + batch_size]))
+            inputs[0].look_at_head(states)
     found: dict[str, NDArray[np.float32]] = {}
     for seen in inputs:
         _collect(seen, found)
     return found
+
+
+def _head(spec: ModelSpec) -> Matrix:
+    """What makes the logits: the output layer, or the embedding that it shares its numbers with."""
+    tied = {rule.tied_to for rule in spec.family.rules["model"] if rule.tied_to}
+    own = [rule for rule in spec.rules["model"] if rule.is_linear and rule.tied_to]
+    rule = next(iter(own or (one for one in spec.rules["model"] if one.name in tied)))
+    name = rule.pattern.format({})
+    shape = next(one.shape for one in spec.expected() if one.name == name)
+    return Matrix(name, "model", rule, {}, shape, FORMATS["bf16"])
 
 
 def numberless(name: str, index: Mapping[str, int]) -> str:

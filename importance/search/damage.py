@@ -26,8 +26,9 @@ from minitron.cut.scores import Scores
 from minitron.errors import MinitronError
 from minitron.model.spec import DEPTH
 from minitron.search.depth import Kept, layer_scores
-from minitron.search.format_choices import EXPONENT, KV, Formats, errors, form_of, share_lost
+from minitron.search.format_choices import EXPONENT, KV, Formats, errors, share_lost
 from minitron.search.lattice import Lattice, Points
+from minitron.search.offered_formats import form_of
 
 EXPONENTS: Final = (0.5, 4.0)
 """What a slope measured between two sizes is held to when it is carried on below the smaller cut."""

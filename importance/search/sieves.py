@@ -38,9 +38,10 @@ from minitron.progress import Advance, Progress, silent
 from minitron.search.candidate import Candidate
 from minitron.search.counting import Worth, default_worth
 from minitron.search.depth import Kept
-from minitron.search.format_choices import KV, form_of, format_choices, share_lost
+from minitron.search.format_choices import KV, format_choices, share_lost
 from minitron.search.gauge import broken
 from minitron.search.lattice import Lattice, Points
+from minitron.search.offered_formats import HEAD, form_of
 from minitron.search.search import SearchResult, fitting, one_a_layout, search
 
 Planner = Callable[..., Plan]
@@ -205,12 +206,13 @@ class _Run:
     def _choose_formats(self) -> None:
         """Let the lattice hold the assignments of formats that are best by what was measured, not by the prior."""
         tried = self.lattice.formats
-        names = list(dict.fromkeys(form for one in tried for _, form in one.parts))
+        # An output layer may stay plain where all else must not.
+        names = list(dict.fromkeys(form for one in tried for part, form in one.parts if part != HEAD))
         kv = list(dict.fromkeys(one.kv for one in tried if one.kv))
         damage: dict[tuple[str, str], float] = {}
         for part in tried[0].of:
             curve = self.curves.get(format_name(part))
-            for form in kv if part == KV else names:
+            for form in kv if part == KV else dict.fromkeys([*names, self.workload.weights]):
                 damage[part, form] = 0.0 if curve is None else float(curve.at(share_lost(form_of(form).relative_error)))
         formats = format_choices(self.lattice.spec, self.workload, names, kv, damage=damage, state=tried[0].state)
         self.lattice = replace(self.lattice, formats=formats)

@@ -15,7 +15,8 @@ from minitron.memory.ggml import TYPES
 
 
 def quantised(kind: str, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-    """[R, C] in a type, row after row; `importance` [C] is how much the squared error of each column counts.
+    """[R, C] in a type, row after row; `importance` [C] is how much the squared error of each column counts: of types
+    that ggml makes with one alone all columns count the same where none is given, as those of an embedding do.
 
     Raises ValueError where ggml writes another number of bytes than the type takes."""
     if kind == "f16":
@@ -26,6 +27,8 @@ def quantised(kind: str, rows: NDArray[np.float32], importance: NDArray[np.float
     row_bytes = int(TYPES[kind].layout.matrix(1, columns))
     data = np.empty(count * row_bytes, dtype=np.uint8)
     weight = None
+    if importance is None and TYPES[kind].calibrated:
+        importance = np.ones(columns, dtype=np.float32)
     if importance is not None:
         importance = np.ascontiguousarray(importance, dtype=np.float32)
         weight = importance.ctypes.data_as(ctypes.c_void_p)

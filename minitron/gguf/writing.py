@@ -133,14 +133,22 @@ def _quantised(one: Typed, rows: NDArray[np.float32], importance: NDArray[np.flo
 
 
 def uncalibrated(types: list[Typed], mixture: Mixture, importance: Mapping[str, Any]) -> list[str]:
-    """The names of the tensors that llama.cpp quantises with an importance alone and that have none."""
-    outer = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+    """The names of the tensors that are made with an importance alone and that have none: those that llama.cpp's
+    quantiser refuses, and the output layer, of which ggml's code stops the process.  An embedding needs none
+    (minitron.gguf.rows)."""
+    embeddings = {"token_embd.weight", "per_layer_token_embd.weight"}
+    if all(one.name != "output.weight" for one in types):
+        embeddings.remove("token_embd.weight")  # which is the output layer too
+    outer = {"token_embd.weight", "output.weight", *embeddings}
     return [
         one.name
         for one in types
         if one.quantised
-        and one.name not in (*outer, *importance)
-        and (TYPES[one.type].calibrated or (mixture.is_q2_k_s and one.type == "q2_k"))
+        and one.name not in importance
+        and (
+            (TYPES[one.type].calibrated and one.name not in embeddings)
+            or (mixture.is_q2_k_s and one.type == "q2_k" and one.name not in outer)
+        )
     ]
 
 

@@ -35,6 +35,13 @@ _ORIGINS: Final = ("exact", "published", "estimated")
 KV_SCALE_BYTES: Final[Mapping[str, int]] = {"modelopt": 4, "compressed-tensors": 2}
 """Method -> the bytes of the scale of keys, or of values, of a layer in its files: fp32, or bf16."""
 
+HEAD_ENGINES: Final[Mapping[str, tuple[tuple[str, Seen], ...]]] = {
+    "modelopt": (("vLLM", "read"),),
+    "compressed-tensors": (("vLLM", "read"), ("transformers", "run")),
+}
+"""Method -> the engines that read an output layer in its formats, and how that is known.  An output layer that shares
+the embedding's numbers none of them reads so, nor an embedding in all formats and models (docs/quantization.md)."""
+
 
 @dataclass(frozen=True)
 class Format(Layout):
@@ -390,11 +397,3 @@ def stored_format(config: Mapping[str, Any]) -> str:
             f"config.json: dtype is {shown(dtype)}, in which Minitron counts no model; write one of {', '.join(known)}."
         )
     return found or "bf16"
-
-
-def mildest_first(*, gguf: bool = False) -> tuple[str, ...]:
-    """bf16 and the quantised weight formats, highest precision first: by bits with scales.  Those of GGUF files, or the
-    others."""
-    weights = [form for form in FORMATS.values() if "weights" in form.uses and bool(form.gguf) == gguf]
-    found = sorted((form for form in weights if form.quantised), key=lambda form: -form.bits_with_scales)
-    return (GGUF_OF["bf16"] if gguf else "bf16", *(form.name for form in found))

@@ -14,7 +14,7 @@ from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
 from minitron.memory.caches import keeps_states
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, STORED, mildest_first
+from minitron.memory.formats import FORMATS, GGUF_OF, STORED
 from minitron.memory.gpus import GPUS, Gpu
 from minitron.memory.precision import precision_of, tally_of
 from minitron.memory.prices import price
@@ -342,3 +342,11 @@ def cautions(spec: ModelSpec, workload: Workload, gpu: Gpu | None) -> tuple[str,
             f"{workload.context:,} tokens are more than the {longest:,} that the config gives as the longest context."
         )
     return tuple(found)
+
+
+def mildest_first(*, gguf: bool = False) -> tuple[str, ...]:
+    """bf16 and the quantised weight formats, highest precision first: by bits with scales.  Those of GGUF files, or the
+    others."""
+    weights = [form for form in FORMATS.values() if "weights" in form.uses and bool(form.gguf) == gguf]
+    found = sorted((form for form in weights if form.quantised), key=lambda form: -form.bits_with_scales)
+    return (GGUF_OF["bf16"] if gguf else "bf16", *(form.name for form in found))

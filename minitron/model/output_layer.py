@@ -5,8 +5,10 @@ Shape letters: N tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +44,23 @@ class OutputLayer:
         return bias_of(self.module)
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether the layer runs with other numbers than its parameter holds (`let_run_with`)."""
+        return hasattr(self.module, _ROUNDED)
+
+    @property
     def matrix(self) -> Tensor:
         """[V, H], or [V, H + 1] of a layer with a bias: the products are this times `widened` states."""
-        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
+        weight: Tensor = getattr(self.module, _ROUNDED)() if self.is_rounded else self.weight
+        return weight if self.bias is None else torch.cat([weight, self.bias[:, None]], 1)
+
+
+_ROUNDED: Final = "minitron_rounded"
+
+
+def let_run_with(module: nn.Module, rounded: Callable[[], Tensor]) -> None:
+    """Let who makes logits with the matrix of an output layer, without running the layer, use what `rounded` gives."""
+    setattr(module, _ROUNDED, rounded)
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

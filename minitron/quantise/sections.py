@@ -94,7 +94,9 @@ def _compressed_tensors(assigned: Assigned) -> tuple[dict[str, Any], dict[str, d
         counts.setdefault(matrix.form, []).append(matrix)
     # The one that most matrices have is told by their class; names stand before classes.
     *named, main = sorted(counts, key=lambda form: len(counts[form]))
-    groups = [(form, _expressions(counts[form])) for form in named] + [(main, ["Linear"])]
+    # vLLM's output layer is of a class of its own, and SGLang takes names of it alone.
+    heads = [matrix for matrix in counts[main] if matrix.layer is None]
+    groups = [(form, _expressions(counts[form])) for form in named] + [(main, ["Linear", *_expressions(heads)])]
     layouts = {_LAYOUTS[form.name] for form in counts}
     return {
         "config_groups": {f"group_{number}": _group(form, names) for number, (form, names) in enumerate(groups)},

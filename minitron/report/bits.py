@@ -1,4 +1,4 @@
-"""Bits by part and sizes by layer: what each layer that stays holds, and in which format."""
+"""Bits by part and sizes by layer: what each layer that stays, embedding and output layer hold, in which format."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
 from minitron.report.page import legend, section, table
 from minitron.report.text import Document
+from minitron.search.offered_formats import EMBEDDING, HEAD
 from minitron.search.part_costs import COST_COLUMNS, PartCost
 from minitron.units import format_parameters
 
 COLOURS: Final = 8
 """Of formats in report.css; no checkpoint has more of them."""
+
+_LETTERS: Final = {EMBEDDING: "e", HEAD: "h"}
+"""Part outside layers -> what stands under its strip."""
 
 _HEIGHT: Final = 120
 """Pixels of the layer that holds the most."""
@@ -25,8 +29,10 @@ def bits_document(
     left: ModelSpec, formats: Mapping[str, str], kept: tuple[int, ...], other: str
 ) -> list[dict[str, Any]]:
     """What `bits` of the report's document holds: one entry a layer of the chosen candidate `left`, with the numbers of
-    its linears by part.  `formats` is part -> format, `other` that of parts which are not in it."""
+    its linears by part, and before and behind them one, without a layer's index, of an embedding and an output layer
+    whose formats were chosen.  `formats` is part -> format, `other` that of parts which are not in it."""
     found: list[dict[str, Any]] = []
+    outside = {part: _outside(left, part, formats[part]) for part in _LETTERS if part in formats}
     for layer, kind in zip(kept, left.layers, strict=True):
         sizes, numbers = left.at(kind, left.sizes), dict[str, int]()
         for rule in left.rules[kind]:
@@ -38,7 +44,21 @@ def bits_document(
             {"part": part, "form": formats.get(part, other), "parameters": count} for part, count in numbers.items()
         ]
         found.append({"layer_index": layer, "letter": left.letters[len(found)], "parts": parts})
-    return found
+    return [*_known(outside, EMBEDDING), *found, *_known(outside, HEAD)]
+
+
+def _outside(left: ModelSpec, part: str, form: str) -> dict[str, Any]:
+    rules = [rule for rule in left.rules["model"] if rule.component == part and len(rule.matrix) == 2]
+    count = sum(prod(int(numel(dim, left.sizes)) for dim in rule.matrix) for rule in rules)
+    return {
+        "layer_index": None,
+        "letter": _LETTERS[part],
+        "parts": [{"part": part, "form": form, "parameters": count}],
+    }
+
+
+def _known(outside: Mapping[str, dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [outside[part]] if part in outside else []
 
 
 def bits_section(document: Document) -> str:
@@ -60,14 +80,16 @@ def bits_section(document: Document) -> str:
             f'background: {colours[part["form"]]}"></span>'
             for part in layer["parts"]
         )
-        name = escape(f"layer {layer['layer_index']}: {told}")
+        place = "outside layers" if layer["layer_index"] is None else f"layer {layer['layer_index']}"
+        name = escape(f"{place}: {told}")
         # What the colours say is read out too; the letter stands for the eye alone.
         strips.append(
             f'<li title="{name}">{bars}<b aria-hidden="true">{escape(layer["letter"])}</b>'
             f'<span class="unseen">{name}</span></li>'
         )
     entries = [(colour, "", form) for form, colour in colours.items()]
-    said = f"{document['why']} A strip is a layer, as high as its linears hold numbers."
+    said = f"{document['why']} A strip is a layer, or embedding (e) or output layer (h), as high as its "
+    said += "linears hold numbers."
     # Without markers a list is none to some screen readers unless it says so.
     drawn = f'<ol class="bits" role="list">{"".join(strips)}</ol>'
     costs = table(COST_COLUMNS, [("", row) for row in cost_rows(document)])

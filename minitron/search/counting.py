@@ -21,9 +21,10 @@ from minitron.model.tensors import Parameters
 from minitron.search.candidate import Candidate
 from minitron.search.dead_zones import dead_zones
 from minitron.search.effective_parameters import EffectiveParameters
-from minitron.search.format_choices import FIRST, errors, form_of, numbers_of, worth
+from minitron.search.format_choices import FIRST, numbers_of, weight_of, worth
 from minitron.search.gauge import Gauge, broken
 from minitron.search.lattice import Lattice, Points
+from minitron.search.offered_formats import form_of
 
 if TYPE_CHECKING:
     from minitron.cut.scores import Scores
@@ -78,10 +79,7 @@ def _worth(lattice: Lattice, shares: EffectiveParameters | None, points: Points)
     if points.form is None:
         return found.total
     whole = lattice.spec.parameters().total
-    error: Any = sum(
-        numbers_of(found.active_by_component, part) * error[points.form]
-        for part, error in errors(lattice.formats).items()
-    )
+    error: Any = sum(weight_of(found, part) * error[points.form] for part, error in lattice.errors.items())
     return whole * worth(found.total / whole, error / found.active)
 
 

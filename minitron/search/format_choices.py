@@ -8,11 +8,13 @@ The prior is a rate-distortion law: the outputs of a linear err by the mean squa
 with that mean square, as it grows with the share cut to the power EXPONENT.  So numbers of the relative error D
 (minitron.memory.formats.Format.relative_error) cost what cutting a share SENSITIVITY * D^(1 / EXPONENT) of them would.
 What parts lose adds up, each weighed by the numbers that a token uses of it: of routed experts those it is sent to.
+Errors of the output layer are errors of all logits, and those of the embedding of all that the first layer reads,
+however many numbers there are: each weighs as a share of all numbers that a token uses (OUTSIDE).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -21,18 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron.arrays import spread
-from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, STORED, Format, formats_for, ggml_format, gguf_format
+from minitron.memory.formats import gguf_format
 from minitron.memory.ggml import MIXTURES, TYPES
-from minitron.memory.gguf import PARTS
-from minitron.memory.gpus import Gpu
-from minitron.memory.questions import in_gguf, keeps_kv
-from minitron.memory.workload import Engine, Workload
+from minitron.memory.questions import in_gguf
+from minitron.memory.workload import Workload
 from minitron.model.spec import ModelSpec
-from minitron.model.tensors import Parameters, is_mtp
-from minitron.quantise.wanted import KV_FORMATS
+from minitron.model.tensors import Parameters
+from minitron.search.offered_formats import EMBEDDING, HEAD, form_of, forms_for, parts_of, projecting
 
 EXPONENT: Final = 1.5
 """A loss grows as this power of the share cut: axes of the built-in model have 1.4 to 1.8."""
@@ -41,8 +40,9 @@ SENSITIVITY: Final = 1.4
 """What int4 with feedback cost SmolLM2-135M (KL 0.105) and the built-in model (0.0047) beside a cut to 80 % of their
 bytes (0.40 and 0.05) gives 0.9 to 1.9 (benchmarks/RESULTS.md)."""
 
-GGML: Final = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "iq3_xxs", "iq2_s", "iq2_xxs")
-"""The types of ggml that are tried unless others are named: of each number of bits one."""
+OUTSIDE: Final[Mapping[str, float]] = {HEAD: 0.7, EMBEDDING: 0.35}
+"""Part outside layers -> the share of all numbers that a token uses as which it counts.  Of the built-in model they
+lost 0.58 to 0.76, and 0.27 to 0.35, of what all parts in layers lost together in one type (benchmarks/outside.py)."""
 
 KV: Final = "kv"
 """Stands for keys and values beside the components whose formats vary."""
@@ -59,10 +59,8 @@ FIRST: Final = 24
 NEAR: Final = 1.15
 """An assignment that costs at most so many times what the best of no more bytes does is worth a try."""
 
-
-def form_of(name: str) -> Format:
-    """The format of a part: a name in FORMATS, or a type of ggml."""
-    return FORMATS[name] if name in FORMATS else ggml_format(name)
+MANY: Final = 2**16
+"""So many assignments of some parts are looked at; of more those near the front."""
 
 
 def share_lost(error: Any) -> Any:
@@ -153,10 +151,10 @@ def _mixture_of(kind: str) -> str:
 
 def errors(formats: Sequence[Formats]) -> dict[str, NDArray[np.float64]]:
     """What is kept in formats that vary -> [formats] its relative error."""
-    names = dict.fromkeys(name for one in formats for name in one.of)
+    kept = [one.of for one in formats]
     return {
-        name: np.array([form_of(one.of[name]).relative_error if name in one.of else 0.0 for one in formats])
-        for name in names
+        name: np.array([form_of(one[name]).relative_error if name in one else 0.0 for one in kept])
+        for name in dict.fromkeys(name for one in kept for name in one)
     }
 
 
@@ -164,7 +162,7 @@ def errors_of(counts: Parameters, formats: Mapping[str, str]) -> dict[str, float
     """What is kept -> its part of the relative error of a model with these parameters, each weighed by the share that a
     token uses of it."""
     return {
-        part: float(numbers_of(counts.active_by_component, part) / counts.active * form_of(form).relative_error)
+        part: float(weight_of(counts, part) / counts.active * form_of(form).relative_error)
         for part, form in formats.items()
     }
 
@@ -174,81 +172,6 @@ def worth(kept: Any, error: Any) -> Any:
     alone would lose as much, by the prior; less than 0 where that is more than all."""
     cut = np.maximum(1.0 - kept, 0.0)
     return 1.0 - (cut**EXPONENT + SENSITIVITY**EXPONENT * error) ** (1.0 / EXPONENT)
-
-
-def parts_of(spec: ModelSpec, workload: Workload | None = None) -> tuple[str, ...]:
-    """The components of which a checkpoint may keep linears in a quantised format: all of their projections are
-    matrices with a row an output; of a GGUF file those whose matrices it names."""
-    if workload is not None and in_gguf(workload):
-        return tuple(sorted(set(_projecting(spec)) & set(PARTS.values())))
-    return tuple(sorted(part for part, usual in _projecting(spec).items() if usual))
-
-
-def _projecting(spec: ModelSpec) -> dict[str, bool]:
-    """Component with projections -> whether all of them are usual matrices."""
-    found: dict[str, bool] = {}
-    for kind, rules in spec.rules.items():
-        for rule in rules:
-            if rule.is_projection and not is_mtp(kind):
-                usual = not rule.is_stacked and not rule.transposed
-                found[rule.component] = found.get(rule.component, True) and usual
-    return found
-
-
-def require_runnable(spec: ModelSpec, workload: Workload, names: Sequence[str], gpu: Gpu | None) -> None:
-    """Raise MinitronError for a name that is no format of weights that is written, or of plain numbers (for llama.cpp
-    no type of ggml), for one that the GPU does not run at all, and for a model that is quantised already."""
-    if names and spec.quantisation is not None and workload.weights == STORED:
-        raise MinitronError(
-            f"the model is quantised already ({spec.quantisation.told}), and --formats are those of a model in plain "
-            "numbers; drop --formats, or give the model that it was quantised from."
-        )
-    known = _known(workload)
-    for name in names:
-        if name not in known:
-            what = "type of ggml" if in_gguf(workload) else "format that Minitron writes"
-            raise MinitronError(f"--formats names {name!r:.40}, which is no {what}; choose of {', '.join(known)}.")
-        least = form_of(name).least
-        if least is not None and gpu is not None and gpu.capability is not None and gpu.capability < least:
-            have, want = (".".join(map(str, version)) for version in (gpu.capability, least))
-            raise MinitronError(
-                f"{gpu.name} does not run {name} (compute capability {have}, {want} is needed); choose --formats of "
-                f"{', '.join(runnable(workload, gpu))}."
-            )
-
-
-def _known(workload: Workload) -> list[str]:
-    """The formats in which parts may be kept."""
-    if in_gguf(workload):
-        return list(TYPES)
-    weights = [FORMATS[name] for name in formats_for("weights")]
-    return [form.name for form in weights if (form.written or not form.quantised) and not form.gguf]
-
-
-def runnable(workload: Workload, gpu: Gpu | None) -> list[str]:
-    """The formats of weights that the workload's engine reads and the GPU runs: those that its tensor cores know, and
-    those whose inputs stay in 16 bits; of a GPU of which only the memory is known, all."""
-    if in_gguf(workload):
-        return list(GGML)
-    title = ENGINES[workload.engine.name].title
-    found = [workload.weights]
-    for name in formats_for("weights"):
-        form = FORMATS[name]
-        read = workload.engine.name == Engine.name or title in dict(form.engines)
-        least = form.least if not form.inputs else form.native
-        runs = gpu is None or gpu.capability is None or (least is not None and gpu.capability >= least)
-        if form.written and read and runs:
-            found.append(name)
-    return found
-
-
-def kv_formats(workload: Workload, gpu: Gpu | None) -> list[str]:
-    """The formats of keys and values that the workload's engine keeps on the GPU, those apart that need scales in the
-    checkpoint which Minitron does not write."""
-    quantised = [FORMATS[name] for name in formats_for("kv") if FORMATS[name].quantised]
-    able = [form.name for form in quantised if form.name in KV_FORMATS or not form.kept("kv").matrix_bytes]
-    own = [name for name in able if bool(FORMATS[name].gguf) == in_gguf(workload)]
-    return [workload.kv, *(name for name in own if keeps_kv(workload, name, gpu))]
 
 
 def format_choices(
@@ -273,45 +196,53 @@ def format_choices(
     parts = tuple(part for part in parts_of(spec, workload) if names and part not in workload.keep)
     fixed = dict(workload.keep) if names else {}
     if names and not in_gguf(workload):
-        fixed = {part: workload.weights for part, usual in _projecting(spec).items() if not usual} | fixed
-    counts = spec.parameters()
-    bytes_of = _Bytes(spec, workload)
+        fixed = {part: workload.weights for part, usual in projecting(spec).items() if not usual} | fixed
+    counts, bytes_of = spec.parameters(), _Bytes(spec, workload)
+
+    def cost_of(part: str, form: str) -> float:
+        if damage is not None:
+            return damage[part, form]
+        return float(weight_of(counts, part)) * form_of(form).relative_error
+
     found: dict[Formats, tuple[int, float]] = {}
     for forms in _together(names):
-        rows = [[(part, form) for form in forms] for part in parts]
+        rows = [[(part, form) for form in forms_for(part, forms, workload)] for part in parts]
         rows += [[(KV, form) for form in kv]] if kv else []
         if not rows:
             break
-        cost = np.array([0.0])
-        size = np.array([0], dtype=np.int64)
-        for row in rows:
-            costs = [
-                float(numbers_of(counts.active_by_component, part)) * form_of(form).relative_error
-                if damage is None
-                else damage[part, form]
-                for part, form in row
-            ]
-            sizes = [bytes_of.added(part, form) for part, form in row]
-            cost = np.add.outer(cost, costs).reshape(-1)
-            size = np.add.outer(size, sizes).reshape(-1)
-        for place in _near_front(size, cost, most).tolist():
-            one = replace(
-                _formats(workload, counts.by_component, _row(rows, place)), fixed=tuple(fixed.items()), state=state
-            )
-            found.setdefault(one, (int(size[place]), float(cost[place])))
+        front = _front(rows, bytes_of.added, cost_of, most)
+        for chosen, size, cost in front:
+            one = replace(_formats(workload, counts.by_component, chosen), fixed=tuple(fixed.items()), state=state)
+            found.setdefault(one, (size, cost))
     if not found:
         raise MinitronError(f"no part of this model can be kept in {', '.join(names)}; drop --formats, or name others.")
     order = sorted(found, key=lambda one: (-found[one][0], found[one][1]))
     return tuple(order[place] for place in spread(len(order), most).tolist())
 
 
-def _row(rows: Sequence[Sequence[tuple[str, str]]], place: int) -> tuple[tuple[str, str], ...]:
-    """The assignment at a place, as the last row runs fastest."""
-    found = []
-    for row in reversed(rows):
-        place, own = divmod(place, len(row))
-        found.append(row[own])
-    return tuple(reversed(found))
+def _front(
+    rows: Sequence[Sequence[tuple[str, str]]],
+    bytes_of: Callable[[str, str], int],
+    cost_of: Callable[[str, str], float],
+    most: int,
+) -> Iterator[tuple[tuple[tuple[str, str], ...], int, float]]:
+    """(assignment, bytes, damage) near the front, of all that take one (part, format) of each row.
+
+    Bytes and damage add up, so that of what a few rows come to only what is near the front can be near it in the end:
+    the others go as soon as there are many."""
+    size, cost = np.array([0], dtype=np.int64), np.array([0.0])
+    places: NDArray[np.int64] = np.zeros((1, 0), dtype=np.int64)
+    for row in rows:
+        size = np.add.outer(size, [bytes_of(*pair) for pair in row]).reshape(-1)
+        cost = np.add.outer(cost, [cost_of(*pair) for pair in row]).reshape(-1)
+        own = np.tile(np.arange(len(row)), len(places))
+        places = np.concatenate([np.repeat(places, len(row), axis=0), own[:, None]], axis=1)
+        if len(size) > MANY:
+            near = _near_front(size, cost, MANY // 4)
+            size, cost, places = size[near], cost[near], places[near]
+    for place in _near_front(size, cost, most).tolist():
+        chosen = tuple(row[own] for row, own in zip(rows, places[place].tolist(), strict=True))
+        yield chosen, int(size[place]), float(cost[place])
 
 
 def _together(names: Sequence[str]) -> Iterator[list[str]]:
@@ -326,6 +257,15 @@ def numbers_of(counts: Mapping[str, Any], part: str) -> Any:
     """The numbers that a format of a part bears upon, of component -> numbers: of keys and values those of attention;
     none of what a cut has left nothing of."""
     return counts.get("attention" if part == KV else part, 0)
+
+
+def weight_of(counts: Parameters, part: str) -> Any:
+    """The numbers by which the prior weighs what a part loses: those that a token uses of it, and of what is outside
+    layers its share of all; of an embedding that is the output layer too both shares.  None of what a cut has left."""
+    if part not in OUTSIDE:
+        return numbers_of(counts.active_by_component, part)
+    both = part == EMBEDDING and HEAD not in counts.active_by_component
+    return counts.active * (OUTSIDE[EMBEDDING] + OUTSIDE[HEAD] if both else OUTSIDE[part])
 
 
 def _near_front(size: NDArray[np.int64], cost: NDArray[np.float64], most: int) -> NDArray[np.intp]:

@@ -15,7 +15,7 @@ from minitron.errors import MinitronError
 from minitron.model.axes import ACTIVE, EXPERT, HIDDEN
 from minitron.model.spec import ModelSpec
 from minitron.search.depth import Kept
-from minitron.search.format_choices import Formats
+from minitron.search.format_choices import Formats, errors
 from minitron.search.search_steps import (
     Choice,
     LatticeOptions,
@@ -187,6 +187,11 @@ class Lattice:
         if group := self.followers.get(axis):
             return tuple(self.spec.sizes[axis] // self.spec.sizes[group] * size for size in self.values(group))
         return (self.spec.sizes[axis],)
+
+    @cached_property
+    def errors(self) -> dict[str, NDArray[np.float64]]:
+        """What is kept in formats that vary -> [formats] its relative error."""
+        return errors(self.formats)
 
     @cached_property
     def kinds(self) -> dict[str, Whole]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from minitron.model.spec import ModelSpec
-from minitron.search.format_choices import EXPONENT, SENSITIVITY, errors_of, form_of
+from minitron.search.format_choices import EXPONENT, SENSITIVITY, errors_of
+from minitron.search.offered_formats import form_of
 from minitron.search.search import SearchResult
 from minitron.units import format_parameters
 

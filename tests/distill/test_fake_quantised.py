@@ -27,6 +27,7 @@ from minitron.measure.quality import measure_quality
 from minitron.measure.records import Source
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.output_layer import OutputLayer
 from minitron.model.spec import read_spec
 from minitron.quantise.wanted import Wanted
 from minitron.quantise.writing import quantise
@@ -89,6 +90,19 @@ def test_forward_and_backward_are_those_of_the_files(
     assert all(one is other for (_, one), (_, other) in zip(before, after, strict=True))
 
 
+def test_an_output_layer_is_rounded_where_the_loss_reads_it(llama: Path, tmp_path: Path) -> None:
+    wanted = Wanted("int4", {"lm_head": "int8"})
+    model, _ = rounded(llama, wanted)
+    other = read_back(llama, wanted, tmp_path / "out")
+    assert torch.equal(model(input_ids=IDS).logits, other(input_ids=IDS).logits)
+    head, read = OutputLayer(model.get_output_embeddings()), OutputLayer(other.get_output_embeddings())
+    assert head.is_rounded and not read.is_rounded
+    assert torch.equal(head.matrix, read.weight) and not torch.equal(head.weight, read.weight)
+    # Its gradient is for the numbers that are trained.
+    head.matrix.square().sum().backward()
+    assert torch.equal(head.weight.grad, 2 * read.weight)  # type: ignore[arg-type]
+
+
 def test_a_failure_leaves_the_parameters_in_their_places(llama: Path) -> None:
     model, _ = rounded(llama, Wanted("int4"))
     before = dict(model.named_parameters())
@@ -120,8 +134,14 @@ def measured(folder: Path, teacher: Path, student: Path, text: Path, work: Path)
     return found
 
 
-def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path) -> None:
-    asked = Distillation(hybrid, teacher, short_text, tmp_path / "out", student_format="int4", student_round="nearest")
+@pytest.mark.parametrize("head", ["bf16", "int8"])
+def test_what_is_written_is_what_was_trained(
+    head: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
+) -> None:
+    keep = {"lm_head": head}
+    asked = Distillation(
+        hybrid, teacher, short_text, tmp_path / "out", student_format="int4", student_keep=keep, student_round="nearest"
+    )
     result = distill(asked, RECIPE)
     assert result.curve[-1]["kl"] < result.curve[0]["kl"]
     assert read_json(tmp_path / "out/config.json")["quantization_config"]["quant_method"] == "compressed-tensors"
@@ -129,12 +149,14 @@ def test_what_is_written_is_what_was_trained(hybrid: Path, teacher: Path, short_
     # Norms and the like are written in bf16.
     assert kl == pytest.approx(result.curve[-1]["kl"], rel=0.01)
     # Rounding the same student after training without its format would have been another thing.
-    plain = distill(replace(asked, output=tmp_path / "plain", student_format=None, student_round="best"), RECIPE)
-    quantise(tmp_path / "plain", tmp_path / "after", Wanted("int4"))
+    plain = distill(
+        replace(asked, output=tmp_path / "plain", student_format=None, student_keep={}, student_round="best"), RECIPE
+    )
+    quantise(tmp_path / "plain", tmp_path / "after", Wanted("int4", keep))
     after = measured(tmp_path / "after", teacher, hybrid, short_text, tmp_path / "tokens")
     assert kl < after and plain.curve[-1]["kl"] != result.curve[-1]["kl"]
     card = (tmp_path / "out/README.md").read_text()
-    assert "The linears are in int4: they ran so" in card
+    assert "The linears are in int4, " in card and f" in {head}: they ran so" in card
     assert (tmp_path / "out/distillation.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "out", "plain", "tokens"]
 
@@ -181,7 +203,7 @@ def test_the_last_of_several_stages_alone_is_written_in_the_format(
     [
         ({"student_format": "int5"}, "int5"),
         ({"student_keep": {"attention": "bf16"}}, "--student-format"),
-        ({"student_format": "int8", "student_keep": {"lm_head": "int8"}}, "cannot be trained in a format"),
+        ({"student_format": "int8", "student_keep": {"embedding": "int8"}}, "it is no linear"),
         ({"student_format": "int8", "student_keep": {"nothing": "bf16"}}, "nothing"),
     ],
 )

@@ -34,6 +34,8 @@ def test_types_that_the_search_chose_are_in_the_file(tmp_path: Path, capsys: pyt
     types = {tensor.name: tensor.tensor_type.name.lower() for tensor in file.tensors}
     assert types["blk.0.attn_q.weight"] == chosen["formats"]["attention"]
     assert types["blk.1.ffn_up.weight"] == chosen["formats"]["mlp"]
+    assert types["token_embd.weight"] == chosen["formats"]["embedding"]
+    assert types["output.weight"] == chosen["formats"]["lm_head"]
     assert {"q4_k", "q8_0", "iq2_s"} & set(chosen["formats"].values())
     # To the byte what was counted, in the types that were chosen.
     written = sum(int(tensor.n_bytes) for tensor in file.tensors)

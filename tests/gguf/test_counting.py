@@ -62,8 +62,8 @@ def test_what_is_counted_is_what_is_written(tmp_path: Path, label: str) -> None:
 
 
 OWN = {
-    "llama": {"attention": "q8_0", "mlp": "q3_k"},
-    "tied llama": {"attention": "q5_k"},
+    "llama": {"attention": "q8_0", "mlp": "q3_k", "embedding": "iq2_xxs", "lm_head": "q5_k"},
+    "tied llama": {"attention": "q5_k", "embedding": "iq4_xs"},
     "narrow llama": {"mlp": "q4_k", "attention": "iq4_xs"},
     "eight experts": {"ssm": "q6_k", "moe_routed": "q3_k", "moe_shared": "bf16"},
     "latent experts": {"ssm": "q5_0", "moe_latent_proj": "q8_0", "moe_routed": "q4_0"},

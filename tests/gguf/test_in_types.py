@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import save_hybrid, save_llama
 
+from minitron.errors import MinitronError
 from minitron.gguf.export import export
 from minitron.memory.ggml import TYPES
 from minitron.model.checkpoint import Checkpoint
@@ -88,7 +90,7 @@ def test_a_hybrid_in_memory_is_what_its_file_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_dense_model_in_memory_is_what_its_file_holds(tmp_path: Path, tied: bool) -> None:
     model = save_llama(tmp_path / "model", hidden_size=256, intermediate_size=512, tie_word_embeddings=tied)
-    own = {"attention": "q5_k", "mlp": "iq2_s"}
+    own = {"attention": "q5_k", "mlp": "iq2_s", "embedding": "iq2_xxs", **({} if tied else {"lm_head": "iq3_xxs"})}
     held, state = both(model, tmp_path / "out.gguf", "iq2_m", own)
     for name, own_name in {
         "token_embd.weight": "model.embed_tokens.weight",
@@ -99,3 +101,26 @@ def test_a_dense_model_in_memory_is_what_its_file_holds(tmp_path: Path, tied: bo
     }.items():
         np.testing.assert_allclose(state[own_name].float().numpy(), held[name][1], rtol=0, atol=2e-6, err_msg=name)
     assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"]) == tied
+    assert held["token_embd.weight"][0] == "iq2_xxs"
+
+
+def test_llama_cpp_looks_embeddings_up_in_few_bits(tmp_path: Path) -> None:
+    """As transformers does in the same numbers; of an output layer in few bits it would round the inputs too."""
+    from gguf_runs import agrees
+
+    model = save_llama(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    _, state = both(model, tmp_path / "out.gguf", "f32", {"embedding": "iq2_xxs"})
+    numbers = load_file(model / "model.safetensors")
+    numbers["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].contiguous()
+    save_file(numbers, model / "model.safetensors", {"format": "pt"})
+    agrees(model, tmp_path / "out.gguf", 6)
+
+
+def test_an_output_layer_needs_an_importance_and_an_embedding_does_not(tmp_path: Path) -> None:
+    pytest.importorskip("conversion", reason="needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="needs the extra gguf")
+    for tied, part in ((False, "lm_head"), (True, "embedding")):
+        model = save_llama(tmp_path / f"model-{tied}", hidden_size=256, intermediate_size=512, tied=tied)
+        with pytest.raises(MinitronError, match="give text with --data"):
+            export(model, tmp_path / "out.gguf", "q8_0", own_types={part: "iq2_xxs"})
+    export(tmp_path / "model-False", tmp_path / "out.gguf", "q8_0", own_types={"embedding": "iq2_xxs"})

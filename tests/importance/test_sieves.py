@@ -28,8 +28,9 @@ from minitron.model.loading import load_model, load_tokenizer
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.search.counting import default_worth
 from minitron.search.depth import depths
-from minitron.search.format_choices import Formats, format_choices, parts_of, written_of
+from minitron.search.format_choices import Formats, format_choices, written_of
 from minitron.search.lattice import Lattice, Points, parse_widths
+from minitron.search.offered_formats import parts_of
 from minitron.search.search import fitting, one_a_layout, search
 
 AXES = {
@@ -87,7 +88,7 @@ def lost_to_formats(formats: Mapping[str, str]) -> float:
 
 def test_bits_and_sizes_are_found_together() -> None:
     spec = tiny(hidden_size=64, intermediate_size=64, moe_intermediate_size=32)
-    workload = replace(WORKLOAD, weights="bf16", kv="bf16")
+    workload = replace(WORKLOAD, weights="bf16", kv="bf16", keep={"lm_head": "bf16"})
     scores, oracle = random_scores(spec), FormatOracle(spec)
     widths = {"hidden_size": "64,56,48", "intermediate_size": "64,48,32", "moe_intermediate_size": "32,24,16"}
     lattice = Lattice(spec, (tuple(range(8)), tuple(range(7))), parse_widths(spec, widths))

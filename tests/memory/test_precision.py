@@ -12,8 +12,9 @@ from planning_models import MODELS, published, tiny
 
 from minitron.errors import MinitronError
 from minitron.memory.footprint import footprint
-from minitron.memory.formats import FORMATS, STORED, Format, formats_for, mildest_first, named_in_config
+from minitron.memory.formats import FORMATS, STORED, Format, formats_for, named_in_config
 from minitron.memory.precision import precision_of, tally, tally_of, weight_bytes
+from minitron.memory.questions import mildest_first
 from minitron.memory.workload import workload_of
 from minitron.search.search import build_lattice
 from minitron.units import GiB

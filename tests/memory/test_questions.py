@@ -10,13 +10,13 @@ from planning_models import LONG, published, tiny
 from minitron.engines.plain import WORKSPACE
 from minitron.errors import MinitronError
 from minitron.memory.budget import Budget
-from minitron.memory.formats import mildest_first
 from minitron.memory.gpus import GPUS, Gpu, find_gpu
 from minitron.memory.questions import (
     cautions,
     fits,
     largest_batch,
     largest_context,
+    mildest_first,
     mildest_weights,
     remedies,
     smallest_gpu,

@@ -26,8 +26,9 @@ from minitron.report.charts import figures
 from minitron.report.document import build_report, read_schema, write_report
 from minitron.report.html import to_html
 from minitron.report.markdown import to_markdown
-from minitron.search.format_choices import form_of, format_choices, parts_of
+from minitron.search.format_choices import OUTSIDE, format_choices
 from minitron.search.kept_importance import kept_importance
+from minitron.search.offered_formats import form_of, parts_of
 from minitron.search.search import build_lattice, search
 from minitron.units import GiB, format_bytes
 
@@ -313,7 +314,7 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
     assert best.formats is not None
     assert document["candidates"][0]["formats"] == best.formats.of
     counts = left.parameters().by_component
-    for part in parts_of(spec):
+    for part in (*parts_of(spec), "lm_head"):
         held = [own for layer in document["bits"] for own in layer["parts"] if own["part"] == part]
         assert {own["form"] for own in held} == {best.formats.of[part]}
         # Routers, convolutions and biases are no linears that formats speak of.
@@ -321,7 +322,8 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
     cut, *costs = document["costs"]
     assert (cut["part"], {one["part"]: one["form"] for one in costs}) == ("the cut", best.formats.of)
     assert cut["loss_share"] + sum(one["loss_share"] for one in costs) == pytest.approx(1)
-    used = left.parameters().active_by_component
+    active = left.parameters().active
+    used = left.parameters().active_by_component | {"lm_head": OUTSIDE["lm_head"] * active}
     numbers = {one["part"]: used.get("attention" if one["part"] == "kv" else one["part"], 0) for one in costs}
     errors = {one["part"]: numbers[one["part"]] * form_of(one["form"]).relative_error for one in costs}
     for one in costs:
@@ -329,7 +331,7 @@ def test_bits_by_part_and_why_they_were_chosen() -> None:
             costs[0]["loss_share"] * errors[one["part"]] / errors[costs[0]["part"]]
         )
     share = 1 - best.parameters / spec.parameters().total
-    lost = 1.4**1.5 * sum(errors.values()) / left.parameters().active
+    lost = 1.4**1.5 * sum(errors.values()) / active
     assert cut["loss_share"] == pytest.approx(share**1.5 / (share**1.5 + lost))
     assert document["why"].startswith("Worth, by the prior, as much as a cut alone to: ")
     assert "a cut alone does not fit" in document["why"] or "a cut alone " in document["why"]

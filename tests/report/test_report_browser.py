@@ -283,11 +283,11 @@ def test_a_strip_has_a_layers_formats_as_colours_and_its_own_sizes_as_height(
     assert driver.get_log("browser") == []
     strips, legend = driver.execute_script(STRIPS), driver.execute_script(LEGEND)
     formats = bits_page[1]["candidates"][0]["formats"]
-    assert "".join(strip["letter"] for strip in strips) == "MEM*-ME*-"
+    assert "".join(strip["letter"] for strip in strips) == "MEM*-ME*-h"
     assert set(legend) == set(formats.values()) == {"bf16", "int8", "int4"}
     assert len(set(legend.values())) == 3
     for layer, strip in enumerate(strips):
-        told = strip["text"].removeprefix(f"layer {layer}: ").split(", ")
+        told = strip["text"].removeprefix(f"layer {layer}: ").removeprefix("outside layers: ").split(", ")
         assert strip["title"] == strip["text"]
         assert [legend[entry.rpartition(" in ")[2]] for entry in told] == [colour for _, colour in strip["bars"]]
         assert all(formats[entry.split()[0]] == entry.rpartition(" in ")[2] for entry in told)
@@ -308,7 +308,8 @@ def test_bits_are_read_out_and_need_no_sideways_scroll(chromium: Any, bits_page:
     read = [node.get("name", {}).get("value", "") for node in nodes if not node["ignored"]]
     for layer in document["bits"]:
         told = [f"{part['part']} " for part in layer["parts"]]
-        spoken = next(text for text in read if text.startswith(f"layer {layer['layer_index']}: {told[0]}"))
+        place = "outside layers" if layer["layer_index"] is None else f"layer {layer['layer_index']}"
+        spoken = next(text for text in read if text.startswith(f"{place}: {told[0]}"))
         assert all(text in spoken for text in told)
     assert sum(node.get("role", {}).get("value") == "list" for node in nodes if not node["ignored"]) >= 2
     # The same by part in a box that the keyboard reaches, as every table is.

@@ -24,19 +24,9 @@ from minitron.quantise.packing import off_grid, on_grid
 from minitron.quantise.scales import searched_scales
 from minitron.search import sweep
 from minitron.search.counting import Counter
-from minitron.search.format_choices import (
-    KV,
-    Formats,
-    form_of,
-    format_choices,
-    kv_formats,
-    parts_of,
-    require_runnable,
-    runnable,
-    share_lost,
-    written_of,
-)
+from minitron.search.format_choices import KV, OUTSIDE, Formats, format_choices, share_lost, written_of
 from minitron.search.lattice import Lattice, Points, parse_widths
+from minitron.search.offered_formats import form_of, kv_formats, parts_of, require_runnable, runnable
 from minitron.search.pareto import Front
 from minitron.search.search import search
 
@@ -53,10 +43,10 @@ def added(spec: ModelSpec, workload: Workload, formats: Formats) -> int:
 
 
 def cost(spec: ModelSpec, formats: Formats) -> float:
-    counts = spec.parameters().active_by_component
-    return sum(
-        counts["attention" if part == KV else part] * form_of(form).relative_error for part, form in formats.of.items()
-    )
+    counts = spec.parameters()
+    used = counts.active_by_component | {"lm_head": OUTSIDE["lm_head"] * counts.active}
+    used |= {"embedding": OUTSIDE["embedding"] * counts.active, KV: used["attention"]}
+    return float(sum(used.get(part, 0) * form_of(form).relative_error for part, form in formats.of.items()))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -82,8 +72,8 @@ def test_no_assignment_beats_those_that_are_tried(names: tuple[str, ...]) -> Non
     workload = WORKLOAD
     tried = format_choices(spec, workload, names)
     known = [(added(spec, workload, one), cost(spec, one)) for one in tried]
-    parts = parts_of(spec)
-    assert {"attention", "ssm", "mlp", "moe_routed"} <= set(parts)
+    parts = parts_of(spec, workload)
+    assert {"attention", "ssm", "mlp", "moe_routed", "lm_head"} <= set(parts)
     for chosen in product(names, repeat=len(parts)):
         forms = dict(zip(parts, chosen, strict=True))
         main = written_of(forms, spec.parameters().by_component)
@@ -164,8 +154,7 @@ def test_the_search_finds_what_a_loop_finds_in_any_format() -> None:
                 left = spec.resized({"intermediate_size": ffn, "hidden_size": hidden}, kept)
                 total = int(footprint(left, formats.on(WORKLOAD)).total)
                 counts = left.parameters()
-                used = counts.active_by_component
-                lost = sum(used.get(part, 0) * form_of(form).relative_error for part, form in formats.of.items())
+                lost = cost(left, formats)
                 cut = 1 - counts.total / spec.parameters().total
                 loss = cut**1.5 + 1.4**1.5 * lost / counts.active
                 if total <= budget.available:

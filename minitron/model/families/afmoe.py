@@ -89,6 +89,7 @@ AFMOE: Final = mixture_decoder(
     defaults={"sliding_window": 1024, "num_experts_per_tok": 6},
     scaled_stream=True,
     scaled_stream_when="mup_enabled",
+    plain_head=True,
     summary="gated attention with normalised heads, three of four layers in a sliding window, mixture of experts with "
     "shared ones or gated MLP, norms on both sides of each (Trinity)",
 )

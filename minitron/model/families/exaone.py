@@ -90,6 +90,7 @@ EXAONE_MOE = mixture_decoder(
     ),
     defaults={"sliding_window": 4096, "num_experts_per_tok": 8, "n_group": 1, "topk_group": 1},
     extras=(Extra(r"mtp\..*", "the multi-token-prediction block"),),
+    plain_head=True,
     summary="attention with normalised heads, three of four layers in a sliding window, mixture of experts with shared "
     "ones (K-EXAONE)",
 )

@@ -112,5 +112,6 @@ FALCON_H1 = Family(
     extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
     # A layer returns a tuple of its states alone.
     beside_states=1,
+    plain_head=True,
     summary="attention beside Mamba-2 and gated MLP, in every layer (Falcon-H1)",
 )

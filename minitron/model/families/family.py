@@ -300,6 +300,9 @@ class Family:
     logits: Logits = PRODUCTS
     """What the models do to the output layer's products."""
 
+    plain_head: bool = False
+    """Whether vLLM 0.32 keeps the models' output layer plain, for its class of them hands no format on to that."""
+
     scaled_stream: bool = False
     """Whether the embedding enters the residual stream times sqrt(hidden): a cut of hidden then changes its share of
     the stream, which all that is written to the stream takes up."""

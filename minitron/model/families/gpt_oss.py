@@ -47,5 +47,6 @@ GPT_OSS = rotary_decoder(
         expert_ffn={"keys": ("intermediate_size",)},
     ),
     defaults={"sliding_window": 128, "attention_bias": True, "num_experts_per_tok": 4},
+    plain_head=True,
     summary="attention with sinks, every other layer in a sliding window, and mixture of experts (gpt-oss in bf16)",
 )

@@ -153,5 +153,6 @@ JAMBA = Family(
     together=_together,
     defaults={"mamba_conv_bias": True, "num_experts_per_tok": 2},
     extras=(STORED_TIED_HEAD,),
+    plain_head=True,
     summary="Mamba or attention, and gated MLP or mixture of experts, in every layer (Jamba)",
 )

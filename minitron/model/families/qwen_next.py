@@ -144,6 +144,7 @@ QWEN3_NEXT = replace(
         "attention_dense": pre_norm(_ATTENTION, gated_mlp(), _BEFORE),
     },
     cache={**_NEXT.cache, "linear_dense": STATES, "attention_dense": KEYS_AND_VALUES},
+    plain_head=True,
 )
 
 QWEN3_5 = _decoder(

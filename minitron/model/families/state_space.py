@@ -46,6 +46,7 @@ def _state_space(
         defaults={"use_conv_bias": True, "expand": 2} | dict(defaults or {}),
         equal=equal,
         extras=(STORED_TIED_HEAD,),
+        plain_head=True,
         summary=summary,
     )
 

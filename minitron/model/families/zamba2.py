@@ -188,5 +188,6 @@ ZAMBA2 = Family(
     defaults={"mamba_expand": 2, "tie_word_embeddings": True},
     equal=(("mamba_head*mamba_head_dim", "mamba_expand*hidden"),),
     extras=(ROTARY_FREQUENCIES, STORED_TIED_HEAD),
+    plain_head=True,
     summary="Mamba-2, and blocks of attention and MLP that layers share (Zamba2: planned and inspected, not cut)",
 )
