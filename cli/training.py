@@ -29,7 +29,8 @@ def _rate(text: str) -> float | str:
 
 def _rate_option(help: str) -> Option:
     told = f"{help} {AUTO}: found by a range test, short runs before the first step."
-    return Option(typer.Option("--learning-rate", help=told, metavar=f"RATE|{AUTO}"), type=str, default="1e-4", read=_rate)
+    info = typer.Option("--learning-rate", help=told, metavar=f"RATE|{AUTO}")
+    return Option(info, type=str, default="1e-4", read=_rate)
 
 
 TRAINING: Final[dict[str, Option]] = {
