@@ -25,7 +25,7 @@ import torch
 from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options, tokens_to_reach
 from smollm2 import write_section
 
-from distill.recipe import Recipe
+from distill.recipe import AUTO, Recipe
 from distill.run.distillation import Distillation
 from distill.run.train import distill
 from minitron.cut.plan import Plan, make_plan
@@ -90,11 +90,11 @@ class Recovery(Bench):
             self.prune(plan, folder)
         return folder
 
-    def distilled(self, student: Path, name: str, rate: float, seed: int) -> Path:
+    def distilled(self, student: Path, name: str, rate: float | str, seed: int) -> Path:
         """The folder of one run's output."""
-        return Path(self.work / f"distilled-{student.name}-{name.replace(' ', '-')}-{rate:g}-{seed}")
+        return Path(self.work / f"distilled-{student.name}-{name.replace(' ', '-')}-{_rate(rate)}-{seed}")
 
-    def curve(self, student: Path, name: str, way: Way, rate: float, seed: int) -> list[dict[str, Any]]:
+    def curve(self, student: Path, name: str, way: Way, rate: float | str, seed: int) -> list[dict[str, Any]]:
         """The held-out KL by tokens of one run."""
         output = self.distilled(student, name, rate, seed)
         path = self.work / f"curve-{output.name.removeprefix('distilled-')}.json"
@@ -117,13 +117,14 @@ class Recovery(Bench):
                 overwrite=True,
             )
             result = distill(asked, Recipe.of(fields | way))
-            write_json(path, {"curve": result.curve, "seconds": result.seconds})
+            told = {"curve": result.curve, "seconds": result.seconds, "learning_rate": result.recipe.learning_rate}
+            write_json(path, told)
         return list(read_json(path)["curve"])
 
-    def best_rate(self, student: Path, name: str, way: Way) -> float:
+    def best_rate(self, student: Path, name: str, way: Way) -> float | str:
         """The learning rate with which the first seed ends at the lowest KL."""
         if "learning_rate" in way:
-            return float(way["learning_rate"])
+            return float(way["learning_rate"]) if way["learning_rate"] != AUTO else AUTO
         rates = [float(rate) for rate in self.options.rates.split(",")]
         return min(rates, key=lambda rate: self.curve(student, name, way, rate, self.seeds[0])[-1]["kl"])
 
@@ -160,11 +161,11 @@ def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
             needed = median(tokens_to_reach(mine, theirs[-1]["kl"]) / theirs[-1]["tokens"] for mine, theirs in pairs)
             against = "" if rival is None else f"{_end(run) / _end(rival):.3f}"
             reached = "not reached" if needed == inf else format(needed, ".2f")
-            told = f"{row['percent']} % | {name} | {run['rate']:g} | {row['cut']['kl']:.4f} | {_ends(run)}"
+            told = f"{row['percent']} % | {name} | {_rate(run['rate'])} | {row['cut']['kl']:.4f} | {_ends(run)}"
             lines.append(f"| {told} | {share:.3f} | {reached} | {against} |")
         if rival is not None:
             lines.append(
-                f"| {row['percent']} % | the leading tool's sizes and cut, {PLAIN} | {rival['rate']:g} | "
+                f"| {row['percent']} % | the leading tool's sizes and cut, {PLAIN} | {_rate(rival['rate'])} | "
                 f"{rival['cut']['kl']:.4f} | {_ends(rival)} | | | |"
             )
     options = bench.options
@@ -179,6 +180,10 @@ def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _rate(rate: float | str) -> str:
+    return rate if isinstance(rate, str) else f"{rate:g}"
 
 
 def _end(run: dict[str, Any]) -> float:

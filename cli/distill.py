@@ -4,7 +4,8 @@
 
     {"teacher_precision", "steps", "tokens", "seconds", "tokens_per_s",
      "kl_before", "kl_after", "perplexity_before", "perplexity_after", "perplexity_teacher",
-     "skipped_steps", "selected_step",
+     "skipped_steps", "selected_step", "stream_weight",
+     "range_test": {"steps", "trials": [{"learning_rate", "loss"}, ...]} or null,
      "drift": {"kl", "top1_agreement", "perplexity", "tokens", "weights", "stored_bytes", "bf16_bytes"} or null,
      "curve": [{"step", "tokens", "kl", "perplexity", "top1_agreement",
                 of a student with a trained MTP block "mtp_kl", "mtp_acceptance",

@@ -7,13 +7,30 @@ import typer
 from cli.option_groups import Option
 from cli.options import SeedOption, SequenceLengthOption, tokens_option, words
 from distill.losses.divergences import DIVERGENCES, written
-from distill.recipe import STREAM_DIRECTIONS, STREAM_NORMS, STREAM_WEIGHT
+from distill.recipe import AUTO, STREAM_DIRECTIONS, STREAM_NORMS, STREAM_WEIGHT
+from minitron.errors import MinitronError
 
 DEFAULT_TOKENS: Final = 2**20
 
 
 def _number(flag: str, help: str) -> Any:
     return typer.Option(flag, help=help, show_default=False)
+
+
+def _rate(text: str) -> float | str:
+    """A learning rate as typed; a default is typed as well."""
+    if text == AUTO:
+        return AUTO
+    try:
+        return float(text)
+    except ValueError:
+        raise MinitronError(f"{text!r} is no learning rate; give a number such as 1e-4, or {AUTO}.") from None
+
+
+def _rate_option(help: str) -> Option:
+    told = f"{help} {AUTO}: found by a range test, short runs before the first step."
+    info = typer.Option("--learning-rate", help=told, metavar=f"RATE|{AUTO}")
+    return Option(info, type=str, default="1e-4", read=_rate)
 
 
 TRAINING: Final[dict[str, Option]] = {
@@ -24,7 +41,7 @@ TRAINING: Final[dict[str, Option]] = {
     "sequence_length": Option.of(SequenceLengthOption),
     "batch_tokens": Option(tokens_option("--batch-tokens", "Tokens per optimiser step.")),
     "micro_batch": Option(_number("--micro-batch", "Sequences per forward pass; default: about 2,048 tokens.")),
-    "learning_rate": Option(typer.Option("--learning-rate", help="Peak learning rate, reached after the warm-up.")),
+    "learning_rate": _rate_option("Peak learning rate, reached after the warm-up."),
     "minimum_learning_rate": Option(
         _number("--minimum-learning-rate", "Final learning rate; default: a tenth of the peak.")
     ),
@@ -184,9 +201,7 @@ COMPRESSION: Final[dict[str, Option]] = {
     "tokens": Option(tokens_option("--tokens", "Tokens to distil on."), type=int, default=DEFAULT_TOKENS),
     "sequence_length": Option(tokens_option("--distill-sequence-length", "Tokens per training sequence.")),
     "batch_tokens": TRAINING["batch_tokens"],
-    "learning_rate": Option(
-        typer.Option("--learning-rate", help="Peak learning rate; the final one is a tenth of it.")
-    ),
+    "learning_rate": _rate_option("Peak learning rate; the final one is a tenth of it."),
     "precision": TRAINING["precision"],
     "stream_weight": TRAINING["stream_weight"],
     "seed": TRAINING["seed"],

@@ -80,6 +80,11 @@ class Processes:
             torch.distributed.barrier()
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def joined(device: str | None = None) -> Iterator[tuple[Processes, str | None]]:
     """(this process among those that torchrun started, its device); where it was not started so, one process alone.

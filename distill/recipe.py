@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from distill.losses.divergences import DEFAULT_LOSS, parse_loss
 from minitron.errors import MinitronError
@@ -32,6 +32,9 @@ STREAM_DIRECTIONS: Final = 64
 
 STREAM_NORMS: Final = ("mean-square", "channel")
 """An error of the stream is told in units of the mean square of all its channels, or of each channel's own variance."""
+
+AUTO: Final = "auto"
+"""A learning rate that a range test finds."""
 
 KERNELS: Final = ("own", "liger")
 """Who computes the loss: distill.losses.chunked, or liger-kernel where it is exact for the request."""
@@ -62,8 +65,8 @@ class Recipe:
     micro_batch: int | None = None
     """Sequences in one forward pass; None chooses about 2,048 tokens."""
 
-    learning_rate: float = 1e-4
-    """The highest, reached after the warm-up."""
+    learning_rate: float | Literal["auto"] = 1e-4
+    """The highest, reached after the warm-up; AUTO has it found before the first step (distill.run.range_test)."""
 
     minimum_learning_rate: float | None = None
     """The last one, at the end of the cosine; None is a tenth of the highest."""
@@ -185,7 +188,7 @@ class Recipe:
             raise MinitronError("a recipe needs either tokens or steps, not both; give one of them.")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and value != AUTO and not (math.isfinite(value) and value > 0):
                 raise MinitronError(f"{_words(name)} is {value}; give a positive number.")
         if self.batch_tokens % self.sequence_length:
             raise MinitronError(
@@ -208,11 +211,16 @@ class Recipe:
             raise MinitronError(f"stream weight is {self.stream_weight}; give a number of 0 or more.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise MinitronError(f"betas are {self.betas}, but must lie in [0, 1); correct the recipe.")
-        if self.last_learning_rate > self.learning_rate:
-            raise MinitronError(
-                f"the minimum learning rate ({self.last_learning_rate}) is above the peak "
-                f"({self.learning_rate}); lower it or drop it."
-            )
+        if self.minimum_learning_rate is not None:
+            if self.learning_rate == AUTO:
+                raise MinitronError(
+                    "a learning rate that is to be found ends at a tenth of itself; drop the minimum learning rate."
+                )
+            if self.minimum_learning_rate > self.peak:
+                raise MinitronError(
+                    f"the minimum learning rate ({self.minimum_learning_rate}) is above the peak "
+                    f"({self.learning_rate}); lower it or drop it."
+                )
         if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.total_steps:
             raise MinitronError(
                 f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps} steps; give fewer."
@@ -293,11 +301,18 @@ class Recipe:
         return min(self.micro_batch or max(1, _PASS_TOKENS // self.sequence_length), self.sequences_per_step)
 
     @property
+    def peak(self) -> float:
+        """The highest learning rate, of a recipe that gives it."""
+        if isinstance(self.learning_rate, str):
+            raise ValueError("this learning rate is still to be found")
+        return self.learning_rate
+
+    @property
     def last_learning_rate(self) -> float:
         """The learning rate at the end."""
         if self.minimum_learning_rate is not None:
             return self.minimum_learning_rate
-        return LEAST_LEARNING_RATE_SHARE * self.learning_rate
+        return LEAST_LEARNING_RATE_SHARE * self.peak
 
     @property
     def validation_interval(self) -> int:
@@ -317,10 +332,10 @@ class Recipe:
         """The learning rate of step 0 .. total_steps - 1: a linear warm-up, then half a cosine down to the last one."""
         warmup = min(100, self.total_steps // 10) if self.warmup_steps is None else self.warmup_steps
         if step < warmup:
-            return self.learning_rate * (step + 1) / (warmup + 1)
+            return self.peak * (step + 1) / (warmup + 1)
         # The first step after the warm-up has the highest rate, the last step of the run the lowest.
         progress = (step - warmup) / max(1, self.total_steps - 1 - warmup)
-        span = self.learning_rate - self.last_learning_rate
+        span = self.peak - self.last_learning_rate
         return self.last_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.run import mtp, router_load
+from distill.run.range_test import RangeTest
 from distill.run.tasks import task_metrics
 from minitron.escapes import code, markdown
 from minitron.model.sources import title
@@ -71,6 +72,8 @@ def model_card(
     # The weight that was used, where the recipe leaves it to the student.
     used = recipe.to_json() | {"stream_weight": result.stream_weight}
     lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
+    if result.range_test is not None:
+        lines += [RangeTest.of(result.range_test).told(recipe), ""]
     lines += [
         "- " + markdown(f"{name.replace('_', ' ')}: {value}") for name, value in used.items() if value not in (None, [])
     ]

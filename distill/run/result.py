@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.recipe import Recipe
+from distill.run.range_test import RangeTest
 from distill.run.trainer import Trainer
 from distill.teacher.drift import Drift
 
@@ -18,7 +19,7 @@ class DistillResult:
     """The folder written."""
 
     recipe: Recipe
-    """How it was trained."""
+    """How it was trained; a learning rate that was to be found is there."""
 
     teacher_precision: str
     """How the teacher was kept."""
@@ -61,6 +62,9 @@ class DistillResult:
     stream_weight: float = 0.0
     """Of the error of the residual streams in what was minimised; 0 where they were not compared."""
 
+    range_test: dict[str, Any] | None = None
+    """How the learning rate was found: steps of a trial, and of each its rate and loss; None where it was given."""
+
     @property
     def selected(self) -> dict[str, Any]:
         """The validation of the weights written."""
@@ -77,8 +81,11 @@ class DistillResult:
         return fields | {"skipped_steps": self.skipped, "drift": None if self.drift is None else asdict(self.drift)}
 
 
-def result_of(trainer: Trainer, start: dict[str, Any], output: Path, teacher_precision: str) -> DistillResult:
-    """What a trainer that is done did; `start` is what was measured before the first step."""
+def result_of(
+    trainer: Trainer, start: dict[str, Any], output: Path, teacher_precision: str, test: RangeTest | None
+) -> DistillResult:
+    """What a trainer that is done did; `start` is what was measured before the first step, `test` how its learning rate
+    was found."""
     before, after = trainer.curve[0], trainer.selected
     return DistillResult(
         output=output,
@@ -98,4 +105,5 @@ def result_of(trainer: Trainer, start: dict[str, Any], output: Path, teacher_pre
         losses=trainer.losses,
         selected_step=int(after["step"]),
         stream_weight=0.0 if trainer.objective.stream is None else trainer.objective.stream.weight,
+        range_test=None if test is None else test.to_json(),
     )

@@ -21,6 +21,7 @@ from distill.run.loop import train
 from distill.run.mtp import Predictor
 from distill.run.output import calibration, write_outputs
 from distill.run.own_text import own_text
+from distill.run.range_test import RangeTest, find_learning_rate
 from distill.run.request import Request, beside
 from distill.run.result import DistillResult, result_of
 from distill.run.rounded_start import RoundedStart, write_start
@@ -109,10 +110,10 @@ def distill(
         with work.beginning() if first else nullcontext():
             text = _read(request, work, processes, note)
             fake = partial(_fake, request, text, among, work, processes, calibrate, progress)
-            trainer, start, formats = _prepare(request, text, work, processes, place, fake, progress, note)
+            trainer, start, formats, test = _prepare(request, text, work, processes, place, fake, progress, note)
         tracker = TRACKERS[asked.track if first else "none"]
-        train(trainer, progress, note, partial(tracker, among.tracked or asked.output, recipe.to_json()))
-        result = result_of(trainer, start, asked.output, asked.teacher_precision)
+        train(trainer, progress, note, partial(tracker, among.tracked or asked.output, trainer.recipe.to_json()))
+        result = result_of(trainer, start, asked.output, asked.teacher_precision, test)
         if first:
             write_outputs(
                 trainer,
@@ -172,9 +173,9 @@ def _prepare(
     fake: Callable[[ModelSpec, PreTrainedModel], FakeQuantised | None],
     progress: Progress,
     note: Note,
-) -> tuple[Trainer, dict[str, Any], FakeQuantised | None]:
-    """The trainer where the run stands, what was measured before the first step, which `note` is told, and the formats
-    of a student in fewer bits, which `fake` puts on it."""
+) -> tuple[Trainer, dict[str, Any], FakeQuantised | None, RangeTest | None]:
+    """The trainer where the run stands, what was measured before the first step, which `note` is told, the formats of a
+    student in fewer bits, which `fake` puts on it, and how its learning rate was found, where it was not given."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
     identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
     teachers, measured = _teachers(request, text, start, identity, processes, progress)
@@ -187,12 +188,13 @@ def _prepare(
     own = own_text(asked, recipe, model, processes) if recipe.on_policy else None
     faculty = None if request.domains is None else Faculty(request.domains, teachers[1:])
     trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream, own, faculty)
+    test = find_learning_rate(trainer, progress, note)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
-    return trainer, start, formats
+    return trainer, start, formats, test
 
 
 def _teachers(

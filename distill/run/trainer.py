@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from distill.processes import Processes
+from distill.processes import Processes, own_part
 from distill.recipe import MTP, Recipe
 from distill.run.checkpoints import WEIGHTS, Checkpoints, names_of
 from distill.run.compiled import Compiled
@@ -76,7 +76,7 @@ class Trainer:
         self.remarks: list[str] = []
         """What is to be told of the steps since it was last looked."""
         self._told: set[str] = set()
-        self.student, self.text, self.recipe = student, text, recipe
+        self.student, self.text = student, text
         others = () if faculty is None else faculty.teachers
         self.objective = Objective(student, teacher, recipe, mtp, stream, others)
         self.work, self.processes = work, processes
@@ -98,17 +98,21 @@ class Trainer:
         processes.shard(self.objective, backbone(student).layers)
         if isinstance(teacher, PreTrainedModel):
             processes.shard(backbone(teacher), backbone(teacher).layers)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.parameters, recipe.weight_decay),
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            fused=True,
-        )
         # Its teacher's answers to the held-out text are needed at every validation and never change.
         self._references = [answers(each, student.device) for each in self.objective.teachers]
+        self._ask = ask
+        self.begin_again(recipe)
+
+    def begin_again(self, recipe: Recipe) -> None:
+        """Stand before the first step of `recipe`, with an optimiser that has seen nothing; the weights, and what does
+        not change from step to step, stay as they are."""
+        self.recipe = recipe
+        # Every step has a learning rate of its own.
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.parameters, recipe.weight_decay), lr=0.0, betas=recipe.betas, fused=True
+        )
         self._asked = 0
         """The step up to which a streamed teacher was asked about sequences."""
-        self._ask = ask
         self.step = 0
         self.position = 0
         """Sequences read so far, over all processes."""
@@ -298,6 +302,17 @@ class Trainer:
         if self.best["step"] != self.step or self.step == self.recipe.total_steps:
             return
         self.checkpoints.save_best(self.step, self._weights)
+
+    @torch.no_grad()
+    def own_weights(self) -> dict[str, Tensor]:
+        """A copy of what is trained, of each tensor this process's part, in the CPU's memory."""
+        return {name: own_part(parameter).to("cpu", copy=True) for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def put_weights(self, kept: Mapping[str, Tensor]) -> None:
+        """Train on from what `own_weights` gave."""
+        for name, parameter in self.parameters.items():
+            own_part(parameter).copy_(kept[name])
 
     @property
     def _weights(self) -> dict[str, Tensor]:

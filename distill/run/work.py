@@ -2,6 +2,7 @@
 
 run.json                    models, text and recipe; a run goes on only where all of them are the same
 start.json                  what was measured before the first step
+range_test.json             the trials of a learning rate that is to be found (distill.run.range_test)
 tokens/0, 1, ...            the text of each source as token ids
 metrics.jsonl               one line a step, one line a validation
 rounded                     see distill.run.rounded_start
@@ -23,6 +24,7 @@ from minitron.run_folder import Begun, RunFolder
 
 RUN: Final = "run.json"
 START: Final = "start.json"
+RANGE_TEST: Final = "range_test.json"
 METRICS: Final = "metrics.jsonl"
 CHECKPOINTS: Final = "checkpoints"
 WRITTEN: Final = "written.json"
@@ -30,7 +32,7 @@ ROUNDED: Final = "rounded"
 STAGES: Final = "stages.json"
 """Of a run of several stages, instead of RUN."""
 
-_NAMES: Final = (RUN, START, METRICS, "tokens", CHECKPOINTS, "best", WRITTEN, STAGES, ROUNDED, "stage-*")
+_NAMES: Final = (RUN, START, RANGE_TEST, METRICS, "tokens", CHECKPOINTS, "best", WRITTEN, STAGES, ROUNDED, "stage-*")
 
 
 def run_folder(folder: Path, record: str) -> RunFolder:
@@ -103,6 +105,15 @@ class Work:
     def write_start(self, start: Mapping[str, Any]) -> None:
         """Keep what was measured before the first step."""
         write_sealed(self.folder / START, start)
+
+    def read_range_test(self) -> dict[str, Any] | None:
+        """What `write_range_test` wrote."""
+        path = self.folder / RANGE_TEST
+        return read_sealed(path) if path.is_file() else None
+
+    def write_range_test(self, told: Mapping[str, Any]) -> None:
+        """Keep the trials that are done."""
+        write_sealed(self.folder / RANGE_TEST, told)
 
     def append_metrics(self, **values: Any) -> None:
         """Add a line to metrics.jsonl."""
