@@ -117,8 +117,8 @@ class Recovery(Bench):
                 overwrite=True,
             )
             result = distill(asked, Recipe.of(fields | way))
-            told = {"curve": result.curve, "seconds": result.seconds, "learning_rate": result.recipe.learning_rate}
-            write_json(path, told)
+            rate = result.recipe.learning_rate  # the one that was found, where it was to be found
+            write_json(path, {"curve": result.curve, "seconds": result.seconds, "learning_rate": rate})
         return list(read_json(path)["curve"])
 
     def best_rate(self, student: Path, name: str, way: Way) -> float | str:

@@ -71,9 +71,8 @@ def model_card(
         lines.append(f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}")
     # The weight that was used, where the recipe leaves it to the student.
     used = recipe.to_json() | {"stream_weight": result.stream_weight}
-    lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", ""]
-    if result.range_test is not None:
-        lines += [RangeTest.of(result.range_test).told(recipe), ""]
+    tested = [] if result.range_test is None else [RangeTest.of(result.range_test).told(recipe), ""]
+    lines += ["", "## Curve", "", *_curve(result), "", "## Recipe", "", *tested]
     lines += [
         "- " + markdown(f"{name.replace('_', ' ')}: {value}") for name, value in used.items() if value not in (None, [])
     ]
