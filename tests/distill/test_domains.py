@@ -75,7 +75,7 @@ def test_every_pass_has_the_gradient_of_its_own_teacher(models: list[Path]) -> N
     for number in range(2):
         loss = objective.loss(Pass(ids[number : number + 1], None, ((0, 0),), 24, teacher=number), 0)
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     found = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     student.zero_grad()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_every_pass_has_the_gradient_of_its_own_teacher(models: list[Path]) -> N
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", [{}, {"teacher_precision": "fp8"}, {"offload_teacher": True}])
+@pytest.mark.parametrize("how", [{"teacher_precision": "fp8"}, {"offload_teacher": True}])
 def test_a_run_of_two_teachers_goes_on(how: Any, models: list[Path], blend: list[Source], tmp_path: Path) -> None:
     whole = distill(asked(models, blend, tmp_path / "whole", **how), SHORT)
     again = asked(models, blend, tmp_path / "again", **how)
@@ -109,7 +109,7 @@ def test_held_out_text_is_held_against_its_own_teacher(
         return found
 
     monkeypatch.setattr("minitron.measure.quality.measure_quality", watch)
-    result = distill(asked(models, blend, tmp_path / "o"), replace(SHORT, steps=1, validate_every=1))
+    result = distill(asked(models, blend, tmp_path / "o"), replace(SHORT, steps=1, warmup_steps=0, validate_every=1))
     first = [(blocks, found) for blocks, teacher, found in seen if isinstance(teacher, Teacher)][:2]
     sizes = [len(blocks) for blocks, _ in first]
     assert sizes == [4, 2]

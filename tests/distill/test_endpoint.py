@@ -166,7 +166,7 @@ def test_a_run_tells_how_old_the_server_is(tiny_llama: Path, short_text: Path, t
         assert len(server.asked) == 4
     told = [float(note.split(" is ")[1].split()[0].rstrip(",")) for note in map(_after_that, notes) if note]
     # Before the first step they are one; two steps later they are not.
-    assert len(told) == 2 and abs(told[0]) < 1e-4 and told[1] > 1e-4
+    assert len(told) == 2 and abs(told[0]) < 1e-4 < abs(told[1])
 
 
 def _after_that(note: str) -> str | None:
