@@ -211,32 +211,14 @@ class Recipe:
             raise MinitronError(f"stream weight is {self.stream_weight}; give a number of 0 or more.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise MinitronError(f"betas are {self.betas}, but must lie in [0, 1); correct the recipe.")
-        if self.minimum_learning_rate is not None:
-            if self.learning_rate == AUTO:
-                raise MinitronError(
-                    "a learning rate that is to be found ends at a tenth of itself; drop the minimum learning rate."
-                )
-            if self.minimum_learning_rate > self.peak:
-                raise MinitronError(
-                    f"the minimum learning rate ({self.minimum_learning_rate}) is above the peak "
-                    f"({self.learning_rate}); lower it or drop it."
-                )
+        self._check_minimum_rate()
         if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.total_steps:
             raise MinitronError(
                 f"{self.warmup_steps} warm-up steps do not fit into a run of {self.total_steps} steps; give fewer."
             )
-        if self.precision not in get_args(Dtype):
-            raise MinitronError(
-                f"there is no precision {self.precision!r}; choose one of {', '.join(get_args(Dtype))}."
-            )
-        if self.train not in TRAINED:
-            raise MinitronError(f"train is {self.train!r}; choose one of {', '.join(TRAINED)}.")
-        if self.stream_norm not in STREAM_NORMS:
-            raise MinitronError(f"stream norm is {self.stream_norm!r}; choose one of {', '.join(STREAM_NORMS)}.")
-        if self.loss_kernel not in KERNELS:
-            raise MinitronError(f"there is no loss kernel {self.loss_kernel!r}; choose one of {', '.join(KERNELS)}.")
-        if self.select not in SELECTED:
-            raise MinitronError(f"select is {self.select!r}; choose one of {', '.join(SELECTED)}.")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise MinitronError(f"there is no {_words(name)} {value!r}; choose one of {', '.join(known)}.")
         if self.mtp_lm_weight and not self.mtp_weight:
             raise MinitronError("the MTP LM weight is part of the MTP loss; give an MTP weight too.")
         if self.mtp_weight and self.train not in ("all", MTP):
@@ -250,6 +232,19 @@ class Recipe:
         sparse = parse_loss(self.loss).divergence.pick is not None
         if sparse and self.vocab_chunk is not None:
             raise MinitronError(f"the loss {self.loss} needs the whole vocabulary; drop the vocab chunk.")
+
+    def _check_minimum_rate(self) -> None:
+        if self.minimum_learning_rate is None:
+            return
+        if self.learning_rate == AUTO:
+            raise MinitronError(
+                "a learning rate that is to be found ends at a tenth of itself; drop the minimum learning rate."
+            )
+        if self.minimum_learning_rate > self.peak:
+            raise MinitronError(
+                f"the minimum learning rate ({self.minimum_learning_rate}) is above the peak "
+                f"({self.learning_rate}); lower it or drop it."
+            )
 
     def _check_mtp_alone(self) -> None:
         """Raise MinitronError for a part of the loss that teaches nothing but what stays as it is."""
@@ -352,6 +347,15 @@ class Recipe:
         }
         return cls(**given)
 
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "precision": get_args(Dtype),
+    "train": TRAINED,
+    "stream_norm": STREAM_NORMS,
+    "loss_kernel": KERNELS,
+    "select": SELECTED,
+}
+"""Field -> what it may be."""
 
 _NOT_NEGATIVE: Final = (
     "seed",

@@ -64,11 +64,7 @@ def model_card(
             f"same likeliest next token {drift.top1_agreement:.2%} of the time ({drift.tokens:,} held-out tokens).",
             "",
         ]
-    lines += ["## Data", ""]
-    for use, file in source.items():
-        weight = f", weight {file['weight']:g}" if "weight" in file else ""
-        weight += f", domain {markdown(file['domain'])}" if "domain" in file else ""
-        lines.append(f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}")
+    lines += ["## Data", "", *(_text(use, file) for use, file in source.items())]
     # The weight that was used, where the recipe leaves it to the student.
     used = recipe.to_json() | {"stream_weight": result.stream_weight}
     tested = [] if result.range_test is None else [RangeTest.of(result.range_test).told(recipe), ""]
@@ -77,6 +73,13 @@ def model_card(
         "- " + markdown(f"{name.replace('_', ' ')}: {value}") for name, value in used.items() if value not in (None, [])
     ]
     return "\n".join(lines) + "\n"
+
+
+def _text(use: str, file: Mapping[str, Any]) -> str:
+    """A line about one of the texts."""
+    weight = f", weight {file['weight']:g}" if "weight" in file else ""
+    weight += f", domain {markdown(file['domain'])}" if "domain" in file else ""
+    return f"- {use}: {code(file['name'])}, SHA-256 {code(file['sha256'])}{weight}"
 
 
 def _formats(wanted: "Wanted | None") -> list[str]:
