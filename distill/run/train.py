@@ -28,7 +28,7 @@ from distill.run.rounded_start import RoundedStart, write_start
 from distill.run.stream_match import StreamMatch
 from distill.run.tasks import asker
 from distill.run.trackers import TRACKERS, require_tracker
-from distill.run.trainer import Trainer
+from distill.run.trainer import Beside, Trainer
 from distill.run.work import Work
 from distill.teacher.drift import Drift
 from distill.teacher.loading import known_spec
@@ -187,7 +187,7 @@ def _prepare(
     stream = _stream(request, reference, model, measured)
     own = own_text(asked, recipe, model, processes) if recipe.on_policy else None
     faculty = None if request.domains is None else Faculty(request.domains, teachers[1:])
-    trainer = Trainer(model, reference, text, recipe, work, processes, ask, mtp, spec, stream, own, faculty)
+    trainer = Trainer(model, reference, text, recipe, work, processes, Beside(ask, mtp, spec, stream, own, faculty))
     test = find_learning_rate(trainer, progress, note)
     is_new, start = start is None, _begin(trainer, measured, start, note)
     note(_told_before(trainer, start, asked.teacher_precision))

@@ -6,6 +6,7 @@ Shape letters: B sequences, T tokens, H hidden.
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,32 @@ _AHEAD: Final = 2**16
 """Tokens that a streamed teacher is asked about at once: 512 MiB of states at a width of 4,096."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a run may have beside student, teacher and text."""
+
+    ask: Ask | None = None
+    """Tasks that validations ask too."""
+
+    mtp: Predictor | None = None
+    """The student's multi-token-prediction block, where it is trained."""
+
+    spec: ModelSpec | None = None
+    """The student's, where a table holds its family."""
+
+    stream: StreamMatch | None = None
+    """Compares residual streams."""
+
+    own: OwnText | None = None
+    """Gives the sequences that the student writes itself."""
+
+    faculty: Faculty | None = None
+    """The teachers of domains of text."""
+
+
+NOTHING: Final = Beside()
+
+
 class Trainer:
     """A student, its optimiser and where the run stands."""
 
@@ -59,16 +86,10 @@ class Trainer:
         recipe: Recipe,
         work: Work,
         processes: Processes,
-        ask: Ask | None = None,
-        mtp: Predictor | None = None,
-        spec: ModelSpec | None = None,
-        stream: StreamMatch | None = None,
-        own: OwnText | None = None,
-        faculty: Faculty | None = None,
+        beside: Beside = NOTHING,
     ) -> None:
-        """`student` has fp32 weights and is trained in place, and `mtp` with it; `teacher` is only read; validations
-        `ask` tasks too.  `spec` is the student's where a table holds its family; `stream` compares residual streams;
-        `own` gives the sequences that the student writes itself, `faculty` the teachers of domains of text."""
+        """`student` has fp32 weights and is trained in place; `teacher` is only read."""
+        own, faculty = beside.own, beside.faculty
         domains = None if faculty is None else faculty.domains
         self.dealing = Dealing(recipe.sequences_per_pass, processes, student.device, own, domains)
         self.staleness: float | None = None
@@ -78,7 +99,7 @@ class Trainer:
         self._told: set[str] = set()
         self.student, self.text = student, text
         others = () if faculty is None else faculty.teachers
-        self.objective = Objective(student, teacher, recipe, mtp, stream, others)
+        self.objective = Objective(student, teacher, recipe, beside.mtp, beside.stream, others)
         self.work, self.processes = work, processes
         self.checkpoints = Checkpoints(
             work.folder, processes, keep=recipe.keep_checkpoints, behind=recipe.saves_behind(student.device)
@@ -87,7 +108,7 @@ class Trainer:
         # training mode, which reads weights past their modules.
         student.eval().requires_grad_(recipe.train not in ("router", MTP))
         if recipe.train not in ("all", MTP):
-            _choose_trained(student, spec, routers=recipe.train == "router")
+            _choose_trained(student, beside.spec, routers=recipe.train == "router")
         models = [model for model in (student, teacher, *others) if isinstance(model, PreTrainedModel)]
         self._compiled = Compiled(models if recipe.compile else [])
         if student.device.type == "cpu":
@@ -100,7 +121,7 @@ class Trainer:
             processes.shard(backbone(teacher), backbone(teacher).layers)
         # Its teacher's answers to the held-out text are needed at every validation and never change.
         self._references = [answers(each, student.device) for each in self.objective.teachers]
-        self._ask = ask
+        self._ask = beside.ask
         self.begin_again(recipe)
 
     def begin_again(self, recipe: Recipe) -> None:

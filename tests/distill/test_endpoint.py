@@ -1,6 +1,5 @@
 """Answers of an OpenAI-compatible server: what it is asked and may say, and what becomes of a run when it fails."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,5 +203,3 @@ def test_what_was_trained_is_kept_when_the_server_dies(
         server.replies, server.answer = [], echo
         assert run([*typed, "--on-policy-endpoint", server.url, "--checkpoint-every", "4"]) == 0
     assert "Resuming after step 2" in capsys.readouterr().err
-    # The server that writes is no part of what a run is; that one does, is.
-    assert json.loads((tmp_path / "o/distillation.json").read_text())["curve"][-1]["step"] == 4
