@@ -28,7 +28,6 @@ from minitron.quantise.grids import GRIDS
 from minitron.quantise.wanted import Wanted
 
 CALIBRATE = partial(Calibrated, device=torch.device("cpu"))
-SHORT = replace(RECIPE, steps=4, warmup_steps=1, validate_every=2, checkpoint_every=2)
 ENDS = {"int4": (-8.0, 7.0), "int8": (-128.0, 127.0), "nvfp4a16": (-6.0, 6.0)}
 
 
@@ -76,8 +75,8 @@ def test_gradients_are_those_of_a_learned_step_size(form: str, tmp_path: Path) -
 @pytest.mark.parametrize("form", ["int4", "nvfp4a16", "int8"])
 def test_what_is_learned_is_what_is_written(form: str, hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format=form, student_scales="learned")
-    result = distill(asked, SHORT, calibrate=CALIBRATE)
-    frozen = distill(replace(asked, output=tmp_path / "frozen", student_scales="frozen"), SHORT, calibrate=CALIBRATE)
+    result = distill(asked, RECIPE, calibrate=CALIBRATE)
+    frozen = distill(replace(asked, output=tmp_path / "frozen", student_scales="frozen"), RECIPE, calibrate=CALIBRATE)
     assert result.curve[0]["kl"] == pytest.approx(frozen.curve[0]["kl"], rel=1e-6)
     ours, theirs = (dict(Checkpoint(each.output).tensors()) for each in (result, frozen))
     assert ours.keys() == theirs.keys()
@@ -96,16 +95,16 @@ def test_what_is_learned_is_what_is_written(form: str, hybrid: Path, short_text:
 
 def test_a_killed_run_goes_on_with_its_scales(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4", student_scales="learned")
-    whole = distill(replace(asked, output=tmp_path / "whole"), SHORT, calibrate=CALIBRATE)
+    whole = distill(replace(asked, output=tmp_path / "whole"), RECIPE, calibrate=CALIBRATE)
     with pytest.raises(Killed):
-        distill(asked, SHORT, calibrate=CALIBRATE, progress=stop_after(3, kill))
-    require_equal(distill(asked, SHORT, calibrate=CALIBRATE), whole)
+        distill(asked, RECIPE, calibrate=CALIBRATE, progress=stop_after(5, kill))
+    require_equal(distill(asked, RECIPE, calibrate=CALIBRATE), whole)
 
 
 def test_what_cannot_be_learned_is_said(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="fp8", student_scales="learned")
     with pytest.raises(MinitronError, match="one scale for a whole matrix"):
-        distill(asked, SHORT, calibrate=CALIBRATE)
+        distill(asked, RECIPE, calibrate=CALIBRATE)
     stages = [Stage(RECIPE, ()), Stage(RECIPE, ())]
     with pytest.raises(MinitronError, match="one stage"):
         distill_stages(replace(asked, student_format="int4"), stages, calibrate=CALIBRATE)

@@ -32,7 +32,6 @@ from minitron.quantise.writing import quantise
 
 CPU = torch.device("cpu")
 CALIBRATE = partial(Calibrated, device=CPU)
-SHORT = replace(RECIPE, steps=4, warmup_steps=1, validate_every=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +75,11 @@ def test_training_begins_where_quantize_would_end(form: str, hybrid: Path, text:
 
 def test_it_begins_nearer_and_keeps_its_scales(hybrid: Path, short_text: Path, text: Text, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4")
-    result = distill(asked, SHORT, calibrate=CALIBRATE)
+    result = distill(asked, RECIPE, calibrate=CALIBRATE)
     quantise(hybrid, tmp_path / "rounded", Wanted("int4"), CALIBRATE(hybrid, calibration(text, RECIPE), feedback=True))
     kept = scales(tmp_path / "rounded")
     assert kept and all(torch.equal(scales(tmp_path / "out")[name], one) for name, one in kept.items())
-    nearest = distill(replace(asked, output=tmp_path / "nearest", student_round="nearest"), SHORT)
+    nearest = distill(replace(asked, output=tmp_path / "nearest", student_round="nearest"), RECIPE)
     assert result.curve[0]["kl"] < nearest.curve[0]["kl"]
 
 
@@ -92,24 +91,24 @@ def test_a_killed_run_begins_once(hybrid: Path, short_text: Path, tmp_path: Path
         return CALIBRATE(folder, blocks, feedback=feedback)
 
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4")
-    whole = distill(replace(asked, output=tmp_path / "whole"), SHORT, calibrate=calibrate)
+    whole = distill(replace(asked, output=tmp_path / "whole"), RECIPE, calibrate=calibrate)
     assert roundings == [True]
     with pytest.raises(Killed):
-        distill(asked, SHORT, calibrate=calibrate, progress=stop_after(3, kill))
-    require_equal(distill(asked, SHORT, calibrate=calibrate), whole)
+        distill(asked, RECIPE, calibrate=calibrate, progress=stop_after(5, kill))
+    require_equal(distill(asked, RECIPE, calibrate=calibrate), whole)
     assert roundings == [True, True]
 
 
 def test_a_beginning_of_which_a_bit_changed_is_told(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4")
     with pytest.raises(Killed):
-        distill(asked, SHORT, calibrate=CALIBRATE, progress=stop_after(3, kill))
+        distill(asked, RECIPE, calibrate=CALIBRATE, progress=stop_after(5, kill))
     file = tmp_path / "out.work/rounded/model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(MinitronError, match=r"rounded/model\.safetensors is damaged \(its checksum differs\)"):
-        distill(asked, SHORT, calibrate=CALIBRATE)
+        distill(asked, RECIPE, calibrate=CALIBRATE)
 
 
 def test_stages_keep_the_scales_of_the_first(hybrid: Path, short_text: Path, text: Text, tmp_path: Path) -> None:
@@ -126,8 +125,8 @@ def test_stages_keep_the_scales_of_the_first(hybrid: Path, short_text: Path, tex
 def test_how_it_begins_is_part_of_the_run_and_needs_a_format(hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format="int4")
     with pytest.raises(Killed):
-        distill(asked, SHORT, calibrate=CALIBRATE, progress=stop_after(3, kill))
+        distill(asked, RECIPE, calibrate=CALIBRATE, progress=stop_after(5, kill))
     with pytest.raises(MinitronError, match="round"):
-        distill(replace(asked, student_round="nearest"), SHORT)
+        distill(replace(asked, student_round="nearest"), RECIPE)
     with pytest.raises(MinitronError, match="--student-format"):
         Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_round="nearest")
