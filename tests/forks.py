@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-OURS = {"cli", "pipeline", "importance", "distill", "minitron"}
+OURS = {"cli", "pipeline", "importance", "distill", "judge", "minitron"}
 """The packages that a process may forget, as if it had never imported them."""
 
 
