@@ -177,7 +177,7 @@ class Objective(nn.Module):
         if isinstance(rows.theirs, Sparse):
             assert isinstance(self.teacher, TeacherCache)
             return sparse_loss(loss, states, head, rows.theirs, how, vocab=self.teacher.vocab, **asked)
-        theirs = self._teacher_head(part.teacher)
+        theirs = self._teacher_head(part.teacher, self.student.device)
         reference = widened(rows.theirs, theirs)
         if self.recipe.loss_kernel == "liger" and not part.is_own:
             assert how.divisor is not None
@@ -192,10 +192,10 @@ class Objective(nn.Module):
         assert isinstance(teacher, PreTrainedModel)
         return hidden_states(teacher, part.ids)
 
-    def _teacher_head(self, number: int) -> Tensor:
-        """The matrix of a teacher's output layer, of which the student's device has a copy where the teacher is on
+    def _teacher_head(self, number: int, device: torch.device) -> Tensor:
+        """The matrix of a teacher's output layer, of which the student's `device` has a copy where the teacher is on
         another or it holds a bias."""
-        layer, device = _output_layer(self.teachers[number]), self.student.device
+        layer = _output_layer(self.teachers[number])
         if layer.weight.device == device and layer.bias is None:
             return layer.weight
         if number not in self._copied_heads:

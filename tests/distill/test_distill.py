@@ -182,10 +182,10 @@ def test_a_teacher_may_have_a_device_of_its_own(
     # There is no second device here that computes; of what crosses over the output layer is copied once.
     small, large = (load_model(folder, device=torch.device("cpu")) for folder in (student, tiny_hybrid))
     objective, head = Objective(small, large, RECIPE), large.get_output_embeddings().weight
-    assert objective._teacher_head(torch.device("cpu")) is head
-    copied = objective._teacher_head(torch.device("meta"))
+    assert objective._teacher_head(0, torch.device("cpu")) is head
+    copied = objective._teacher_head(0, torch.device("meta"))
     assert copied.is_meta and copied.shape == head.shape
-    assert objective._teacher_head(torch.device("meta")) is copied
+    assert objective._teacher_head(0, torch.device("meta")) is copied
 
 
 def test_activations_made_anew_are_the_same(

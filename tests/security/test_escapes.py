@@ -301,6 +301,7 @@ def test_a_model_card_of_a_training(name: str, file_name: str, tmp_path: Path) -
         tokens=64,
         perplexity_teacher=8.0,
         drift=None,
+        range_test=None,
         stream_weight=0.0,
     )
     source = {"data": {"name": name, "sha256": name, "weight": 0.5}}
