@@ -75,7 +75,7 @@ class EndpointAnswers:
     stops: frozenset[int]
     """Tokens that end an answer."""
 
-    vocab: int
+    known_tokens: int
     """Tokens that both student and teacher know."""
 
     length: int
@@ -175,7 +175,7 @@ class EndpointAnswers:
         if end is not None and choice.get("finish_reason") == "stop" and not (tokens and tokens[-1] in self.stops):
             tokens = [*tokens, end]
         tokens = until_stop(tokens[: self.length], self.stops)
-        if any(not 0 <= token < self.vocab for token in tokens):
+        if any(not 0 <= token < self.known_tokens for token in tokens):
             raise EndpointError(f"{self.url} sent tokens that the student does not know; it must serve the student.")
         if not tokens:
             raise EndpointError(f"{self.url} sent an empty answer; it must serve the student, without a stop text.")

@@ -44,7 +44,7 @@ class LocalAnswers:
     stops: frozenset[int]
     """Tokens that end an answer."""
 
-    vocab: int
+    known_tokens: int
     """Tokens that both student and teacher know; others are padding and are not said."""
 
     length: int
@@ -96,7 +96,7 @@ class LocalAnswers:
             return_dict_in_generate=True,
             **more,
         )
-        known = LogitsProcessorList([_Known(self.vocab)])
+        known = LogitsProcessorList([_Known(self.known_tokens)])
         with _plainly(self.student):
             return self.student.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=asked, logits_processor=known

@@ -103,8 +103,8 @@ def own_text(asked: Distillation, recipe: Recipe, student: PreTrainedModel, proc
     }
     folders = (asked.student, asked.teacher, *asked.teachers.values())
     sizes = [size for folder in folders if (size := vocabulary_of(folder)) is not None]
-    vocab = min([max(tokenizer.get_vocab().values()) + 1, *sizes])
-    limits: dict[str, Any] = {"stops": stops, "vocab": vocab, "length": recipe.answer_tokens}
+    known = min([max(tokenizer.get_vocab().values()) + 1, *sizes])
+    limits: dict[str, Any] = {"stops": stops, "known_tokens": known, "length": recipe.answer_tokens}
     limits["temperature"] = recipe.on_policy_temperature
     answering: Answering
     if asked.on_policy_endpoint is not None:

@@ -39,7 +39,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(url: str, tokenizer: Any, **how: Any) -> EndpointAnswers:
-    fields: dict[str, Any] = {"stops": frozenset({2}), "vocab": 300, "length": 3, "sleep": lambda seconds: None}
+    fields: dict[str, Any] = {"stops": frozenset({2}), "known_tokens": 300, "length": 3, "sleep": lambda seconds: None}
     return EndpointAnswers(url, None, tokenizer, **fields | how)
 
 

@@ -41,7 +41,7 @@ def prompts_of(sequences: int = 3, length: int = 6) -> NDArray[np.int64]:
 
 def local(folder: Path, **how: Any) -> LocalAnswers:
     model = load_model(folder, dtype=torch.float32, device=CPU)
-    fields = {"stops": frozenset[int](), "vocab": tiny_models.VOCAB_SIZE, "length": 5, "temperature": 0.0}
+    fields = {"stops": frozenset[int](), "known_tokens": tiny_models.VOCAB_SIZE, "length": 5, "temperature": 0.0}
     return LocalAnswers(model, **fields | how)
 
 
@@ -64,7 +64,7 @@ def test_a_share_of_sequences_is_its_own_evenly_spread(share: float) -> None:
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_hybrid"])
 def test_it_says_what_its_logits_say(fixture: str, request: pytest.FixtureRequest) -> None:
     answering, prompts, vocab = local(request.getfixturevalue(fixture)), prompts_of(), tiny_models.VOCAB_SIZE - 40
-    answering.vocab = vocab
+    answering.known_tokens = vocab
     # What a folder says of sampling is another's distribution.
     answering.student.generation_config.repetition_penalty = 50.0
     found = answering.answer(prompts, 0)

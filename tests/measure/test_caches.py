@@ -65,10 +65,15 @@ def test_a_state_is_rounded_after_every_token(tiny_hybrid: Path) -> None:
     assert not torch.allclose(found, plain.read(model, ids), atol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "deepseek_v3"])
-def test_keys_and_values_in_one_pass_are_those_of_decoding(model_type: str, tmp_path: Path) -> None:
+# In fp32 the noise of matmuls of other shapes can move a number across the middle between two steps of int8; experts of
+# transformers take nothing wider.
+@pytest.mark.parametrize(
+    ("model_type", "dtype"),
+    [("llama", torch.float64), ("gemma2", torch.float64), ("deepseek_v3", torch.float32)],
+)
+def test_keys_and_values_in_one_pass_are_those_of_decoding(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = tiny_models.save_family(tmp_path / "model", model_type, **FAMILY_SIZES[model_type][0])
-    model, ids = load_model(folder, dtype=torch.float32), torch.from_numpy(some_text())
+    model, ids = load_model(folder, dtype=torch.float32).to(dtype), torch.from_numpy(some_text())
     with torch.no_grad():
         once, stepwise = (
             Simulated(read_spec(folder), {}, CacheOptions(kv="int8"), stepwise=step).read(model, ids)
