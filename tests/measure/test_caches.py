@@ -65,8 +65,8 @@ def test_a_state_is_rounded_after_every_token(tiny_hybrid: Path) -> None:
     assert not torch.allclose(found, plain.read(model, ids), atol=1e-6)
 
 
-# In fp32 the noise of matmuls of other shapes can move a number across the middle between two steps of int8; experts of
-# transformers take nothing wider.
+# In fp32 the noise of matmuls of other shapes can move a number across the middle between two steps of int8; DeepSeek's
+# router computes in fp32 whatever the rest does.
 @pytest.mark.parametrize(
     ("model_type", "dtype"),
     [("llama", torch.float64), ("gemma2", torch.float64), ("deepseek_v3", torch.float32)],
