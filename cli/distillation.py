@@ -18,14 +18,12 @@ from cli.options import (
     model_path,
     option,
 )
+from distill.policy import KEY
 from distill.run.distillation import Distillation
 from distill.teacher.kept import DEFAULT, parse_kept
 from minitron.errors import MinitronError
 from minitron.measure.records import parse_domain, parse_source
 from minitron.quantise.wanted import KV_FORMATS
-
-KEY: Final = "MINITRON_STUDENT_KEY"
-"""As distill.policy.endpoint.KEY, which `minitron --help` need not import."""
 
 
 def _read_teachers(typed: list[str]) -> tuple[Path, dict[str, Path]]:

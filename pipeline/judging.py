@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from distill.policy import KEY
 from judge.endpoint import Asking, Endpoint, is_url, parse_url
 from judge.instructions import Instructions, read_instructions
 from judge.replies import Replies
@@ -42,7 +43,7 @@ _LEFT: Final = (RUN, REPLIES, "transcripts*.jsonl", RESULTS, PAGE, "answers-*.js
 """What a run leaves in its folder."""
 
 KEYS: Final = {
-    STUDENT: "MINITRON_STUDENT_KEY",
+    STUDENT: KEY,
     TEACHER: "MINITRON_TEACHER_KEY",
     "judge": "MINITRON_JUDGE_KEY",
 }

@@ -23,13 +23,11 @@ import requests
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from distill.policy import KEY
 from distill.policy.prompts import until_stop
 from minitron.errors import MinitronError
 from minitron.escapes import one_line
 from minitron.measure.text import BrokenRecordError, token_ids
-
-KEY: Final = "MINITRON_STUDENT_KEY"
-"""The variable of the environment that may hold a key."""
 
 _LARGEST: Final = 2**26
 """Bytes of a reply: a thousand answers of a thousand tokens with their log-probabilities."""

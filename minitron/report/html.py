@@ -11,13 +11,13 @@ from minitron.report.bits import bits_section
 from minitron.report.charts import bar_models, called, figures, line_colour, series_style
 from minitron.report.judged import judged_section
 from minitron.report.page import (
-    POLICY,
-    STYLE,
     Cell,
     Markup,
     badge,
     chart,
     class_of,
+    footer,
+    head,
     json_text,
     legend,
     section,
@@ -75,24 +75,13 @@ def to_html(document: Document) -> str:
     title = f"{document['model']['name']} on {device(document)}"
     return "\n".join(
         [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(title)} - Minitron</title>",
-            '<link rel="icon" href="data:,">',
-            f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>",
-            "</head>",
+            *head(title),
             "<body>",
             _header(document, title),
             "<main>",
             *(section for section in sections if section),
             "</main>",
-            f"<footer>Made by Minitron {escape(document['minitron'])}. Self-contained: this page loads "
-            "nothing from the network.</footer>",
+            footer(document["minitron"]),
             f'<script type="application/json" id="figures">{json_text(drawn)}</script>',
             f"<script>{get_plotlyjs()}</script>",
             f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>",

@@ -16,7 +16,7 @@ from minitron import __version__
 from minitron.escapes import html as escape
 from minitron.escapes import visible
 from minitron.files import write_text
-from minitron.report.page import POLICY, STYLE, Cell, badge, section, table
+from minitron.report.page import Cell, badge, footer, head, section, table
 from minitron.report.text import Document
 
 OUTCOMES: Final = ("wins", "ties", "losses", "broken")
@@ -153,24 +153,13 @@ def write_page(path: Path, judged: Mapping[str, Any]) -> None:
     """Write the section as a page of its own."""
     title = f"{judged['student']} against {judged['teacher']}"
     page = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{escape(visible(title))} - Minitron</title>",
-        '<link rel="icon" href="data:,">',
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>",
-        "</head>",
+        *head(visible(title)),
         "<body>",
         f'<header>\n<p class="eyebrow">Minitron judge</p>\n<h1>{escape(visible(title))}</h1>\n</header>',
         "<main>",
         judged_section({"judged": judged}),
         "</main>",
-        f"<footer>Made by Minitron {escape(__version__)}. Self-contained: this page loads nothing from the network."
-        "</footer>",
+        footer(__version__),
         "</body>",
         "</html>",
         "",

@@ -17,6 +17,29 @@ POLICY: Final = (
 )
 
 
+def head(title: str) -> list[str]:
+    """The beginning of a page, up to its body; `title` is text."""
+    return [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{escape(title)} - Minitron</title>",
+        '<link rel="icon" href="data:,">',
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>",
+        "</head>",
+    ]
+
+
+def footer(version: str) -> str:
+    """What stands under every page; `version` is that of the Minitron that made it."""
+    told = "Self-contained: this page loads nothing from the network."
+    return f"<footer>Made by Minitron {escape(version)}. {told}</footer>"
+
+
 def json_text(value: Any) -> str:
     """JSON that no HTML parser ends early: no `<` or `&` stands in it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))

@@ -12,7 +12,8 @@ from completions_server import Choice, Completions, serving
 from distilling import CPU, RECIPE
 
 from cli.app import run
-from distill.policy.endpoint import KEY, EndpointAnswers, EndpointError
+from distill.policy import KEY
+from distill.policy.endpoint import EndpointAnswers, EndpointError
 from distill.policy.generation import LocalAnswers
 from distill.run.distillation import Distillation
 from distill.run.train import distill
