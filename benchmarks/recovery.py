@@ -14,6 +14,8 @@ of the work folder: a run that was stopped goes on.  The table goes into benchma
 
 import argparse
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from math import inf
@@ -22,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rival import rival_choice
 from search import SEQUENCE_LENGTH, WORKLOAD, Bench, bench_options, tokens_to_reach
 from smollm2 import write_section
 
@@ -72,16 +75,20 @@ class Recovery(Bench):
         prune(self.options.model, replace(plan, weights=weights_of(self.options.model)), folder)
 
     def rival(self, percent: int) -> Path | None:
-        """The leading tool's choice, cut as it does; None where it is not known."""
+        """The leading tool's choice, cut as it does; None where it is not known and --rival does not ask for its procedure."""
         points = read_json(CHOICES)["points"]
         known = [
             point
             for point in points
             if point["model"] == self.options.peer and point["fewer_parameters_percent"] == percent
         ]
-        if not known:
+        if not known and not self.options.rival:
             return None
         folder: Path = self.work / f"rival-{percent}"
+        if not folder.exists() and not known:
+            scores, budget = self.scores(0, rival=True), self.budget(percent)
+            _, plan, _ = rival_choice(self.trials("rival"), scores, WORKLOAD, budget, self.lattice)
+            self.prune(plan, folder)
         if not folder.exists():
             (point,), scores = known, self.scores(0, rival=True)
             sizes = {key: size for key, size in point["sizes"].items() if key in self.spec.keys}
@@ -113,7 +120,7 @@ class Recovery(Bench):
             asked = Distillation(
                 *(student, self.teacher_folder, options.training or options.data, output),
                 validation=options.text,
-                device="cpu",
+                device=self.options.device,
                 overwrite=True,
             )
             result = distill(asked, Recipe.of(fields | way))
@@ -127,6 +134,21 @@ class Recovery(Bench):
             return float(way["learning_rate"]) if way["learning_rate"] != AUTO else AUTO
         rates = [float(rate) for rate in self.options.rates.split(",")]
         return min(rates, key=lambda rate: self.curve(student, name, way, rate, self.seeds[0])[-1]["kl"])
+
+    def ahead(self, percents: list[int]) -> None:
+        """Make all students, then run all curves that the rows may ask for in --jobs processes at a time."""
+        students = [(self.student(percent), list(self.ways)) for percent in percents]
+        students += [(rival, [PLAIN]) for percent in percents if (rival := self.rival(percent)) is not None]
+        rates = [float(rate) for rate in self.options.rates.split(",")]
+        jobs = [
+            (self.options, student, name, rate, seed)
+            for seed in self.seeds
+            for student, names in students
+            for name in names
+            for rate in ([self.ways[name]["learning_rate"]] if "learning_rate" in self.ways[name] else rates)
+        ]
+        with ProcessPoolExecutor(self.options.jobs, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_one_curve, *zip(*jobs, strict=True)))
 
     @property
     def seeds(self) -> list[int]:
@@ -146,6 +168,12 @@ class Recovery(Bench):
             curves = [self.curve(rival, PLAIN, way, rate, seed) for seed in self.seeds]
             row["rival"] = {"cut": read_json(self.work / f"cut-{rival.name}.json"), "rate": rate, "curves": curves}
         return row
+
+
+def _one_curve(options: argparse.Namespace, student: Path, name: str, rate: float | str, seed: int) -> None:
+    torch.set_num_threads(1)
+    bench = Recovery(options)
+    bench.curve(student, name, bench.ways[name], rate, seed)
 
 
 def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
@@ -172,7 +200,7 @@ def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
     lines += [
         "",
         f"`{options.model.name}`, {options.tokens:,} tokens in steps of {options.batch_tokens:,}, sequences of "
-        f"{SEQUENCE_LENGTH}, fp32; the learning rate of each is the best of {options.rates} at the first seed, unless "
+        f"{SEQUENCE_LENGTH}, fp32 on {options.device}; the learning rate of each is the best of {options.rates} at the first seed, unless "
         f"it names its own. KL to the parent in nats on {bench.heldout.size:,} held-out tokens, of the weights in "
         f"training; ratios are medians over seeds {options.seeds} of the order of the text.",
         "",
@@ -226,11 +254,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     recovery_options(parser, TITLE)
     parser.add_argument("--peer", default="the built-in model", help=f"the model's name in {CHOICES.name}")
+    parser.add_argument("--rival", action="store_true", help="where it has no such model, the leading tool's procedure")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    bench = Recovery(options)
-    rows = [bench.row(int(percent)) for percent in options.points.split(",")]
+    bench, percents = Recovery(options), [int(percent) for percent in options.points.split(",")]
+    if options.jobs > 1:
+        bench.ahead(percents)
+    rows = [bench.row(percent) for percent in percents]
     text = section(bench, rows, options.title)
     write_section(options.results, text)
     print(text)

@@ -84,7 +84,7 @@ class Bench:
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.options.model, dtype=torch.float32, device=torch.device("cpu"))
+        return load_model(self.options.model, dtype=torch.float32, device=torch.device(self.options.device))
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -226,6 +226,7 @@ class Bench:
                     training,
                     self.work / f"distilled-{name}",
                     validation=options.text,
+                    device=options.device,
                     overwrite=True,
                 ),
                 recipe,
@@ -335,6 +336,7 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most", type=pair(float), action="append", default=[], metavar="KEY=SHARE")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
 
 

@@ -7,7 +7,7 @@
 All train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
 tokens a step, in one pass and in others on request; the teacher is in bf16.  Each runs in a process of its own; a
 step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included,
-above what it had before them.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights,
+above what it had before them; with --device cuda that of torch.cuda's tensors.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights,
 with the tokenizer of the folder given.
 """
 
@@ -41,7 +41,13 @@ from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SEQUENCE_LENGTH = 512
-CPU = torch.device("cpu")
+
+
+def _now() -> float:
+    """The time when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Clock(TrainerCallback):
@@ -51,10 +57,10 @@ class Clock(TrainerCallback):
         self.times: list[float] = []
 
     def on_train_begin(self, *given: Any, **named: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(_now())
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(_now())
 
 
 class Plain(HuggingFaceTrainer):
@@ -85,7 +91,7 @@ def _arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         "gradient_accumulation_steps": options.batch // options.micro,
         "max_steps": options.steps,
         "bf16": True,
-        "use_cpu": True,
+        "use_cpu": options.device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
         "logging_strategy": "no",
@@ -108,13 +114,13 @@ def ours(options: argparse.Namespace, folder: str) -> list[float]:
         compile="--compile" in options.way,
         validation_sequences=1,
     )
-    student = load_model(options.student, dtype=torch.float32, device=CPU)
-    teacher = load_model(options.model, dtype=torch.bfloat16, device=CPU)
+    student = load_model(options.student, dtype=torch.float32, device=torch.device(options.device))
+    teacher = load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device))
     trainer = Trainer(student, teacher, text, recipe, Work(Path(folder)), Processes())
-    times = [time.perf_counter()]
+    times = [_now()]
     for _ in range(options.steps):
         trainer.train_step()
-        times.append(time.perf_counter())
+        times.append(_now())
     return _differences(times)
 
 
@@ -123,12 +129,12 @@ def plain(options: argparse.Namespace, folder: str) -> list[float]:
     rows = [{"input_ids": ids, "labels": ids} for ids in _sequences(options)]
     clock = Clock()
     trainer = Plain(
-        load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
+        load_model(options.student, dtype=torch.float32, device=torch.device(options.device)).requires_grad_(True),
         TrainingArguments(**_arguments(options, folder)),
         train_dataset=rows,  # type: ignore[arg-type]
         callbacks=[clock],
     )
-    trainer.teacher = load_model(options.model, dtype=torch.bfloat16, device=CPU)
+    trainer.teacher = load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device))
     trainer.train()
     return _differences(clock.times)
 
@@ -154,8 +160,10 @@ def gkd(options: argparse.Namespace, folder: str) -> list[float]:
     clock = Clock()
     rows = [{"input_ids": ids, "messages": [{"role": "user", "content": ""}]} for ids in _sequences(options)]
     trainer = GKDTrainer(
-        model=load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
-        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=CPU),
+        model=load_model(options.student, dtype=torch.float32, device=torch.device(options.device)).requires_grad_(
+            True
+        ),
+        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device)),
         args=GKDConfig(
             **_arguments(options, folder),
             lmbda=0.0,
@@ -180,7 +188,7 @@ def off_policy(options: argparse.Namespace, folder: str) -> list[float]:
 
     class OffPolicy(DistillationTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-            ids = torch.tensor([row["input_ids"] for row in inputs])
+            ids = torch.tensor([row["input_ids"] for row in inputs], device=options.device)
             prompt, completion = ids[:, :1], ids[:, 1:]
             return {
                 "prompt_ids": prompt,
@@ -194,8 +202,10 @@ def off_policy(options: argparse.Namespace, folder: str) -> list[float]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     clock = Clock()
     trainer = OffPolicy(
-        model=load_model(options.student, dtype=torch.float32, device=CPU).requires_grad_(True),
-        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=CPU),
+        model=load_model(options.student, dtype=torch.float32, device=torch.device(options.device)).requires_grad_(
+            True
+        ),
+        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device)),
         args=DistillationConfig(**_arguments(options, folder), beta=0.0),
         train_dataset=Dataset.from_list([{"input_ids": ids, "prompt": ""} for ids in _sequences(options)]),
         processing_class=tokenizer,
@@ -209,8 +219,11 @@ def losses_apart(options: argparse.Namespace) -> float:
     """How far TRL's chunked loss and ours are apart, of its own, on the same states in fp32."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    ids = torch.tensor(_sequences(options)[:1])
-    models = [load_model(folder, dtype=torch.float32, device=CPU) for folder in (options.student, options.model)]
+    ids = torch.tensor(_sequences(options)[:1], device=options.device)
+    models = [
+        load_model(folder, dtype=torch.float32, device=torch.device(options.device))
+        for folder in (options.student, options.model)
+    ]
     with torch.no_grad():
         mine, theirs = (hidden_states(model, ids) for model in models)
         heads = [model.get_output_embeddings().weight.detach() for model in models]
@@ -234,6 +247,11 @@ def _differences(times: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
+def _peak(device: str) -> int:
+    """Bytes at the highest point until now: of the process on a CPU, of tensors on a GPU."""
+    return torch.cuda.max_memory_allocated() if device != "cpu" else _resident("VmHWM")
+
+
 def _resident(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 2**10
@@ -242,7 +260,7 @@ def _resident(name: str) -> int:
 def run(way: str, micro: int, options: argparse.Namespace) -> dict[str, float]:
     """Seconds a step and peak memory, in a process of its own."""
     command = [sys.executable, __file__, "--way", way, "--micro", str(micro)]
-    for name in ("name", "model", "student", "data", "steps", "tokens"):
+    for name in ("name", "model", "student", "data", "steps", "tokens", "device"):
         command += [f"--{name}", str(getattr(options, name))]
     found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return dict(json.loads(found.splitlines()[-1]))
@@ -266,7 +284,7 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             *rows,
             "",
             f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
-            f"fp32 weights, a teacher in bf16, one thread; medians of {options.steps - 1} steps. On the same states in "
+            f"fp32 weights, a teacher in bf16, on {options.device}; medians of {options.steps - 1} steps. On the same states in "
             f"fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it apart.",
             "",
         ]
@@ -297,6 +315,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--micro", type=int)
     parser.add_argument("--passes", type=int, nargs="*", default=[], help="sequences a pass, beside all of a step's")
@@ -306,10 +325,10 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     if options.way:
-        before = _resident("VmRSS")
+        before = _resident("VmRSS") if options.device == "cpu" else 0
         with tempfile.TemporaryDirectory() as folder:
             times = WAYS[options.way](options, folder)
-        print(json.dumps({"seconds": median(times[1:]), "peak": _resident("VmHWM") - before}))
+        print(json.dumps({"seconds": median(times[1:]), "peak": _peak(options.device) - before}))
         return
     if options.hybrid:
         options.model = make_hybrid(options.work / "parent", options.hybrid, 2048)
