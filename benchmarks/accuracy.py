@@ -84,8 +84,8 @@ def section(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> st
         "",
         f"`{options.student.name}` of `{options.model.name}`; distilled with `minitron distill --batch-tokens "
         f"{options.batch_tokens} --learning-rate {options.rate} {options.options}`".rstrip()
-        + f" on {', '.join(path.name for path in options.data)}, {options.device}; texts: {options.samples} sequences of "
-        f"{SEQUENCE_LENGTH} tokens; accuracies by lm-eval, length-normalised.",
+        + f" on {', '.join(path.name for path in options.data)}, {options.device}; texts: {options.samples} sequences "
+        f"of {SEQUENCE_LENGTH} tokens; accuracies by lm-eval, length-normalised.",
         "",
     ]
     return "\n".join(lines)

@@ -75,7 +75,7 @@ class Recovery(Bench):
         prune(self.options.model, replace(plan, weights=weights_of(self.options.model)), folder)
 
     def rival(self, percent: int) -> Path | None:
-        """The leading tool's choice, cut as it does; None where it is not known and --rival does not ask for its procedure."""
+        """The leading tool's choice, cut as it does; None where it is not known and its procedure not asked for."""
         points = read_json(CHOICES)["points"]
         known = [
             point
@@ -200,8 +200,8 @@ def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
     lines += [
         "",
         f"`{options.model.name}`, {options.tokens:,} tokens in steps of {options.batch_tokens:,}, sequences of "
-        f"{SEQUENCE_LENGTH}, fp32 on {options.device}; the learning rate of each is the best of {options.rates} at the first seed, unless "
-        f"it names its own. KL to the parent in nats on {bench.heldout.size:,} held-out tokens, of the weights in "
+        f"{SEQUENCE_LENGTH}, fp32 on {options.device}; the learning rate of each is the best of {options.rates} at the "
+        f"first seed, unless it names its own. KL to the parent in nats on {bench.heldout.size:,} held-out tokens, of the weights in "
         f"training; ratios are medians over seeds {options.seeds} of the order of the text.",
         "",
         *(f"- {name}: `{json.dumps(way)}`" for name, way in bench.ways.items()),

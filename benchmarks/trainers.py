@@ -7,8 +7,8 @@
 All train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
 tokens a step, in one pass and in others on request; the teacher is in bf16.  Each runs in a process of its own; a
 step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included,
-above what it had before them; with --device cuda that of torch.cuda's tensors.  --hybrid makes a pair of small hybrids with a vocabulary of 131,072 and random weights,
-with the tokenizer of the folder given.
+above what it had before them; with --device cuda that of torch.cuda's tensors.  --hybrid makes a pair of small hybrids
+with a vocabulary of 131,072 and random weights, with the tokenizer of the folder given.
 """
 
 import argparse
@@ -284,8 +284,9 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             *rows,
             "",
             f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
-            f"fp32 weights, a teacher in bf16, on {options.device}; medians of {options.steps - 1} steps. On the same states in "
-            f"fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it apart.",
+            f"fp32 weights, a teacher in bf16, on {options.device}; medians of {options.steps - 1} steps. On the same "
+            f"states in fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it "
+            f"apart.",
             "",
         ]
     )
