@@ -226,14 +226,15 @@ class _Run:
     ) -> dict[str, Any]:
         """Find out what errors in the outputs of linears do, where the estimator asks for that; gives what the scores
         say of it.  Hidden states on the way are in `folder`."""
-        sites = findings.weighed_sites
-        if not sites:
+        sites, stream = findings.weighed_sites, findings.weighs_stream
+        if not (sites or stream):
             return {}
         findings.outputs, samples = output_moments(
             source,
             sites,
             self.blocks,
             findings.totals,
+            stream=stream,
             batch_size=self.options.batch_size,
             seed=self.options.seed,
             folder=folder,

@@ -21,11 +21,14 @@ from importance.score.fisher import Outputs
 from importance.score.moments import Moments
 from importance.score.observe import block_influence, energy, importance, observing
 from importance.score.state_size import STATE, observing_states, state_scores, state_sites
+from importance.score.stream_directions import forget_stream
 from importance.score.surgeon import surgeon_scores
 from importance.score.totals import Array, Totals
 from minitron.arrays import store
 from minitron.cut.refit import InputSite
+from minitron.cut.rotation import unrotatable
 from minitron.cut.scores import Key, Scores
+from minitron.model.axes import HIDDEN
 from minitron.model.spec import ModelSpec
 
 
@@ -64,6 +67,12 @@ class CalibrationPass:
         return tuple(
             site for site in sites if site.key[0] in self.spec.sizes and self.estimator.of(site.key[0]).weighs_outputs
         )
+
+    @property
+    def weighs_stream(self) -> bool:
+        """Whether directions of the residual stream count by what errors in them do, too."""
+        turned = not self.spec.is_tied and unrotatable(self.spec) is None
+        return turned and self.estimator.of(HIDDEN).weighs_outputs
 
     @property
     def judges_states(self) -> bool:
@@ -140,7 +149,7 @@ class CalibrationPass:
             self.spec.fingerprint,
             data,
             {**settings, PARTS: seconds},
-            covariance(self.totals) | self._covariance,
+            covariance(self.totals) | forget_stream(self.totals) | self._covariance,
             self._ridges,
             self._bases,
         )

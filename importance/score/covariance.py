@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from importance.score.clock import COVARIANCE
-from importance.score.totals import Array, Totals
+from importance.score.totals import Array, Totals, wide
 from minitron.cut.rotation import norms_read, reads_stream
 from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM
@@ -44,7 +44,7 @@ def observing_covariance(model: PreTrainedModel, spec: ModelSpec, totals: Totals
     Weights are read while the norm runs."""
     stride = max(STRIDE, tokens // (TOKENS_A_CHANNEL * spec.sizes[HIDDEN]))
     with ExitStack() as undo:
-        for norm in _norms(spec):
+        for norm in stream_norms(spec):
             module = model.get_submodule(norm_module(norm.rule, norm.layer))
             undo.callback(module.register_forward_hook(_see(model, spec, totals, norm, stride)).remove)
         yield
@@ -57,7 +57,7 @@ def covariance(totals: Totals) -> dict[Key, Array]:
 
 
 @dataclass(frozen=True)
-class _Norm:
+class StreamNorm:
     """A norm of the residual stream and what reads it."""
 
     rule: Rule
@@ -67,7 +67,7 @@ class _Norm:
     """The linears that read it."""
 
 
-def _norms(spec: ModelSpec) -> list[_Norm]:
+def stream_norms(spec: ModelSpec) -> list[StreamNorm]:
     """Every norm through which the stream is read."""
     found = []
     places: list[tuple[str, int | None]] = [("model", None), *((kind, at) for at, kind in enumerate(spec.layers))]
@@ -76,35 +76,42 @@ def _norms(spec: ModelSpec) -> list[_Norm]:
         readers = norms_read(rules)
         for rule in rules:
             if reads_stream(rule):
-                found.append(_Norm(rule, layer, tuple(one for one, read in readers.items() if rule in read)))
+                found.append(StreamNorm(rule, layer, tuple(one for one, read in readers.items() if rule in read)))
     return found
 
 
-def _see(model: PreTrainedModel, spec: ModelSpec, totals: Totals, norm: _Norm, stride: int) -> Any:
+def _see(model: PreTrainedModel, spec: ModelSpec, totals: Totals, norm: StreamNorm, stride: int) -> Any:
     weight: list[float] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         with torch.no_grad(), totals.clock.part(COVARIANCE):
             if not weight:
                 weight.append(_sensitivity(model, spec, norm))
-            states = args[0].flatten(0, -2)[::stride]
-            states = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
-            scale = states.square().mean(-1, keepdim=True).clamp_min_(torch.finfo(states.dtype).tiny).rsqrt_()
-            states = states * scale
+            states = normalised(args[0].flatten(0, -2)[::stride])
             totals.add(("covariance", STREAM), (states.T @ states) * weight[0])
             totals.add(("weight", STREAM), torch.tensor(len(states) * weight[0], dtype=torch.float64))
 
     return hook
 
 
-def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: _Norm) -> float:
-    """||W diag(g)||_F over all linears that read a norm, of experts by the share of tokens that use one."""
+def normalised(states: Tensor) -> Tensor:
+    """[N, H]: x / rms(x), in fp32 or better."""
+    states = states.to(wide(states))
+    scale: Tensor = states.square().mean(-1, keepdim=True).clamp_min_(torch.finfo(states.dtype).tiny).rsqrt_()
+    return states * scale
+
+
+def gain_of(model: PreTrainedModel, norm: StreamNorm) -> Tensor:
+    """[H]: what a norm multiplies by, in float64."""
     assert norm.rule.norm is not None
     module = model.get_submodule(module_name(norm.rule, norm.layer))
     gain = module.get_parameter(parameter_name(norm.rule, norm.layer)).double()
-    if norm.rule.norm.offset:
-        gain = gain + norm.rule.norm.offset
-    squares = 0.0
+    return gain + norm.rule.norm.offset if norm.rule.norm.offset else gain
+
+
+def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: StreamNorm) -> float:
+    """||W diag(g)||_F over all linears that read a norm, of experts by the share of tokens that use one."""
+    gain, squares = gain_of(model, norm), 0.0
     for rule in norm.readers:
         share = spec.share_routed(norm.layer) if rule.per_expert else 1.0
         squares += float(gain.square() @ _squares(weight_of(model, spec, rule, norm.layer))) * share

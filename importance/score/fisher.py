@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from importance.score.clock import OUTPUTS
 from importance.score.depth import CHUNK_LOGITS
 from importance.score.moments import LARGEST
+from importance.score.stream_directions import observing_stream
 from importance.score.totals import Totals, wide
 from minitron.arrays import spread, store
 from minitron.cut.refit import InputSite
@@ -75,6 +76,7 @@ def output_moments(
     blocks: NDArray[np.int64],
     totals: Totals,
     *,
+    stream: bool = False,
     batch_size: int = 1,
     seed: int = 0,
     folder: Path | None = None,
@@ -82,13 +84,14 @@ def output_moments(
     progress: Progress = silent,
 ) -> tuple[Outputs, int]:
     """What errors in the outputs of the linears `sites` do, by some of the sequences `blocks` [S, T], and how many of
-    them those are; `totals` holds the sums on the way.
+    them those are; `totals` holds the sums on the way, and with `stream` those of the residual stream in the end
+    (importance.score.stream_directions).
 
     A model in memory takes a batch at a time through all its layers, another one all batches through a layer at a time:
     what goes into each layer is kept meanwhile, in memory or in `folder` on disk.  The numbers are the same.  The
     moments stay in memory or are mapped from files in `results`.  `seed` is that of the signs."""
     some = blocks[spread(len(blocks), max(1, TOKENS // blocks.shape[1]))]
-    walk = _Return(source, tuple(sites), totals, batch_size, results, torch.Generator().manual_seed(seed))
+    walk = _Return(source, tuple(sites), stream, totals, batch_size, results, torch.Generator().manual_seed(seed))
     count = 2 * len(source.spec.layers)
     with totals.clock.part(OUTPUTS), progress("Weighing outputs", float(some.size * count), "tokens") as advance:
         if isinstance(source, InMemory):
@@ -108,12 +111,13 @@ class _Return:
         self,
         source: PartByPart,
         sites: tuple[InputSite, ...],
+        stream: bool,
         totals: Totals,
         batch_size: int,
         results: Path | None,
         chance: torch.Generator,
     ) -> None:
-        self.source, self.sites, self.totals = source, sites, totals
+        self.source, self.sites, self.stream, self.totals = source, sites, stream, totals
         self.batch_size, self.results, self.chance = batch_size, results, chance
         self.found: Outputs = {}
 
@@ -152,7 +156,7 @@ class _Return:
 
     def _enter(self, head: OutputLayer, norm: nn.Module, states: Tensor) -> Tensor:
         """[B, T, H]: the gradient by what the last layer made."""
-        with torch.enable_grad():
+        with torch.enable_grad(), self._observing(None):
             states = states.requires_grad_()
             normed = norm(states)
             rows = normed.detach().flatten(0, 1)
@@ -169,9 +173,11 @@ class _Return:
         return found
 
     @contextmanager
-    def _observing(self, layer: int) -> Iterator[None]:
+    def _observing(self, layer: int | None) -> Iterator[None]:
         with ExitStack() as undo:
-            for site in self._of(layer):
+            if self.stream:
+                undo.enter_context(observing_stream(self.source.model, self.source.spec, self.totals, layer))
+            for site in () if layer is None else self._of(layer):
                 module = self.source.model.get_submodule(module_name(site.rule, layer))
                 undo.callback(module.register_forward_hook(self._hook(site)).remove)
             yield

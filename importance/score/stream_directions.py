@@ -1,0 +1,88 @@
+"""Directions of the residual stream by what they carry and by what an error in them does.
+
+An error e in the normalised stream at norm n costs e^T F_n e / 2 (importance.score.fisher), and leaving a direction out
+makes an error of what it carries, the second moment C_n.  One basis serves all norms: C = sum over n of tr(F_n) C_n and
+F = sum over n of F_n.  Where both have the same eigenvectors, leaving out direction i costs c_i f_i, the square of its
+eigenvalue in the geometric mean C # F = C^(1/2) (C^(-1/2) F C^(-1/2))^(1/2) C^(1/2) (Bhatia 2007, Positive Definite
+Matrices, equation 4.10), which is taken where they do not.
+
+Shape letters: N tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from importance.score.covariance import StreamNorm, gain_of, normalised, stream_norms
+from importance.score.totals import Array, Totals
+from minitron.cut.selection import STREAM
+from minitron.model.spec import ModelSpec
+from minitron.model.tensor_map import norm_module
+
+FLOOR: Final = 1e-6
+"""Eigenvalues below this share of the largest are noise, and the mean needs matrices that have an inverse."""
+
+CARRIED: Final = ("stream", "carried")
+HARM: Final = ("stream", "harm")
+
+
+@contextmanager
+def observing_stream(model: PreTrainedModel, spec: ModelSpec, totals: Totals, layer: int | None) -> Iterator[None]:
+    """Until the block ends, gradients that come back to the norms of `layer` (of the model where that is None) add to
+    `totals` what `directions` makes a matrix of."""
+    with ExitStack() as undo:
+        for norm in stream_norms(spec):
+            if norm.layer == layer:
+                module = model.get_submodule(norm_module(norm.rule, norm.layer))
+                undo.callback(module.register_forward_hook(_see(model, totals, norm)).remove)
+        yield
+
+
+def _see(model: PreTrainedModel, totals: Totals, norm: StreamNorm) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        states = normalised(args[0].detach().flatten(0, -2))
+
+        def back(gradient: Tensor) -> None:
+            rows = gradient.flatten(0, -2).to(states.dtype) * gain_of(model, norm).to(states)
+            totals.add(HARM, rows.T @ rows)
+            # A batch's own weight in the place of the whole text's: no norm's matrix need be kept.
+            weight = rows.square().sum() / len(rows)
+            totals.add(CARRIED, (states.T @ states) * weight)
+
+        output.register_hook(back)  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+def directions(totals: Totals) -> Array:
+    """[H, H]: the square of C # F, whose eigenvalues say what leaving a direction out costs, scaled to a trace of H."""
+    carried, harm = totals[CARRIED], totals[HARM]
+    root, inverse = _powers(carried)
+    inner, _ = _powers(inverse @ harm @ inverse)
+    mean = root @ inner @ root
+    found = mean @ mean
+    found = (found + found.T) / 2
+    return np.asarray(found * (len(found) / np.trace(found)))
+
+
+def _powers(matrix: Array) -> tuple[Array, Array]:
+    """The symmetric square root, and its inverse."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    values = np.sqrt(np.maximum(values, FLOOR * max(float(values.max()), np.finfo(np.float64).tiny)))
+    return np.asarray((vectors * values) @ vectors.T), np.asarray((vectors / values) @ vectors.T)
+
+
+def forget_stream(totals: Totals) -> dict[Any, Array]:
+    """(axis, None) -> the matrix of `directions`, and its sums are let go; empty where nothing was seen."""
+    if CARRIED not in totals.sums:
+        return {}
+    found = {STREAM: directions(totals)}
+    for name in (CARRIED, HARM):
+        totals.forget(name)
+    return found
