@@ -201,8 +201,8 @@ def section(bench: Recovery, rows: list[dict[str, Any]], title: str) -> str:
         "",
         f"`{options.model.name}`, {options.tokens:,} tokens in steps of {options.batch_tokens:,}, sequences of "
         f"{SEQUENCE_LENGTH}, fp32 on {options.device}; the learning rate of each is the best of {options.rates} at the "
-        f"first seed, unless it names its own. KL to the parent in nats on {bench.heldout.size:,} held-out tokens, of the weights in "
-        f"training; ratios are medians over seeds {options.seeds} of the order of the text.",
+        f"first seed, unless it names its own. KL to the parent in nats on {bench.heldout.size:,} held-out tokens, of "
+        f"the weights in training; ratios are medians over seeds {options.seeds} of the order of the text.",
         "",
         *(f"- {name}: `{json.dumps(way)}`" for name, way in bench.ways.items()),
         "",

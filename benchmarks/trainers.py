@@ -285,8 +285,8 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             "",
             f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
             f"fp32 weights, a teacher in bf16, on {options.device}; medians of {options.steps - 1} steps. On the same "
-            f"states in fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it "
-            f"apart.",
+            f"states in fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} "
+            "of it apart.",
             "",
         ]
     )

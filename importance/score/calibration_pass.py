@@ -21,7 +21,7 @@ from importance.score.fisher import Outputs
 from importance.score.moments import Moments
 from importance.score.observe import block_influence, energy, importance, observing
 from importance.score.state_size import STATE, observing_states, state_scores, state_sites
-from importance.score.stream_directions import forget_stream
+from importance.score.stream_directions import turned
 from importance.score.surgeon import surgeon_scores
 from importance.score.totals import Array, Totals
 from minitron.arrays import store
@@ -149,7 +149,7 @@ class CalibrationPass:
             self.spec.fingerprint,
             data,
             {**settings, PARTS: seconds},
-            covariance(self.totals) | forget_stream(self.totals) | self._covariance,
+            turned(self.totals, covariance(self.totals)) | self._covariance,
             self._ridges,
             self._bases,
         )

@@ -106,7 +106,8 @@ def gain_of(model: PreTrainedModel, norm: StreamNorm) -> Tensor:
     assert norm.rule.norm is not None
     module = model.get_submodule(module_name(norm.rule, norm.layer))
     gain = module.get_parameter(parameter_name(norm.rule, norm.layer)).double()
-    return gain + norm.rule.norm.offset if norm.rule.norm.offset else gain
+    found: Tensor = gain + norm.rule.norm.offset if norm.rule.norm.offset else gain
+    return found
 
 
 def _sensitivity(model: PreTrainedModel, spec: ModelSpec, norm: StreamNorm) -> float:

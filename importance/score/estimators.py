@@ -292,7 +292,8 @@ ESTIMATORS: Final[dict[str, Estimator]] = {
     "fisher": Estimator(
         {"mean_absolute": MEAN_ABSOLUTE},
         activation,
-        summary="`surgeon`, the errors of a linear's outputs weighted by their Fisher matrix (needs a backward pass)",
+        summary="`surgeon`, errors of a linear's outputs weighted by their Fisher matrix, and directions of the stream "
+        "by theirs (needs a backward pass)",
         source="K-FAC, arXiv 1503.05671; Optimal Brain Surgeon",
         surgeon=True,
         weighs_outputs=True,

@@ -4,7 +4,10 @@ An error e in the normalised stream at norm n costs e^T F_n e / 2 (importance.sc
 makes an error of what it carries, the second moment C_n.  One basis serves all norms: C = sum over n of tr(F_n) C_n and
 F = sum over n of F_n.  Where both have the same eigenvectors, leaving out direction i costs c_i f_i, the square of its
 eigenvalue in the geometric mean C # F = C^(1/2) (C^(-1/2) F C^(-1/2))^(1/2) C^(1/2) (Bhatia 2007, Positive Definite
-Matrices, equation 4.10), which is taken where they do not.
+Matrices, equation 4.10), whose eigenvectors are taken where they do not.
+
+What a cut of the stream is worth beside other cuts is told by the energies of the covariance alone, as without
+gradients: the eigenvalues of C # F promise more than a cut keeps (benchmarks/RESULTS.md).
 
 Shape letters: N tokens, H hidden.
 """
@@ -21,6 +24,7 @@ from transformers import PreTrainedModel
 
 from importance.score.covariance import StreamNorm, gain_of, normalised, stream_norms
 from importance.score.totals import Array, Totals
+from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import norm_module
@@ -60,15 +64,16 @@ def _see(model: PreTrainedModel, totals: Totals, norm: StreamNorm) -> Any:
     return hook
 
 
-def directions(totals: Totals) -> Array:
-    """[H, H]: the square of C # F, whose eigenvalues say what leaving a direction out costs, scaled to a trace of H."""
+def directions(totals: Totals, covariance: Array) -> Array:
+    """[H, H]: the eigenvectors of C # F, the costliest first, with the energies of `covariance` [H, H], the largest
+    first."""
     carried, harm = totals[CARRIED], totals[HARM]
     root, inverse = _powers(carried)
     inner, _ = _powers(inverse @ harm @ inverse)
     mean = root @ inner @ root
-    found = mean @ mean
-    found = (found + found.T) / 2
-    return np.asarray(found * (len(found) / np.trace(found)))
+    vectors = np.linalg.eigh((mean + mean.T) / 2)[1]
+    found = (vectors * np.linalg.eigvalsh(covariance)) @ vectors.T
+    return np.asarray((found + found.T) / 2)
 
 
 def _powers(matrix: Array) -> tuple[Array, Array]:
@@ -78,11 +83,11 @@ def _powers(matrix: Array) -> tuple[Array, Array]:
     return np.asarray((vectors * values) @ vectors.T), np.asarray((vectors / values) @ vectors.T)
 
 
-def forget_stream(totals: Totals) -> dict[Any, Array]:
-    """(axis, None) -> the matrix of `directions`, and its sums are let go; empty where nothing was seen."""
-    if CARRIED not in totals.sums:
-        return {}
-    found = {STREAM: directions(totals)}
+def turned(totals: Totals, found: dict[Key, Array]) -> dict[Key, Array]:
+    """`found`, the covariances by key, with that of the stream in its costliest directions where they were observed;
+    the sums are let go."""
+    if CARRIED in totals.sums:
+        found = found | {STREAM: directions(totals, found[STREAM])}
     for name in (CARRIED, HARM):
         totals.forget(name)
     return found

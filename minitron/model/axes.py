@@ -173,9 +173,8 @@ class Axis:
     """Whether its indices are scored one by one by what passes into the linear whose inputs they are."""
 
     estimator: str = "activation"
-    """The name in ESTIMATORS of what measured best for it (benchmarks/estimators.py); `activation` where no second
-    moments are taken.  Of those that need a backward pass `fisher` alone, and for the stream, whose one matrix is worth
-    it."""
+    """The name in ESTIMATORS of what measured best for it of all that need no backward pass
+    (benchmarks/estimators.py); `activation` where no second moments are taken."""
 
     split: Split = "whole"
     """What one of several GPUs holds of it."""
@@ -241,7 +240,6 @@ _ROWS: Final = (
         "hidden",
         ("hidden_size",),
         step=Step(128, 8, 0.25, "a dimension of every matmul: full tensor-core tiles; a cut affects all layers"),
-        estimator="fisher",
     ),
     Axis(
         VOCAB,
