@@ -97,5 +97,6 @@ def test_two_processes_ask_together(
         many = json.loads((tmp_path / f"{rank}.json").read_text())
         assert many[0] == alone[0]
         assert [each["birds"]["acc"] for each in many] == pytest.approx(
-            [each["birds"]["acc"] for each in alone], abs=1 / 25 + 1e-9  # one item
+            [each["birds"]["acc"] for each in alone],
+            abs=1 / 25 + 1e-9,  # one item
         )

@@ -331,7 +331,6 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) ->
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_compare_the_same_streams(
     small: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:
