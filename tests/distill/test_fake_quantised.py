@@ -65,7 +65,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model", "ME*"))
+    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model"))
 
 
 @pytest.mark.parametrize("fixture", ["hybrid", "llama"])
