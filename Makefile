@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= passive
 N ?= 1000
 SEED ?= 0
 
-.PHONY: help demo test fuzz kills serve engine check format docs-tables clean
+.PHONY: help demo test test-all fuzz kills serve engine check format docs-tables clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,10 @@ help: ## Show this list
 demo: $(INSTALLED) ## Compress the built-in model to a budget, distil it, compare: some minutes on two cores
 	$(BIN)/minitron demo
 
-test: $(INSTALLED) ## Run the tests, offline, on all cores
+test: $(INSTALLED) ## Run the tests but the slow ones, offline, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## Run all tests, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 fuzz: $(INSTALLED) ## Try N=1000 damaged inputs of SEED=0: one clear sentence for each

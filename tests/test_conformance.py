@@ -4,7 +4,7 @@ Minitron does with a checkpoint.  What is compared with comes from transformers,
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,20 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuts import kill_units, logits, random_scores
+from cuts import kill_units, random_scores
 from family_sizes import FAMILY_SIZES
 from safetensors.torch import load_file
 from tiny_models import save_family
+from transformers import PreTrainedModel
 
 from cli.app import run
 from distill.run.router_load import routers_of
 from distill.teacher.fp8 import fp8_weights
 from distill.teacher.kept import Kept
+from importance.score.calibrate import score_layerwise, score_model
+from importance.score.options import ScoringOptions
 from minitron.cut.in_memory import cut_model
 from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
 from minitron.cut.rotation import unrotatable
-from minitron.cut.scores import Scores, load_scores
+from minitron.cut.scores import Scores
 from minitron.cut.selection import STREAM
 from minitron.errors import MinitronError
 from minitron.measure.quality import measure_quality
@@ -35,6 +38,7 @@ from minitron.memory.workload import Workload
 from minitron.model.axes import ACTIVE, HIDDEN
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.families import FAMILIES, WRAPPERS
+from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model, once
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.model.tensor_map import held
@@ -63,20 +67,37 @@ def name_of(case: tuple[str, int]) -> str:
     return f"{case[0]}-{case[1]}"
 
 
-def on(cases: list[tuple[str, int]]) -> pytest.MarkDecorator:
+def on(cases: Sequence[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("checkpoint", cases, ids=name_of, indirect=True, scope="module")
 
 
 CUTTABLE = [case for case in CASES if case[0] not in UNCUTTABLE]
 cuttable = on(CUTTABLE)
 # What a whole run adds to the tests before it follows from the type: one config each keeps the tests within minutes.
-one_of_each_type = on([case for case in CUTTABLE if case[1] == 0])
+ONE_OF_EACH_TYPE = [case for case in CUTTABLE if case[1] == 0]
+one_of_each_type = on(ONE_OF_EACH_TYPE)
+
+KINDS = {
+    *("llama", "phi3", "cohere", "gemma2", "gemma4_text"),  # dense: plain, stacked, LayerNorm, norms behind, shared KV
+    *("qwen3_moe", "gpt_oss", "deepseek_v3", "flex_olmo"),  # experts: separate, stacked with biases, latent attention
+    *("nemotron_h", "qwen3_next", "lfm2", "kimi_linear"),  # hybrids: Mamba-2, gated deltas, convolutions, decays
+    *("mamba", "falcon_h1", "jamba"),  # a state alone, beside attention, and between its layers
+    *("gemma3", "nemotron_h_omni"),  # inside a model that sees or hears
+}
+"""One type of every kind of layer and of stream: the chain runs on these, and on the others among the slow tests."""
+
+by_chain = on([one if one[0] in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in ONE_OF_EACH_TYPE])
 
 
 @pytest.fixture(scope="module", params=CASES, ids=name_of)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_type, number = request.param
     return save_family(tmp_path_factory.mktemp("family") / model_type, model_type, **FAMILY_SIZES[model_type][number])
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> PreTrainedModel:
+    return load_model(checkpoint, dtype=torch.float32, device=CPU)
 
 
 def free_axes(spec: ModelSpec) -> Iterator[str]:
@@ -121,15 +142,17 @@ def linked(spec: ModelSpec, axis: str) -> list[tuple[str, str]]:
     return found
 
 
-def cuts_of(spec: ModelSpec) -> dict[str, dict[str, int]]:
-    """name -> config key -> size: every axis alone, and all together."""
-    alone = {axis: cut_of(spec, axis) for axis in free_axes(spec)}
-    together: dict[str, int] = {}
-    for sizes in reversed(alone.values()):
-        # What must be equal may leave no room for one more.
-        if is_reached(spec, together | sizes):
-            together |= sizes
-    return alone | {"all": together}
+def cuts_of(spec: ModelSpec) -> list[dict[str, int]]:
+    """config key -> size: all axes together, in as few cuts as what must be equal leaves room for."""
+    found: list[dict[str, int]] = []
+    for axis in reversed([*free_axes(spec)]):
+        sizes = cut_of(spec, axis)
+        place = next((place for place, others in enumerate(found) if is_reached(spec, others | sizes)), None)
+        if place is None:
+            found.append(sizes)
+        else:
+            found[place] |= sizes
+    return found
 
 
 def is_reached(spec: ModelSpec, sizes: dict[str, int]) -> bool:
@@ -149,9 +172,38 @@ def rotated_scores(spec: ModelSpec, scores: Scores, kept_channels: np.ndarray) -
     return replace(scores, covariance={STREAM: covariance})
 
 
-def relative(small: Path, parent: Path) -> float:
-    one, other = logits(small), logits(parent)
-    return float((one - other).norm() / other.norm())
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))).logits
+
+
+def require_lossless(checkpoint: Path, sizes: dict[str, int], folder: Path, *, shallower: bool = False) -> None:
+    """A cut of units that contribute nothing changes nothing, in a file and in memory, and is what was promised; where
+    the stream can be rotated, rotated too."""
+    parent, said = folder / "parent", str(sizes)
+    shutil.copytree(checkpoint, parent)
+    spec = read_spec(parent)
+    layers = tuple(layer for layer in range(len(spec.layers)) if not shallower or layer != 1)
+    energy = kill_units(parent, spec, make_plan(spec, sizes, layers, random_scores(spec)))
+    spec = read_spec(parent)
+    scores = Scores(random_scores(spec).importance, energy, spec.fingerprint, "0" * 64)
+    plan = make_plan(spec, sizes, layers, scores, rotate=False)
+    result = prune(parent, plan, folder / "small")
+    # load_model refuses what is missing, unexpected or of another shape.
+    before, after = (load_model(one, dtype=torch.float32, device=CPU) for one in (parent, folder / "small"))
+    wanted, found = logits_of(before), logits_of(after)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4, said
+    assert result.parameters == plan.parameters == Checkpoint(folder / "small").num_parameters
+    assert after.num_parameters() <= result.parameters
+    # What a search measures in memory is what is written.
+    torch.testing.assert_close(logits_of(cut_model(before, spec, plan)), found, msg=said)
+    if STREAM in plan.keep and not is_unrotatable(spec):
+        turned = rotated_scores(spec, scores, np.asarray(plan.keep[STREAM]))
+        rotated = make_plan(spec, sizes, layers, turned, rotate=True)
+        assert rotated.rotates
+        prune(parent, rotated, folder / "rotated")
+        found = logits_of(load_model(folder / "rotated", dtype=torch.float32, device=CPU))
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-4, f"{said}, rotated"
 
 
 def is_unrotatable(spec: ModelSpec) -> bool:
@@ -163,11 +215,12 @@ def test_every_family_has_tiny_models() -> None:
     assert set(FAMILY_SIZES) == {name for name, family in FAMILIES.items() if not family.blocks} | set(WRAPPERS)
 
 
-def test_every_tensor_is_named_and_counted_and_has_its_place_in_memory(checkpoint: Path) -> None:
+def test_every_tensor_is_named_and_counted_and_has_its_place_in_memory(
+    checkpoint: Path, model: PreTrainedModel
+) -> None:
     spec, on_disk = read_spec(checkpoint), Checkpoint(checkpoint)
     on_disk.check(spec)
     assert spec.parameters().total == on_disk.num_parameters
-    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     state = once(model.state_dict(keep_vars=True))
     assert {one.name: one.shape for one in held(spec)} == {name: tuple(value.shape) for name, value in state.items()}
     # What is in memory is what is on disk, part by part.
@@ -191,33 +244,22 @@ def test_everything_kept_is_the_same_to_the_byte(checkpoint: Path, tmp_path: Pat
 
 @cuttable
 def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Path) -> None:
-    for name, sizes in cuts_of(read_spec(checkpoint)).items():
-        parent = tmp_path / name / "parent"
-        shutil.copytree(checkpoint, parent)
-        spec = read_spec(parent)
-        layers = tuple(range(len(spec.layers)))
-        kept_layers = tuple(layer for layer in layers if layer != 1) if name == "all" and len(layers) > 3 else layers
-        energy = kill_units(parent, spec, make_plan(spec, sizes, kept_layers, random_scores(spec)))
-        spec = read_spec(parent)
-        scores = Scores(random_scores(spec).importance, energy, spec.fingerprint, "0" * 64)
-        plan = make_plan(spec, sizes, kept_layers, scores, rotate=False)
-        result = prune(parent, plan, tmp_path / name / "small")
-        assert relative(tmp_path / name / "small", parent) < 1e-4, name
-        # load_model refuses what is missing, unexpected or of another shape.
-        model = load_model(tmp_path / name / "small", dtype=torch.float32, device=CPU)
-        assert result.parameters == plan.parameters == Checkpoint(tmp_path / name / "small").num_parameters
-        assert model.num_parameters() <= result.parameters
-        # What a search measures in memory is what is written.
-        in_memory = cut_model(load_model(parent, dtype=torch.float32, device=CPU), spec, plan)
-        with torch.no_grad():
-            ids = torch.arange(20)[None] + 3
-            torch.testing.assert_close(in_memory(ids).logits, model(ids).logits, msg=name)
-        if STREAM in plan.keep and not is_unrotatable(spec):
-            turned = rotated_scores(spec, scores, np.asarray(plan.keep[STREAM]))
-            rotated = make_plan(spec, sizes, kept_layers, turned, rotate=True)
-            assert rotated.rotates
-            prune(parent, rotated, tmp_path / name / "rotated")
-            assert relative(tmp_path / name / "rotated", parent) < 1e-4, f"{name}, rotated"
+    spec = read_spec(checkpoint)
+    cuts = cuts_of(spec)
+    for number, sizes in enumerate(cuts):
+        shallower = number == 0 and len(spec.layers) > 3
+        require_lossless(checkpoint, sizes, tmp_path / str(number), shallower=shallower)
+    for axis in free_axes(spec):
+        key = spec.key(axis)
+        assert any(sizes.get(key, spec.sizes[axis]) < spec.sizes[axis] for sizes in cuts), axis
+
+
+@pytest.mark.slow
+@cuttable
+def test_a_cut_of_each_axis_alone_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    spec = read_spec(checkpoint)
+    for axis in free_axes(spec):
+        require_lossless(checkpoint, cut_of(spec, axis), tmp_path / axis)
 
 
 @cuttable
@@ -234,10 +276,9 @@ def test_a_stream_that_cannot_be_rotated_is_refused_by_name(checkpoint: Path) ->
     assert not make_plan(spec, sizes, tuple(range(len(spec.layers))), scores).rotates
 
 
-def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path) -> None:
+def test_what_layers_keep_is_what_transformers_keeps(checkpoint: Path, model: PreTrainedModel) -> None:
     """transformers keeps one column more of a convolution than a step needs, and one token fewer of a window."""
     spec, tokens = read_spec(checkpoint), 20
-    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     with torch.no_grad():
         made = model(torch.arange(tokens)[None] + 3, use_cache=True)
     # Models without attention call it otherwise.
@@ -265,9 +306,8 @@ def parts(held_by_layer: Any) -> list[torch.Tensor]:
     return [one for one in held_by_layer if isinstance(one, torch.Tensor)]
 
 
-def test_logits_are_the_output_layer_times_the_last_hidden_state(checkpoint: Path) -> None:
+def test_logits_are_the_output_layer_times_the_last_hidden_state(model: PreTrainedModel) -> None:
     """Scaled and capped as the family's table says: distillation, KL and perplexity rest on it."""
-    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     blocks = np.random.default_rng(0).integers(3, 300, (2, 24))
     with torch.no_grad():
         found = model(torch.from_numpy(blocks)).logits[:, :-1].double().log_softmax(-1)
@@ -276,9 +316,8 @@ def test_logits_are_the_output_layer_times_the_last_hidden_state(checkpoint: Pat
     assert measure_quality(model, blocks).perplexity == pytest.approx(perplexity, rel=1e-5)
 
 
-def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
+def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path, model: PreTrainedModel) -> None:
     spec = read_spec(checkpoint)
-    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     changed = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, Kept(attention=True), spec)}
     nothing = Kept(attention=False, before_attention=False)
     everything = {f"{name}.{weight}" for name, _, weight in fp8_weights(model, nothing, spec)}
@@ -303,21 +342,19 @@ def test_an_fp8_teacher_keeps_attention_and_routers(checkpoint: Path) -> None:
     assert everything == {name for name in large if not name.endswith("_bias")}
 
 
-def test_routers_are_found_by_the_table(checkpoint: Path) -> None:
-    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+def test_routers_are_found_by_the_table(checkpoint: Path, model: PreTrainedModel) -> None:
     found = {id(parameter) for module in routers_of(model, read_spec(checkpoint)) for parameter in module.parameters()}
     routers = [module for name, module in model.named_modules() if re.search(r"\.(gate|router)$", name)]
     assert found == {id(parameter) for module in routers for parameter in module.parameters()}
 
 
 @cuttable
-def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
-    asked = ["--data", str(short_text), "--samples", "4", "--sequence-length", "32", "--dtype", "fp32"]
-    asked += ["--layers", "fast"]
-    assert run(["score", str(checkpoint), *asked, "-o", str(tmp_path / "whole.safetensors")]) == 0
-    assert run(["score", str(checkpoint), *asked, "--offload", "-o", str(tmp_path / "layers.safetensors")]) == 0
-    whole, layers = (load_scores(tmp_path / f"{name}.safetensors") for name in ("whole", "layers"))
-    spec = read_spec(checkpoint)
+def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreTrainedModel) -> None:
+    spec, blocks = read_spec(checkpoint), np.random.default_rng(0).integers(3, 300, (4, 32))
+    options = ScoringOptions(dtype="fp32", layers="fast")
+    whole = score_model(model, spec, blocks, options)
+    source = LayerwiseModel(checkpoint, spec, dtype=torch.float32, device=CPU)
+    layers = score_layerwise(source, blocks, options)
     assert whole.importance.keys() == layers.importance.keys()
     for key, values in whole.importance.items():
         np.testing.assert_allclose(layers.importance[key], values, rtol=1e-4, atol=1e-7, err_msg=str(key))
@@ -332,26 +369,19 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text:
 
 
 @one_of_each_type
-def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
-    spec, text = read_spec(checkpoint), str(short_text)
-    sizes = [f"--set={key}={size}" for key, size in cuts_of(spec)["all"].items()]
-    asked = ["--data", text, "--samples", "4", "--sequence-length", "32", "--scoring-dtype", "fp32"]
-    asked += ["--layer-scores", "none"]
-    assert run(["prune", str(checkpoint), *sizes, *asked, "-o", str(tmp_path / "pruned")]) == 0
-    steps = ["--steps", "2", "--batch-tokens", "64", "--sequence-length", "32", "--precision", "fp32"]
-    distilled = tmp_path / "distilled"
-    taught = ["--teacher", str(checkpoint), "--data", text, *steps]
-    assert run(["distill", str(tmp_path / "pruned"), *taught, "-o", str(distilled)]) == 0
-    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "pruned", distilled))
+def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
+    spec, pruned, distilled = read_spec(checkpoint), tmp_path / "pruned", tmp_path / "distilled"
+    prune(checkpoint, make_plan(spec, cuts_of(spec)[0], tuple(range(len(spec.layers))), random_scores(spec)), pruned)
+    steps = ["--steps=2", "--batch-tokens=64", "--sequence-length=32", "--precision=fp32", "--validation-sequences=2"]
+    taught = ["--teacher", str(checkpoint), "--data", str(short_text), *steps]
+    assert run(["distill", str(pruned), *taught, "-o", str(distilled)]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, distilled))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     load_model(distilled, dtype=torch.float32, device=CPU)
-    evaluated = ["--against", str(checkpoint), "--text", text, "--sequence-length", "32", "--samples", "2"]
-    evaluated += ["--no-speed", "--dtype", "fp32"]
-    assert run(["eval", str(distilled), *evaluated]) == 0
 
 
-@one_of_each_type
+@by_chain
 def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     """The search, its cuts in memory, the report and a short distillation, as `minitron compress` does them."""
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)

@@ -140,25 +140,50 @@ def test_sigterm_saves_and_ends_the_process_with_130(arguments: list[str], tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_torchrun_starts_processes_that_take_the_steps_of_one(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--steps", "3", "--precision", "fp32", "--json"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
-    root = Path(__file__).parents[2]
-    many = subprocess.run([*start, *arguments, *flags], cwd=root, capture_output=True, text=True, timeout=300)
-    assert many.returncode == 0, many.stderr
-    results = json.loads(many.stdout)["results"]
-    shutil.rmtree(tmp_path / "out")
-    assert run([*arguments, *flags]) == 0
+def pair(arguments: list[str], folder: Path) -> tuple[forks.Fork, forks.Fork]:
+    """Two processes of one run, which are told what torchrun tells those that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"TORCHELASTIC_RUN_ID": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (
+        forks.command(arguments, folder / f"said-{rank}", RANK=rank, LOCAL_RANK=rank, **told) for rank in "01"
+    )
+    return first, second
+
+
+def require_steps_of_one(results: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What two processes gave is what one gives."""
+    shutil.rmtree(arguments[arguments.index("-o") + 1])
+    assert run(arguments) == 0
     wanted = json.loads(capsys.readouterr().out)["results"]
     assert [point["kl"] for point in results["curve"]] == pytest.approx(
         [point["kl"] for point in wanted["curve"]], abs=1e-5
     )
 
 
+def test_two_processes_take_the_steps_of_one(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*arguments, "--steps", "3", "--precision", "fp32", "--json"]
+    first, second = pair(asked, tmp_path)
+    assert [first.wait(), second.wait()] == [0, 0], first.stderr
+    assert second.stdout == ""
+    require_steps_of_one(json.loads(first.stdout)["results"], asked, capsys)
+
+
 @pytest.mark.slow
+def test_torchrun_starts_processes_that_take_the_steps_of_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*arguments, "--steps", "3", "--precision", "fp32", "--json"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
+    root = Path(__file__).parents[2]
+    many = subprocess.run([*start, *asked], cwd=root, capture_output=True, text=True, timeout=300)
+    assert many.returncode == 0, many.stderr
+    require_steps_of_one(json.loads(many.stdout)["results"], asked, capsys)
+
+
 def test_under_torchrun_one_process_says_that_the_output_is_taken(arguments: list[str], tmp_path: Path) -> None:
     def hold() -> None:
         with locked(tmp_path / "out"):
@@ -168,43 +193,34 @@ def test_under_torchrun_one_process_says_that_the_output_is_taken(arguments: lis
     holder = forks.fork(hold, tmp_path / "said-holder")
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # What torchrun tells the processes that it starts.
-    told = {"TORCHELASTIC_RUN_ID": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pair = [
-        forks.command([*arguments, "--steps", "3"], tmp_path / f"said-{rank}", RANK=rank, LOCAL_RANK=rank, **told)
-        for rank in "01"
-    ]
-    codes = [process.wait() for process in pair]
+    both = pair([*arguments, "--steps", "3"], tmp_path)
+    codes = [process.wait() for process in both]
     holder.send_signal(signal.SIGKILL)
     assert holder.wait() == -signal.SIGKILL and codes == [2, 2]
     first, second = (
-        [line for line in process.stderr.splitlines() if line.startswith("minitron: error:")] for process in pair
+        [line for line in process.stderr.splitlines() if line.startswith("minitron: error:")] for process in both
     )
     assert len(first) == len(second) == 1
     assert "is being written by process" in first[0]
     assert "process 1 of 2 lost another" in second[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["--sync-checkpoints", "--async-checkpoints"])
 def test_kills_at_any_moment_change_nothing(when: str, arguments: list[str], tmp_path: Path) -> None:
-    flags = ["--steps", "60", "--checkpoint-every", "3", "--validate-every", "20", "--json", when]
+    flags = ["--steps", "30", "--checkpoint-every", "2", "--validate-every", "10", "--json", when]
     chance, said = random.Random(0), tmp_path / "said"
     line = [*arguments, *flags]
     whole = forks.command([str(tmp_path / "alone") if word == str(tmp_path / "out") else word for word in line], said)
     assert whole.wait() == 0, whole.stderr
-    assert json.loads(whole.stdout)["results"]["steps"] == 60
+    assert json.loads(whole.stdout)["results"]["steps"] == 30
     metrics, kills = tmp_path / "out.work/metrics.jsonl", 0
-    while kills < 5:
+    while kills < 3:
         process = forks.command(line, said)
         before = metrics.stat().st_size if metrics.is_file() else 0
         # It must get some way, or it would never end: then it dies, at any moment of a step or of a checkpoint.
         while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size > before):
             time.sleep(0.01)
-        time.sleep(chance.random() * 0.3)
+        time.sleep(chance.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1

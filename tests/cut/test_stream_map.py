@@ -41,10 +41,16 @@ def test_a_cut_tells_where_the_stream_lies(
     assert [file.name for file in (tmp_path / "small").glob("*.safetensors")] == ["model.safetensors"]
 
 
+@pytest.fixture(scope="module")
+def sound(tiny_hybrid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "small"
+    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), folder)
+    return folder
+
+
 @pytest.fixture
-def small(tiny_hybrid: Path, tmp_path: Path) -> Path:
-    prune(tiny_hybrid, plan_of(tiny_hybrid, hidden=24), tmp_path / "small")
-    return tmp_path / "small"
+def small(sound: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound, tmp_path / "small")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    words = ["red", "bread", "birds", "road", "apple", "salt", "eats", "finds"]
+    words = ["red", "bread", "birds", "road", "salt"]
     items = [
         {"query": f"Anna sees {a}", "choices": [b, f"{a} {b}"], "gold": i % 2}
         for i, (a, b) in enumerate((a, b) for a in words for b in words)
@@ -37,14 +37,14 @@ def task(tmp_path: Path) -> str:
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    return tiny_models.save_hybrid(tmp_path / "student", pattern="ME*-", seed=1, hidden_size=24, n_routed_experts=4)
+    return tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
 
 
 def test_every_validation_asks_them_and_nothing_else_changes(
-    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, task: str
+    student: Path, tiny_llama: Path, short_text: Path, tmp_path: Path, task: str
 ) -> None:
-    plain = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "plain"), RECIPE)
-    found = distill(Distillation(student, tiny_hybrid, short_text, tmp_path / "out"), replace(RECIPE, tasks=(task,)))
+    plain = distill(Distillation(student, tiny_llama, short_text, tmp_path / "plain"), RECIPE)
+    found = distill(Distillation(student, tiny_llama, short_text, tmp_path / "out"), replace(RECIPE, tasks=(task,)))
     assert found.losses == plain.losses
     assert [{name: value for name, value in point.items() if name != "tasks"} for point in found.curve] == plain.curve
     tokenizer = load_tokenizer(student)
@@ -58,13 +58,13 @@ def test_every_validation_asks_them_and_nothing_else_changes(
 
 def test_as_it_is_typed(
     student: Path,
-    tiny_hybrid: Path,
+    tiny_llama: Path,
     short_text: Path,
     tmp_path: Path,
     task: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["distill", str(student), "--teacher", str(tiny_hybrid), "--data", str(short_text)]
+    arguments = ["distill", str(student), "--teacher", str(tiny_llama), "--data", str(short_text)]
     arguments += ["--steps", "2", "--sequence-length", "16", "--batch-tokens", "64", "-o", str(tmp_path / "out")]
     assert run([*arguments, "--tasks", "no-such-task.yaml"]) == 2
     assert "no-such-task.yaml does not exist" in capsys.readouterr().err
@@ -85,12 +85,11 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) ->
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_ask_together(
-    student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, task: str
+    student: Path, tiny_llama: Path, short_text: Path, tmp_path: Path, task: str
 ) -> None:
     recipe = replace(RECIPE, tasks=(task,), batch_tokens=64)
-    asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
+    asked = Distillation(student, tiny_llama, short_text, tmp_path / "many")
     # First, so that the forks find lm-eval imported.
     alone = [point["tasks"] for point in distill(replace(asked, output=tmp_path / "alone"), recipe).curve]
     forks.two(run_process, tmp_path, asked, recipe)
@@ -98,5 +97,6 @@ def test_two_processes_ask_together(
         many = json.loads((tmp_path / f"{rank}.json").read_text())
         assert many[0] == alone[0]
         assert [each["birds"]["acc"] for each in many] == pytest.approx(
-            [each["birds"]["acc"] for each in alone], abs=1 / 64 + 1e-9
+            [each["birds"]["acc"] for each in alone],
+            abs=1 / 25 + 1e-9,  # one item
         )

@@ -202,7 +202,6 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe, st
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_two_processes_take_the_same_steps_as_one(
     precision: str, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
@@ -219,7 +218,6 @@ def test_two_processes_take_the_same_steps_as_one(
     assert {path.name for path in tmp_path.iterdir()} - {"group", "alone"} == {"out"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("behind", [False, True])
 def test_one_process_goes_on_where_two_stopped(
     behind: bool, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path

@@ -33,7 +33,7 @@ ENDS = {"int4": (-8.0, 7.0), "int8": (-128.0, 127.0), "nvfp4a16": (-6.0, 6.0)}
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model"))
+    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model", "ME*"))
 
 
 @pytest.mark.parametrize("form", list(ENDS))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import tiny_models
@@ -177,6 +178,7 @@ def test_a_killed_run_writes_the_same_again(small: Path, tiny_llama: Path, short
 
 
 def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) -> None:
+    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     distill(asked, recipe, processes=Processes(rank, 2))
     torch.distributed.destroy_process_group()
@@ -187,7 +189,7 @@ def test_two_processes_write_as_one(small: Path, tiny_llama: Path, short_text: P
     recipe = replace(OWN, steps=2, on_policy=1.0, on_policy_temperature=0.0)
     distill(Distillation(small, tiny_llama, short_text, tmp_path / "one"), recipe)
     asked = Distillation(small, tiny_llama, short_text, tmp_path / "two", device="cpu")
-    torch.multiprocessing.spawn(run_process, (tmp_path, asked, recipe), nprocs=2)
+    forks.two(run_process, tmp_path, asked, recipe)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)

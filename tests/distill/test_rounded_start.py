@@ -36,7 +36,7 @@ CALIBRATE = partial(Calibrated, device=CPU)
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model"))
+    return in_bf16(save_wide_hybrid(tmp_path_factory.mktemp("hybrid") / "model", "ME*"))
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,12 @@ NANO_30B = "models/Nemotron-3-Nano-30B-A3B.json"
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def tiny_hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MEM*-ME*, longer than the other teachers here: which layers go to FP8 is told by number."""
+    return tiny_models.save_hybrid(tmp_path_factory.mktemp("hybrid") / "model")
+
+
 def e4m3_values() -> Tensor:
     """Every finite E4M3 number from its definition: sign, four bits of exponent with bias 7, three of mantissa."""
     values = []

@@ -11,7 +11,11 @@ from fuzz.runner import run_case
 
 CASES = 300
 AT_ONCE = 15
+QUICK = 90
+"""So many are tried every time, each kind of input among them, and the others with the slow tests."""
+
 SEED = 0
+STARTS = [pytest.param(start, marks=() if start < QUICK else pytest.mark.slow) for start in range(0, CASES, AT_ONCE)]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +36,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("start", range(0, CASES, AT_ONCE))
+@pytest.mark.parametrize("start", STARTS)
 def test_damaged_inputs_end_with_one_clear_sentence(start: int, place: Path) -> None:
     broken = [told(one) for one in outcomes(SEED, range(start, start + AT_ONCE), place) if one.broken]
     assert not broken, "\n".join(broken)
@@ -50,7 +54,7 @@ def test_a_case_is_the_same_every_time(place: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_input_is_tried(place: Path, tmp_path: Path) -> None:
-    tried = {make_case(SEED, number, place / "corpus", tmp_path / str(number)).kind for number in range(CASES)}
+    tried = {make_case(SEED, number, place / "corpus", tmp_path / str(number)).kind for number in range(QUICK)}
     assert tried == set(KINDS)
 
 

@@ -24,9 +24,10 @@ def test_types_that_the_search_chose_are_in_the_file(tmp_path: Path, capsys: pyt
     pytest.importorskip("conversion", reason="needs the extra gguf")
     gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
     pytest.importorskip("xllamacpp", reason="needs the extra gguf")
-    model, text = save_llama(tmp_path / "model", hidden_size=256, intermediate_size=512), write_text(tmp_path / "text")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    model, text = save_llama(tmp_path / "model", **sizes), write_text(tmp_path / "text")
     out = tmp_path / "run"
-    more = ("--formats", "bf16,q8_0,q4_k,iq2_s", "--lattice", "intermediate_size=512,256", "--budget", "1.1MiB")
+    more = ("--formats", "bf16,q8_0,q4_k,iq2_s", "--lattice", "intermediate_size=512,256", "--budget", "0.6MiB")
     assert run([*asked(model, text, out, *more), "--json"]) == 0, capsys.readouterr().err
     document = json.loads(capsys.readouterr().out)["results"]
     chosen = document["steps"]["plan"]["results"]["chosen"]

@@ -8,8 +8,14 @@ import pytest
 from minitron.memory.formats import FORMATS, ggml_format
 from minitron.memory.ggml import TYPES
 
+# llama.cpp searches half a minute for the neighbours in the grid of these, before it rounds the first number.
+SLOW = ("iq1_m", "iq1_s")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name, kind in TYPES.items() if kind.instead
+]
 
-@pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind.instead])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_errors_of_types_are_those_of_normally_distributed_numbers(name: str) -> None:
     pytest.importorskip("xllamacpp", reason="needs the extra gguf")
     gguf = pytest.importorskip("gguf", reason="needs the extra gguf")

@@ -123,7 +123,7 @@ def truth_at(lattice: Lattice, points: Points, at: int) -> float:
     return truth(lattice.spec, sizes, lattice.depths[int(points.depth[at])])
 
 
-@pytest.mark.parametrize("share", [0.85, 0.65])
+@pytest.mark.parametrize("share", [pytest.param(0.85, marks=pytest.mark.slow), 0.65])
 def test_few_measurements_find_what_measuring_all_would(share: float) -> None:
     spec = tiny()
     scores, oracle = random_scores(spec), Oracle(spec)

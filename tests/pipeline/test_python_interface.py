@@ -115,12 +115,16 @@ def test_requests_check_themselves(make: object, words: str) -> None:
         make()  # type: ignore[operator]
 
 
-def test_the_example_does_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_does_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     specification = importlib.util.spec_from_file_location("compress_example", ROOT / "examples" / "compress.py")
     assert specification is not None and specification.loader is not None
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
-    few = ["--tokens", "1024", "--samples", "2", "--evaluate", "0"]
+    # The built-in model is no tiny one: an eighth of the text takes an eighth of the time.
+    monkeypatch.setattr(example, "SEQUENCE_LENGTH", 64)
+    few = ["--tokens", "128", "--samples", "2", "--evaluate", "0"]
     found = example.main(["--output", str(tmp_path / "run"), *few])
     assert list(found.models) == ["teacher", "pruned", "distilled"]
     assert found.models["teacher"]["parameters"] == read_spec(builtin.MODEL).parameters().total

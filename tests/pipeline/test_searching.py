@@ -128,10 +128,10 @@ def test_a_race_that_is_stopped_goes_on_with_the_next_finalist(
 
 
 def test_layers_first_and_widths_by_scores_of_what_is_left(arguments: list[str], tmp_path: Path) -> None:
-    assert run([*arguments, "--stages", "depth,width", "--layers", "6"]) == 0
+    assert run([*arguments, "--stages", "depth,width", "--layers", "4"]) == 0
     folder = tmp_path / "run"
     plan, shallow = load_plan(folder / "plan.json"), read_spec(folder / "depth")
-    assert len(plan.layers) == len(shallow.layers) == 6
+    assert len(plan.layers) == len(shallow.layers) == 4
     load_scores(folder / "depth-scores.safetensors").require(shallow)
     assert read_spec(folder / "pruned").named_sizes == plan.target(read_spec(Path(arguments[1]))).named_sizes
 
