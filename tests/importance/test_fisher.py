@@ -15,8 +15,10 @@ from importance.score.calibrate import calibrate, score_model
 from importance.score.fisher import SHRINKAGE, InMemory, output_moments, root_of
 from importance.score.moments import Moments
 from importance.score.options import ScoringOptions
+from importance.score.stream_directions import CARRIED, HARM, turned
 from importance.score.totals import Totals
 from minitron.cut.refit import InputSite
+from minitron.cut.selection import STREAM
 from minitron.model.layerwise import LayerwiseModel
 from minitron.model.loading import load_model
 from minitron.model.spec import ModelSpec, read_spec
@@ -138,6 +140,39 @@ def test_few_tokens_of_a_long_text_are_enough(tiny_llama: Path, monkeypatch: pyt
     monkeypatch.undo()
     whole, _ = output_moments(InMemory(model, spec), sites, blocks_of(spec, 9, 12)[[0, 4, 8]], Totals())
     np.testing.assert_allclose(diagonal, np.diagonal(whole[sites[0].key]), rtol=1e-5)
+
+
+def test_directions_are_those_of_the_geometric_mean() -> None:
+    chance = np.random.default_rng(0)
+    axes = np.linalg.qr(chance.normal(size=(4, 4)))[0]
+    totals, carried, harm = Totals(), np.array([4.0, 3.0, 2.0, 1.0]), np.array([1.0, 2.0, 8.0, 0.5])
+    for name, values in ((CARRIED, carried), (HARM, harm)):
+        totals.add(name, torch.from_numpy((axes * values) @ axes.T))
+    covariance = (axes * carried) @ axes.T
+    found = turned(totals, {STREAM: covariance})[STREAM]
+    energies, vectors = np.linalg.eigh(found)
+    np.testing.assert_allclose(energies[::-1], carried)  # those of the covariance
+    order = np.argsort(-carried * harm)
+    np.testing.assert_allclose(np.abs(vectors[:, ::-1].T @ axes[:, order]), np.eye(4), atol=1e-6)
+    assert not totals.sums
+
+
+def test_the_stream_is_turned_where_gradients_are_taken(
+    tiny_hybrid: Path, short_text: Path, tiny_llama_tied: Path
+) -> None:
+    found = {}
+    for name, folder in (("hybrid", tiny_hybrid), ("tied", tiny_llama_tied)):
+        for estimator in ("surgeon", "fisher"):
+            options = ScoringOptions(
+                samples=4, sequence_length=16, batch_size=2, layers="none", estimator=estimator, dtype="fp32"
+            )
+            found[name, estimator] = calibrate(folder, short_text, options, device="cpu").covariance[STREAM]
+    by_gradients, without = (found["hybrid", estimator] for estimator in ("fisher", "surgeon"))
+    energies = [np.linalg.eigvalsh(matrix.astype(np.float64)) for matrix in (by_gradients, without)]
+    np.testing.assert_allclose(*energies, rtol=1e-3, atol=1e-6 * energies[0].max())
+    assert np.abs(by_gradients - without).max() > 1e-2 * np.abs(without).max()
+    # A tied model's stream is not rotated, so that it needs no directions.
+    np.testing.assert_array_equal(found["tied", "fisher"], found["tied", "surgeon"])
 
 
 def test_a_root_is_a_root() -> None:
