@@ -171,18 +171,18 @@ def forget_spaces(spec: ModelSpec, totals: Totals, layer: int) -> None:
 
 def balanced(metric: Array, covariance: Array) -> tuple[Array, Array, Array]:
     """(A, B, S) of two [A, A] symmetric matrices without negative eigenvalues, see the module."""
-    left, right = _root(metric), _root(covariance)
+    left, right = roots(metric)[0], roots(covariance)[0]
     outer, values, inner = np.linalg.svd(left @ right)
     # Directions that carry nothing still need a place: with a hair of everything the two sides stay dual.
     values = np.maximum(values, FLOOR * max(float(values.max()), np.finfo(np.float64).tiny))
     return left @ outer / np.sqrt(values), right @ inner.T / np.sqrt(values), values
 
 
-def _root(matrix: Array) -> Array:
-    """The symmetric square root, with a floor under the eigenvalues that keeps it invertible."""
+def roots(matrix: Array) -> tuple[Array, Array]:
+    """The symmetric square root, with a floor under the eigenvalues that keeps it invertible, and its inverse."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    values = np.maximum(values, FLOOR * max(float(values.max()), np.finfo(np.float64).tiny))
-    return np.asarray((vectors * np.sqrt(values)) @ vectors.T)
+    values = np.sqrt(np.maximum(values, FLOOR * max(float(values.max()), np.finfo(np.float64).tiny)))
+    return np.asarray((vectors * values) @ vectors.T), np.asarray((vectors / values) @ vectors.T)
 
 
 def _moments(totals: Totals, look: Look) -> Array:

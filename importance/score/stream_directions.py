@@ -22,15 +22,13 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from importance.score.balanced_bases import roots
 from importance.score.covariance import StreamNorm, gain_of, normalised, stream_norms
 from importance.score.totals import Array, Totals
 from minitron.cut.scores import Key
 from minitron.cut.selection import STREAM
 from minitron.model.spec import ModelSpec
 from minitron.model.tensor_map import norm_module
-
-FLOOR: Final = 1e-6
-"""Eigenvalues below this share of the largest are noise, and the mean needs matrices that have an inverse."""
 
 CARRIED: Final = ("stream", "carried")
 HARM: Final = ("stream", "harm")
@@ -68,19 +66,12 @@ def directions(totals: Totals, covariance: Array) -> Array:
     """[H, H]: the eigenvectors of C # F, the costliest first, with the energies of `covariance` [H, H], the largest
     first."""
     carried, harm = totals[CARRIED], totals[HARM]
-    root, inverse = _powers(carried)
-    inner, _ = _powers(inverse @ harm @ inverse)
+    root, inverse = roots(carried)
+    inner, _ = roots(inverse @ harm @ inverse)
     mean = root @ inner @ root
     vectors = np.linalg.eigh((mean + mean.T) / 2)[1]
     found = (vectors * np.linalg.eigvalsh(covariance)) @ vectors.T
     return np.asarray((found + found.T) / 2)
-
-
-def _powers(matrix: Array) -> tuple[Array, Array]:
-    """The symmetric square root, and its inverse."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    values = np.sqrt(np.maximum(values, FLOOR * max(float(values.max()), np.finfo(np.float64).tiny)))
-    return np.asarray((vectors * values) @ vectors.T), np.asarray((vectors / values) @ vectors.T)
 
 
 def turned(totals: Totals, found: dict[Key, Array]) -> dict[Key, Array]:
