@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -162,7 +163,7 @@ def run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     command = next((word for word in arguments if not word.startswith("-")), "")
-    if "--progress=json" in arguments or ("--progress", "json") in zip(arguments, arguments[1:], strict=False):
+    if "--progress=json" in arguments or ("--progress", "json") in pairwise(arguments):
         show.begin("json")  # warnings, too
     arguments, old = renamed(command, arguments)
     for before, now in old.items():

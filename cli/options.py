@@ -104,7 +104,7 @@ def complete_gpu(incomplete: str) -> list[str]:
     """The GPUs whose names begin so, for the shell."""
     from minitron.memory.gpus import GPUS
 
-    return [name for name in GPUS if name.lower().startswith(incomplete.lower())]
+    return [name for name in GPUS if name.startswith(incomplete)]
 
 
 def size_option(flag: str, help: str) -> Any:
