@@ -32,7 +32,7 @@ def distilled(options: argparse.Namespace, tokens: int) -> Path:
     if not folder.exists():
         data = [part for path in options.data for part in ("--data", path)]
         training = ("--tokens", tokens, "--batch-tokens", options.batch_tokens, "--learning-rate", options.rate)
-        spread = ("--sequence-length", SEQUENCE_LENGTH, "--validation", options.text[0], "--device", options.device)
+        spread = ("--sequence-length", SEQUENCE_LENGTH, "--text", options.text[0], "--device", options.device)
         more = options.options.split()
         minitron("distill", options.student, "--teacher", options.model, *data, *training, *spread, *more, "-o", folder)
     return folder
@@ -45,7 +45,7 @@ def measured(options: argparse.Namespace, name: str, folder: Path) -> dict[str, 
         found: dict[str, Any] = {"texts": {}}
         for place, text in enumerate(options.text):
             spread = ("--sequence-length", SEQUENCE_LENGTH, "--samples", options.samples, "--batch-size", 32)
-            against = () if name == TEACHER else ("--against", options.model)
+            against = () if name == TEACHER else ("--teacher", options.model)
             tasks = ("--tasks", options.tasks) if place == 0 else ()
             limit = ("--task-limit", options.task_limit) if options.task_limit and place == 0 else ()
             command = ("eval", folder, "--text", text, *spread, *against, *tasks, *limit, "--no-speed")

@@ -7,7 +7,16 @@ from typing import Any, Final
 import typer
 
 from cli.option_groups import Option
-from cli.options import GPU_HELP, assignments, numbers, option, parameters_option, seconds_option, size_option
+from cli.options import (
+    GPU_HELP,
+    assignments,
+    complete_gpu,
+    numbers,
+    option,
+    parameters_option,
+    seconds_option,
+    size_option,
+)
 from cli.serving import SERVING
 
 
@@ -23,7 +32,7 @@ def _lattice(texts: list[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 PLANNING: Final[dict[str, Option]] = SERVING | {
-    "gpu": Option(option("--gpu", f"{GPU_HELP}.", "GPU")),
+    "gpu": Option(option("--gpu", f"{GPU_HELP}.", "GPU", autocompletion=complete_gpu)),
     "gpu_memory": Option(
         size_option(
             "--gpu-memory", "Usable memory of the GPU, if it is not in the table or to override the table: 22.06GiB."
@@ -44,7 +53,8 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "max_latency": Option(
         option(
             "--max-latency",
-            "Most time until all sequences of --batch are read and answered (--prompt tokens, the rest of --context "
+            "Most time until all sequences of --concurrency are read and answered (--prompt-tokens, the rest of "
+            "--context "
             "written), by a roofline estimate: 30s, 500ms. Needs --gpu.",
             "TIME",
             parser=seconds_option,
@@ -53,7 +63,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "min_throughput": Option(
         option(
             "--min-throughput",
-            "Fewest output tokens per second of all sequences of --batch, by the same estimate. Needs --gpu.",
+            "Fewest output tokens per second of all sequences of --concurrency, by the same estimate. Needs --gpu.",
             "N",
         )
     ),
@@ -108,7 +118,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
             "--formats",
             "Let the search choose a format for each part of the model, of these: bf16,int8,int4; native: those that "
             "the engine reads and the GPU runs.",
-            "DTYPES",
+            "FORMATS",
         ),
         type=str | None,
         default=None,
@@ -124,7 +134,8 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "sort": Option(
         typer.Option(
             "--sort",
-            help="score: rank by importance kept, or by parameters if there are no scores. memory: the "
+            help="What comes first among what fits. score: rank by importance kept, or by parameters if there are no "
+            "scores. memory: the "
             "largest that fits first.",
         )
     ),

@@ -372,7 +372,7 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreT
 def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     spec, pruned, distilled = read_spec(checkpoint), tmp_path / "pruned", tmp_path / "distilled"
     prune(checkpoint, make_plan(spec, cuts_of(spec)[0], tuple(range(len(spec.layers))), random_scores(spec)), pruned)
-    steps = ["--steps=2", "--batch-tokens=64", "--sequence-length=32", "--precision=fp32", "--validation-sequences=2"]
+    steps = ["--steps=2", "--batch-tokens=64", "--sequence-length=32", "--dtype=fp32", "--validation-sequences=2"]
     taught = ["--teacher", str(checkpoint), "--data", str(short_text), *steps]
     assert run(["distill", str(pruned), *taught, "-o", str(distilled)]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (pruned, distilled))
@@ -387,10 +387,10 @@ def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tm
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)
     carried = sum(whole.headers[name].num_bytes for name in whole.extras(spec))
     budget = round(0.2 * carried + 0.8 * whole.weight_bytes)
-    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--scoring-dtype", "fp32"]
+    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--dtype", "fp32"]
     asked += ["--sequence-length", "32", "--samples", "2", "--layer-samples", "1", "--evaluate", "2"]
-    asked += ["--combinations", "4", "--judge-samples", "2", "--finalists", "1", "--no-speed"]
-    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--precision", "fp32"]
+    asked += ["--combinations", "4", "--trial-samples", "2", "--finalists", "1", "--no-speed"]
+    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--dtype", "fp32"]
     folder = tmp_path / "run"
     assert run(["compress", str(checkpoint), "--data", str(short_text), *asked, "-o", str(folder)]) == 0
     report = json.loads((folder / "report" / "report.json").read_text())

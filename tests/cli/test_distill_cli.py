@@ -165,7 +165,7 @@ def require_steps_of_one(results: Any, arguments: list[str], capsys: pytest.Capt
 def test_two_processes_take_the_steps_of_one(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*arguments, "--steps", "3", "--precision", "fp32", "--json"]
+    asked = [*arguments, "--steps", "3", "--dtype", "fp32", "--json"]
     first, second = pair(asked, tmp_path)
     assert [first.wait(), second.wait()] == [0, 0], first.stderr
     assert second.stdout == ""
@@ -176,7 +176,7 @@ def test_two_processes_take_the_steps_of_one(
 def test_torchrun_starts_processes_that_take_the_steps_of_one(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*arguments, "--steps", "3", "--precision", "fp32", "--json"]
+    asked = [*arguments, "--steps", "3", "--dtype", "fp32", "--json"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
     root = Path(__file__).parents[2]
     many = subprocess.run([*start, *asked], cwd=root, capture_output=True, text=True, timeout=300)
