@@ -28,16 +28,19 @@ class Rewards:
 
 
 def reward_of(
-    first_turn: str,
+    first_turn: str | None,
     second_turn: str,
     better: Literal[1, 2],
     qualities: Collection[str],
     rewards: Rewards | None = None,
 ) -> float:
-    """What both turns of a judge are given, where the answer numbered `better` is the better one."""
+    """What both turns of a judge are given, where the answer numbered `better` is the better one.
+
+    Of a judge that reads once, `first_turn` is None and its only turn the second."""
     worth = rewards or Rewards()
     try:
-        parse_branch(first_turn, qualities)
+        if first_turn is not None:
+            parse_branch(first_turn, qualities)
         ruled = parse_ranking(second_turn)
     except BrokenFormat:
         return worth.broken
