@@ -16,7 +16,22 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, export, inspect, judge, plan, prune, quantise, score, show
+from cli import (
+    compare,
+    compress,
+    demo,
+    distill,
+    eval,
+    export,
+    inspect,
+    judge,
+    judge_train,
+    plan,
+    prune,
+    quantise,
+    score,
+    show,
+)
 from cli.failures import shortened, told_of
 from cli.invocation import remember
 from minitron.errors import MinitronError
@@ -32,6 +47,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "distill": distill.command,
     "eval": eval.command,
     "judge": judge.command,
+    "judge-train": judge_train.command,
     "export": export.command,
     "compress": compress.command,
     "demo": demo.command,

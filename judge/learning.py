@@ -39,6 +39,9 @@ class Learning:
 
     learning_rate: float = 1e-6
 
+    warmup: int = 10
+    """Steps in which the learning rate rises to it."""
+
     kl: float = 0.01
     """Weight of the divergence from the judge as it was."""
 
@@ -78,7 +81,16 @@ class Learning:
 
     def __post_init__(self) -> None:
         require_known(self, {"turns": get_args(Turns)})
-        least = {"steps": 1, "prompts": 1, "group": 2, "updates": 1, "max_tokens": 1, "seed": 0, "batch_size": 1}
+        least = {
+            "steps": 1,
+            "prompts": 1,
+            "group": 2,
+            "updates": 1,
+            "max_tokens": 1,
+            "seed": 0,
+            "batch_size": 1,
+            "warmup": 0,
+        }
         require_least(self, least | {"generation_batch_size": 1, "checkpoint_every": 1, "evaluate_every": 1})
         for name in ("learning_rate", "clip_low", "clip_high", "temperature"):
             if not getattr(self, name) > 0:

@@ -96,7 +96,8 @@ class Roller:
         texts = [self._said(prompt, drawn) for prompt, drawn in zip(prompts, firsts, strict=True)]
         if self.turns == "one":
             return [
-                _ruled(prompt, _whole(drawn), (text,)) for prompt, drawn, text in zip(prompts, firsts, texts, strict=True)
+                _ruled(prompt, _whole(drawn), (text,))
+                for prompt, drawn, text in zip(prompts, firsts, texts, strict=True)
             ]
         given = {key: self._given(row) for key, row in known.items()}
         found: dict[int, Rollout] = {}

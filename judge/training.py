@@ -141,7 +141,8 @@ def _config(trl: ModuleType, learning: Learning, work: Path, steps: int, device:
         mask_truncated_completions=False,
         # Steps of the optimiser.
         learning_rate=learning.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=learning.warmup * learning.updates,
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",
@@ -288,9 +289,7 @@ class _School:
             was, places = model.training, [len(prompt) for prompt in prompts]
             model.eval()
             with torch.no_grad(), torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-                for batch in batches(
-                    places, self.learning.generation_batch_size, pads=self.roller.judge.pads_exactly
-                ):
+                for batch in batches(places, self.learning.generation_batch_size, pads=self.roller.judge.pads_exactly):
                     asked = [prompts[place] for place in batch]
                     drawn = continued(
                         model, asked, self.learning.max_tokens, ends=ends, pad=pad, temperature=temperature

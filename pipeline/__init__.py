@@ -21,6 +21,7 @@ from distill.teacher.kept import Kept
 from importance.score.options import ScoringOptions
 from judge.endpoint import Asking
 from judge.instructions import Instructions, read_instructions
+from judge.learning import Learning
 from judge.parsing import BrokenFormat, parse_branch, parse_ranking
 from judge.reward import Rewards, reward_of
 from judge.speaking import Speaking
@@ -36,6 +37,7 @@ from pipeline.evaluation import evaluate
 from pipeline.exporting import Export, export
 from pipeline.family import Family, compress_family
 from pipeline.inspection import Inspection, inspect
+from pipeline.judge_training import JudgeTraining, TrainedJudge, train_judge
 from pipeline.judging import Judgement, Judging, Ruling, judge
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
@@ -64,9 +66,11 @@ __all__ = [
     "Family",
     "Inspection",
     "Instructions",
+    "JudgeTraining",
     "Judgement",
     "Judging",
     "Kept",
+    "Learning",
     "Planned",
     "Planning",
     "Pruning",
@@ -82,6 +86,7 @@ __all__ = [
     "Speaking",
     "Stage",
     "Standing",
+    "TrainedJudge",
     "benchmark",
     "compare",
     "compress",
@@ -102,4 +107,5 @@ __all__ = [
     "score",
     "solve",
     "stand",
+    "train_judge",
 ]

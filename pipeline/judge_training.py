@@ -128,9 +128,7 @@ def train_judge(
         run = RunFolder(request.work, _RUN, "the working folder of a judge's training", (CHECKPOINTS, CURVE, ROLLOUTS))
         saved = any((request.work / CHECKPOINTS).glob("checkpoint-*"))
         run.open(lambda before: asked | request.settings, overwrite=overwrite or not saved, inputs=inputs)
-        trained = train(
-            judge, rows, instructions, learning, request.work, held_out=held_out, progress=progress
-        )
+        trained = train(judge, rows, instructions, learning, request.work, held_out=held_out, progress=progress)
         document = _document(request, judge, len(pairs), trained)
         _write(request, folder, trained, document, overwrite)
         remove(request.work)
@@ -221,5 +219,8 @@ def _card(document: Mapping[str, Any]) -> str:
     ]
     if document["after"] is not None:
         before, after = (document[name]["accuracy"]["value"] for name in ("before", "after"))
-        lines += ["", f"Accuracy on held-out pairs in both orders, broken formats wrong: {before:.1%}, now {after:.1%}."]
+        lines += [
+            "",
+            f"Accuracy on held-out pairs in both orders, broken formats wrong: {before:.1%}, now {after:.1%}.",
+        ]
     return "\n".join(lines) + "\n"
