@@ -168,6 +168,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Teach the format, then let both arms learn."""
     setting = options()
+    torch.set_float32_matmul_precision("high")
     setting.out = setting.out.resolve()
     setting.out.mkdir(parents=True, exist_ok=True)
     write_text(setting.out / "instructions.toml", INSTRUCTIONS)

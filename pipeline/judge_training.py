@@ -87,7 +87,7 @@ class TrainedJudge:
 
     output: Path
     results: Mapping[str, Any]
-    """As in judge_training.json: `judge`, `pairs`, `steps`, `generated_tokens`, `stopped`, `before`, `after`, `curve`."""
+    """As in judge_training.json: `judge`, `pairs`, `steps`, `generated_tokens`, `before`, `after`, `curve`..."""
 
     def to_json(self) -> dict[str, Any]:
         """The results of the command."""
