@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from judge.parsing import BrokenFormat, parse_branch, parse_ranking
+from minitron.errors import MinitronError
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class Rewards:
 
     def __post_init__(self) -> None:
         if not self.right > self.wrong > self.broken:
-            raise ValueError("a right ruling must be worth more than a wrong one, and that more than a broken one")
+            raise MinitronError(
+                f"the rewards are {self.right} right, {self.wrong} wrong and {self.broken} broken; give each less than "
+                "the one before."
+            )
 
 
 def reward_of(
