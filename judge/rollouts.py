@@ -10,11 +10,11 @@ stays in view of the second, as it was drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from judge.contests import Contest, Material, first_turn, material, only_turn, second_turn
+from judge.contests import Contest, Conversation, Material, first_turn, material, only_turn, second_turn
 from judge.generating import Drawn, Ids
 from judge.instructions import Instructions
 from judge.local import LocalModel, Prompt
@@ -134,9 +134,9 @@ class Roller:
             self._bridges[key] = self._rendered(asked)
         return self._bridges[key]
 
-    def _rendered(self, asked: Sequence[Mapping[str, Any]]) -> Prompt:
+    def _rendered(self, asked: Conversation) -> Prompt:
         try:
-            whole = self.renderer.text(Record("the second turn", None, tuple(asked)), prompt=True)
+            whole = self.renderer.text(Record("the second turn", None, asked), prompt=True)
         except BrokenRecordError as error:
             raise MinitronError(f"{self.judge.folder}: a second turn {error}; choose another judge.") from None
         _, found, tail = whole.rpartition(_HELD)

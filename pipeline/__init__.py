@@ -19,6 +19,7 @@ from distill.run.distillation import Distillation
 from distill.run.recipe_file import Stage, read_recipe
 from distill.teacher.kept import Kept
 from importance.score.options import ScoringOptions
+from judge.contests import Contest, first_turn, material, second_turn
 from judge.endpoint import Asking
 from judge.instructions import Instructions, read_instructions
 from judge.learning import Learning
@@ -57,6 +58,7 @@ __all__ = [
     "Comparison",
     "Compressed",
     "Compression",
+    "Contest",
     "Cut",
     "Cutting",
     "Distillation",
@@ -94,8 +96,10 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "first_turn",
     "inspect",
     "judge",
+    "material",
     "parse_branch",
     "parse_ranking",
     "plan",
@@ -105,6 +109,7 @@ __all__ = [
     "read_recipe",
     "reward_of",
     "score",
+    "second_turn",
     "solve",
     "stand",
     "train_judge",
