@@ -1,4 +1,4 @@
-"""The hooks for NeMo-RL and verl that docs/judge.md shows do what judge-train does: their base classes are stand-ins."""
+"""The hooks for NeMo-RL and verl in docs/judge.md do what judge-train does; their base classes are stand-ins."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "judge.md").read_text
 NEMO, VERL = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 
 NAMES = ("observations", "metadata", "next_stop_strings", "rewards", "terminateds", "answers")
-RETURN = namedtuple("RETURN", NAMES, defaults=[None])  # noqa: PYI024 -- as nemo_rl/environments/interfaces.py has it
+RETURN = namedtuple("RETURN", NAMES, defaults=[None])
 
 PAIR = Contest(({"role": "user", "content": "2 + 2?"},), ("4", "5"))
 

@@ -20,7 +20,7 @@ from minitron.progress import Advance
 from pipeline import JudgeTraining, train_judge
 
 SMALL: dict[str, Any] = {
-    "steps": 4,
+    "steps": 3,
     "prompts": 2,
     "group": 4,
     "updates": 2,
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "max_tokens": 6,
     "learning_rate": 1e-3,
     "warmup": 0,
-    "checkpoint_every": 2,
+    "checkpoint_every": 1,
     "evaluate_every": 2,
     "rewards": Rewards(1.0, 0.0, -1.0),
 }
@@ -115,24 +115,23 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_judge(
     before, after = (load_file(folder / "model.safetensors") for folder in (place / "judge", tmp_path / "whole"))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
     document = json.loads((tmp_path / "whole" / "judge_training.json").read_text())
-    assert document == whole.to_json() and [line["step"] for line in document["curve"]] == [0, 1, 2, 3, 4]
+    assert document == whole.to_json() and [line["step"] for line in document["curve"]] == [0, 1, 2, 3]
 
     # Each reward less the mean of the three others of its group, by the rollouts that were kept: the first group's.
     kept = [json.loads(line) for line in (tmp_path / "whole" / "rollouts.jsonl").read_text().splitlines()]
-    assert len(kept) == 4 * SMALL["group"]
-    for step, found in enumerate(seen[:4]):
+    assert len(kept) == 3 * SMALL["group"]
+    for step, found in enumerate(seen[:3]):
         rewards = [line["reward"] for line in kept if line["step"] == step + 1]
         expected = [one - (sum(rewards) - one) / (len(rewards) - 1) for one in rewards]
         torch.testing.assert_close(found["advantages"][: len(rewards)], torch.tensor(expected))
     args = seen[0]["args"]
     assert (args.epsilon, args.epsilon_high, args.beta, args.num_generations) == (0.2, 0.28, 0.01, 4)
-    said = actor.tokenizer("", add_special_tokens=False)["input_ids"]
-    assert said == [] and 0 < float(seen[0]["mask"].float().mean()) < 1
+    assert 0 < float(seen[0]["mask"].float().mean()) < 1  # what was asked second is not learned from
 
     with pytest.raises(Killed):
-        train_judge(asked(place, tmp_path / "out"), progress=killing(3))
+        train_judge(asked(place, tmp_path / "out"), progress=killing(2))
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.work" / "checkpoints" / "checkpoint-4" / "whole.json").is_file()
+    assert (tmp_path / "out.work" / "checkpoints" / "checkpoint-2" / "whole.json").is_file()
     resumed = train_judge(asked(place, tmp_path / "out", checkpoint_every=3, max_seconds=1e6))
     assert without_seconds(resumed.results["curve"]) == without_seconds(document["curve"])
     again = load_file(tmp_path / "out" / "model.safetensors")
