@@ -95,12 +95,12 @@ def train(
     with Renderer(judge.tokenizer) as renderer, progress("training the judge", steps, "steps") as advance:
         roller = Roller(judge, instructions, renderer, learning.turns)
         roller.prompt(rows[0])  # starts the renderer's process before there is much to copy
-        # In the CPU's memory first: the trainer places it.
         model = load_model(judge.folder, dtype=torch.float32, device=device)
         model.requires_grad_(True)
         school = _School(roller, rows, held_out, learning, work, steps, advance)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rollout_func, that it may change
+            # Of TRL, that rollout_func may change; of transformers, about names that the trainer calls itself.
+            warnings.simplefilter("ignore")
             trainer = trl.GRPOTrainer(
                 model=model,
                 reward_funcs=[school.reward],
@@ -110,12 +110,12 @@ def train(
                 callbacks=[_Watch(school)],
                 rollout_func=school.rollouts,
             )
-        trainer.remove_callback(PrinterCallback)
-        trainer.create_model_card = lambda **_: None
-        school.use(trainer)
-        newest = _newest(work / CHECKPOINTS)
-        school.begin(0 if newest is None else int(newest.name.rpartition("-")[2]) // learning.updates)
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            trainer.remove_callback(PrinterCallback)
+            trainer.create_model_card = lambda **_: None
+            school.use(trainer)
+            newest = _newest(work / CHECKPOINTS)
+            school.begin(0 if newest is None else int(newest.name.rpartition("-")[2]) // learning.updates)
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         return Trained(trainer.accelerator.unwrap_model(trainer.model), school.curve, school.step < steps)
 
 
