@@ -25,6 +25,7 @@ from cli import (
     gpus,
     inspect,
     judge,
+    judge_train,
     plan,
     prune,
     quantise,
@@ -50,6 +51,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "distill": distill.command,
     "eval": eval.command,
     "judge": judge.command,
+    "judge-train": judge_train.command,
     "export": export.command,
     "compress": compress.command,
     "demo": demo.command,
@@ -61,7 +63,7 @@ SUBJECTS: Final = {
     "What fits": ("inspect", "plan", "compare", "gpus"),
     "All in one": ("compress", "demo"),
     "Step by step": ("score", "prune", "quantize", "distill", "export"),
-    "How good it is": ("eval", "judge"),
+    "How good it is": ("eval", "judge", "judge-train"),
     "For programs": ("schema",),
 }
 """Subject -> the commands that `minitron --help` shows under it."""

@@ -72,7 +72,9 @@ BenchmarkOption = Annotated[
 ]
 TurnsOption = Annotated[
     Turns,
-    typer.Option("--turns", help="How often the judge of --benchmark reads: twice, once, or it is tried in both."),
+    typer.Option(
+        "--turns", help="How often the judge reads a pair of --benchmark: twice, once, or it is tried in both."
+    ),
 ]
 
 

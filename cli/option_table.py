@@ -23,12 +23,13 @@ OWN: Final = "The student's own answers"
 WATCHED: Final = "Validation and checkpoints"
 QUALITY: Final = "What is measured"
 JUDGED: Final = "Answers and judge"
+REINFORCED: Final = "Reinforcement learning"
 RUN: Final = "How it runs"
 GENERAL: Final = "General"
 
 GROUPS: Final = (
     *(READ, WRITTEN, FIT, SERVED, FORMATS, CHOICE, MEASURED, SCORED, CUT, TRAINED, LOSS, OWN, WATCHED),
-    *(QUALITY, JUDGED, RUN, GENERAL),
+    *(QUALITY, JUDGED, REINFORCED, RUN, GENERAL),
 )
 """The groups, in the order in which help shows them."""
 
@@ -65,6 +66,9 @@ OPTIONS: Final[dict[str, Row]] = {
     "--scores": Row(READ, "Scores written by `minitron score`", "plan prune compress"),
     "--plan": Row(READ, "Plan written by `minitron plan`", "prune"),
     "--prompts": Row(READ, "Prompts", "judge"),
+    "--pairs": Row(READ, "Preference pairs", "*"),
+    "--held-out": Row(READ, "Held-out pairs, on which the judge is tried", "*"),
+    "--held-out-samples": Row(READ, "Held-out pairs to read at most"),
     "--benchmark": Row(READ, "Judge the judge instead", "judge"),
     "--answers-student": Row(READ, "Answers of the student"),
     "--answers-teacher": Row(READ, "Answers of the teacher"),
@@ -161,7 +165,7 @@ OPTIONS: Final[dict[str, Row]] = {
     "--fit": Row(CUT, "Refit linear layers that lose inputs"),
     # How it is trained
     "--tokens": Row(TRAINED, "Tokens to train on", "*"),
-    "--steps": Row(TRAINED, "Optimiser steps", "distill"),
+    "--steps": Row(TRAINED, "Optimiser steps", "distill judge-train"),
     "--learning-rate": Row(TRAINED, "Peak learning rate", "*"),
     "--batch-tokens": Row(TRAINED, "Tokens per optimiser step", "distill compress"),
     "--distill-sequence-length": Row(TRAINED, "Tokens per sequence that is trained on"),
@@ -213,7 +217,7 @@ OPTIONS: Final[dict[str, Row]] = {
     "--speed": Row(QUALITY, "Measure tokens per second and peak memory", "eval compress"),
     # Answers and judge
     "--judge": Row(JUDGED, "Judge", "eval judge"),
-    "--turns": Row(JUDGED, "How often the judge of --benchmark reads"),
+    "--turns": Row(JUDGED, "How often the judge reads", "judge-train"),
     "--instructions": Row(JUDGED, "What the judge is told"),
     "--answer-tokens": Row(JUDGED, "Tokens of an answer at most", "judge"),
     "--answer-thinking-tokens": Row(JUDGED, "Tokens that a reasoning model may think before it answers", "judge"),
@@ -227,6 +231,18 @@ OPTIONS: Final[dict[str, Row]] = {
     "--judge-seed": Row(JUDGED, "Seed of the judge"),
     "--retries": Row(JUDGED, "How often a request to an endpoint is tried again"),
     "--timeout": Row(JUDGED, "Time in which an endpoint must reply"),
+    # Reinforcement learning
+    "--pairs-per-step": Row(REINFORCED, "Pairs per step", "*"),
+    "--group-size": Row(REINFORCED, "Rollouts of one pair", "*"),
+    "--updates": Row(REINFORCED, "Updates of the weights per step"),
+    "--kl-weight": Row(REINFORCED, "Weight of the KL divergence from the judge before training"),
+    "--clip-low": Row(REINFORCED, "How far below 1 a ratio of probabilities counts"),
+    "--clip-high": Row(REINFORCED, "How far above 1 a ratio of probabilities counts"),
+    "--reward-right": Row(REINFORCED, "Reward of a ruling for the better answer"),
+    "--reward-wrong": Row(REINFORCED, "Reward of a ruling for the worse answer"),
+    "--reward-broken": Row(REINFORCED, "Reward where a turn is not in the format"),
+    "--generation-batch-size": Row(REINFORCED, "Rollouts generated together at most"),
+    "--time": Row(REINFORCED, "Time after which training stops"),
     # How it runs
     "--samples": Row(RUN, "Samples to read at most", "*"),
     "--sequence-length": Row(RUN, "Tokens per sequence that is read", "score eval distill"),

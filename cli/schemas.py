@@ -129,6 +129,20 @@ _SHARE: Final = record(count=COUNT, value=NUMBER, interval=listed(NUMBER))
 
 _JUDGED: Final = record(verdict=record(contests=COUNT, wins=_SHARE, ties=_SHARE, losses=_SHARE, broken=_SHARE))
 
+_TRIED: Final = maybe(record(pairs=COUNT, accuracy=_SHARE, right_in_both_orders=_SHARE, broken=NUMBER, tokens=COUNT))
+
+_JUDGE_TRAINED: Final = record(
+    judge=TEXT,
+    turns=TEXT,
+    pairs=COUNT,
+    steps=COUNT,
+    generated_tokens=COUNT,
+    stopped=TRUTH,
+    before=_TRIED,
+    after=_TRIED,
+    curve=listed(OBJECT),
+)
+
 _EXPORTED: Final = {
     "anyOf": [
         record(tensors=COUNT, parameters=COUNT, weight_bytes=COUNT, file_bytes=COUNT, types=named(COUNT)),
@@ -197,6 +211,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "distill": run(_DISTILLED, dry=True),
     "eval": run(named(_MEASURED)),
     "judge": run({"anyOf": [_JUDGED, record(judge=TEXT, layout=TEXT)]}),
+    "judge-train": run(_JUDGE_TRAINED),
     "export": run(_EXPORTED),
     "compress": run({"anyOf": [_COMPRESSED, record(members=named(_COMPRESSED))]}, dry=True),
     "demo": run(_COMPRESSED),

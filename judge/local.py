@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from judge.contests import Conversation
+from judge.generating import Ids, batches, continued, ends_of, pad_of
 from judge.parsing import THOUGHTS, without_thoughts
 from judge.speaking import Keep, Reply, Speaking
 from minitron.errors import MinitronError
@@ -30,7 +31,6 @@ from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.model.sources import title
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ENDING: Final = "\n{}\n\n"
@@ -41,7 +41,7 @@ _SHORTEST_SPECIAL: Final = 3
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
     """A conversation as tokens."""
 
     ids: tuple[int, ...]
@@ -55,7 +55,7 @@ class _Piece:
     """What is still to be said after a prompt."""
 
     number: int
-    prompt: _Prompt
+    prompt: Prompt
     said: tuple[int, ...]
     left: int
     """Tokens that may follow."""
@@ -154,25 +154,25 @@ class LocalModel:
                 if number in wanted:
                     keep(number, reply)
 
-    def _prompts(self, conversations: Sequence[Conversation]) -> list[_Prompt]:
+    def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
         with Renderer(self.tokenizer) as renderer:
-            return [self._prompt(renderer, conversation) for conversation in conversations]
+            return [self.prompt(renderer, conversation) for conversation in conversations]
 
-    def _prompt(self, renderer: Renderer, conversation: Conversation) -> _Prompt:
+    def prompt(self, renderer: Renderer, conversation: Conversation) -> Prompt:
         """Raises MinitronError where the chat template refuses it, or there is none and it has several messages."""
         where = f"a conversation of {len(conversation)} messages"
         try:
             if not self.tokenizer.chat_template and len(conversation) == 1:
                 text = str(conversation[0]["content"])
                 begin = self.tokenizer.bos_token_id
-                return _Prompt((*(() if begin is None else (int(begin),)), *token_ids(self.tokenizer, text)))
+                return Prompt((*(() if begin is None else (int(begin),)), *token_ids(self.tokenizer, text)))
             text = renderer.text(Record(where, None, tuple(conversation)), prompt=True)
             opened = next((begin for begin, _ in THOUGHTS if text.rstrip().endswith(begin)), "")
-            return _Prompt(tuple(token_ids(self.tokenizer, text)), opened)
+            return Prompt(tuple(token_ids(self.tokenizer, text)), opened)
         except BrokenRecordError as error:
             raise MinitronError(f"{self.folder}: {where} {error}; choose another model.") from None
 
-    def _too_long(self, prompts: Sequence[_Prompt]) -> dict[int, str]:
+    def _too_long(self, prompts: Sequence[Prompt]) -> dict[int, str]:
         """Number of a prompt that leaves no room for an answer -> why."""
         from minitron.model.configs import spec_if_known
 
@@ -188,18 +188,11 @@ class LocalModel:
 
     def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Numbers that are read together, the shortest first."""
-        order = sorted(lengths, key=lambda number: (lengths[number], number))
-        batch: list[int] = []
-        for number in order:
-            apart = bool(batch) and not self.pads_exactly and lengths[number] != lengths[batch[0]]
-            if len(batch) == self.batch_size or apart:
-                yield batch
-                batch = []
-            batch.append(number)
-        if batch:
-            yield batch
+        numbers = list(lengths)
+        for batch in batches(list(lengths.values()), self.batch_size, pads=self.pads_exactly):
+            yield [numbers[place] for place in batch]
 
-    def _replies(self, prompts: Mapping[int, _Prompt]) -> Iterator[tuple[int, Reply]]:
+    def _replies(self, prompts: Mapping[int, Prompt]) -> Iterator[tuple[int, Reply]]:
         speaking = self.speaking
         first = speaking.max_thinking_tokens or speaking.max_tokens
         numbers = list(prompts)
@@ -223,7 +216,7 @@ class LocalModel:
                 said = _Piece(piece.number, piece.prompt, piece.said + more, 0, piece.thought, piece.cut)
                 yield piece.number, self._reply(said, done)
 
-    def _after_thinking(self, number: int, prompt: _Prompt, ids: tuple[int, ...], ended: bool) -> _Piece:
+    def _after_thinking(self, number: int, prompt: Prompt, ids: tuple[int, ...], ended: bool) -> _Piece:
         """What may follow what was said within the first limit; a thought that is not done is ended."""
         most, text = self.speaking.max_tokens, self._text(ids)
         marks = next(
@@ -247,66 +240,43 @@ class LocalModel:
         return bisect_left(range(len(ids) + 1), True, key=lambda count: mark in self._text(ids[:count]))
 
     def _reply(self, piece: _Piece, ended: bool) -> Reply:
-        text = self._text(piece.said)
-        opened = bool(piece.prompt.opened)
-        answer = without_thoughts(text, opened=opened)[1]
+        answer = self.said(piece.said, opened=bool(piece.prompt.opened))
+        return Reply(answer, len(piece.said), piece.thought, ended, piece.cut)
+
+    def said(self, ids: Sequence[int], *, opened: bool = False) -> str:
+        """What tokens say, without a thought (`opened` where the prompt has opened it) and without control tokens."""
+        answer = without_thoughts(self._text(ids), opened=opened)[1]
         for token in self.specials:
             answer = answer.replace(token, "")
-        return Reply(answer.strip(), len(piece.said), piece.thought, ended, piece.cut)
+        return answer.strip()
 
     def _text(self, ids: Sequence[int]) -> str:
         # A name of another type is no text: decode() makes lists of lists.
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     @cached_property
-    def _ends(self) -> tuple[int, ...]:
+    def _ends(self) -> Ids:
         """Tokens that end an answer."""
-        said = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = said if isinstance(said, list) else [] if said is None else [said]
-        own = self.tokenizer.eos_token_id
-        return tuple(dict.fromkeys(int(one) for one in [*ends, *([] if own is None else [own])]))
+        return ends_of(self.model, self.tokenizer)
 
-    def _generate(self, prompts: Sequence[tuple[int, ...]], limit: int) -> list[tuple[tuple[int, ...], bool]]:
+    def _generate(self, prompts: Sequence[Ids], limit: int) -> list[tuple[Ids, bool]]:
         """(new tokens without what ends them, whether they were ended) for each prompt; at most `limit`."""
         import torch
-        from transformers import GenerationConfig
 
-        model, ends = self.model, self._ends
-        pad = self.tokenizer.pad_token_id
-        pad = (ends[0] if ends else 0) if pad is None else int(pad)
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        speaking = self.speaking
-        drawn = {"temperature": speaking.temperature, "top_p": speaking.top_p, "top_k": 0}
-        how = GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=speaking.temperature > 0,
-            eos_token_id=list(ends) or None,
-            pad_token_id=pad,
-            **(drawn if speaking.temperature else {}),
-        )
+        model, ends, speaking = self.model, self._ends, self.speaking
         devices = [model.device] if model.device.type == "cuda" else []
-        kept, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            with torch.random.fork_rng(devices), torch.inference_mode():
-                torch.manual_seed(_seed(speaking.seed, prompts))
-                out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=how)
-        finally:
-            model.generation_config = kept
-        return [_ended(row, ends) for row in self._new(out, width)]
-
-    def _new(self, out: Any, width: int) -> list[list[int]]:
-        found: Tensor = out[:, width:]
-        return [[int(one) for one in row] for row in found.tolist()]
-
-
-def _ended(ids: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], bool]:
-    place = next((place for place, one in enumerate(ids) if one in ends), None)
-    return (tuple(ids), False) if place is None else (tuple(ids[:place]), True)
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(_seed(speaking.seed, prompts))
+            found = continued(
+                model,
+                prompts,
+                limit,
+                ends=ends,
+                pad=pad_of(self.tokenizer, ends),
+                temperature=speaking.temperature,
+                top_p=speaking.top_p,
+            )
+        return [(ids, end is not None) for ids, end in found]
 
 
 def _seed(seed: int, prompts: Sequence[tuple[int, ...]]) -> int:

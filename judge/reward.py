@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from judge.parsing import BrokenFormat, parse_branch, parse_ranking
+from minitron.errors import MinitronError
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,26 @@ class Rewards:
 
     def __post_init__(self) -> None:
         if not self.right > self.wrong > self.broken:
-            raise ValueError("a right ruling must be worth more than a wrong one, and that more than a broken one")
+            raise MinitronError(
+                f"the rewards are {self.right} right, {self.wrong} wrong and {self.broken} broken; give each less than "
+                "the one before."
+            )
 
 
 def reward_of(
-    first_turn: str,
+    first_turn: str | None,
     second_turn: str,
     better: Literal[1, 2],
     qualities: Collection[str],
     rewards: Rewards | None = None,
 ) -> float:
-    """What both turns of a judge are given, where the answer numbered `better` is the better one."""
+    """What both turns of a judge are given, where the answer numbered `better` is the better one.
+
+    Of a judge that reads once, `first_turn` is None and its only turn the second."""
     worth = rewards or Rewards()
     try:
-        parse_branch(first_turn, qualities)
+        if first_turn is not None:
+            parse_branch(first_turn, qualities)
         ruled = parse_ranking(second_turn)
     except BrokenFormat:
         return worth.broken

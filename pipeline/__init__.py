@@ -19,8 +19,10 @@ from distill.run.distillation import Distillation
 from distill.run.recipe_file import Stage, read_recipe
 from distill.teacher.kept import Kept
 from importance.score.options import ScoringOptions
+from judge.contests import Contest, first_turn, material, second_turn
 from judge.endpoint import Asking
 from judge.instructions import Instructions, read_instructions
+from judge.learning import Learning
 from judge.parsing import BrokenFormat, parse_branch, parse_ranking
 from judge.reward import Rewards, reward_of
 from judge.speaking import Speaking
@@ -36,6 +38,7 @@ from pipeline.evaluation import evaluate
 from pipeline.exporting import Export, export
 from pipeline.family import Family, compress_family
 from pipeline.inspection import Inspection, inspect
+from pipeline.judge_training import JudgeTraining, TrainedJudge, train_judge
 from pipeline.judging import Judgement, Judging, Ruling, judge
 from pipeline.planned import Planned, plan
 from pipeline.planning import Planning
@@ -55,6 +58,7 @@ __all__ = [
     "Comparison",
     "Compressed",
     "Compression",
+    "Contest",
     "Cut",
     "Cutting",
     "Distillation",
@@ -64,9 +68,11 @@ __all__ = [
     "Family",
     "Inspection",
     "Instructions",
+    "JudgeTraining",
     "Judgement",
     "Judging",
     "Kept",
+    "Learning",
     "Planned",
     "Planning",
     "Pruning",
@@ -82,6 +88,7 @@ __all__ = [
     "Speaking",
     "Stage",
     "Standing",
+    "TrainedJudge",
     "benchmark",
     "compare",
     "compress",
@@ -89,8 +96,10 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "first_turn",
     "inspect",
     "judge",
+    "material",
     "parse_branch",
     "parse_ranking",
     "plan",
@@ -100,6 +109,8 @@ __all__ = [
     "read_recipe",
     "reward_of",
     "score",
+    "second_turn",
     "solve",
     "stand",
+    "train_judge",
 ]

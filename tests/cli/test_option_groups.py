@@ -13,6 +13,7 @@ from cli.distillation import DISTILLATION
 from cli.eval import EVALUATION
 from cli.export import EXPORT
 from cli.judge import JUDGING
+from cli.judge_train import JUDGE_TRAINING
 from cli.option_groups import Group, Option, takes
 from cli.planning import PLANNING
 from cli.prune import PRUNING
@@ -26,6 +27,7 @@ from pipeline import (
     Distillation,
     EvaluationOptions,
     Export,
+    JudgeTraining,
     Judging,
     Planning,
     Pruning,
@@ -47,6 +49,7 @@ TABLES: list[tuple[Any, Table]] = [
     (Compression, COMPRESSION),
     (Export, EXPORT),
     (Judging, JUDGING),
+    (JudgeTraining, JUDGE_TRAINING),
 ]
 NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file

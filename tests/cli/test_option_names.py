@@ -15,6 +15,7 @@ from cli.distillation import DISTILLATION
 from cli.eval import EVALUATION
 from cli.export import EXPORT
 from cli.judge import JUDGING
+from cli.judge_train import JUDGE_TRAINING
 from cli.old_names import OLD_NAMES, renamed
 from cli.option_groups import Group, Option
 from cli.option_table import GROUPS, OPTIONS
@@ -46,8 +47,8 @@ def test_a_name_means_one_thing_in_all_commands() -> None:
         assert name in OPTIONS, f"{command} {name} has no row in cli/option_table.py"
         assert option.help.startswith(OPTIONS[name].meaning), f"{command} {name}: {option.help}"
         kinds[name].add(kind(option))
-        # Behind what may stand before it: [DOMAIN=]MODEL is a MODEL.
-        shown[name].add((option.metavar or "").rpartition("]")[2])
+        # Behind what may stand before it: [DOMAIN=]MODEL is a MODEL, and RATE|auto a RATE.
+        shown[name].add((option.metavar or "").rpartition("]")[2].partition("|")[0])
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
     assert {name: found for name, found in shown.items() if len(found) > 1} == {}
     assert set(OPTIONS) - set(kinds) == {"--help"}
@@ -65,14 +66,25 @@ def named(table: Mapping[str, Option | Group], prefix: str = "") -> Iterator[tup
     """(field, flag), with the field of a group told from others by what it is of."""
     for name, row in table.items():
         if isinstance(row, Group):
-            yield from named(row.table, f"{name}." if name in ("answering", "speaking", "caches") else "")
+            yield from named(row.table, f"{name}." if name in ("answering", "speaking", "caches", "learning") else "")
         elif declared := getattr(row.info, "param_decls", None):
             yield prefix + name, declared[0].partition("/")[0]
 
 
 def test_a_field_of_requests_has_one_name() -> None:
     names: dict[str, set[str]] = defaultdict(set)
-    for table in (COMPRESSION, DISTILLATION, EVALUATION, EXPORT, JUDGING, PRUNING, QUANTISING, SCORE, TRAINING):
+    for table in (
+        COMPRESSION,
+        DISTILLATION,
+        EVALUATION,
+        EXPORT,
+        JUDGING,
+        JUDGE_TRAINING,
+        PRUNING,
+        QUANTISING,
+        SCORE,
+        TRAINING,
+    ):
         for field, flag in named(table):
             names[field].add(flag)
     # `layers` is how many a plan keeps and how scoring ranks them; a training sequence of `compress` is not a

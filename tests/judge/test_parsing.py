@@ -75,7 +75,7 @@ def test_the_reward_is_the_papers() -> None:
     assert reward_of(BRANCH, RANKING, 1, QUALITIES) == -1.0
     assert reward_of("hm", RANKING, 2, QUALITIES) == reward_of(BRANCH, "2", 2, QUALITIES) == -100.0
     assert reward_of(BRANCH, RANKING, 2, QUALITIES, Rewards(1.0, 0.0, -1.0)) == 1.0
-    with pytest.raises(ValueError, match="worth more"):
+    with pytest.raises(MinitronError, match="rewards are"):
         Rewards(right=-1.0, wrong=0.0)
 
 
