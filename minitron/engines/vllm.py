@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from minitron.engines import plain
-from minitron.engines.keeping import Demand, Kept, LayerCache
+from minitron.engines.keeping import Demand, Kept, LayerCache, smaller
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
@@ -129,8 +129,8 @@ def _blocks(demand: Demand, one: LayerCache, tokens: Any) -> Any:
         return -(-demand.context // tokens)
     steps = STEPS * demand.engine.max_num_batched_tokens
     if one.cache.chunked:
-        return -(-min(one.window + steps, demand.context) // tokens)
-    held = min(one.window - 1 + steps, demand.context)
+        return -(-smaller(one.window + steps, demand.context) // tokens)
+    held = smaller(one.window - 1 + steps, demand.context)
     return -(-held // tokens) + 1
 
 
@@ -203,9 +203,10 @@ def activations(spec: ModelSpec, demand: Demand, whole: Mapping[str, Any], local
     return np.maximum(np.maximum(sampler(spec, demand), step), LEAST_ACTIVATIONS)
 
 
-def sampler(spec: ModelSpec, demand: Demand) -> int:
-    """Bytes of the sampler's warm-up."""
-    return round(4 * SAMPLER_COPIES * demand.max_num_seqs * spec.sizes[VOCAB])
+def sampler(spec: ModelSpec, demand: Demand) -> Any:
+    """Bytes of the sampler's warm-up, to the nearest, in whole numbers alone."""
+    hundredths = round(100 * SAMPLER_COPIES)
+    return (4 * hundredths * demand.max_num_seqs * spec.sizes[VOCAB] + 50) // 100
 
 
 def tell_workspace(spec: ModelSpec, demand: Demand, local: Mapping[str, Any], found: Any) -> tuple[str, str, str]:

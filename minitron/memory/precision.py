@@ -313,7 +313,7 @@ def common_width(spec: ModelSpec, kind: str, rule: Rule, sizes: Mapping[str, Any
             found = np.gcd(found, width if rule.per_expert else width * (width % least == 0))
     fits = (columns % least == 0) | rule.per_expert
     together = found * fits + columns * (1 - fits)
-    return together if isinstance(together, np.ndarray) and together.ndim else int(together)
+    return together if np.ndim(together) else int(together)
 
 
 def _shape_in(rule: Rule, sizes: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from minitron.engines.keeping import larger
 from minitron.engines.table import ENGINES
 from minitron.engines.vllm import TOKENS
 from minitron.errors import MinitronError
@@ -153,9 +154,9 @@ class Workload:
             )
 
     @property
-    def max_num_seqs(self) -> int:
+    def max_num_seqs(self) -> Any:
         """Sequences that the engine makes room for."""
-        return max(self.batch, self.engine.max_num_seqs or 0)
+        return larger(self.batch, self.engine.max_num_seqs or 0)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
