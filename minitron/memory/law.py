@@ -3,10 +3,10 @@
     document = law(spec, workload_of(spec, 8192))
     read(document, "vllm", {"context": 131072, "batch": 4, "gpus": 1, "step_tokens": 2048, "weights": "fp8", ...})
 
-The expressions are what the functions of the law return when they are given expressions (minitron.memory.expressions):
-there is no second law.  What is asked is the context, the batch, the GPUs among which tensors are split, the tokens of a
-step, and the formats of weights, keys and values, recurrent states and convolution states; all else is as in the
-workload.
+The expressions are what the functions of the law return when they are given expressions
+(minitron.memory.expressions): there is no second law.  What is asked is the context, the batch, the GPUs among which
+tensors are split, the tokens of a step, and the formats of weights, keys and values, recurrent states and convolution
+states; all else is as in the workload.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from minitron.memory.expressions import Expression, Writer, choice, value, varia
 from minitron.memory.footprint import Counted, Footprint, kv_scales, lines_of, model_weights
 from minitron.memory.formats import FORMATS, STORED, formats_for
 from minitron.memory.parallel import per_gpu, splits
-from minitron.memory.precision import precision_of
+from minitron.memory.precision import gguf_tally, precision_of
+from minitron.memory.serve_line import vllm_template
 from minitron.memory.workload import Workload, workload_of
 from minitron.model.spec import ModelSpec
 
@@ -39,10 +40,13 @@ SPLITS: Final = (1, 2, 4, 8, 16)
 """GPUs among which a page offers to split a model."""
 
 
-def law(spec: ModelSpec, workload: Workload, workspace: int | None = None) -> dict[str, Any]:
+def law(spec: ModelSpec, workload: Workload, workspace: int | None = None, model: str = "MODEL") -> dict[str, Any]:
     """The law under every engine that reads the model, and which formats may be asked for, with those that are meant
-    where nobody says otherwise.  `workspace`: bytes, or None for the engine's estimate."""
+    where nobody says otherwise; and the command with which vLLM serves `model`.
+
+    `workspace`: bytes, or None for the engine's estimate."""
     writer, opened, engines = Writer(), _Open(spec, workload), {}
+    gpus = [count for count in SPLITS if splits(spec, spec.sizes, count)]
     for name in ENGINES:
         try:
             offered = _offered(spec, workload, name)
@@ -51,15 +55,17 @@ def law(spec: ModelSpec, workload: Workload, workspace: int | None = None) -> di
         lines = opened.lines(offered, workspace)
         engines[name] = {
             "lines": {line: writer.write(found) for line, found in lines.items()},
+            "numbers": {"max_num_seqs": writer.write(opened.of(offered.start).max_num_seqs)},
             "asked": _words(offered.start),
             "formats": {word: list(forms) for word, forms in offered.formats.items()},
             "computed": {form: _computed(spec, offered.start, form) for form in offered.formats["weights"]},
             "one_gpu": [form for form in offered.formats["weights"] if _is_gguf(form)],
+            "serve": vllm_template(model, spec, offered.start, offered.formats, gpus) if name == "vllm" else [],
         }
     return {
         "nodes": writer.nodes,
         "engines": engines,
-        "gpus": [count for count in SPLITS if splits(spec, spec.sizes, count)],
+        "gpus": gpus,
     }
 
 
@@ -97,7 +103,9 @@ def _offered(spec: ModelSpec, workload: Workload, name: str) -> _Offered:
         "ssm_state": formats_for("state") if keeps_states(spec) else (start.ssm_state,),
         "conv_state": formats_for("conv"),
     }
-    return _Offered(start, {word: tuple(form for form in known[word] if _works(spec, start, word, form)) for word in WORDS})
+    return _Offered(
+        start, {word: tuple(form for form in known[word] if _works(spec, start, word, form)) for word in WORDS}
+    )
 
 
 def _attends(spec: ModelSpec) -> bool:
@@ -108,7 +116,8 @@ def _start(spec: ModelSpec, workload: Workload, name: str) -> Workload:
     """The same workload of another engine, in the formats that the config decides there."""
     if workload.engine.name == name:
         return workload
-    engine, more = replace(workload.engine, name=name), {"vision_encoder": workload.vision_encoder, "keep": workload.keep}
+    engine = replace(workload.engine, name=name)
+    more: dict[str, Any] = {"vision_encoder": workload.vision_encoder, "keep": workload.keep}
     if ENGINES[name].files == "gguf":
         engine = replace(engine, max_num_seqs=None, max_num_batched_tokens=ENGINES[name].step_tokens or 1)
     else:
@@ -171,7 +180,9 @@ class _Open:
         """What layers keep, each part of it in its own format."""
 
         def part(place: int, name: str, word: str) -> Any:
-            return choice(word, {form: getattr(self.kept(word, form).caches[place], name) for form in offered.formats[word]})
+            return choice(
+                word, {form: getattr(self.kept(word, form).caches[place], name) for form in offered.formats[word]}
+            )
 
         caches = self.kept("kv", offered.start.kv).caches
         return Kept(
@@ -184,9 +195,13 @@ class _Open:
     @cache  # noqa: B019
     def weights(self, form: str) -> tuple[Any, Any]:
         """Bytes of the weights in a format, and of the multi-token-prediction block."""
-        asked = _with(self.opened, "weights", form)
-        local = dict(self.spec.sizes) if _is_gguf(form) else self.local
-        return model_weights(self.spec, asked, local, self.spec.kind_counts(), None)
+        counts, sizes = self.spec.kind_counts(), self.local
+        tally = None
+        if _is_gguf(form):
+            # On one GPU.  A tally for all that a search could leave would take ten times as long.
+            sizes = dict(self.spec.sizes)
+            tally = gguf_tally(self.spec, precision_of(self.spec, form, self.workload.keep))
+        return model_weights(self.spec, _with(self.opened, "weights", form), sizes, counts, tally)
 
     def scales(self, form: str, offered: _Offered) -> Any:
         """Scales of keys and values that a checkpoint in that format holds."""

@@ -208,6 +208,17 @@ def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
     return found
 
 
+def gguf_tally(spec: ModelSpec, precision: Precision) -> Tally:
+    """That of a GGUF file of the whole model in its own sizes alone."""
+    layers = range(len(spec.layers))
+    when = next(one for one in circumstances(spec, spec.layers) if one.holds(spec, spec.sizes))
+    parts = tuple(
+        Part(kind, spec.rules[kind][place], form, count)
+        for kind, place, form, count in gguf_formats(spec, precision.gguf, layers, when)
+    )
+    return _in_own_types(Tally(spec.kind_counts(), parts), dict(precision.own_types))
+
+
 _Key = tuple[str, int, Format, Circumstance | None]
 """Kind of layer, place of the rule in it, format, and with which sizes."""
 
