@@ -54,8 +54,8 @@ def law(spec: ModelSpec, workload: Workload, workspace: int | None = None, model
             continue
         lines = opened.lines(offered, workspace)
         engines[name] = {
-            "lines": {line: writer.write(found) for line, found in lines.items()},
-            "numbers": {"max_num_seqs": writer.write(opened.of(offered.start).max_num_seqs)},
+            "lines_index": {line: writer.write(found) for line, found in lines.items()},
+            "numbers_index": {"max_num_seqs": writer.write(opened.of(offered.start).max_num_seqs)},
             "asked": _words(offered.start),
             "formats": {word: list(forms) for word, forms in offered.formats.items()},
             "computed": {form: _computed(spec, offered.start, form) for form in offered.formats["weights"]},
@@ -65,13 +65,13 @@ def law(spec: ModelSpec, workload: Workload, workspace: int | None = None, model
     return {
         "nodes": writer.nodes,
         "engines": engines,
-        "gpus": gpus,
+        "split_gpus": gpus,
     }
 
 
 def read(document: Mapping[str, Any], engine: str, asked: Mapping[str, Any]) -> dict[str, int]:
     """The lines of the footprint where `asked` is what is asked: NUMBERS and WORDS by name."""
-    lines = document["engines"][engine]["lines"]
+    lines = document["engines"][engine]["lines_index"]
     return {name: value(document["nodes"], place, asked) for name, place in lines.items()}
 
 

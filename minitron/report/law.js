@@ -52,7 +52,7 @@ const Law = (() => {
   // line -> bytes, under one engine.
   function lines(law, engine, asked) {
     const found = new Map();
-    const places = Object.entries(law.engines[engine].lines);
+    const places = Object.entries(law.engines[engine].lines_index);
     return Object.fromEntries(places.map(([name, place]) => [name, value(law.nodes, place, asked, found)]));
   }
 
@@ -84,9 +84,9 @@ const Law = (() => {
 
   // The command as text.
   function command(law, engine, asked, share) {
-    const { serve, numbers } = law.engines[engine];
+    const { serve, numbers_index } = law.engines[engine];
     const told = { ...asked, share };
-    for (const [name, place] of Object.entries(numbers)) told[name] = value(law.nodes, place, asked);
+    for (const [name, place] of Object.entries(numbers_index)) told[name] = value(law.nodes, place, asked);
     return serve
       .map((piece) => (piece.by ? piece.texts[asked[piece.by]] : piece.text))
       .filter((text) => text)

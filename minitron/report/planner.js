@@ -8,7 +8,7 @@ const Planner = (() => {
   const QUIET = 0.002; // of the bar, below which a line has no room for its name
   let data;
   let asked;
-  const $ = (id) => document.getElementById(id);
+  const $ = (name) => document.getElementById(`plan-${name}`);
 
   function made(tag, attributes = {}, ...children) {
     const found = document.createElement(tag);
@@ -45,7 +45,7 @@ const Planner = (() => {
     }
     const same = found.weights === own.asked.weights;
     found.conv_state = same ? own.asked.conv_state : own.computed[found.weights].conv_state;
-    if (own.one_gpu.includes(found.weights) || !law.gpus.includes(Number(asked.gpus))) found.gpus = 1;
+    if (own.one_gpu.includes(found.weights) || !law.split_gpus.includes(Number(asked.gpus))) found.gpus = 1;
     return found;
   }
 
@@ -53,7 +53,7 @@ const Planner = (() => {
   function answer(model) {
     const { law } = model;
     const own = askedOf(law);
-    const { available, share } = gpuOf().engines[asked.engine];
+    const { available_bytes: available, share } = gpuOf().engines[asked.engine];
     const lines = Law.lines(law, asked.engine, own);
     const total = Object.values(lines).reduce((sum, bytes) => sum + bytes, 0n);
     const most = (quantity) => Law.most(law, asked.engine, own, quantity, available);
@@ -115,7 +115,7 @@ const Planner = (() => {
   function how(found) {
     if (!$("how").parentElement.open) return;
     const { nodes, engines } = found.model.law;
-    const rows = Object.entries(engines[asked.engine].lines).map(([name, place]) => {
+    const rows = Object.entries(engines[asked.engine].lines_index).map(([name, place]) => {
       const text = Law.told(nodes, place, found.own) || "an expression of many terms; report.json and --json write all such out";
       return [made("dt", {}, `${data.titles[name]} = ${number(found.lines[name])} B`), made("dd", {}, text)];
     });
@@ -132,8 +132,8 @@ const Planner = (() => {
     for (const word of ["weights", "kv"]) {
       if (gpu.emulated.includes(own[word])) told.push(`${gpu.name} has no native ${own[word]}: the memory is right, but matmuls are emulated or refused.`);
     }
-    if (model.longest_context && asked.context > model.longest_context) {
-      told.push(`${number(asked.context)} tokens are more than the ${number(model.longest_context)} that the config gives as the longest context.`);
+    if (model.longest_context_tokens && asked.context > model.longest_context_tokens) {
+      told.push(`${number(asked.context)} tokens are more than the ${number(model.longest_context_tokens)} that the config gives as the longest context.`);
     }
     $("notes").replaceChildren(...[...new Set(told)].map((text) => made("li", {}, text)));
   }
@@ -158,7 +158,7 @@ const Planner = (() => {
     const commands = answers.map((one) => one.command).filter((text) => text);
     $("command").textContent = commands.join("\n");
     $("command").hidden = !commands.length;
-    $("planner").dataset.drawn = (performance.now() - start).toFixed(1);
+    $("setting").dataset.drawn = (performance.now() - start).toFixed(1);
   }
 
   function fill(select, options, chosen) {
@@ -175,7 +175,7 @@ const Planner = (() => {
     Object.assign(asked, Object.fromEntries(Object.keys(WORDS).map((word) => [word, own[word]])), { gpus: Number(own.gpus) });
     fill($("engine"), Object.keys(law.engines).map((name) => [name, data.engines[name]]), asked.engine);
     for (const word of Object.keys(WORDS)) fill($(word), one.formats[word].map((form) => [form, form]), asked[word]);
-    const counts = one.one_gpu.includes(asked.weights) ? [1] : law.gpus;
+    const counts = one.one_gpu.includes(asked.weights) ? [1] : law.split_gpus;
     fill($("gpus"), counts.map((count) => [count, `${count} GPU${count === 1 ? "" : "s"}`]), asked.gpus);
     for (const name of ["context", "batch"]) {
       $(name).value = asked[name];
@@ -232,9 +232,10 @@ const Planner = (() => {
   // Begin with a document (minitron/report/planner.py); with `one` a model is chosen, without all are shown.
   function start(document_, one) {
     data = { ...document_, one };
-    asked = { ...data.asked, model: 0 };
+    const { gpu, engine, context_tokens, batch_sequences, tensor_parallel_gpus } = data.asked;
+    asked = { model: 0, gpu, engine, context: context_tokens, batch: batch_sequences, gpus: tensor_parallel_gpus };
     if (one) fill($("model"), data.models.map((model, place) => [place, model.label]), 0);
-    fill($("gpu"), data.gpus.map((gpu) => [gpu.name, `${gpu.name}, ${size(gpu.usable)}`]), asked.gpu);
+    fill($("gpu"), data.gpus.map((gpu) => [gpu.name, `${gpu.name}, ${size(gpu.usable_bytes)}`]), asked.gpu);
     Object.assign(asked, first().engines[asked.engine].asked);
     wire();
     offer();

@@ -46,7 +46,7 @@ def model_entry(
         "name": name,
         "label": label or name,
         "told": f"{spec.family.name}, {len(spec.layers)} layers, {parameters} parameters",
-        "longest_context": longest if isinstance(longest, int) and not isinstance(longest, bool) else None,
+        "longest_context_tokens": longest if isinstance(longest, int) and not isinstance(longest, bool) else None,
         "law": law(spec, workload, workspace, name),
     }
 
@@ -73,9 +73,9 @@ def planner_document(models: Sequence[Mapping[str, Any]], asked: Asked) -> dict[
         "asked": {
             "gpu": gpus[0]["name"] if budget.gpu is None or budget.gpu.name not in devices else budget.gpu.name,
             "engine": workload.engine.name,
-            "context": workload.context,
-            "batch": workload.batch,
-            "gpus": workload.tensor_parallel,
+            "context_tokens": workload.context,
+            "batch_sequences": workload.batch,
+            "tensor_parallel_gpus": workload.tensor_parallel,
         },
     }
 
@@ -101,10 +101,17 @@ def _given(budget: Budget) -> dict[str, Any] | None:
     name = "the budget" if budget.gpu is None else budget.gpu.name
     share = share_of(budget)
     each = {
-        engine: {"available": budget.available, "step_tokens": step_tokens(engine, budget.gpu), "share": share}
+        engine: {"available_bytes": budget.available, "step_tokens": step_tokens(engine, budget.gpu), "share": share}
         for engine in ENGINES
     }
-    return {"name": name, "usable": budget.usable, "engines": each, "without_kernels": {}, "emulated": [], "note": ""}
+    return {
+        "name": name,
+        "usable_bytes": budget.usable,
+        "engines": each,
+        "without_kernels": {},
+        "emulated": [],
+        "note": "",
+    }
 
 
 def _gpu(gpu: Gpu, workload: Workload, asked: Budget) -> dict[str, Any] | None:
@@ -119,10 +126,10 @@ def _gpu(gpu: Gpu, workload: Workload, asked: Budget) -> dict[str, Any] | None:
         meant = workload.engine.max_num_batched_tokens
         changed = name == own.name and meant != step_tokens(name, asked.gpu)
         tokens = meant if changed else step_tokens(name, gpu)
-        engines[name] = {"available": budget.available, "step_tokens": tokens, "share": share_of(budget)}
+        engines[name] = {"available_bytes": budget.available, "step_tokens": tokens, "share": share_of(budget)}
     return {
         "name": gpu.name,
-        "usable": gpu.usable,
+        "usable_bytes": gpu.usable,
         "engines": engines,
         "without_kernels": {name: _without_kernels(name, gpu) for name in ENGINES if _without_kernels(name, gpu)},
         "emulated": _emulated(gpu),

@@ -7,6 +7,6 @@ async function unpacked(id) {
 }
 
 unpacked("packed").then((found) => Planner.start(found, true)).catch((wrong) => {
-  document.getElementById("verdict").textContent =
+  document.getElementById("plan-verdict").textContent =
     `This browser could not unpack the page (${wrong.message}); open it in one of 2023 or later.`;
 });

@@ -31,17 +31,17 @@ _NUMBERS: Final = (("context", "context, tokens", 2**24), ("batch", "batch, sequ
 
 def _number(name: str, label: str, most: int) -> str:
     return (
-        f'<div><label for="{name}">{escape(label)}</label>'
-        f'<input id="{name}" type="number" min="1" max="{most}" step="1" inputmode="numeric" '
-        f'aria-describedby="{name}_wrong">'
-        f'<input id="{name}_slide" type="range" min="0" max="{most.bit_length() - 1}" step="0.125" '
-        f'aria-label="{escape(label)}, on a scale"><p id="{name}_wrong" class="wrong" role="alert"></p></div>'
+        f'<div><label for="plan-{name}">{escape(label)}</label>'
+        f'<input id="plan-{name}" type="number" min="1" max="{most}" step="1" inputmode="numeric" '
+        f'aria-describedby="plan-{name}_wrong">'
+        f'<input id="plan-{name}_slide" type="range" min="0" max="{most.bit_length() - 1}" step="0.125" '
+        f'aria-label="{escape(label)}, on a scale"><p id="plan-{name}_wrong" class="wrong" role="alert"></p></div>'
     )
 
 
 def _select(name: str, label: str, kind: str) -> str:
     own = f' class="{kind}"' if kind else ""
-    return f'<div{own}><label for="{name}">{escape(label)}</label><select id="{name}"></select></div>'
+    return f'<div{own}><label for="plan-{name}">{escape(label)}</label><select id="plan-{name}"></select></div>'
 
 
 def planner_section(title: str, said: str, *, one: bool = False) -> str:
@@ -52,18 +52,18 @@ def planner_section(title: str, said: str, *, one: bool = False) -> str:
     return section(
         title,
         said,
-        '<fieldset class="controls" id="planner"><legend class="unseen">Setting</legend>',
+        '<fieldset class="controls" id="plan-setting"><legend class="unseen">Setting</legend>',
         *controls,
         "</fieldset>",
-        '<p id="told" class="said"></p>',
-        '<p id="verdict" role="status" aria-live="polite"></p>',
-        '<div id="bars"></div><ul class="legend" id="legend"></ul>',
-        '<dl class="facts" id="limits"></dl>',
-        '<ul class="notes" id="notes"></ul>',
-        '<pre id="command" tabindex="0" aria-label="the command that serves it" hidden></pre>',
+        '<p id="plan-told" class="said"></p>',
+        '<p id="plan-verdict" role="status" aria-live="polite"></p>',
+        '<div id="plan-bars"></div><ul class="legend" id="plan-legend"></ul>',
+        '<dl class="facts" id="plan-limits"></dl>',
+        '<ul class="notes" id="plan-notes"></ul>',
+        '<pre id="plan-command" tabindex="0" aria-label="the command that serves it" hidden></pre>',
         '<div class="scroll" tabindex="0" role="region" aria-label="memory, line by line">',
-        '<table id="lines"></table></div>',
-        '<details><summary>How each line is computed</summary><dl id="how"></dl></details>',
+        '<table id="plan-lines"></table></div>',
+        '<details><summary>How each line is computed</summary><dl id="plan-how"></dl></details>',
     )
 
 
@@ -86,9 +86,9 @@ def to_planner_page(document: Mapping[str, Any], reading: Mapping[str, Any] | No
     drop = section(
         "A config.json of your own",
         "It is read in this page and goes nowhere.",
-        '<div id="drop"><label for="file">Drop a config.json here, or choose one</label>'
-        '<input id="file" type="file" accept=".json,application/json">'
-        '<p id="dropped" role="status" aria-live="polite"></p></div>',
+        '<div id="plan-drop"><label for="plan-file">Drop a config.json here, or choose one</label>'
+        '<input id="plan-file" type="file" accept=".json,application/json">'
+        '<p id="plan-dropped" role="status" aria-live="polite"></p></div>',
     )
     return "\n".join(
         [
