@@ -189,6 +189,8 @@ def _plain(value: Any) -> Any:
 
 def made(operation: str, *inputs: Any) -> Any:
     """The operation on whole numbers and expressions: a number where all are numbers or the rest does not matter."""
+    if len(inputs) == 2 and type(inputs[0]) is int and type(inputs[1]) is int:
+        return OPERATIONS[operation](*inputs)
     parts = tuple(map(_plain, inputs))
     if all(isinstance(part, int) for part in parts):
         return OPERATIONS[operation](*parts)

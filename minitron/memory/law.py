@@ -128,6 +128,12 @@ def _start(spec: ModelSpec, workload: Workload, name: str) -> Workload:
     return found
 
 
+def _computed(spec: ModelSpec, start: Workload, weights: str) -> dict[str, str]:
+    """The formats of keys and values and of convolution states that go with one of weights."""
+    found = workload_of(spec, 1, weights=weights, engine=start.engine)
+    return {"kv": found.kv, "conv_state": found.conv_state}
+
+
 def _works(spec: ModelSpec, start: Workload, word: str, form: str) -> bool:
     try:
         changed = replace(start, tensor_parallel=1, **{word: form})  # type: ignore[arg-type]
@@ -136,12 +142,6 @@ def _works(spec: ModelSpec, start: Workload, word: str, form: str) -> bool:
     except MinitronError:
         return False
     return True
-
-
-def _computed(spec: ModelSpec, start: Workload, weights: str) -> dict[str, str]:
-    """The formats of keys and values and of convolution states that go with one of weights."""
-    found = workload_of(spec, 1, weights=weights, engine=start.engine)
-    return {"kv": found.kv, "conv_state": found.conv_state}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from minitron.engines.table import ENGINES
 from minitron.errors import MinitronError
+from minitron.files import read_json
 from minitron.memory.budget import Budget
 from minitron.memory.footprint_lines import TITLES
 from minitron.memory.formats import FORMATS
@@ -23,6 +25,8 @@ from minitron.memory.workload import Engine, Workload, step_tokens, workload_of
 from minitron.model.spec import ModelSpec
 from minitron.search.search import SearchResult
 from minitron.units import format_parameters
+
+MODELS: Final = Path(__file__).with_name("models.json")
 
 CONTEXT: Final = 32_768
 """Tokens that the page asks for at first, or the longest that the model is made for."""
@@ -56,6 +60,12 @@ def page_entry(name: str, spec: ModelSpec) -> dict[str, Any]:
     longest = spec.value("max_position_embeddings")
     context = min(CONTEXT, longest) if isinstance(longest, int) and longest > 0 else CONTEXT
     return model_entry(name, spec, workload_of(spec, context))
+
+
+def bundled_models() -> dict[str, dict[str, Any]]:
+    """name -> config.json of the models that come with Minitron."""
+    found: dict[str, dict[str, Any]] = read_json(MODELS)
+    return found
 
 
 def planner_document(models: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
