@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from minitron.errors import MinitronError
 from pipeline.planning import Planning
 from pipeline.serving import model_names
+
+FIRST: Final = "Nemotron-Nano-9B-v2"
+"""The model that a page without one of the reader's shows at first."""
 
 
 def planner_page(
@@ -46,8 +50,10 @@ def planner_page(
     for name, spec in specs.items():
         progress(name)
         entries.append(page_entry(name, spec))
+    # Nothing given: the hybrid of the worked example in docs/planning.md.
+    place = 0 if models or FIRST not in specs else list(specs).index(FIRST)
     gpu = planning.device or next(iter(GPUS.values()))
-    first = next(iter(specs.values()))
+    first = list(specs.values())[place]
     workload = workload_of(first, planning.context or CONTEXT, planning.batch, engine=planning.engine_on(gpu))
     budget = Budget(gpu.usable, planning.budget_of(gpu).utilization, planning.reserve or 0, None, gpu)
-    return to_planner_page(planner_document(entries, Asked(workload, budget)))
+    return to_planner_page(planner_document(entries, Asked(workload, budget), place))

@@ -232,9 +232,9 @@ const Planner = (() => {
   // Begin with a document (minitron/report/planner.py); with `one` a model is chosen, without all are shown.
   function start(document_, one) {
     data = { ...document_, one };
-    const { gpu, engine, context_tokens, batch_sequences, tensor_parallel_gpus } = data.asked;
-    asked = { model: 0, gpu, engine, context: context_tokens, batch: batch_sequences, gpus: tensor_parallel_gpus };
-    if (one) fill($("model"), data.models.map((model, place) => [place, model.label]), 0);
+    const { model_index, gpu, engine, context_tokens, batch_sequences, tensor_parallel_gpus } = data.asked;
+    asked = { model: model_index, gpu, engine, context: context_tokens, batch: batch_sequences, gpus: tensor_parallel_gpus };
+    if (one) fill($("model"), data.models.map((model, place) => [place, model.label]), model_index);
     fill($("gpu"), data.gpus.map((gpu) => [gpu.name, `${gpu.name}, ${size(gpu.usable_bytes)}`]), asked.gpu);
     Object.assign(asked, first().engines[asked.engine].asked);
     wire();

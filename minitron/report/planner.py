@@ -68,8 +68,8 @@ def bundled_models() -> dict[str, dict[str, Any]]:
     return found
 
 
-def planner_document(models: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
-    """All that the page computes with."""
+def planner_document(models: Sequence[Mapping[str, Any]], asked: Asked, first: int = 0) -> dict[str, Any]:
+    """All that the page computes with; `first` is the place of the model that is shown at first."""
     workload, budget = asked.workload, asked.budget
     devices = {gpu.name: gpu for gpu in GPUS.values()}
     given = _given(budget)
@@ -81,6 +81,7 @@ def planner_document(models: Sequence[Mapping[str, Any]], asked: Asked) -> dict[
         "engines": {name: engine.title for name, engine in ENGINES.items()},
         "titles": dict(TITLES),
         "asked": {
+            "model_index": first,
             "gpu": gpus[0]["name"] if budget.gpu is None or budget.gpu.name not in devices else budget.gpu.name,
             "engine": workload.engine.name,
             "context_tokens": workload.context,
