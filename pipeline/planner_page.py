@@ -39,6 +39,7 @@ def planner_page(
         planner_document,
     )
     from minitron.report.planner_page import to_planner_page
+    from minitron.report.reading import reading_document
 
     specs = dict(zip(model_names(models), map(read_stored_spec, models), strict=True))
     if bundled:
@@ -56,4 +57,5 @@ def planner_page(
     first = list(specs.values())[place]
     workload = workload_of(first, planning.context or CONTEXT, planning.batch, engine=planning.engine_on(gpu))
     budget = Budget(gpu.usable, planning.budget_of(gpu).utilization, planning.reserve or 0, None, gpu)
-    return to_planner_page(planner_document(entries, Asked(workload, budget), place))
+    reading = reading_document(spec.config for spec in specs.values())
+    return to_planner_page(planner_document(entries, Asked(workload, budget), place), reading)

@@ -25,7 +25,7 @@ from minitron.memory.expressions import Expression, Writer, choice, value, varia
 from minitron.memory.footprint import Counted, Footprint, kv_scales, lines_of, model_weights
 from minitron.memory.formats import FORMATS, STORED, formats_for
 from minitron.memory.parallel import per_gpu, splits
-from minitron.memory.precision import gguf_tally, precision_of
+from minitron.memory.precision import gguf_tally, is_even, precision_of, shaped_tally
 from minitron.memory.serve_line import vllm_template
 from minitron.memory.workload import Workload, workload_of
 from minitron.model.spec import ModelSpec
@@ -40,18 +40,26 @@ SPLITS: Final = (1, 2, 4, 8, 16)
 """GPUs among which a page offers to split a model."""
 
 
-def law(spec: ModelSpec, workload: Workload, workspace: int | None = None, model: str = "MODEL") -> dict[str, Any]:
+def law(
+    spec: ModelSpec,
+    workload: Workload,
+    workspace: int | None = None,
+    model: str = "MODEL",
+    shape: Shape | None = None,
+) -> dict[str, Any]:
     """The law under every engine that reads the model, and which formats may be asked for, with those that are meant
     where nobody says otherwise; and the command with which vLLM serves `model`.
 
-    `workspace`: bytes, or None for the engine's estimate."""
-    writer, opened, engines = Writer(), _Open(spec, workload), {}
-    gpus = [count for count in SPLITS if splits(spec, spec.sizes, count)]
-    for name in ENGINES:
+    `workspace`: bytes, or None for the engine's estimate.  With a `shape` it is the law of all models of its sizes."""
+    writer, opened, engines = Writer(), _Open(spec, workload, shape), {}
+    gpus = [count for count in SPLITS if shape is not None or splits(spec, spec.sizes, count)]
+    for name in ENGINES if shape is None else _SHAPED:
         try:
             offered = _offered(spec, workload, name)
         except MinitronError:
             continue
+        if shape is not None:
+            offered = _shaped(spec, offered)
         lines = opened.lines(offered, workspace)
         engines[name] = {
             "lines_index": {line: writer.write(found) for line, found in lines.items()},
@@ -66,6 +74,7 @@ def law(spec: ModelSpec, workload: Workload, workspace: int | None = None, model
         "nodes": writer.nodes,
         "engines": engines,
         "split_gpus": gpus,
+        **opened.splits(writer),
     }
 
 
@@ -103,9 +112,19 @@ def _offered(spec: ModelSpec, workload: Workload, name: str) -> _Offered:
         "ssm_state": formats_for("state") if keeps_states(spec) else (start.ssm_state,),
         "conv_state": formats_for("conv"),
     }
-    return _Offered(
-        start, {word: tuple(form for form in known[word] if _works(spec, start, word, form)) for word in WORDS}
-    )
+    works = {word: tuple(form for form in known[word] if _works(spec, start, word, form)) for word in WORDS}
+    return _Offered(start, works)
+
+
+def _shaped(spec: ModelSpec, offered: _Offered) -> _Offered:
+    """Without formats of which some layers of a kind have one and others another, and files of GGUF."""
+
+    def even(form: str) -> bool:
+        precision = precision_of(spec, form)
+        return not _is_gguf(form) and (precision.uniform is not None or is_even(spec, precision))
+
+    weights = tuple(form for form in offered.formats["weights"] if form != STORED and even(form))
+    return replace(offered, formats={**offered.formats, "weights": weights})
 
 
 def _attends(spec: ModelSpec) -> bool:
@@ -144,12 +163,44 @@ def _works(spec: ModelSpec, start: Workload, word: str, form: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and counts that are asked too: the law is then that of every model with the same tensors."""
+
+    sizes: Mapping[str, Any]
+    """axis -> an expression, or a whole number."""
+
+    counts: Mapping[str, Any]
+    """kind -> layers, likewise."""
+
+
+_SHAPED: Final = ("plain", "vllm")
+"""The engines whose law does not ask which layer stands where."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Open:
     """The parts of a model's law that no engine changes, with what is asked left open."""
 
     spec: ModelSpec
     workload: Workload
+    shape: Shape | None = None
+
+    @property
+    def sizes(self) -> Mapping[str, Any]:
+        """axis -> size of the whole model."""
+        return self.spec.sizes if self.shape is None else self.shape.sizes
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """kind -> layers."""
+        return self.spec.kind_counts() if self.shape is None else self.shape.counts
+
+    def splits(self, writer: Writer) -> dict[str, Any]:
+        """Of a shape, whether it can be split among each of SPLITS: the place of a node that is then 1."""
+        if self.shape is None:
+            return {}
+        return {"splits_index": {str(count): writer.write(splits(self.spec, self.sizes, count)) for count in SPLITS}}
 
     @cached_property
     def opened(self) -> Workload:
@@ -169,12 +220,12 @@ class _Open:
     @cached_property
     def local(self) -> dict[str, Any]:
         """axis -> size on one GPU."""
-        return per_gpu(self.spec, self.spec.sizes, variable("gpus"))
+        return per_gpu(self.spec, self.sizes, variable("gpus"))
 
     @cache  # noqa: B019
     def kept(self, word: str, form: str) -> Kept:
         """What layers keep where one word is `form`."""
-        return kept(self.spec, _with(self.opened, word, form), self.local, self.spec.kind_counts())
+        return kept(self.spec, _with(self.opened, word, form), self.local, self.counts)
 
     def keep(self, offered: _Offered) -> Kept:
         """What layers keep, each part of it in its own format."""
@@ -195,12 +246,15 @@ class _Open:
     @cache  # noqa: B019
     def weights(self, form: str) -> tuple[Any, Any]:
         """Bytes of the weights in a format, and of the multi-token-prediction block."""
-        counts, sizes = self.spec.kind_counts(), self.local
+        counts, sizes = self.counts, self.local
+        precision = precision_of(self.spec, form, self.workload.keep)
         tally = None
+        if self.shape is not None and precision.uniform is None:
+            tally = shaped_tally(self.spec, precision, counts)
         if _is_gguf(form):
             # On one GPU.  A tally for all that a search could leave would take ten times as long.
             sizes = dict(self.spec.sizes)
-            tally = gguf_tally(self.spec, precision_of(self.spec, form, self.workload.keep))
+            tally = gguf_tally(self.spec, precision)
         return model_weights(self.spec, _with(self.opened, "weights", form), sizes, counts, tally)
 
     def scales(self, form: str, offered: _Offered) -> Any:
@@ -213,9 +267,9 @@ class _Open:
         """The lines that are there at some setting."""
         forms = offered.formats["weights"]
         counted = Counted(
-            self.spec.sizes,
+            self.sizes,
             self.local,
-            self.spec.kind_counts(),
+            self.counts,
             choice("weights", {form: self.weights(form)[0] + self.scales(form, offered) for form in forms}),
             choice("weights", {form: self.weights(form)[1] for form in forms}),
             self.keep(offered),

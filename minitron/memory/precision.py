@@ -219,6 +219,18 @@ def gguf_tally(spec: ModelSpec, precision: Precision) -> Tally:
     return _in_own_types(Tally(spec.kind_counts(), parts), dict(precision.own_types))
 
 
+def is_even(spec: ModelSpec, precision: Precision) -> bool:
+    """Whether all layers of a kind keep each tensor in one format."""
+    counts = spec.kind_counts()
+    return all(part.count == counts.get(part.kind, 1) for part in tally_of(spec, precision).parts)
+
+
+def shaped_tally(spec: ModelSpec, precision: Precision, counts: Mapping[str, Any]) -> Tally:
+    """The tally of models with other `counts` of layers, where it is even."""
+    found = tally_of(spec, precision)
+    return replace(found, kinds=counts, parts=tuple(replace(p, count=counts.get(p.kind, 1)) for p in found.parts))
+
+
 _Key = tuple[str, int, Format, Circumstance | None]
 """Kind of layer, place of the rule in it, format, and with which sizes."""
 

@@ -6,7 +6,10 @@ async function unpacked(id) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
-unpacked("packed").then((found) => Planner.start(found, true)).catch((wrong) => {
+unpacked("packed").then((found) => {
+  Planner.start(found, true);
+  if (document.getElementById("reading")) unpacked("reading").then(Reading.start);
+}).catch((wrong) => {
   document.getElementById("plan-verdict").textContent =
     `This browser could not unpack the page (${wrong.message}); open it in one of 2023 or later.`;
 });

@@ -104,7 +104,7 @@ def to_planner_page(document: Mapping[str, Any], reading: Mapping[str, Any] | No
             footer(__version__),
             f'<script type="text/plain" id="packed">{packed(document)}</script>',
             *([f'<script type="text/plain" id="reading">{packed(reading)}</script>'] if reading is not None else []),
-            *planner_scripts("planner_page.js", *(["reading.js"] if reading is not None else [])),
+            *planner_scripts(*(["reading.js"] if reading is not None else []), "planner_page.js"),
             "</body>",
             "</html>",
             "",
