@@ -25,6 +25,9 @@ const Reading = (() => {
     return value;
   }
 
+  // Whether a config says the same under some keys; null is as if it said nothing.
+  const says = (config, given) => Object.entries(given).every(([key, value]) => JSON.stringify(entryAt(config, key) ?? null) === JSON.stringify(value));
+
   function absent(config, axis, rule) {
     if (Number.isInteger(rule)) return rule;
     if (rule && rule.copy) return whole(rule.copy, config[rule.copy]);
@@ -32,6 +35,7 @@ const Reading = (() => {
       const [above, below] = rule.divide.map((key) => whole(key, config[key]));
       return Math.floor(above / below);
     }
+    if (rule && rule.given && says(config, rule.given)) return rule.size;
     throw planned(`What this config leaves out for ${axis} follows from code that this page does not hold.`);
   }
 
@@ -50,6 +54,7 @@ const Reading = (() => {
   }
 
   function countsOf(config, entry) {
+    if (Object.keys(entry.layout).length) return {};
     const letters = Object.entries(entry.letters);
     if (!letters.length) return { [entry.kinds[0]]: whole("num_hidden_layers", config.num_hidden_layers) };
     const pattern = config.hybrid_override_pattern;
@@ -77,8 +82,8 @@ const Reading = (() => {
     const headless = (config.architectures || []).some((name) => !/ForCausalLM$|LMHeadModel$/.test(name));
     if (headless) throw planned("It names a model without an output layer, or a larger one.");
     const found = known.find((entry) =>
-      Object.entries(entry.same).every(([word, value]) => holds(config, entry, word) === value) && alike(kindsOf(config, entry), entry.kinds));
-    if (!found) throw planned(`It has other biases, norms or kinds of layers than the ${type} models in this page.`);
+      Object.entries(entry.same).every(([word, value]) => holds(config, entry, word) === value) && says(config, entry.layout) && alike(kindsOf(config, entry), entry.kinds));
+    if (!found) throw planned(`It has other layers, biases or norms than the ${type} models in this page.`);
     const refused = found.refused.find((key) => config[key] && !(Array.isArray(config[key]) && !config[key].length));
     if (refused) throw planned(`It sets ${refused}.`);
     for (const [key, value] of Object.entries(found.windows)) {
@@ -135,7 +140,7 @@ const Reading = (() => {
     for (const [axis, group] of entry.groups) {
       if (sizes[axis] % sizes[group]) throw new Unreadable(`Its sizes contradict each other: ${sizes[axis]} does not divide into ${sizes[group]} groups.`);
     }
-    const layers = Object.values(counts).reduce((sum, count) => sum + count, 0);
+    const layers = Object.keys(counts).length ? Object.values(counts).reduce((sum, count) => sum + count, 0) : entry.layers_count;
     const longest = Number.isInteger(config.max_position_embeddings) ? config.max_position_embeddings : null;
     return { name, label: name, told: `${entry.family}, ${layers} layers`, longest_context_tokens: longest, law: inFormats(lawOf(entry, sizes, counts), config) };
   }
