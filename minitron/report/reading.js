@@ -70,6 +70,7 @@ const Reading = (() => {
     return [...new Set(String(config.hybrid_override_pattern || ""))].map((letter) => entry.letters[letter]);
   }
 
+  const windowed = (config, entry) => Object.entries(entry.windows).every(([key, value]) => (key in config ? config[key] : (entry.defaults[key] ?? null)) === value);
   const alike = (one, other) => one.length === other.length && one.every((kind) => other.includes(kind));
 
   function entryFor(config) {
@@ -78,18 +79,13 @@ const Reading = (() => {
     const known = entries.filter((entry) => entry.types.includes(type));
     if (!known.length) throw planned(`Models of the type ${JSON.stringify(type)} are read by Python code that this page does not hold.`);
     if (config.quantization_config || config.compression_config) throw planned("It is a quantised model's.");
-    if (config.num_nextn_predict_layers && type === "nemotron_h") throw planned("It has a block of multi-token prediction.");
     const headless = (config.architectures || []).some((name) => !/ForCausalLM$|LMHeadModel$/.test(name));
     if (headless) throw planned("It names a model without an output layer, or a larger one.");
     const found = known.find((entry) =>
-      Object.entries(entry.same).every(([word, value]) => holds(config, entry, word) === value) && says(config, entry.layout) && alike(kindsOf(config, entry), entry.kinds));
-    if (!found) throw planned(`It has other layers, biases or norms than the ${type} models in this page.`);
+      Object.entries(entry.same).every(([word, value]) => holds(config, entry, word) === value) && says(config, entry.layout) && windowed(config, entry) && alike(kindsOf(config, entry), entry.kinds));
+    if (!found) throw planned(`It has other layers, windows, biases or norms than the ${type} models in this page.`);
     const refused = found.refused.find((key) => config[key] && !(Array.isArray(config[key]) && !config[key].length));
     if (refused) throw planned(`It sets ${refused}.`);
-    for (const [key, value] of Object.entries(found.windows)) {
-      const own = key in config ? config[key] : (found.defaults[key] ?? null);
-      if (own !== value) throw planned(`Its ${key} is another than that of the ${type} models in this page.`);
-    }
     return found;
   }
 

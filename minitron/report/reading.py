@@ -27,6 +27,10 @@ DEPTH: Final = AXES[LAYER].keys[0]
 TIES: Final = "tie_word_embeddings"
 PATTERN: Final = "hybrid_override_pattern"
 
+_BESIDE: Final = ("num_nextn_predict_layers", "quantization_config")
+"""Keys that change no tensor that the law counts: those of multi-token prediction, which is not asked for, and of
+quantised weights, which the page does not read."""
+
 _ABSENT: Final = {
     AXES["kv_head"].default: {"copy": "num_attention_heads"},
     AXES["head_dim"].default: {"divide": ["hidden_size", "num_attention_heads"]},
@@ -68,13 +72,13 @@ def reading_document(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for config in configs:
         for tie in ({}, {TIES: True}, {TIES: False}):
             try:
-                spec = spec_of({**config, **tie})
+                spec = spec_of({key: value for key, value in config.items() if key not in _BESIDE} | tie)
             except MinitronError:
                 continue
             counted = _is_counted(spec)
             if _is_readable(spec) and (counted or not tie):
                 same, layout = _same(spec), {} if counted else _given(spec.family.layout, spec.text)
-                words = (repr(sorted(found.items())) for found in (same, layout))
+                words = (repr(sorted(found.items())) for found in (same, layout, _windows(spec)))
                 key = (spec.family.name, *words, tuple(sorted(spec.kind_counts())))
                 if key not in entries:
                     entries[key] = _entry(spec, same, layout)
@@ -105,6 +109,12 @@ def _same(spec: ModelSpec) -> dict[str, Any]:
     return found
 
 
+def _windows(spec: ModelSpec) -> dict[str, int | None]:
+    """Config key of a sliding window -> its tokens."""
+    caches = ((spec.cache(kind), kind) for kind in spec.kind_counts())
+    return {cache.window: window_of(spec, cache, kind) for cache, kind in caches if cache is not None and cache.window}
+
+
 def _size(axis: Axis, config: Mapping[str, Any]) -> dict[str, Any]:
     absent = _absent(axis.default, config)
     return {
@@ -133,11 +143,6 @@ def _entry(spec: ModelSpec, same: Mapping[str, Any], layout: Mapping[str, Any]) 
     if not layout:
         counts = {kind: variable(f"layers.{kind}") for kind in counts}
     shape = Shape(sizes, counts)
-    windows = {
-        cache.window: window_of(spec, cache, kind)
-        for kind in counts
-        if (cache := spec.cache(kind)) is not None and cache.window
-    }
     return {
         "types": list(family.model_types),
         "family": family.name,
@@ -149,7 +154,7 @@ def _entry(spec: ModelSpec, same: Mapping[str, Any], layout: Mapping[str, Any]) 
         "same": dict(same),
         "defaults": {key: value for key, value in family.defaults.items() if isinstance(value, bool | int | str)},
         "spellings": dict(family.spellings),
-        "windows": windows,
+        "windows": _windows(spec),
         "refused": [*family.refused, *family.also],
         "groups": [[axis, row.group] for axis, row in family.axes.items() if row.group in sizes and axis in sizes],
         "law": law(spec, workload_of(spec, 1), shape=shape),

@@ -16,7 +16,7 @@ from minitron.memory.footprint import footprint
 from minitron.memory.law import WORDS
 from minitron.memory.questions import largest_batch, largest_context
 from minitron.memory.serve_line import serve_line
-from minitron.memory.workload import Engine, Workload
+from minitron.memory.workload import Engine, Workload, workload_of
 from minitron.model.spec import spec_of
 from minitron.report.planner import bundled_models
 from pipeline.planner_page import planner_page
@@ -49,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths.append(folder / f"{name}.json")
         paths[-1].write_text(json.dumps(bundled_models()[name]), encoding="utf-8")
     text = planner_page(paths, Planning(gpu="A10G", engine="vllm"), bundled=False)
-    assert len(text) < 300_000
+    assert len(text) < 400_000
     (folder / "planner.html").write_text(text, encoding="utf-8")
     return folder / "planner.html"
 
@@ -69,7 +69,7 @@ def driver(page: Path) -> Iterator[Any]:
     found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     found.get(page.as_uri())
     WebDriverWait(found, 20).until(
-        lambda one: one.execute_script("return document.documentElement.classList.contains('planned')")
+        lambda one: one.execute_script("return document.documentElement.classList.contains('reads')")
     )
     yield found
     found.quit()
@@ -157,6 +157,78 @@ def test_a_wrong_number_is_told_and_a_phone_needs_no_sideways_scroll(driver: Any
     assert driver.find_element(By.ID, "plan-context_wrong").text == ""
     width, room = driver.execute_script("return [document.scrollingElement.scrollWidth, innerWidth]")
     assert width <= room == 390
+
+
+DROP = """
+return arguments[0].map(([name, text]) => {
+  const law = Reading.model(text, name).law;
+  return Object.fromEntries(Object.keys(law.engines).flatMap((engine) => law.split_gpus.slice(0, 2).map((gpus) => {
+    const asked = {context: 9000, batch: 3, gpus, step_tokens: 2048, ...law.engines[engine].asked};
+    const lines = Object.entries(Law.lines(law, engine, asked)).map(([name, bytes]) => [name, String(bytes)]);
+    return [`${engine} ${gpus}`, [asked, Object.fromEntries(lines)]];
+  })));
+});"""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "Nemotron-Nano-9B-v2": {"hidden_size": 4096, "hybrid_override_pattern": "M-M*-M-M*"},
+    "Nemotron-3-Nano-30B-A3B": {"n_routed_experts": 96, "num_nextn_predict_layers": 0},
+    "Granite-4.0-H-Tiny": {"vocab_size": 50_000},
+    "Jamba-v0.1": {"intermediate_size": 8192, "torch_dtype": "float16"},
+    "Llama-3.1-8B": {"num_hidden_layers": 7, "num_key_value_heads": None, "tie_word_embeddings": True},
+    "DeepSeek-V2-Lite": {"kv_lora_rank": 256},
+    "falcon-mamba-7b": {"num_hidden_layers": 9},
+}
+"""Model -> what a config says in the place of its own: other sizes, or fewer layers."""
+
+
+@needs_browser
+def test_a_dropped_config_comes_to_pythons_bytes(driver: Any) -> None:
+    configs = {name: bundled_models()[name] | changes for name, changes in CHANGES.items()}
+    found = driver.execute_script(DROP, [[name, json.dumps(config)] for name, config in configs.items()])
+    for (name, config), answers in zip(configs.items(), found, strict=True):
+        assert {"plain 1", "vllm 1"} <= set(answers)
+        spec = spec_of(config)
+        for setting, (asked, lines) in answers.items():
+            engine = setting.split()[0]
+            meant = workload_of(spec, 9000, 3, engine=Engine(engine))
+            assert {word: asked[word] for word in WORDS} == {word: getattr(meant, word) for word in WORDS}, name
+            expected = footprint(spec, _workload(engine, asked), None).lines
+            assert {line: int(text) for line, text in lines.items() if text != "0"} == {
+                line: int(count) for line, count in expected.items() if count
+            }, (name, setting)
+
+
+BAD = {
+    "no-json": ("{", "It is no JSON"),
+    "a-list": ("[1]", "It holds no JSON object"),
+    "no-type": ('{"hidden_size": 8}', "It has no model_type"),
+    "unknown": ('{"model_type": "gpt2"}', "`minitron plan --page"),
+    "no-size": ('{"model_type": "llama", "tie_word_embeddings": false}', "num_hidden_layers"),
+    "quantised": (json.dumps(bundled_models()["Qwen3-Next-80B-A3B-FP8"]), "It is a quantised model's."),
+}
+
+
+@needs_browser
+def test_a_file_is_chosen_and_a_bad_one_is_told_kindly(driver: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    told = driver.find_element(By.ID, "plan-dropped")
+
+    def give(name: str, text: str) -> str:
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+        driver.find_element(By.ID, "plan-file").send_keys(str(tmp_path / f"{name}.json"))
+        WebDriverWait(driver, 10).until(lambda _: told.text.startswith(name))
+        return str(told.text)
+
+    for name, (text, why) in BAD.items():
+        assert "cannot be planned here" in (answer := give(name, text)), answer
+        assert why in answer
+    before = len(driver.execute_script("return Planner.data().models"))
+    answer = give("mine", json.dumps(bundled_models()["Llama-3.1-8B"] | {"hidden_size": 2048, "head_dim": 128}))
+    assert answer == "mine is read: llama, 32 layers. It is chosen above."
+    assert driver.execute_script("return [Planner.asked().model, Planner.data().models.length]") == [before, before + 1]
+    assert driver.find_element(By.ID, "plan-told").text == "mine: llama, 32 layers."
 
 
 @needs_browser
