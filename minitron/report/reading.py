@@ -18,7 +18,7 @@ from minitron.memory.caches import window_of
 from minitron.memory.expressions import variable
 from minitron.memory.law import Shape, law
 from minitron.memory.workload import workload_of
-from minitron.model.axes import AXES, LAYER, Axis
+from minitron.model.axes import AXES, LAYER, Axis, as_many_as_queries, shared_out
 from minitron.model.families.family import value_of
 from minitron.model.families.layouts import read_layout
 from minitron.model.spec import ModelSpec, spec_of
@@ -32,8 +32,8 @@ _BESIDE: Final = ("num_nextn_predict_layers", "quantization_config")
 quantised weights, which the page does not read."""
 
 _ABSENT: Final = {
-    AXES["kv_head"].default: {"copy": "num_attention_heads"},
-    AXES["head_dim"].default: {"divide": ["hidden_size", "num_attention_heads"]},
+    as_many_as_queries: {"copy": "num_attention_heads"},
+    shared_out: {"divide": ["hidden_size", "num_attention_heads"]},
 }
 """What a size follows from where its key is absent -> the same as data."""
 
