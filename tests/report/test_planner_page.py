@@ -172,7 +172,8 @@ return arguments[0].map(([name, text]) => {
 CHANGES: dict[str, dict[str, Any]] = {
     "Nemotron-Nano-9B-v2": {"hidden_size": 4096, "hybrid_override_pattern": "M-M*-M-M*"},
     "Nemotron-3-Nano-30B-A3B": {"n_routed_experts": 96, "num_nextn_predict_layers": 0},
-    "Granite-4.0-H-Tiny": {"vocab_size": 50_000},
+    # What tells its layers reads all of its config, so that a size of its own would be told of instead.
+    "Granite-4.0-H-Tiny": {"finetuned_from": "Granite-4.0-H-Tiny"},
     "Jamba-v0.1": {"intermediate_size": 8192, "torch_dtype": "float16"},
     "Llama-3.1-8B": {"num_hidden_layers": 7, "num_key_value_heads": None, "tie_word_embeddings": True},
     "DeepSeek-V2-Lite": {"kv_lora_rank": 256},
