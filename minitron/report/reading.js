@@ -59,6 +59,9 @@ const Reading = (() => {
     if (!letters.length) return { [entry.kinds[0]]: whole("num_hidden_layers", config.num_hidden_layers) };
     const pattern = config.hybrid_override_pattern;
     if (typeof pattern !== "string" || config.layers_block_type) throw planned("Its layers are not named by hybrid_override_pattern.");
+    if ((config.num_hidden_layers ?? pattern.length) !== pattern.length) {
+      throw new Unreadable(`hybrid_override_pattern describes ${pattern.length} layers and num_hidden_layers is ${config.num_hidden_layers}; correct one of the two.`);
+    }
     const counts = Object.fromEntries(entry.kinds.map((kind) => [kind, 0]));
     for (const letter of pattern) counts[entry.letters[letter]] += 1;
     return counts;

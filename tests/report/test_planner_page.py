@@ -170,7 +170,7 @@ return arguments[0].map(([name, text]) => {
 });"""
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "Nemotron-Nano-9B-v2": {"hidden_size": 4096, "hybrid_override_pattern": "M-M*-M-M*"},
+    "Nemotron-Nano-9B-v2": {"hidden_size": 4096, "hybrid_override_pattern": "M-M*-M-M*", "num_hidden_layers": 9},
     "Nemotron-3-Nano-30B-A3B": {"n_routed_experts": 96, "num_nextn_predict_layers": 0},
     # What tells its layers reads all of its config, so that a size of its own would be told of instead.
     "Granite-4.0-H-Tiny": {"finetuned_from": "Granite-4.0-H-Tiny"},
@@ -204,7 +204,7 @@ BAD = {
     "a-list": ("[1]", "It holds no JSON object"),
     "no-type": ('{"hidden_size": 8}', "It has no model_type"),
     "unknown": ('{"model_type": "gpt2"}', "`minitron plan --page"),
-    "no-size": ('{"model_type": "llama", "tie_word_embeddings": false}', "num_hidden_layers"),
+    "no-size": ('{"model_type": "llama", "tie_word_embeddings": false}', "It has no hidden_size"),
     "quantised": (json.dumps(bundled_models()["Qwen3-Next-80B-A3B-FP8"]), "It is a quantised model's."),
 }
 
