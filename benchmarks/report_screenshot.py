@@ -6,6 +6,7 @@ With --page a report that is there already is opened instead, and with --section
     python benchmarks/report_screenshot.py --output dark.png --theme dark
     python benchmarks/report_screenshot.py --output phone.png --width 390 --height 2000
     python benchmarks/report_screenshot.py --page run/report/report.html --section "Bits by part" --output bits.png
+    python benchmarks/report_screenshot.py --page planner.html --section Plan --output docs/images/planner.png
 
 Needs Debian's chromium and chromium-driver, and selenium from the extra `dev`.
 """
@@ -32,6 +33,12 @@ from minitron.units import parse_bytes, parse_count
 
 CONFIG = Path(__file__).parents[1] / "tests" / "reference" / "models" / "Nemotron-Nano-12B-v2.json"
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking")
+
+DRAWN = """
+const is = (name) => document.documentElement.classList.contains(name);
+return document.getElementById("figures") ? is("drawn") : is("planned");
+"""
+"""Whether a report's charts are drawn, or the planner's page is."""
 
 SECTION = """
 const heading = [...document.querySelectorAll('section > h2')].find((one) => one.textContent === arguments[0]);
@@ -62,10 +69,10 @@ def take_picture(page: Path, width: int, height: int, theme: str, title: str = "
         features = [{"name": "prefers-color-scheme", "value": theme}]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         driver.get(page.as_uri())
-        while not driver.execute_script("return document.documentElement.classList.contains('drawn')"):
+        while not driver.execute_script(DRAWN):
             time.sleep(0.05)
         bottom = "document.getElementById('pareto').getBoundingClientRect().bottom + scrollY + 12"
-        end = height or int(driver.execute_script(f"return {bottom}"))
+        end = height or (1 if title else int(driver.execute_script(f"return {bottom}")))
         clip = {"x": 0, "y": 0, "width": width, "height": end, "scale": 1}
         if title:
             clip = driver.execute_script(SECTION, title) | {"scale": 1}

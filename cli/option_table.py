@@ -78,6 +78,7 @@ OPTIONS: Final[dict[str, Row]] = {
     "--output": Row(WRITTEN, "Where to write the result", "*"),
     "--overwrite": Row(WRITTEN, "Replace the output if it exists", "*"),
     "--html": Row(WRITTEN, "Write the report as one HTML file", "*"),
+    "--page": Row(WRITTEN, "Write a planner", "plan"),
     "--markdown": Row(WRITTEN, "Write the report as one Markdown file"),
     "--report": Row(WRITTEN, "Report folder to add the outcome to"),
     "--judge-output": Row(WRITTEN, "Folder for what --judge leaves"),

@@ -135,6 +135,9 @@ MODEL_HELP: Final = f"Hugging Face checkpoint folder, config.json, or {ON_THE_HU
 ModelArgument = Annotated[Path, _argument(MODEL_HELP, "MODEL")]
 WeightsArgument = Annotated[Path, _argument(f"Hugging Face checkpoint folder, or {ON_THE_HUB}.", "MODEL")]
 ModelsArgument = Annotated[list[Path], _argument(f"One or more checkpoint folders, or {ON_THE_HUB}.", "MODEL...")]
+PlanModelsArgument = Annotated[
+    list[Path] | None, _argument(f"{MODEL_HELP.rstrip('.')}; with --page any number of them.", "MODEL")
+]
 StudentArgument = Annotated[
     Path, _argument(f"Smaller model, to be trained: a checkpoint folder, or {ON_THE_HUB}.", "STUDENT")
 ]

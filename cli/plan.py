@@ -5,6 +5,7 @@ it is {"question", "value", "total_bytes", "available_bytes", "spare_bytes", "te
 "cautions"}.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,11 @@ import typer
 from cli import plan_view, show
 from cli.invocation import command_line
 from cli.option_groups import takes
-from cli.options import JsonOption, ModelArgument, OverwriteOption, ScoresOption
+from cli.options import JsonOption, OverwriteOption, PlanModelsArgument, ScoresOption
 from cli.planning import PLANNING
 from minitron.errors import MinitronError, NothingFits
-from minitron.files import refuse_existing, sole
-from minitron.units import format_parameters
+from minitron.files import refuse_existing, sole, write_text
+from minitron.units import format_bytes, format_parameters
 from pipeline.planned import Planned, save_part
 from pipeline.planned import plan as planned
 from pipeline.planning import Planning
@@ -35,6 +36,15 @@ PlanOutputOption = Annotated[
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file.", metavar="FILE")]
+PageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--page",
+        help="Write a planner, one offline page: these models and those that Minitron brings, on every GPU. Takes any "
+        "number of models.",
+        metavar="FILE",
+    ),
+]
 MarkdownOption = Annotated[
     Path | None, typer.Option("--markdown", help="Write the report as one Markdown file.", metavar="FILE")
 ]
@@ -51,18 +61,25 @@ SolveOption = Annotated[
 
 @takes("planning", Planning, PLANNING)
 def command(
-    model: ModelArgument,
     planning: Planning,
+    models: PlanModelsArgument = None,
     scores: ScoresOption = None,
     solve: SolveOption = None,
     output: PlanOutputOption = None,
     html: HtmlOption = None,
     markdown: MarkdownOption = None,
+    page: PageOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check whether a model fits a GPU, what would make it fit, and which smaller ones do. Reads no weights."""
     outputs = [path for path in (output, html, markdown) if path is not None]
+    if page is not None:
+        if solve is not None or outputs or as_json or scores is not None:
+            raise MinitronError("--page writes one page; drop --solve, -o, --html, --markdown, --scores and --json.")
+        _write_page(models or [], planning, page, overwrite=overwrite)
+        return
+    model = _only(models or [])
     if solve is not None:
         if outputs:
             raise MinitronError("--solve writes nothing; drop -o, --html and --markdown.")
@@ -86,6 +103,24 @@ def command(
     _print(found)
     for path in outputs:
         show.line(f"Written: {path}")
+
+
+def _only(models: Sequence[Path]) -> Path:
+    """The one model of a plan."""
+    if len(models) != 1:
+        told = "no model is given" if not models else f"{len(models)} models are given"
+        raise MinitronError(f"{told}, and a plan is of one; give one, or --page for a page of many.")
+    return models[0]
+
+
+def _write_page(models: Sequence[Path], planning: Planning, page: Path, *, overwrite: bool) -> None:
+    from pipeline.planner_page import planner_page
+
+    refuse_existing(page, overwrite=overwrite)
+    with sole(page):
+        text = planner_page(models, planning)
+        write_text(page, text)
+    show.line(f"Written: {page} ({format_bytes(len(text.encode()))})")
 
 
 def _plan(model: Path, planning: Planning, scores: Path | None, *, as_json: bool) -> Planned:

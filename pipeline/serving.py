@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from minitron.errors import MinitronError, require_known, require_least
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 EngineName = Literal["plain", "vllm", "llama.cpp"]
 """The engine whose memory is counted."""
-
-_LARGE_GPU_GIB: Final = 70
 
 
 @dataclass(frozen=True)
@@ -136,16 +134,14 @@ class Serving:
 
     def engine_on(self, gpu: Gpu | None) -> Engine:
         """The engine's settings."""
-        from minitron.engines.table import ENGINES
-        from minitron.memory.workload import Engine
+        from minitron.memory.workload import Engine, step_tokens
 
-        large = gpu is not None and gpu.usable_GiB >= _LARGE_GPU_GIB
         return Engine(
             self.engine,
             self.prefix_caching,
             self.cuda_graphs,
             self.max_num_seqs,
-            self.max_num_batched_tokens or ENGINES[self.engine].step_tokens or (8192 if large else 2048),
+            self.max_num_batched_tokens or step_tokens(self.engine, gpu),
             self.block_size,
         )
 

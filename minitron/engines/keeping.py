@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from minitron.model.families import Cache
+
+
+def smaller(one: Any, other: Any) -> Any:
+    """The smaller of two whole numbers, arrays or expressions; of plain numbers a plain number, which no bits limit."""
+    return min(one, other) if isinstance(one, int) and isinstance(other, int) else np.minimum(one, other)
+
+
+def larger(one: Any, other: Any) -> Any:
+    """The larger of two, likewise."""
+    return max(one, other) if isinstance(one, int) and isinstance(other, int) else np.maximum(one, other)
 
 
 class Settings(Protocol):

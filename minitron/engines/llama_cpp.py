@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from minitron.engines import plain
-from minitron.engines.keeping import Demand, Kept, LayerCache
+from minitron.engines.keeping import Demand, Kept, LayerCache, smaller
 from minitron.model.axes import ACTIVE, HIDDEN, VOCAB
 from minitron.model.dims import Dim, numel
 from minitron.model.families import Rule
@@ -54,7 +54,7 @@ def cells(demand: Demand, one: LayerCache) -> Any:
     whole = padded(demand.context)
     if one.window is None:
         return whole
-    return min(whole, padded(one.window + demand.engine.max_num_batched_tokens))
+    return smaller(whole, padded(one.window + demand.engine.max_num_batched_tokens))
 
 
 def lines(demand: Demand, keep: Kept) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def tell_rounding(demand: Demand, keep: Kept) -> tuple[str, str, str, str]:
     return "attention layers x slots x (cells - tokens) x keys and values per token", filled, "exact", note
 
 
-def step_tokens(demand: Demand) -> int:
+def step_tokens(demand: Demand) -> Any:
     """Tokens of a step."""
-    return min(demand.engine.max_num_batched_tokens, demand.batch * int(padded(demand.context)))
+    return smaller(demand.engine.max_num_batched_tokens, demand.batch * padded(demand.context))
 
 
 def parts(spec: ModelSpec, sizes: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
@@ -136,8 +136,8 @@ def compute_buffer(spec: ModelSpec, demand: Demand, whole: Mapping[str, Any], lo
     return found
 
 
-def _bytes(demand: Demand, tokens: int, each: Any, slot: Any) -> Any:
-    inputs = _MASK * int(padded(demand.context)) + _INPUTS
+def _bytes(demand: Demand, tokens: Any, each: Any, slot: Any) -> Any:
+    inputs = _MASK * padded(demand.context) + _INPUTS
     return tokens * (inputs + _FP32 * each) + demand.batch * _FP32 * slot
 
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from minitron.engines import plain
-from minitron.engines.keeping import Demand, Kept, LayerCache
+from minitron.engines.keeping import Demand, Kept, LayerCache, smaller
 from minitron.model.axes import HIDDEN, VOCAB
 from minitron.model.dims import numel
 from minitron.model.spec import ModelSpec
@@ -129,8 +129,8 @@ def _blocks(demand: Demand, one: LayerCache, tokens: Any) -> Any:
         return -(-demand.context // tokens)
     steps = STEPS * demand.engine.max_num_batched_tokens
     if one.cache.chunked:
-        return -(-min(one.window + steps, demand.context) // tokens)
-    held = min(one.window - 1 + steps, demand.context)
+        return -(-smaller(one.window + steps, demand.context) // tokens)
+    held = smaller(one.window - 1 + steps, demand.context)
     return -(-held // tokens) + 1
 
 
@@ -143,7 +143,7 @@ def _fewest(counts: Sequence[Any]) -> Any:
     largest = np.int64(2**62)
     found: Any = largest
     for count in counts:
-        found = np.minimum(found, np.where(np.asarray(count) > 0, count, largest))
+        found = np.minimum(found, np.where(count > 0, count, largest))
     return np.where(found == largest, 0, found)
 
 
@@ -200,19 +200,20 @@ def activations(spec: ModelSpec, demand: Demand, whole: Mapping[str, Any], local
 
     `whole`: sizes of the model; `local`: what one GPU holds of them."""
     step = COPIES * 2 * demand.engine.max_num_batched_tokens * (whole[HIDDEN] + widest(spec, local))
-    return np.maximum(np.maximum(sampler(spec, demand), step), LEAST_ACTIVATIONS)
+    return np.maximum(np.maximum(sampler(demand, whole[VOCAB]), step), LEAST_ACTIVATIONS)
 
 
-def sampler(spec: ModelSpec, demand: Demand) -> int:
-    """Bytes of the sampler's warm-up."""
-    return round(4 * SAMPLER_COPIES * demand.max_num_seqs * spec.sizes[VOCAB])
+def sampler(demand: Demand, vocabulary: Any) -> Any:
+    """Bytes of the sampler's warm-up, to the nearest, in whole numbers alone."""
+    hundredths = round(100 * SAMPLER_COPIES)
+    return (4 * hundredths * demand.max_num_seqs * vocabulary + 50) // 100
 
 
 def tell_workspace(spec: ModelSpec, demand: Demand, local: Mapping[str, Any], found: Any) -> tuple[str, str, str]:
     """Formula, the formula with its numbers, and where they come from."""
     tokens = demand.engine.max_num_batched_tokens
     filled, what = f"{int(found):,} B", "the smallest peak in logs"
-    if found == sampler(spec, demand):
+    if found == sampler(demand, spec.sizes[VOCAB]):
         filled = f"{SAMPLER_COPIES} x {demand.max_num_seqs:,} x {spec.sizes[VOCAB]:,} x 4 B"
         what = "the sampler's warm-up"
     elif found > LEAST_ACTIVATIONS:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from minitron.engines.keeping import Kept, LayerCache
+from minitron.engines.keeping import Kept, LayerCache, smaller
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS
 from minitron.memory.workload import Workload
@@ -55,7 +55,7 @@ def _layer_cache(
         layers=sum(counts.get(kind, 0) for kind in kinds if not is_mtp(kind)),
         drafting=sum(counts.get(kind, 0) for kind in kinds if is_mtp(kind)) if drafting else 0,
         token=_rows_bytes(cache.dim("keys_values"), sizes, FORMATS[workload.kv].kept("kv")),
-        tokens=workload.context if window is None else min(workload.context, window),
+        tokens=workload.context if window is None else smaller(workload.context, window),
         window=window,
         conv=channels * (columns * FORMATS[workload.conv_state].bits // 8),
         columns=columns,

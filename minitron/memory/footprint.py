@@ -104,30 +104,67 @@ def footprint(
     `sizes` (axis -> size) and `counts` (layer kind -> layers) stand in for the model's own: as numpy arrays of int64
     they count many candidates at once.  A mixture of formats depends on which layers stay, so it needs their `tally`
     (minitron.memory.precision) instead of `counts`.  `workspace`: bytes, or None for the engine's estimate."""
-    sizes = dict(spec.sizes) | dict(sizes or {})
-    counts = dict(spec.kind_counts()) | dict(tally.kinds if tally else counts or {})
-    local = per_gpu(spec, sizes, workload.tensor_parallel)
-    weights, mtp = _weights(spec, workload, local, counts, tally)
-    keep = kept(spec, workload, local, counts)
-    weights = weights + _kv_scales(spec, workload, keep)
-    engine = ENGINES[workload.engine.name]
-    if workspace is None:
-        estimate = engine.workspace(spec, workload, sizes, local)
-    found = {
-        "weights": weights,
-        "mtp_weights": mtp if workload.speculative_tokens else 0,
-        "lora": _lora(spec, workload, local, counts),
-        "vision_encoder": workload.vision_encoder,
-        "workspace": estimate if workspace is None else workspace,
-        **engine.lines(workload, keep),
-        **engine.buffers(workload),
-    }
+    counted = count(spec, workload, sizes, counts, tally)
+    found = lines_of(spec, workload, workspace, counted)
     return Footprint(**{name: int(value) if np.ndim(value) == 0 else value for name, value in found.items()})
 
 
-def _weights(
+@dataclass(frozen=True)
+class Counted:
+    """What a footprint is made of, before an engine rounds it.  Whole numbers, arrays or expressions."""
+
+    sizes: Mapping[str, Any]
+    """axis -> size, of the model."""
+
+    local: Mapping[str, Any]
+    """The same on one GPU."""
+
+    counts: Mapping[str, Any]
+    """kind -> layers."""
+
+    weights: Any
+    mtp: Any
+    """Bytes of the multi-token-prediction block."""
+
+    keep: Kept
+
+
+def count(
+    spec: ModelSpec,
+    workload: Workload,
+    sizes: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    tally: Tally | None = None,
+) -> Counted:
+    """What a model holds and what its layers keep, as `footprint` takes it."""
+    sizes = dict(spec.sizes) | dict(sizes or {})
+    counts = dict(spec.kind_counts()) | dict(tally.kinds if tally else counts or {})
+    local = per_gpu(spec, sizes, workload.tensor_parallel)
+    weights, mtp = model_weights(spec, workload, local, counts, tally)
+    keep = kept(spec, workload, local, counts)
+    return Counted(sizes, local, counts, weights + kv_scales(spec, workload, keep), mtp, keep)
+
+
+def lines_of(spec: ModelSpec, workload: Workload, workspace: int | None, counted: Counted) -> dict[str, Any]:
+    """The lines of a footprint, with what the engine rounds and its buffers; those that it does not have are 0."""
+    engine = ENGINES[workload.engine.name]
+    if workspace is None:
+        estimate = engine.workspace(spec, workload, counted.sizes, counted.local)
+    return {
+        "weights": counted.weights,
+        "mtp_weights": counted.mtp if workload.speculative_tokens else 0,
+        "lora": _lora(spec, workload, counted.local, counted.counts),
+        "vision_encoder": workload.vision_encoder,
+        "workspace": estimate if workspace is None else workspace,
+        **engine.lines(workload, counted.keep),
+        **engine.buffers(workload),
+    }
+
+
+def model_weights(
     spec: ModelSpec, workload: Workload, local: Mapping[str, Any], counts: Mapping[str, Any], tally: Tally | None
 ) -> tuple[Any, Any]:
+    """Bytes of the weights, and of the multi-token-prediction block."""
     precision = precision_of(spec, workload.weights, workload.keep)
     if precision.uniform is not None:
         found = spec.parameters(local, counts)
@@ -139,7 +176,7 @@ def _weights(
     return weight_bytes(spec, tally, local)
 
 
-def _kv_scales(spec: ModelSpec, workload: Workload, keep: Kept) -> Any:
+def kv_scales(spec: ModelSpec, workload: Workload, keep: Kept) -> Any:
     """Scales of keys and of values that a quantised checkpoint holds for every layer of attention, where neither its
     files nor a published mixture count them."""
     precision = precision_of(spec, workload.weights, workload.keep)

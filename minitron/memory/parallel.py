@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from minitron.engines.keeping import larger
 from minitron.errors import MinitronError
 from minitron.model.spec import ModelSpec
 
@@ -39,10 +40,10 @@ def _divides(spec: ModelSpec, axis: str, size: Any, gpus: int) -> Any:
             return True
 
 
-def per_gpu(spec: ModelSpec, sizes: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+def per_gpu(spec: ModelSpec, sizes: Mapping[str, Any], gpus: Any) -> dict[str, Any]:
     """The sizes that one of `gpus` GPUs holds; meaningful where `splits` says so.  Sizes that one kind of layers has
     for itself are under `kind.axis` (ModelSpec.at)."""
-    if gpus == 1:
+    if isinstance(gpus, int) and gpus == 1:
         return dict(sizes)
     return {axis: _share(spec, axis, size, gpus) for axis, size in {**sizes, **_own(spec)}.items()}
 
@@ -51,14 +52,15 @@ def _own(spec: ModelSpec) -> dict[str, int]:
     return {f"{kind}.{axis}": size for kind, own in spec.own_sizes.items() for axis, size in own.items()}
 
 
-def _share(spec: ModelSpec, axis: str, size: Any, gpus: int) -> Any:
+def _share(spec: ModelSpec, axis: str, size: Any, gpus: Any) -> Any:
     match spec.axis(axis).split:
         case "whole":
             return size
         case "padded":
-            return -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE // gpus
+            padded = -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE // gpus
+            return padded if isinstance(gpus, int) else np.where(gpus == 1, size, padded)
         case _:
-            return np.maximum(size // gpus, 1) if isinstance(size, np.ndarray) else max(size // gpus, 1)
+            return larger(size // gpus, 1)
 
 
 def require_splits(spec: ModelSpec, gpus: int) -> None:

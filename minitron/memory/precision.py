@@ -208,6 +208,29 @@ def tally_of(spec: ModelSpec, precision: Precision) -> Tally:
     return found
 
 
+def gguf_tally(spec: ModelSpec, precision: Precision) -> Tally:
+    """That of a GGUF file of the whole model in its own sizes alone."""
+    layers = range(len(spec.layers))
+    when = next(one for one in circumstances(spec, spec.layers) if one.holds(spec, spec.sizes))
+    parts = tuple(
+        Part(kind, spec.rules[kind][place], form, count)
+        for kind, place, form, count in gguf_formats(spec, precision.gguf, layers, when)
+    )
+    return _in_own_types(Tally(spec.kind_counts(), parts), dict(precision.own_types))
+
+
+def is_even(spec: ModelSpec, precision: Precision) -> bool:
+    """Whether all layers of a kind keep each tensor in one format."""
+    counts = spec.kind_counts()
+    return all(part.count == counts.get(part.kind, 1) for part in tally_of(spec, precision).parts)
+
+
+def shaped_tally(spec: ModelSpec, precision: Precision, counts: Mapping[str, Any]) -> Tally:
+    """The tally of models with other `counts` of layers, where it is even."""
+    found = tally_of(spec, precision)
+    return replace(found, kinds=counts, parts=tuple(replace(p, count=counts.get(p.kind, 1)) for p in found.parts))
+
+
 _Key = tuple[str, int, Format, Circumstance | None]
 """Kind of layer, place of the rule in it, format, and with which sizes."""
 
@@ -313,7 +336,7 @@ def common_width(spec: ModelSpec, kind: str, rule: Rule, sizes: Mapping[str, Any
             found = np.gcd(found, width if rule.per_expert else width * (width % least == 0))
     fits = (columns % least == 0) | rule.per_expert
     together = found * fits + columns * (1 - fits)
-    return together if isinstance(together, np.ndarray) and together.ndim else int(together)
+    return together if np.ndim(together) else int(together)
 
 
 def _shape_in(rule: Rule, sizes: Mapping[str, Any]) -> tuple[Any, Any]:

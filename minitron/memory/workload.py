@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from minitron.engines.keeping import larger
 from minitron.engines.table import ENGINES
 from minitron.engines.vllm import TOKENS
 from minitron.errors import MinitronError
 from minitron.memory.formats import FORMATS, GGUF_OF, STORED, Use, formats_for, named_in_config, stored_format
+from minitron.memory.gpus import Gpu
 from minitron.model.spec import ModelSpec
 
 
@@ -153,13 +155,22 @@ class Workload:
             )
 
     @property
-    def max_num_seqs(self) -> int:
+    def max_num_seqs(self) -> Any:
         """Sequences that the engine makes room for."""
-        return max(self.batch, self.engine.max_num_seqs or 0)
+        return larger(self.batch, self.engine.max_num_seqs or 0)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return {**vars(self), "keep": dict(self.keep), "engine": dict(vars(self.engine))}
+
+
+_LARGE_GPU_GIB: Final = 70
+
+
+def step_tokens(engine: str, gpu: Gpu | None) -> int:
+    """Tokens of a step where nobody says otherwise: the engine's own, or vLLM's on GPUs of that size."""
+    large = gpu is not None and gpu.usable_GiB >= _LARGE_GPU_GIB
+    return ENGINES[engine].step_tokens or (8192 if large else Engine.max_num_batched_tokens)
 
 
 def casts_to_half(config: Mapping[str, Any], workload: Workload) -> bool:

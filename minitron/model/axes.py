@@ -215,11 +215,12 @@ class Axis:
         config.update({**self.beside, **dict.fromkeys(self.repeats, size)})
 
 
-def _as_many_as_queries(config: Config) -> int:
+def as_many_as_queries(config: Config) -> int:
+    """As many heads as queries have."""
     return number_of(config, "num_attention_heads")
 
 
-def _shared_out(config: Config) -> int:
+def shared_out(config: Config) -> int:
     """The width of heads that share hidden_size out."""
     return number_of(config, "hidden_size") // number_of(config, "num_attention_heads", least=1)
 
@@ -273,8 +274,8 @@ _ROWS: Final = (
         "kv_head",
         "KV heads",
         ("num_key_value_heads",),
-        default=_as_many_as_queries,
-        null=_as_many_as_queries,
+        default=as_many_as_queries,
+        null=as_many_as_queries,
         step=Step(reason="recall over a long context depends on it"),
         split="copied",
     ),
@@ -282,8 +283,8 @@ _ROWS: Final = (
         "head_dim",
         "head width",
         ("head_dim",),
-        default=_shared_out,
-        null=_shared_out,
+        default=shared_out,
+        null=shared_out,
         fixed=f"{_ROTARY}, and no choice of channels keeps the pairs' frequencies",
     ),
     Axis("qk_head_dim", "head width", ("head_dim",), step=HEAD_STEP, linear=True),

@@ -19,7 +19,6 @@ from minitron.errors import MinitronError
 from minitron.files import new_folder, read_json, sole, write_bytes, write_json, write_text
 from minitron.foreign import told
 from minitron.memory.budget import Budget
-from minitron.memory.curves import Curves, batch_curves, context_curves
 from minitron.memory.footprint import engine_facts
 from minitron.memory.footprint_lines import FootprintLine, footprint_lines
 from minitron.memory.questions import Remedy, cautions
@@ -28,6 +27,8 @@ from minitron.model.axes import AXES, LAYER
 from minitron.model.by_layer import write_sizes
 from minitron.model.spec import DEPTH, ModelSpec
 from minitron.report.bits import bits_document
+from minitron.report.curves import PARENT, curves_document
+from minitron.report.planner import law_document
 from minitron.report.text import model_name, summary
 from minitron.search.candidate import Candidate
 from minitron.search.kept_importance import kept_importance
@@ -42,12 +43,6 @@ VERSION: Final = 1
 """The version of the document; it grows whenever a reader of the old one would misread the new one."""
 
 SCHEMA: Final = Path(__file__).with_name("report.schema.json")
-
-_CURVES: Final = 4
-"""Candidates whose curves are drawn: more lines than that cannot be told apart."""
-
-PARENT: Final = "model"
-"""The label of the model as it is; candidates are #1, #2, ..."""
 
 
 def build_report(
@@ -101,7 +96,8 @@ def build_report(
             "chosen": _terms(footprint_lines(left, result.served(left), budget)) if chosen else [],
         },
         "engine_log": _engine_log(spec, result, chosen),
-        "curves": _all_curves(spec, result, labels),
+        "curves": curves_document(spec, result, labels),
+        "law": law_document(spec, result, model_name(model)),
         "remedies": [remedy.to_json() for remedy in remedies],
         "kept_importance": [] if scores is None or chosen is None else _kept(spec, scores, chosen),
         "sieves": None if sieves is None else dict(sieves),
@@ -304,26 +300,6 @@ def _engine_log(spec: ModelSpec, result: SearchResult, chosen: Candidate | None)
     }
 
 
-def _all_curves(spec: ModelSpec, result: SearchResult, labels: Sequence[str]) -> dict[str, Any]:
-    """The model's and the first few candidates' curves, the chosen one's among them."""
-    places = list(range(len(result.candidates)))
-    drawn = sorted(sorted(places, key=lambda place: (place != result.chosen, place))[:_CURVES])
-    same = (dict(result.parent.sizes), result.parent.kept, result.workload)
-    models, own = {PARENT: spec}, {}
-    for place in drawn:
-        candidate, label = result.candidates[place], labels[1 + place]
-        left = candidate.left(spec)
-        if (dict(candidate.sizes), candidate.kept, served := result.served(left, candidate)) != same:
-            models[label], own[label] = left, served
-    longest = spec.value("max_position_embeddings")
-    longest = longest if isinstance(longest, int) else None
-    context = context_curves(models, result.workload, result.budget, longest, own)
-    return {
-        "context": _curves(context, "tokens", "context_tokens"),
-        "batch": _curves(batch_curves(models, result.workload, result.budget, own), "sequences", "batch_sequences"),
-    }
-
-
 def _why(result: SearchResult, sieves: Mapping[str, Any] | None) -> str:
     """Why bits and sizes were chosen together; empty where formats were not searched."""
     if not result.candidates or result.best.formats is None:
@@ -350,21 +326,6 @@ def _why(result: SearchResult, sieves: Mapping[str, Any] | None) -> str:
 def _bits(left: ModelSpec, result: SearchResult) -> list[dict[str, Any]]:
     formats = result.best.formats if result.candidates else None
     return [] if formats is None else bits_document(left, formats.of, result.best.kept, result.workload.weights)
-
-
-def _curves(curves: Curves, unit: str, quantity: str) -> dict[str, Any]:
-    return {
-        quantity: list(curves.points),
-        "series": [
-            {
-                "label": label,
-                "total_bytes": list(curve.totals),
-                f"largest_{unit}": curve.largest,
-                "at_largest_bytes": curve.at_largest,
-            }
-            for label, curve in curves.series.items()
-        ],
-    }
 
 
 def _kept(spec: ModelSpec, scores: Scores, chosen: Candidate) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from minitron.report.page import (
     section,
     table,
 )
+from minitron.report.planner_page import planner_section, report_data
 from minitron.report.sieves import sieves_section
 from minitron.report.text import (
     ORIGIN_LABELS,
@@ -57,6 +58,7 @@ def to_html(document: Document) -> str:
     drawn = figures(document)
     sections = [
         _memory(document),
+        _planner(document),
         _map(document),
         bits_section(document),
         _candidates(document),
@@ -83,12 +85,22 @@ def to_html(document: Document) -> str:
             "</main>",
             footer(document["minitron"]),
             f'<script type="application/json" id="figures">{json_text(drawn)}</script>',
+            *(report_data(law) if (law := document.get("law")) else []),
             f"<script>{get_plotlyjs()}</script>",
             f"<script>\n{_SCRIPT.read_text(encoding='utf-8')}</script>",
             "</body>",
             "</html>",
             "",
         ]
+    )
+
+
+def _planner(document: Document) -> str:
+    if not document.get("law"):
+        return ""
+    return planner_section(
+        "Another setting",
+        "The same models elsewhere, computed in this page from the laws in report.json.",
     )
 
 

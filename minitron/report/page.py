@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from minitron.escapes import html as escape
 
-STYLE: Final = Path(__file__).with_name("report.css")
+STYLES: Final = tuple(Path(__file__).with_name(name) for name in ("report.css", "planner.css"))
 
 # Nothing but what is in the page itself: a browser refuses anything else, whatever the page holds.
 POLICY: Final = (
@@ -29,7 +29,7 @@ def head(title: str) -> list[str]:
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(title)} - Minitron</title>",
         '<link rel="icon" href="data:,">',
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>",
+        *(f"<style>\n{style.read_text(encoding='utf-8')}</style>" for style in STYLES),
         "</head>",
     ]
 

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from judge_school import Actor, save_instructions, save_judge, save_pairs
 from safetensors.torch import load_file
 
 from cli.app import run
+from cli.schemas import schema
 from judge.learning import Learning
 from judge.reward import Rewards
 from minitron.errors import MinitronError
@@ -61,16 +63,8 @@ def test_a_judge_that_never_keeps_to_the_format_ends_it_and_what_it_said_stays(
 ) -> None:
     pytest.importorskip("trl")
     line = ["judge-train", str(place / "judge"), "--pairs", str(place / "pairs.jsonl"), "-o", str(tmp_path / "out")]
-    line += [
-        "--instructions",
-        str(place / "instructions.toml"),
-        "--device",
-        "cpu",
-        "--pairs-per-step",
-        "1",
-        "--group-size",
-        "2",
-    ]
+    line += ["--instructions", str(place / "instructions.toml"), "--device", "cpu"]
+    line += ["--pairs-per-step", "1", "--group-size", "2"]
     assert run([*line, "--batch-size", "2", "--judge-tokens", "2", "--steps", "4"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "kept to the format in none of the last 6 rollouts (mostly: turn 1" in said
@@ -157,19 +151,13 @@ def test_a_time_that_is_over_ends_it_after_a_step_and_writes_the_judge(
     pytest.importorskip("trl")
     monkeypatch.setattr("judge.training.continued", Actor(place / "judge"))
     line = ["judge-train", str(place / "judge"), "--pairs", str(place / "pairs.jsonl"), "-o", str(tmp_path / "out")]
-    line += [
-        "--instructions",
-        str(place / "instructions.toml"),
-        "--device",
-        "cpu",
-        "--pairs-per-step",
-        "1",
-        "--group-size",
-        "2",
-    ]
+    line += ["--instructions", str(place / "instructions.toml"), "--device", "cpu"]
+    line += ["--pairs-per-step", "1", "--group-size", "2"]
     line += ["--batch-size", "2", "--judge-tokens", "2", "--turns", "one", "--held-out", str(place / "pairs.jsonl")]
     assert run([*line, "--time", "1ms", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["results"]
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, schema("judge-train"))
+    found = document["results"]
     assert found["steps"] == 1 and found["stopped"] and found["turns"] == "one" and found["after"]["broken"] == 0
     assert "trained by Minitron on 3 pairs: 1 steps" in (tmp_path / "out" / "README.md").read_text()
 
