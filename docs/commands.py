@@ -18,9 +18,10 @@ _HEAD: Final = """# Commands
 
 Made from the code. `minitron COMMAND --help` prints the same in a terminal.
 
-Every command prints results on stdout, progress and notes on stderr; `--json` prints one JSON document on stdout and nothing else.
-Exit codes: 0 success, 1 an unexpected error (`--debug` shows where), 2 an error that you can fix, 130 interrupted. Sizes are written
-`128k` (tokens, 2^10), `1.3GiB` (2^30 bytes) or `22GB` (10^9 bytes). `minitron --install-completion` sets up shell completion.
+Every command prints results on stdout, progress and notes on stderr; `--json` prints one JSON document on stdout and
+nothing else. Exit codes: 0 success, 1 an unexpected error (`--debug` shows where), 2 an error that you can fix, 130
+interrupted. Sizes are written `128k` (tokens, 2^10), `1.3GiB` (2^30 bytes) or `22GB` (10^9 bytes).
+`minitron --install-completion` sets up shell completion.
 """
 
 
@@ -35,7 +36,9 @@ def commands_page() -> str:
 
 
 def _section(name: str, command: Any, group: Any) -> str:
-    context = command.make_context(name, [], parent=group.context_class(group, info_name="minitron"), resilient_parsing=True)
+    context = command.make_context(
+        name, [], parent=group.context_class(group, info_name="minitron"), resilient_parsing=True
+    )
     usage = " ".join([f"minitron {name}", *command.collect_usage_pieces(context)])
     lines = [f"## minitron {name}", "", *_paragraphs(command.help or ""), f"    {usage}", ""]
     for panel, parameters in _panels(command.params).items():

@@ -1,4 +1,5 @@
-"""Every command line in README.md and docs/ is one that the command line takes; the cheap ones run and print what is told.
+"""Every command line in README.md, docs/, the Dockerfile and the Slurm script is one that Minitron takes, and the cheap
+ones of the documents print what is told.
 
 Of a block of code each line that begins with `minitron`, after a `$` or not, or that calls `-m cli`, is parsed, with
 all its checks.  `plan`, `compare`, `inspect` and the like run, and where a block shows what they print they must print
@@ -108,7 +109,17 @@ def lines_of(path: Path) -> Iterator[Line]:
                 yield Line(name, tuple(words[begin + 1 :]), shown if typed.startswith("$") else "")
 
 
-LINES = [line for path in DOCUMENTS for line in lines_of(path)]
+def deployed(path: Path) -> Iterator[Line]:
+    """The command lines of a Dockerfile or a script, comments included."""
+    text = re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for found in re.finditer(r"(?:-m cli|\bminitron) ([a-z]+ (?:[^\n]*\\\n)*[^\n]*)", text):
+        words = shlex.split(found[1].replace("\\\n", " "))
+        if words[0] in app.COMMANDS:
+            yield Line(str(path.relative_to(ROOT)), tuple(words), "")
+
+
+DEPLOYED = [line for path in (ROOT / "docker/Dockerfile", ROOT / "examples/slurm.sh") for line in deployed(path)]
+LINES = [*(line for path in DOCUMENTS for line in lines_of(path)), *DEPLOYED]
 
 
 @functools.cache
@@ -121,7 +132,12 @@ def command_of(name: str) -> Any:
 
 def options_of(name: str) -> set[str]:
     """All flags of a command that its help does not hide."""
-    return {flag for option in command_of(name).params if not option.hidden for flag in (*option.opts, *option.secondary_opts)}
+    return {
+        flag
+        for option in command_of(name).params
+        if not option.hidden
+        for flag in (*option.opts, *option.secondary_opts)
+    }
 
 
 def flags(words: tuple[str, ...] | list[str]) -> set[str]:
@@ -130,8 +146,9 @@ def flags(words: tuple[str, ...] | list[str]) -> set[str]:
 
 
 def test_the_documents_have_command_lines() -> None:
-    assert len(LINES) > 70
-    assert {line.arguments[0] for line in LINES} >= {*app.COMMANDS} - {"demo"}
+    assert len(LINES) > 60
+    assert {line.arguments[0] for line in LINES} >= {*app.COMMANDS}
+    assert [line.arguments[0] for line in DEPLOYED] == ["plan", "compress", "distill"]
 
 
 @pytest.mark.parametrize("line", LINES, ids=[f"{i}" for i in range(len(LINES))])
@@ -175,7 +192,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pat
     (folder / "SmolLM2").mkdir()
     (folder / "SmolLM2/config.json").write_text(json.dumps(SMOLLM2))
     (folder / "SUPER").symlink_to(folder / "SmolLM2")
-    for name in ("MODEL", "pruned", "distilled"):
+    (folder / "org").mkdir()
+    for name in ("MODEL", "org/model", "pruned", "distilled"):
         (folder / name).symlink_to(tiny_llama)
     return folder
 
@@ -184,7 +202,7 @@ def runs(line: Line) -> bool:
     """Whether a command line is cheap, and complete."""
     words = line.arguments
     fetched = any("@" in word or word.startswith("hf:") for word in words)
-    return words[0] in RUN and "--gguf" not in words and "..." not in words and not fetched
+    return line not in DEPLOYED and words[0] in RUN and "--gguf" not in words and "..." not in words and not fetched
 
 
 CHEAP = [line for line in LINES if runs(line)]
