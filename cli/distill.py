@@ -56,7 +56,7 @@ ReportOption = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        help="Report folder written by `minitron plan -o`; the learning curve is added to it.",
+        help="Report folder to add the outcome to, the learning curve, written by `minitron plan -o`.",
         metavar="FOLDER",
         show_default=False,
     ),
@@ -101,7 +101,7 @@ def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage
     plain = {field.name: field.default for field in dataclasses.fields(Recipe)}
     typed = [name for name, value in training.items() if value != plain[name]]
     if typed:
-        flag = f"--{typed[0].replace('_', '-')}"
+        flag = TRAINING[typed[0]].info.param_decls[0].partition("/")[0]
         raise MinitronError(f"{flag} conflicts with --recipe; write it into the recipe file, or drop one of the two.")
     return read_recipe(file)
 

@@ -15,11 +15,11 @@ from cli.options import (
     DequantiseOption,
     DeviceOption,
     JsonOption,
-    ModelArgument,
     OutputOption,
     OverwriteOption,
     PlanOption,
     ScoresOption,
+    WeightsArgument,
     assignments,
     option,
 )
@@ -48,7 +48,7 @@ def _sizes(typed: list[str] | None) -> dict[str, int]:
 
 
 PRUNING: Final[dict[str, Option | Group]] = {
-    "model": Option.of(ModelArgument),
+    "model": Option.of(WeightsArgument),
     "output": Option.of(OutputOption),
     "planning": Group(Planning, PLANNING),
     "scoring": Group(ScoringOptions, SCORING),
@@ -64,7 +64,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
     "data": Option(
         option(
             "--data",
-            "Calibration text, if there are no --scores: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
+            "Text, to score on if there are no --scores: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
             "FILE",
         )
     ),

@@ -13,10 +13,10 @@ from cli.option_groups import Group, Option, takes
 from cli.options import (
     DeviceOption,
     JsonOption,
-    ModelArgument,
     OutputOption,
     OverwriteOption,
     SequenceLengthOption,
+    WeightsArgument,
     assignments,
     option,
 )
@@ -29,11 +29,11 @@ from pipeline.quantising import quantise as quantised
 _FORMATS_HELP: Final = "; ".join(f"{name}: {FORMATS[name].note}" for name in written_formats())
 
 QUANTISING: Final[dict[str, Option | Group]] = {
-    "model": Option.of(ModelArgument),
+    "model": Option.of(WeightsArgument),
     "output": Option.of(OutputOption),
-    "form": Option(option("--format", f"Number format of the weights. {_FORMATS_HELP}.", "FORMAT")),
+    "form": Option(option("--format", f"Number format of the weights to write. {_FORMATS_HELP}.", "FORMAT")),
     "keep": Option(
-        option("--keep", "Keep a part of the model in another format: attention=bf16. Repeatable.", "PART=FORMAT"),
+        option("--keep", "Number format of one part of the model: attention=bf16. Repeatable.", "PART=FORMAT"),
         type=list[str] | None,
         default=None,
         read=assignments("--keep", "attention=bf16"),
@@ -48,14 +48,14 @@ QUANTISING: Final[dict[str, Option | Group]] = {
     "rounding": Option(
         option(
             "--round",
-            "best: scales are searched and, given --data, every column makes up for what rounding took from those "
-            "before it (GPTQ); nearest: each number to the nearest, with scales by the largest number.",
+            "How weights are rounded. best: scales are searched and, given --data, every column makes up for what "
+            "rounding took from those before it (GPTQ); nearest: each number to the nearest, with scales by the "
+            "largest number.",
+            "WAY",
         )
     ),
-    "data": Option(
-        option("--data", "Calibration text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.", "FILE")
-    ),
-    "samples": Option(option("--samples", "Maximum number of text sequences to read.", "COUNT")),
+    "data": Option(option("--data", "Text: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.", "FILE")),
+    "samples": Option(option("--samples", "Samples to read at most: sequences of text.", "COUNT")),
     "sequence_length": Option.of(SequenceLengthOption),
     "device": Option.of(DeviceOption),
     "overwrite": Option.of(OverwriteOption),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import show
 from cli.option_groups import takes
-from cli.options import DataOption, DeviceOption, JsonOption, ModelArgument, OutputOption, OverwriteOption
+from cli.options import DataOption, DeviceOption, JsonOption, OutputOption, OverwriteOption, WeightsArgument
 from cli.scoring import SCORE
 from importance.score.options import ScoringOptions
 from pipeline.scoring import costs
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @takes("options", ScoringOptions, SCORE)
 def command(
-    model: ModelArgument,
+    model: WeightsArgument,
     data: DataOption,
     output: OutputOption,
     options: ScoringOptions,

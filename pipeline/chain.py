@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pipeline.planning import Planning
 
 _NAMES: Final = (
-    *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
+    *("run.*", DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
     *(SEARCH, REPORT, FINALISTS, JUDGED, "depth*"),
 )
 """What a run leaves in its folder."""

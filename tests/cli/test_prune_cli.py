@@ -10,7 +10,7 @@ from cli.app import run
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import read_spec
 
-SCORING = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--scoring-dtype", "fp32"]
+SCORING = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--dtype", "fp32"]
 
 
 @pytest.fixture(scope="module")
