@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cli import show
 from cli.cutting import CUTTING
+from cli.dry_run import DryRunOption, tell
 from cli.invocation import command_line, settings_in
 from cli.option_groups import Group, Option, takes
 from cli.options import (
@@ -43,6 +44,7 @@ from pipeline.compression import Compression
 from pipeline.cutting import Cutting
 from pipeline.family import Family, compress_family
 from pipeline.planning import Planning
+from pipeline.rehearsals import rehearse_compress
 from pipeline.searching import Searching
 
 COMPRESSION: Final[dict[str, Option | Group]] = {
@@ -105,24 +107,33 @@ def _request(**values: Any) -> Compression:
 
 
 @takes("request", Compression, COMPRESSION, build=_request)
-def command(request: Compression, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+def command(
+    request: Compression,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Run the whole chain: score, plan, prune, distill and evaluate. Run it again to resume after a stop."""
     started = time.monotonic()
     request = replace(request, command=command_line(), config=settings_in(request.output))
-    how = compress_family if request.plannings else compress
-    found = how(request, overwrite=overwrite, progress=show.bar, note=show.note)
-    if as_json:
-        inputs = {
-            "model": request.model,
-            "data": request.data,
-            "text": request.heldout,
-            "calibration": request.calibration,
-            "scores": request.scores,
-        }
-        seconds = time.monotonic() - started
-        show.document(show.run_document(request.output, inputs, request.settings, found.to_json(), seconds))
+    inputs = {
+        "model": request.model,
+        "data": request.data,
+        "text": request.heldout,
+        "calibration": request.calibration,
+        "scores": request.scores,
+    }
+    if dry_run:
+        found = rehearse_compress(request, overwrite=overwrite)
+        tell(found, request.output, inputs, request.settings, as_json=as_json)
         return
-    for name, member in found.members.items() if isinstance(found, Family) else [("", found)]:
+    how = compress_family if request.plannings else compress
+    done = how(request, overwrite=overwrite, progress=show.bar, note=show.note)
+    if as_json:
+        seconds = time.monotonic() - started
+        show.document(show.run_document(request.output, inputs, request.settings, done.to_json(), seconds))
+        return
+    for name, member in done.members.items() if isinstance(done, Family) else [("", done)]:
         if name:
             show.line(f"{name}:")
         print_outcome(member)

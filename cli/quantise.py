@@ -9,6 +9,7 @@ import time
 from typing import Final
 
 from cli import show
+from cli.dry_run import DryRunOption, tell
 from cli.option_groups import Group, Option, takes
 from cli.options import (
     DeviceOption,
@@ -25,6 +26,7 @@ from minitron.quantise.wanted import KV_FORMATS, written_formats
 from minitron.units import format_bytes, format_parameters
 from pipeline.quantising import Quantising
 from pipeline.quantising import quantise as quantised
+from pipeline.rehearsals import rehearse_quantise
 
 _FORMATS_HELP: Final = "; ".join(f"{name}: {FORMATS[name].note}" for name in written_formats())
 
@@ -64,12 +66,15 @@ QUANTISING: Final[dict[str, Option | Group]] = {
 
 
 @takes("request", Quantising, QUANTISING)
-def command(request: Quantising, as_json: JsonOption = False) -> None:
+def command(request: Quantising, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Write a checkpoint in fewer bits, in a layout that vLLM and other engines read."""
     started = time.monotonic()
+    inputs = {name: getattr(request, name) for name in ("model", "data")}
+    if dry_run:
+        tell(rehearse_quantise(request), request.output, inputs, request.settings, as_json=as_json)
+        return
     result = quantised(request, progress=show.bar, note=show.note)
     if as_json:
-        inputs = {name: getattr(request, name) for name in ("model", "data")}
         seconds = time.monotonic() - started
         show.document(show.run_document(request.output, inputs, request.settings, result.to_json(), seconds))
         return

@@ -102,7 +102,7 @@ def compress(
         request = prepared(request, progress)
         _require_cuttable(request)
         _require_writable(request)
-        _require_exportable(request)
+        require_exportable(request)
 
         def keep(*artefacts: str) -> None:
             if missing(request.output, artefacts, record):
@@ -194,7 +194,7 @@ def _require_writable(request: Compression) -> None:
         assign(read_spec(request.model), Checkpoint(request.model), wanted)
 
 
-def _require_exportable(request: Compression) -> None:
+def require_exportable(request: Compression) -> None:
     """Raise MinitronError where a GGUF file is to be written and what it needs is not there: told early."""
     from minitron.gguf.extra import converter, quantise_rows
     from minitron.memory.gguf import require_counted

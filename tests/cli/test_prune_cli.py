@@ -127,7 +127,10 @@ def test_an_axis_without_activations_is_cut_by_weight_magnitude(
         (["--set", "num_hidden_layers=6", "--layers", "5"], "--set num_hidden_layers and --layers both say"),
         (["--plan", "TEXT", "--pattern", "M"], "--plan says which layers stay, and so does --pattern"),
         (["--pattern", "MMMM", "--data", "TEXT"], "the pattern does not fit"),
-        (["--set", "num_attention_heads=3", "--data", "TEXT"], "does not divide into num_key_value_heads = 2 equal groups"),
+        (
+            ["--set", "num_attention_heads=3", "--data", "TEXT"],
+            "does not divide into num_key_value_heads = 2 equal groups",
+        ),
         (["--set", "hidden_size"], "is not NAME=VALUE"),
         (["--set", "hidden_size=x", "--scores", "SCORES"], "not a whole number"),
         (["--set", "hidden_size=24", "--scores", "SCORES", "--data", "TEXT"], "--scores and --data are both given"),
