@@ -9,7 +9,7 @@ installed, and nobody need be root.  One that cannot be had is told and left out
 minitron.
 
 The output folder holds `train.jsonl` and `heldout.jsonl`, a document a line under `text`, as `--data`,
-`--validation` and `--text` read it; `provenance.json`; the licence file of every package under `licences`; and a
+`--text` reads it; `provenance.json`; the licence file of every package under `licences`; and a
 README.md.  The same packages, texts and options give the same files.
 
 Left out (`corpus_filters.py` has the numbers): what stands in other places of the page such as navigation, tables of
@@ -269,7 +269,7 @@ def readme(provenance: dict[str, Any]) -> str:
             "Made by Minitron's `benchmarks/corpus.py`. A line is a document: `text`, and `name`, the package and file",
             "it is from. Use:",
             "",
-            "    minitron distill ... --data train.jsonl --validation heldout.jsonl",
+            "    minitron distill ... --data train.jsonl --text heldout.jsonl",
             "",
             told(provenance),
             "Each source is under its own licence: the files under `licences` are the packages' own. `provenance.json`",

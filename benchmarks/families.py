@@ -38,8 +38,8 @@ CUTS: Final[dict[str, dict[str, int]]] = {
 """model_type -> sizes with about a quarter fewer parameters."""
 
 WAYS: Final[dict[str, tuple[str, ...]]] = {
-    "channels selected": ("--select", "--no-refit", "--no-fit", "--no-project", "--estimator", "activation"),
-    "selected, refitted": ("--select",),
+    "channels selected": ("--no-rotate", "--no-refit", "--no-fit", "--no-project", "--estimator", "activation"),
+    "selected, refitted": ("--no-rotate",),
     "default": (),
 }
 """How a model is cut -> the options of `minitron prune`; the default rotates where a model can be rotated."""
@@ -78,7 +78,7 @@ def folders(options: argparse.Namespace, model_type: str) -> dict[str, Path]:
         distilled = pruned.with_name(f"{pruned.name}-distilled")
         if not distilled.exists():
             training = ("--tokens", options.tokens, "--batch-tokens", 2048, "--sequence-length", SEQUENCE_LENGTH)
-            rest = ("--precision", "fp32", "--learning-rate", options.learning_rate, "--validate-every", options.tokens)
+            rest = ("--dtype", "fp32", "--learning-rate", options.learning_rate, "--validate-every", options.tokens)
             minitron("distill", pruned, "--teacher", parent, "--data", DISTILL, *training, *rest, "-o", distilled)
         found[f"{way}, distilled"] = distilled
     return found
@@ -92,7 +92,7 @@ def measured(options: argparse.Namespace, model_type: str) -> dict[str, dict[str
         spread = ("--sequence-length", SEQUENCE_LENGTH, "--samples", options.samples, "--no-speed", "--json")
         write_json(
             path,
-            json.loads(minitron("eval", *found.values(), "--against", found["parent"], "--text", HELDOUT, *spread)),
+            json.loads(minitron("eval", *found.values(), "--teacher", found["parent"], "--text", HELDOUT, *spread)),
         )
     results = read_json(path)["results"]
     return {name: results[str(folder)] for name, folder in found.items()}

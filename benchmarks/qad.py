@@ -4,7 +4,7 @@
                             [--tokens 24576]
 
 Four ways to the same bytes: every number to the nearest (`minitron quantize --round nearest`), rounded with feedback
-(`--data`), and from there distilled (`minitron distill --student-format`), a row a seed.  The first fifth of the
+(`--data`), and from there distilled (`minitron distill --format`), a row a seed.  The first fifth of the
 text judges, the rest calibrates and trains.  Folders are read back as they were written.  What is measured already
 in the work folder is not measured again.  At the end the table goes into benchmarks/RESULTS.md.
 """

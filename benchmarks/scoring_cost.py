@@ -57,13 +57,13 @@ NAMES = {
     "projection bases": "with the pass; always",
     "second moments": "with the pass; not with `--no-refit`",
     "surgeon and ridges": "after it, alone; not with `--no-refit`",
-    "layers, iterative (the default)": "after it, alone; `--layers iterative`",
+    "layers, iterative (the default)": "after it, alone; `--layer-scores iterative`",
     "layers, iterative, 4 sequences": "`--layer-samples 4`",
     "layers, iterative, 2 removed": "`--max-dropped 2`",
     EVERY: "the same scores without what saves passes",
-    "all with `--no-refit --layers none`": "",
-    "all with `--layers none`": "",
-    "all with `--layers fast`": "",
+    "all with `--no-refit --layer-scores none`": "",
+    "all with `--layer-scores none`": "",
+    "all with `--layer-scores fast`": "",
     "all (the default)": "",
 }
 """What is measured, and when a run of `minitron score` has it."""

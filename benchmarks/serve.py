@@ -42,7 +42,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 LAUNCHER = Path(__file__).with_name("vllm_cpu.py")
 
 STEP, SEQUENCES, LENGTH, ANSWER = 2048, 4, 256, 8
-WORKLOAD = ("--context", CONTEXT, "--batch", 4, "--max-num-batched-tokens", STEP, "--budget", "1.5GiB")
+WORKLOAD = ("--context", CONTEXT, "--concurrency", 4, "--max-num-batched-tokens", STEP, "--budget", "1.5GiB")
 ENGINE = ("--engine", "vllm", "--no-cuda-graphs", "--block-size", "32")
 """Without graphs, and in the smallest blocks that vLLM's CPU attention has."""
 

@@ -24,7 +24,7 @@ from minitron.model.spec import read_spec
 PUZZLE_CONFIG = Path(__file__).with_name("puzzle_config.py")
 CODE = "configuration_nemotron_h_puzzle.py"
 CONTEXT = 512
-SCORING = ("--samples", 8, "--sequence-length", 128, "--layers", "none")
+SCORING = ("--samples", 8, "--sequence-length", 128, "--layer-scores", "none")
 ROUNDING = ("--samples", 16, "--sequence-length", 256)
 TOKENS = 4096
 TRAINING = ("--tokens", TOKENS, "--batch-tokens", 1024, "--sequence-length", 256, "--learning-rate", 1e-4)

@@ -96,7 +96,7 @@ def compress(options: argparse.Namespace, parent: Path) -> dict[str, Path]:
     if not scores.exists():
         # Sequences of 512 for as many tokens as 16 of 4,096, which one thread reads in minutes; MLP channels need no
         # judgement of layers.
-        spread = ("--samples", 128, "--sequence-length", SEQUENCE_LENGTH, "--layers", "none")
+        spread = ("--samples", 128, "--sequence-length", SEQUENCE_LENGTH, "--layer-scores", "none")
         minitron("score", parent, *data, *spread, "-o", scores)
     folders = {"teacher": parent}
     for percent, sizes in CUTS.items():
@@ -119,7 +119,7 @@ def evaluate(options: argparse.Namespace, folders: dict[str, Path]) -> dict[str,
     path = options.work / "evaluation.json"
     if not path.exists():
         spread = ("--sequence-length", SEQUENCE_LENGTH, "--samples", options.samples)
-        teacher = ("--against", folders["teacher"], "--text", options.text)
+        teacher = ("--teacher", folders["teacher"], "--text", options.text)
         write_json(path, json.loads(minitron("eval", *folders.values(), *teacher, *spread, "--json")))
     document: dict[str, Any] = read_json(path)
     return document

@@ -4,21 +4,22 @@ A command is a function `command` in cli/<name>.py with typer annotations (see c
 help.  Exit codes: 0 success, 1 an unexpected error, 2 an error the user can fix, 130 interrupted.
 """
 
-import functools
-import inspect as signatures
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Final
 
 import typer
 
 import minitron
 from cli import compare, compress, demo, distill, eval, export, inspect, judge, plan, prune, quantise, score, show
 from cli.failures import shortened, told_of
+from cli.general import DebugOption, Settings, with_general
+from cli.help_text import Command, Commands
 from cli.invocation import remember
+from cli.old_names import renamed, warning
 from minitron.errors import MinitronError
 from minitron.escapes import one_line, visible
 
@@ -36,6 +37,14 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "compress": compress.command,
     "demo": demo.command,
 }
+
+SUBJECTS: Final = {
+    "What fits": ("inspect", "plan", "compare"),
+    "All in one": ("compress", "demo"),
+    "Step by step": ("score", "prune", "quantize", "distill", "export"),
+    "How good it is": ("eval", "judge"),
+}
+"""Subject -> the commands that `minitron --help` shows under it."""
 
 ENVIRONMENT: Final = {
     # Waiting OpenMP threads that spin take the processor from every other process on the machine.
@@ -61,57 +70,32 @@ _EXIT_USER: Final = 2
 _EXIT_INTERRUPTED: Final = 130
 
 
-class _Settings:
-    """Settings of the whole process."""
-
-    debug = False
-
-
-def _set_debug(value: bool) -> bool:
-    _Settings.debug = _Settings.debug or value
-    return value
-
-
 def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"minitron {minitron.__version__}")
         raise typer.Exit
 
 
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of any error.", callback=_set_debug, is_eager=True)
-]
 VersionOption = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
-
-
-def _with_debug(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with the option --debug added."""
-
-    @functools.wraps(function)
-    def command(*args: Any, debug: bool, **kwargs: Any) -> None:
-        function(*args, **kwargs)
-
-    # typer reads the options off the signature and the annotations.
-    signature = signatures.signature(function, eval_str=True)
-    debug = signatures.Parameter("debug", signatures.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
-    command.__annotations__ = {**get_type_hints(function, include_extras=True), "debug": DebugOption}
-    return command
 
 
 def _callback(version: VersionOption = False, debug: DebugOption = False) -> None:
     """Compress a hybrid Mamba-Transformer-MoE language model to fit one GPU, and recover its accuracy."""
 
 
+class _Application(Commands):
+    subjects = SUBJECTS
+
+
 def build(only: str = "") -> typer.Typer:
     """The typer application with every command of COMMANDS, or with one alone: options take a while to read."""
-    app = typer.Typer(name="minitron", no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(name="minitron", cls=_Application, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_callback)
     for name, function in COMMANDS.items():
         if not only or name == only:
-            app.command(name)(_with_debug(function))
+            app.command(name, cls=Command)(with_general(function))
     return app
 
 
@@ -134,7 +118,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; any error is printed on stderr as one line."""
-    _Settings.debug = False
+    Settings.debug = False
     remember(arguments)
     try:
         code = _call(arguments)
@@ -152,13 +136,17 @@ def run(arguments: list[str]) -> int:
         if (mendable := told_of(error)) is not None:
             return _tell(mendable, _EXIT_USER)
         told = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-        hint = "" if _Settings.debug else " (run again with --debug to see where)"
+        hint = "" if Settings.debug else " (run again with --debug to see where)"
         return _tell(f"unexpected {told}{hint}", _EXIT_FAILURE)
 
 
 def _call(arguments: list[str]) -> int:
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    arguments, old = renamed(command, arguments)
+    for before, now in old.items():
+        show.note(warning(before, now))
     try:
-        build(arguments[0] if arguments and arguments[0] in COMMANDS else "")(arguments, prog_name="minitron")
+        build(command if arguments[:1] == [command] and command in COMMANDS else "")(arguments, prog_name="minitron")
     except SystemExit as left:
         # typer leaves this way also when all went well.
         return left.code if isinstance(left.code, int) else int(left.code is not None)
@@ -166,7 +154,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _tell(message: str, code: int) -> int:
-    if _Settings.debug:
+    if Settings.debug:
         sys.stderr.write(visible(traceback.format_exc(), keep="\n"))
     print(f"minitron: error: {shortened(one_line(message))}", file=sys.stderr)
     return code

@@ -13,19 +13,20 @@ from typing import Any, Final
 
 from cli import show
 from cli.cutting import CUTTING
-from cli.invocation import command_line
+from cli.dry_run import DryRunOption, tell
+from cli.invocation import command_line, settings_in
 from cli.option_groups import Group, Option, takes
 from cli.options import (
     DataOption,
     DequantiseOption,
     DeviceOption,
     JsonOption,
-    ModelArgument,
     OutputOption,
     OverwriteOption,
     ScoresOption,
     SpeedOption,
     TeacherPrecisionOption,
+    WeightsArgument,
     bytes_option,
     option,
     parameters_option,
@@ -43,10 +44,11 @@ from pipeline.compression import Compression
 from pipeline.cutting import Cutting
 from pipeline.family import Family, compress_family
 from pipeline.planning import Planning
+from pipeline.rehearsals import rehearse_compress
 from pipeline.searching import Searching
 
 COMPRESSION: Final[dict[str, Option | Group]] = {
-    "model": Option.of(ModelArgument),
+    "model": Option.of(WeightsArgument),
     "data": Option.of(DataOption),
     "output": Option.of(OutputOption),
     "planning": Group(Planning, {name: row for name, row in PLANNING.items() if name not in ("budget", "params")}),
@@ -69,13 +71,13 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     ),
     "scores": Option.of(ScoresOption),
     "searching": Group(Searching, SEARCHING),
-    "scoring": Group(ScoringOptions, SCORING),
+    "scoring": Group(ScoringOptions, {name: row for name, row in SCORING.items() if name not in ("dtype", "seed")}),
     "cutting": Group(Cutting, CUTTING),
     "recipe": Group(Recipe, TRAINING),
     "heldout": Option(
         option(
             "--text",
-            "Held-out text for the evaluation; default: the end of --data is held out.",
+            "Held-out text, for the evaluation; default: the end of --data is held out.",
             "FILE",
         )
     ),
@@ -84,8 +86,8 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
     "form": Option(
         option(
             "--format",
-            "Distil and write the compressed model in this number format, and plan for it: int4, int8, nvfp4, fp8 and "
-            "others of `minitron quantize`; --keep names parts in another one.",
+            "Number format of the weights to write, in which the model is distilled and for which it is planned: int4, "
+            "int8, nvfp4, fp8 and others of `minitron quantize`; --keep names parts in another one.",
             "FORMAT",
         )
     ),
@@ -96,26 +98,42 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
 """Field of pipeline.compression.Compression -> how it is typed."""
 
 
-@takes("request", Compression, COMPRESSION)
-def command(request: Compression, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+def _request(**values: Any) -> Compression:
+    """The request from what was typed: one seed, and one number format to compute in, for all steps."""
+    recipe, scoring, evaluation = values["recipe"], values["scoring"], values["evaluation"]
+    values["scoring"] = replace(scoring, dtype=recipe.precision, seed=recipe.seed)
+    values["evaluation"] = replace(evaluation, dtype=recipe.precision, sequence_length=recipe.sequence_length)
+    return Compression(**values)
+
+
+@takes("request", Compression, COMPRESSION, build=_request)
+def command(
+    request: Compression,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Run the whole chain: score, plan, prune, distill and evaluate. Run it again to resume after a stop."""
     started = time.monotonic()
-    evaluation = replace(request.evaluation, sequence_length=request.recipe.sequence_length)
-    request = replace(request, evaluation=evaluation, command=command_line())
-    how = compress_family if request.plannings else compress
-    found = how(request, overwrite=overwrite, progress=show.bar, note=show.note)
-    if as_json:
-        inputs = {
-            "model": request.model,
-            "data": request.data,
-            "text": request.heldout,
-            "calibration": request.calibration,
-            "scores": request.scores,
-        }
-        seconds = time.monotonic() - started
-        show.document(show.run_document(request.output, inputs, request.settings, found.to_json(), seconds))
+    request = replace(request, command=command_line(), config=settings_in(request.output))
+    inputs = {
+        "model": request.model,
+        "data": request.data,
+        "text": request.heldout,
+        "calibration": request.calibration,
+        "scores": request.scores,
+    }
+    if dry_run:
+        found = rehearse_compress(request, overwrite=overwrite)
+        tell(found, request.output, inputs, request.settings, as_json=as_json)
         return
-    for name, member in found.members.items() if isinstance(found, Family) else [("", found)]:
+    how = compress_family if request.plannings else compress
+    done = how(request, overwrite=overwrite, progress=show.bar, note=show.note)
+    if as_json:
+        seconds = time.monotonic() - started
+        show.document(show.run_document(request.output, inputs, request.settings, done.to_json(), seconds))
+        return
+    for name, member in done.members.items() if isinstance(done, Family) else [("", done)]:
         if name:
             show.line(f"{name}:")
         print_outcome(member)

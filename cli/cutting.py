@@ -9,9 +9,9 @@ from cli.option_groups import Option
 CUTTING: Final[dict[str, Option]] = {
     "rotate": Option(
         typer.Option(
-            "--rotate/--select",
-            help="How to cut the residual stream: rotate it and keep its strongest directions, or select "
-            "its best channels; default: rotate unless embeddings are tied.",
+            "--rotate/--no-rotate",
+            help="Rotate the residual stream and keep its strongest directions, or else select its best channels; "
+            "default: rotate unless embeddings are tied.",
             show_default=False,
         )
     ),
@@ -25,7 +25,7 @@ CUTTING: Final[dict[str, Option]] = {
     "fit": Option(
         typer.Option(
             "--fit/--no-fit",
-            help="Refit, by least squares, linear layers that lose inputs; needs scores with second moments.",
+            help="Refit linear layers that lose inputs, by least squares; needs scores with second moments.",
         )
     ),
 }

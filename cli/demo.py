@@ -40,11 +40,15 @@ EVALUATION: Final = EvaluationOptions(sequence_length=SEQUENCE_LENGTH, samples=4
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", metavar="PATH")] = Path("minitron-demo"),
-    keep: Annotated[
-        float, typer.Option("--keep", min=0.3, max=1.0, help="Share of the original memory to keep.")
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write the result: the run folder.", metavar="PATH")
+    ] = Path("minitron-demo"),
+    share: Annotated[
+        float, typer.Option("--share", min=0.3, max=1.0, help="Share of the original memory to keep.")
     ] = 0.65,
-    tokens: Annotated[int, typer.Option("--tokens", min=BATCH_TOKENS, help="Tokens to distil on.")] = 150_000,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=BATCH_TOKENS, help="Tokens to train on.", metavar="TOKENS")
+    ] = 150_000,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,10 +60,10 @@ def command(
     started = time.monotonic()
     spec = read_spec(builtin.MODEL)
     whole = footprint(spec, workload_of(spec, CONTEXT)).total
-    request = _request(output, int(whole * keep), tokens)
+    request = _request(output, int(whole * share), tokens)
     show.note(
         f"The built-in model needs {format_bytes(whole)} for {CONTEXT:,} tokens; the budget is "
-        f"{format_bytes(whole * keep)}."
+        f"{format_bytes(whole * share)}."
     )
     found = compress(request, overwrite=overwrite, progress=show.bar, note=show.note)
     if as_json:

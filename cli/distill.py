@@ -28,6 +28,7 @@ import typer
 from cli import show
 from cli.distillation import DISTILLATION
 from cli.distillation import request as build
+from cli.dry_run import DryRunOption, tell
 from cli.option_groups import takes
 from cli.options import JsonOption
 from cli.training import DEFAULT_TOKENS, TRAINING
@@ -37,6 +38,7 @@ from distill.run.recipe_file import Stage, read_recipe
 from minitron.errors import MinitronError
 from minitron.units import format_bytes
 from pipeline.distillation import distill
+from pipeline.rehearsals import rehearse_distill
 
 if TYPE_CHECKING:
     from distill.run.result import DistillResult
@@ -56,7 +58,7 @@ ReportOption = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        help="Report folder written by `minitron plan -o`; the learning curve is added to it.",
+        help="Report folder to add the outcome to, the learning curve, written by `minitron plan -o`.",
         metavar="FOLDER",
         show_default=False,
     ),
@@ -70,11 +72,17 @@ def command(
     training: dict[str, Any],
     recipe: RecipeOption = None,
     report: ReportOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a smaller model on the logits of its teacher. Run the same command again to resume after a stop."""
     started = time.monotonic()
     how = _recipe(recipe, training)
+    if dry_run:
+        inputs = {"student": request.student, "teacher": request.teacher}
+        asked = {"recipe": None if recipe is None else str(recipe)} | _settings(request)
+        tell(rehearse_distill(request, how), request.output, inputs, asked, as_json=as_json)
+        return
     found = distill(request, how, report=report, progress=show.bar, note=show.note)
     if not found.is_first:
         return
@@ -101,7 +109,7 @@ def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage
     plain = {field.name: field.default for field in dataclasses.fields(Recipe)}
     typed = [name for name, value in training.items() if value != plain[name]]
     if typed:
-        flag = f"--{typed[0].replace('_', '-')}"
+        flag = TRAINING[typed[0]].info.param_decls[0].partition("/")[0]
         raise MinitronError(f"{flag} conflicts with --recipe; write it into the recipe file, or drop one of the two.")
     return read_recipe(file)
 

@@ -64,38 +64,40 @@ DISTILLATION: Final[dict[str, Option]] = {
     "fp8_keep": Option.of(Fp8KeepOption, default=str(DEFAULT), read=parse_kept),
     "student_format": Option(
         option(
-            "--student-format",
-            "Train the student in this number format, with straight-through gradients, and write it so (QAD): "
-            "int4, int8, nvfp4, fp8 and others of `minitron quantize`.",
+            "--format",
+            "Number format of the weights to write, in which the student is trained, with straight-through gradients "
+            "(QAD): int4, int8, nvfp4, fp8 and others of `minitron quantize`.",
             "FORMAT",
         )
     ),
     "student_keep": Option(
         option(
-            "--student-keep", "Keep a part of the student in another format: attention=bf16. Repeatable.", "PART=FORMAT"
+            "--keep", "Number format of one part of the model, the student: attention=bf16. Repeatable.", "PART=FORMAT"
         ),
         type=list[str] | None,
         default=None,
-        read=assignments("--student-keep", "attention=bf16"),
+        read=assignments("--keep", "attention=bf16"),
     ),
     "student_kv": Option(
         option(
-            "--student-kv",
+            "--kv",
             f"Number format of keys and values that a student in a format is made for: {' or '.join(KV_FORMATS)}.",
             "FORMAT",
         )
     ),
     "student_round": Option(
         option(
-            "--student-round",
-            "Where training in a format begins: best (columns make up for each other's rounding) or nearest.",
+            "--round",
+            "How weights are rounded where training in a format begins: best (columns make up for each other's "
+            "rounding) or nearest.",
             "WAY",
         )
     ),
     "student_scales": Option(
         option(
-            "--student-scales",
-            "frozen: the scales of a student in a format stay as they begin; learned: they are trained too.",
+            "--scales",
+            "Whether the scales of a student in a format are trained. frozen: they stay as they begin; learned: they "
+            "are.",
             "WAY",
         )
     ),
@@ -117,7 +119,8 @@ DISTILLATION: Final[dict[str, Option]] = {
     "offload_teacher": Option(
         typer.Option(
             "--offload-teacher",
-            help="For a teacher larger than memory: read its layers from disk, one by one, for many steps at once.",
+            help="Read the teacher's layers from disk, one by one, for many steps at once: for a teacher larger than "
+            "memory.",
         )
     ),
     "data": Option(
@@ -125,7 +128,7 @@ DISTILLATION: Final[dict[str, Option]] = {
             "--data",
             "Text: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, or hf:OWNER/NAME for a dataset on "
             "the hub. Repeat as WEIGHT:PATH for a blend, and as DOMAIN=PATH for the teacher of a domain.",
-            "[DOMAIN=][WEIGHT:]PATH",
+            "[DOMAIN=][WEIGHT:]FILE",
         ),
         type=list[str] | None,
         default=None,
@@ -142,7 +145,7 @@ DISTILLATION: Final[dict[str, Option]] = {
     "on_policy_model": Option(
         option("--on-policy-model", "Name of the student at the endpoint; default: the only one it serves.", "NAME")
     ),
-    "validation": Option(option("--validation", "Held-out text; default: the end of --data is held out.", "FILE")),
+    "validation": Option(option("--text", "Held-out text; default: the end of --data is held out.", "FILE")),
     "device": Option.of(DeviceOption),
     "work": Option(option("--work", "Folder for training checkpoints; default: OUTPUT.work.", "FOLDER")),
     "track": Option(

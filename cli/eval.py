@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 AgainstOption = Annotated[
     Path | None,
     typer.Option(
-        "--against",
+        "--teacher",
         help=f"Teacher: a checkpoint folder, or {ON_THE_HUB}. Adds KL divergence and top-1 agreement.",
         metavar="MODEL",
         parser=model_path,
@@ -55,41 +55,43 @@ JudgeOption = Annotated[
     str | None,
     option(
         "--judge",
-        f"Judge the answers beside the teacher's, too: a checkpoint folder, {ON_THE_HUB}, {ENDPOINT}. `minitron judge` "
+        f"Judge of the answers beside the teacher's: a checkpoint folder, {ON_THE_HUB}, {ENDPOINT}. `minitron judge` "
         "has more options.",
         "JUDGE",
     ),
 ]
-PromptsOption = Annotated[Path | None, option("--prompts", "Prompts for --judge: a file or a folder.", "FILE")]
+PromptsOption = Annotated[Path | None, option("--prompts", "Prompts, for --judge: a file or a folder.", "FILE")]
 JudgingsOption = Annotated[
     Path | None, option("--judge-output", "Folder for what --judge leaves, which goes on after a stop.", "FOLDER")
 ]
 
 AnswerTokensOption = Annotated[
-    int, typer.Option("--answer-tokens", min=1, help="Tokens of an answer to --prompts, at most.")
+    int, typer.Option("--answer-tokens", min=1, help="Tokens of an answer at most, to --prompts.")
 ]
 
 CACHES: Final[dict[str, Option]] = {
     "kv": Option(
         option(
             "--kv",
-            "Measure what keys and values in this format cost: " + ", ".join(formats_that_round("kv")) + ".",
-            "DTYPE",
+            "Number format of keys and values, of which is measured what it costs: "
+            + ", ".join(formats_that_round("kv"))
+            + ".",
+            "FORMAT",
         )
     ),
     "ssm_state": Option(
         option(
             "--ssm-state",
-            "Measure what recurrent states in this format cost, rounded at every token: "
+            "Number format of recurrent states, rounded at every token, of which is measured what it costs: "
             + ", ".join(formats_that_round("state"))
             + ".",
-            "DTYPE",
+            "FORMAT",
         )
     ),
     "rounding": Option(
         typer.Option("--state-rounding", help="How states are rounded; default: both are measured.", show_default=False)
     ),
-    "seed": Option(typer.Option("--seed", min=0, help="Seed of stochastic rounding.")),
+    "seed": Option(typer.Option("--seed", min=0, help="Seed of all random choices: of stochastic rounding.")),
 }
 """Field of minitron.measure.cache_options.CacheOptions -> how it is typed."""
 
@@ -100,7 +102,7 @@ EVALUATION: Final[dict[str, Option | Group]] = {
         default=None,
         read=words,
     ),
-    "task_limit": Option(typer.Option("--task-limit", min=1, help="Maximum number of items per task.")),
+    "task_limit": Option(typer.Option("--task-limit", min=1, help="Items per task at most.")),
     "sequence_length": Option.of(SequenceLengthOption),
     "samples": Option.of(SamplesOption, default=64),
     "batch_size": Option.of(BatchSizeOption),
@@ -167,7 +169,7 @@ def _judging(
     judge, against, prompts, output = given
     if against is None or prompts is None or output is None:
         missing = (
-            "--against MODEL" if against is None else "--prompts FILE" if prompts is None else "--judge-output FOLDER"
+            "--teacher MODEL" if against is None else "--prompts FILE" if prompts is None else "--judge-output FOLDER"
         )
         raise MinitronError(f"--judge compares the answers with a teacher's; give {missing} too.")
     ruling = Ruling(judge, dtype=options.dtype, device=device)

@@ -2,7 +2,7 @@
 
 The document of --json: {"output", "inputs", "settings", "results", "seconds"}; results hold "tensors", "parameters",
 "weight_bytes" (of all tensors, without the file's padding), "file_bytes" and "types" ({type of ggml: how many
-tensors}).  Without --gguf nothing is written, and results hold "weight_bytes" alone.
+tensors}).  Without --output nothing is written, and results hold "weight_bytes" alone.
 """
 
 import time
@@ -29,16 +29,26 @@ from pipeline.exporting import export as exported
 EXPORT: Final[dict[str, Option | Group]] = {
     "model": Option.of(ModelArgument),
     "output": Option(
-        option("--gguf", "The GGUF file to write; without it: its bytes, counted from config.json.", "OUT.gguf")
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the result, a GGUF file; without it: its bytes, counted from config.json.",
+            metavar="PATH",
+            show_default=False,
+        )
     ),
     "type": Option(
-        typer.Option("--type", help=f"llama.cpp's type of the weights: {', '.join(MIXTURES)}.", metavar="TYPE")
+        typer.Option(
+            "--format",
+            help=f"Number format of the weights to write, a type of llama.cpp: {', '.join(MIXTURES)}.",
+            metavar="FORMAT",
+        )
     ),
     "keep": Option(
         option(
             "--keep",
-            "Write a part of the model in a type of its own: ssm=q5_k, moe_routed=iq2_xxs. Repeatable.",
-            "PART=TYPE",
+            "Number format of one part of the model: ssm=q5_k, moe_routed=iq2_xxs. Repeatable.",
+            "PART=FORMAT",
         ),
         type=list[str] | None,
         default=None,
@@ -47,12 +57,12 @@ EXPORT: Final[dict[str, Option | Group]] = {
     "data": Option(
         option(
             "--data",
-            "Text from which an importance matrix is computed, which types of about two bits need and others gain by: "
+            "Text, of which an importance matrix is computed, which types of about two bits need and others gain by: "
             "a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
             "FILE",
         )
     ),
-    "samples": Option(option("--samples", "Maximum number of text sequences to read.", "COUNT")),
+    "samples": Option(option("--samples", "Samples to read at most: sequences of text.", "COUNT")),
     "sequence_length": Option.of(SequenceLengthOption),
     "device": Option.of(DeviceOption),
     "overwrite": Option.of(OverwriteOption),

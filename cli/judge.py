@@ -34,7 +34,9 @@ JUDGING: Final[dict[str, Option | Group]] = {
         type=str | None,
         default=None,
     ),
-    "teacher": Option(option("--against", "Model that it is compared with, named in the same ways.", "TEACHER")),
+    "teacher": Option(
+        option("--teacher", "Teacher: the model that it is compared with, named in the same ways.", "MODEL")
+    ),
     "prompts": Option(
         option(
             "--prompts",
@@ -48,10 +50,14 @@ JUDGING: Final[dict[str, Option | Group]] = {
         option("--answers-student", "Answers of the student, as `answer` in the order of the prompts.", "FILE")
     ),
     "answers_teacher": Option(option("--answers-teacher", "Answers of the teacher.", "FILE")),
-    "samples": Option(option("--samples", "Prompts, or rows of a benchmark, at most, spread over the file.", "COUNT")),
+    "samples": Option(
+        option("--samples", "Samples to read at most: prompts, or rows of a benchmark, spread over the file.", "COUNT")
+    ),
     "answering": Group(Speaking, ANSWERING),
     "ruling": Group(Ruling, RULING),
-    "report": Option(option("--report", "Report of `minitron plan` or `compress` to add the outcome to.", "FOLDER")),
+    "report": Option(
+        option("--report", "Report folder to add the outcome to, of `minitron plan` or `compress`.", "FOLDER")
+    ),
     "output": Option.of(OutputOption),
 }
 """Field of pipeline.judging.Judging -> how it is typed."""
@@ -65,7 +71,8 @@ BenchmarkOption = Annotated[
     ),
 ]
 TurnsOption = Annotated[
-    Turns, typer.Option("--turns", help="With --benchmark: whether the judge reads twice, once, or is tried in both.")
+    Turns,
+    typer.Option("--turns", help="How often the judge of --benchmark reads: twice, once, or it is tried in both."),
 ]
 
 
@@ -107,7 +114,7 @@ def command(
 
 _FLAGS: Final = {
     "student": "STUDENT",
-    "teacher": "--against",
+    "teacher": "--teacher",
     "prompts": "--prompts",
     "answers_student": "--answers-student",
     "answers_teacher": "--answers-teacher",

@@ -2,7 +2,7 @@
 
 A command writes `def command(model: ModelArgument, seed: SeedOption = 0, as_json: JsonOption = False)`.
 
-    arguments   ModelArgument, ModelsArgument, StudentArgument
+    arguments   ModelArgument, WeightsArgument (what has weights), ModelsArgument, StudentArgument
     files       OutputOption (-o), OverwriteOption, DataOption, TextOption, ScoresOption, PlanOption
     running     SamplesOption, SequenceLengthOption, BatchSizeOption, SeedOption, DtypeOption,
                 DeviceOption, TeacherPrecisionOption, SpeedOption
@@ -26,13 +26,12 @@ import typer
 from distill.run.distillation import Precision
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
-from minitron.memory.gpus import GPUS
 from minitron.units import parse_bytes, parse_count, parse_parameters, parse_seconds
 
 ON_THE_HUB: Final = "a name on the hub such as org/model or org/model@revision"
 """What else MODEL may be."""
 
-GPU_HELP: Final = f"GPU name, or its usable memory such as 22.06GiB. Names: {', '.join(GPUS)}"
+GPU_HELP: Final = "GPU name, one of those that `minitron gpus` lists, or its usable memory such as 22.06GiB"
 """What --gpu takes, in `plan` and in all that plan."""
 
 
@@ -127,6 +126,7 @@ def _path(flags: str, help: str, metavar: str = "PATH") -> Any:
 
 MODEL_HELP: Final = f"Hugging Face checkpoint folder, config.json, or {ON_THE_HUB}."
 ModelArgument = Annotated[Path, _argument(MODEL_HELP, "MODEL")]
+WeightsArgument = Annotated[Path, _argument(f"Hugging Face checkpoint folder, or {ON_THE_HUB}.", "MODEL")]
 ModelsArgument = Annotated[list[Path], _argument(f"One or more checkpoint folders, or {ON_THE_HUB}.", "MODEL...")]
 StudentArgument = Annotated[
     Path, _argument(f"Smaller model, to be trained: a checkpoint folder, or {ON_THE_HUB}.", "STUDENT")
@@ -150,16 +150,24 @@ TextOption = Annotated[
 ScoresOption = Annotated[Path | None, _path("--scores", "Scores written by `minitron score`.", "FILE")]
 PlanOption = Annotated[Path | None, _path("--plan", "Plan written by `minitron plan`.", "FILE")]
 
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Maximum number of text sequences to read.")]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", min=1, help="Samples to read at most: sequences of text.", metavar="COUNT")
+]
 SequenceLengthOption = Annotated[
-    int, typer.Option("--sequence-length", parser=count_option, help="Tokens per sequence.", metavar="TOKENS")
+    int,
+    typer.Option("--sequence-length", parser=count_option, help="Tokens per sequence that is read.", metavar="TOKENS"),
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences per forward pass.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random choices.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format the model computes in.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format that models compute in.")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda or cuda:1; default: the first GPU, else the CPU.", show_default=False),
+    typer.Option(
+        "--device",
+        help="Device: cpu, cuda or cuda:1; default: the first GPU, else the CPU.",
+        metavar="DEVICE",
+        show_default=False,
+    ),
 ]
 Fp8KeepOption = Annotated[
     str,

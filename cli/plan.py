@@ -29,8 +29,9 @@ PlanOutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Write report.html, report.json, report.md and plan.json into this folder; if it ends in "
-        ".json, write the plan only.",
+        help="Where to write the result: a folder for report.html, report.json, report.md and plan.json; if it ends in "
+        ".json, the plan only.",
+        metavar="PATH",
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file.", metavar="FILE")]

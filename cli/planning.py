@@ -44,7 +44,8 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "max_latency": Option(
         option(
             "--max-latency",
-            "Most time until all sequences of --batch are read and answered (--prompt tokens, the rest of --context "
+            "Most time until all sequences of --concurrency are read and answered (--prompt-tokens, the rest of "
+            "--context "
             "written), by a roofline estimate: 30s, 500ms. Needs --gpu.",
             "TIME",
             parser=seconds_option,
@@ -53,7 +54,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "min_throughput": Option(
         option(
             "--min-throughput",
-            "Fewest output tokens per second of all sequences of --batch, by the same estimate. Needs --gpu.",
+            "Fewest output tokens per second of all sequences of --concurrency, by the same estimate. Needs --gpu.",
             "N",
         )
     ),
@@ -108,7 +109,7 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
             "--formats",
             "Let the search choose a format for each part of the model, of these: bf16,int8,int4; native: those that "
             "the engine reads and the GPU runs.",
-            "DTYPES",
+            "FORMATS",
         ),
         type=str | None,
         default=None,
@@ -124,7 +125,8 @@ PLANNING: Final[dict[str, Option]] = SERVING | {
     "sort": Option(
         typer.Option(
             "--sort",
-            help="score: rank by importance kept, or by parameters if there are no scores. memory: the "
+            help="What comes first among what fits. score: rank by importance kept, or by parameters if there are no "
+            "scores. memory: the "
             "largest that fits first.",
         )
     ),

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cli import show
 from cli.cutting import CUTTING
+from cli.dry_run import DryRunOption, tell
 from cli.option_groups import Group, Option, takes
 from cli.options import (
     DequantiseOption,
     DeviceOption,
     JsonOption,
-    ModelArgument,
     OutputOption,
     OverwriteOption,
     PlanOption,
     ScoresOption,
+    WeightsArgument,
     assignments,
     option,
 )
@@ -32,6 +33,7 @@ from pipeline.cutting import Cutting
 from pipeline.planning import Planning
 from pipeline.pruning import Pruning
 from pipeline.pruning import prune as pruned
+from pipeline.rehearsals import rehearse_prune
 
 if TYPE_CHECKING:
     from minitron.cut.plan import Plan
@@ -48,7 +50,7 @@ def _sizes(typed: list[str] | None) -> dict[str, int]:
 
 
 PRUNING: Final[dict[str, Option | Group]] = {
-    "model": Option.of(ModelArgument),
+    "model": Option.of(WeightsArgument),
     "output": Option.of(OutputOption),
     "planning": Group(Planning, PLANNING),
     "scoring": Group(ScoringOptions, SCORING),
@@ -64,7 +66,7 @@ PRUNING: Final[dict[str, Option | Group]] = {
     "data": Option(
         option(
             "--data",
-            "Calibration text, if there are no --scores: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
+            "Text, to score on if there are no --scores: a .txt, .jsonl, .json, .csv or .parquet file, or a folder.",
             "FILE",
         )
     ),
@@ -76,12 +78,15 @@ PRUNING: Final[dict[str, Option | Group]] = {
 
 
 @takes("request", Pruning, PRUNING)
-def command(request: Pruning, as_json: JsonOption = False) -> None:
+def command(request: Pruning, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Cut a checkpoint to a memory budget, to a plan, or to given sizes."""
     started = time.monotonic()
+    inputs = {name: getattr(request, name) for name in ("model", "plan", "scores", "data")}
+    if dry_run:
+        tell(rehearse_prune(request), request.output, inputs, request.settings, as_json=as_json)
+        return
     cut = pruned(request, progress=show.bar, note=show.note)
     if as_json:
-        inputs = {name: getattr(request, name) for name in ("model", "plan", "scores", "data")}
         seconds = time.monotonic() - started
         show.document(show.run_document(request.output, inputs, request.settings, cut.to_json(), seconds))
         return

@@ -14,35 +14,43 @@ from judge.speaking import Speaking
 ENDPOINT: Final = "or URL#MODEL of an OpenAI-compatible endpoint such as http://localhost:8000/v1#name"
 
 ANSWERING: Final[dict[str, Option | Group]] = {
-    "max_tokens": Option(typer.Option("--max-tokens", min=1, help="Tokens of an answer, at most.")),
+    "max_tokens": Option(typer.Option("--answer-tokens", min=1, help="Tokens of an answer at most.")),
     "max_thinking_tokens": Option(
         option(
-            "--max-thinking-tokens",
+            "--answer-thinking-tokens",
             "Tokens that a reasoning model may think before it answers; a thought that is longer is ended there. "
             "Endpoints are sent vLLM's thinking_token_budget.",
             "COUNT",
         )
     ),
-    "temperature": Option(typer.Option("--temperature", help="Of the answers; 0 takes the most likely token.")),
-    "top_p": Option(typer.Option("--top-p", help="Draw answers from so much of the probability.")),
-    "seed": Option(typer.Option("--seed", min=0, help="Seed of what is drawn.")),
+    "temperature": Option(
+        typer.Option("--answer-temperature", help="Sampling temperature of the answers; 0 takes the most likely token.")
+    ),
+    "top_p": Option(
+        typer.Option(
+            "--answer-top-p", help="Probability from which answers are drawn: of the likeliest tokens, so much."
+        )
+    ),
+    "seed": Option(typer.Option("--answer-seed", min=0, help="Seed of the answers, where they are drawn.")),
 }
 """Field of judge.speaking.Speaking -> how it is typed, of the answers."""
 
 _JUDGE_SPEAKING: Final[dict[str, Option | Group]] = {
     "max_tokens": Option(
-        typer.Option("--judge-tokens", min=1, help="Tokens of a turn of the judge, at most."), type=int, default=2048
+        typer.Option("--judge-tokens", min=1, help="Tokens of a turn of the judge at most."), type=int, default=2048
     ),
     "max_thinking_tokens": Option(
         option("--judge-thinking-tokens", "Tokens that the judge may think before it writes a turn.", "COUNT")
     ),
-    "temperature": Option(typer.Option("--judge-temperature", help="Of the judge.")),
-    "top_p": Option(typer.Option("--judge-top-p", help="Draw the judge's words from so much of the probability.")),
-    "seed": Option(typer.Option("--judge-seed", min=0, help="Seed of what the judge draws.")),
+    "temperature": Option(typer.Option("--judge-temperature", help="Sampling temperature of the judge.")),
+    "top_p": Option(typer.Option("--judge-top-p", help="Probability from which the judge's words are drawn.")),
+    "seed": Option(typer.Option("--judge-seed", min=0, help="Seed of the judge, where its words are drawn.")),
 }
 
 _ASKING: Final[dict[str, Option | Group]] = {
-    "concurrency": Option(typer.Option("--concurrency", min=1, help="Requests to an endpoint at the same time.")),
+    "concurrency": Option(
+        typer.Option("--concurrency", min=1, help="Number of sequences at the same time: requests to an endpoint.")
+    ),
     "retries": Option(typer.Option("--retries", min=0, help="How often a request to an endpoint is tried again.")),
     "timeout": Option(
         typer.Option(

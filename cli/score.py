@@ -20,10 +20,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cli import show
+from cli.dry_run import DryRunOption, tell
 from cli.option_groups import takes
-from cli.options import DataOption, DeviceOption, JsonOption, ModelArgument, OutputOption, OverwriteOption
+from cli.options import DataOption, DeviceOption, JsonOption, OutputOption, OverwriteOption, WeightsArgument
 from cli.scoring import SCORE
 from importance.score.options import ScoringOptions
+from pipeline.rehearsals import rehearse_score
 from pipeline.scoring import costs
 from pipeline.scoring import score as scored
 
@@ -37,27 +39,32 @@ if TYPE_CHECKING:
 
 @takes("options", ScoringOptions, SCORE)
 def command(
-    model: ModelArgument,
+    model: WeightsArgument,
     data: DataOption,
     output: OutputOption,
     options: ScoringOptions,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score the importance of every channel, head, expert and layer, by running calibration text through the model."""
     from minitron.model.spec import read_spec
 
     started = time.monotonic()
+    if dry_run:
+        found = rehearse_score(model, data, options, output=output, overwrite=overwrite, device=device)
+        tell(found, output, {"model": model, "data": data}, options.to_json(), as_json=as_json)
+        return
     scores = scored(
         model, data, options, output=output, overwrite=overwrite, device=device, progress=show.bar, note=show.note
     )
-    found = results(read_spec(model), scores)
+    told = results(read_spec(model), scores)
     if as_json:
         inputs = {"model": model, "data": {"path": data, "sha256": scores.data}}
-        show.document(show.run_document(output, inputs, scores.settings, found, time.monotonic() - started))
+        show.document(show.run_document(output, inputs, scores.settings, told, time.monotonic() - started))
         return
-    _print(found, _layers_title(scores.settings))
+    _print(told, _layers_title(scores.settings))
     show.line(f"Written: {output}")
 
 

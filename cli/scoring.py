@@ -13,7 +13,6 @@ from cli.options import (
     SeedOption,
     SequenceLengthOption,
     option,
-    tokens_option,
 )
 from importance.score.estimators import BEST, ESTIMATORS, find_estimator
 
@@ -64,40 +63,31 @@ OffloadFolderOption = Annotated[
 
 
 SCORING: Final[dict[str, Option]] = {
-    "samples": Option(typer.Option("--samples", min=1, help="Maximum number of calibration sequences.")),
-    "sequence_length": Option(tokens_option("--sequence-length", "Tokens per calibration sequence.")),
+    "samples": Option.of(SamplesOption),
+    "sequence_length": Option.of(SequenceLengthOption),
     "batch_size": Option.of(BatchSizeOption),
     "estimator": Option.of(EstimatorOption),
-    "seed": Option(typer.Option("--scoring-seed", min=0, help="Seed of the estimator's random numbers.")),
+    "seed": Option.of(SeedOption),
     "layers": Option(
         typer.Option(
             "--layer-scores",
-            help="iterative: remove layers one by one, by KL. fast: block influence. none: do not score layers.",
+            help="How layers are scored. iterative: remove layers one by one, by KL. fast: block influence. none: do "
+            "not score layers.",
         )
     ),
     "layer_samples": Option(
-        typer.Option("--layer-samples", min=1, help="Calibration sequences for the iterative removal of layers.")
+        typer.Option("--layer-samples", min=1, help="Samples for the iterative removal of layers.")
     ),
     "refit": Option.of(RefitOption),
-    "dtype": Option(typer.Option("--scoring-dtype", help="Number format the model computes in while it is scored.")),
+    "dtype": Option.of(DtypeOption),
     "offload": Option.of(OffloadOption),
     "offload_folder": Option.of(OffloadFolderOption),
 }
 """Field of importance.score.options.ScoringOptions -> how it is typed where a command scores on the way."""
 
 SCORE: Final[dict[str, Option]] = SCORING | {
-    "samples": Option.of(SamplesOption),
-    "sequence_length": Option.of(SequenceLengthOption),
-    "seed": Option.of(SeedOption),
-    "layers": Option(
-        typer.Option(
-            "--layers",
-            help="iterative: remove layers one by one, by KL. fast: block influence. none: do not score layers.",
-        )
-    ),
     "max_dropped": Option(
         option("--max-dropped", "Number of layers to remove iteratively; default: half of them.", min=1)
     ),
-    "dtype": Option.of(DtypeOption),
 }
 """The same for `minitron score`, which does nothing else."""

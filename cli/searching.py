@@ -45,16 +45,16 @@ SEARCHING: Final[dict[str, Option]] = {
     ),
     "trial_text": Option(
         option(
-            "--judge",
+            "--trial-text",
             "Text to measure candidates on; default: calibration sequences held out from scoring.",
             "FILE",
         )
     ),
     "trial_samples": Option(
-        typer.Option("--judge-samples", min=1, help="Maximum number of sequences to measure candidates on.")
+        typer.Option("--trial-samples", min=1, help="Samples of it to read, at most, to measure candidates on.")
     ),
-    "prompts": Option(option("--prompts", "Prompts for --objective judge:JUDGE: a file or a folder.", "FILE")),
-    "answer_tokens": Option(typer.Option("--answer-tokens", min=1, help="Tokens of an answer to --prompts, at most.")),
+    "prompts": Option(option("--prompts", "Prompts, for --objective judge:JUDGE: a file or a folder.", "FILE")),
+    "answer_tokens": Option(typer.Option("--answer-tokens", min=1, help="Tokens of an answer at most, to --prompts.")),
     "finalists": Option(
         typer.Option(
             "--finalists",

@@ -12,21 +12,21 @@ from minitron.memory.formats import Use, formats_for
 
 
 def _dtype(flag: str, what: str, use: Use, default: str, note: str = "") -> Any:
-    return option(flag, f"Number format of {what}: {', '.join(formats_for(use))}{note}; default: {default}.", "DTYPE")
+    return option(flag, f"Number format of {what}: {', '.join(formats_for(use))}{note}; default: {default}.", "FORMAT")
 
 
 SERVING: Final[dict[str, Option]] = {
     "context": Option(
         tokens_option(
             "--context",
-            "Tokens per sequence: 4096, 128k; default: the longest that the config names.",
+            "Tokens per sequence that is served: 4096, 128k; default: the longest that the config names.",
             show_default=False,
         )
     ),
-    "batch": Option(typer.Option("--batch", "--concurrency", min=1, help="Number of concurrent sequences.")),
+    "batch": Option(typer.Option("--concurrency", min=1, help="Number of sequences at the same time.")),
     "prompt": Option(
         tokens_option(
-            "--prompt",
+            "--prompt-tokens",
             "Prompt tokens in the context, for the speed estimate: 32k; the rest is generated.",
             show_default=False,
         )
@@ -34,7 +34,8 @@ SERVING: Final[dict[str, Option]] = {
     "engine": Option(
         typer.Option(
             "--engine",
-            help="plain: the sum of weights, KV cache and states, without an engine's block rounding and "
+            help="Whose memory is counted. plain: the sum of weights, KV cache and states, without an engine's block "
+            "rounding and "
             "buffers. vllm: memory as vLLM allocates it, with its blocks, buffers and settings. llama.cpp: memory as "
             "llama.cpp allocates it for a GGUF file, with its cells and compute buffer.",
         )
@@ -52,20 +53,20 @@ SERVING: Final[dict[str, Option]] = {
     "weights": Option(
         _dtype(
             "--weights",
-            "weights",
+            "the weights to plan for",
             "weights",
             "as in the config",
             " (quantised formats as published for the model family, where known)",
         )
     ),
     "keep": Option(
-        option("--keep", "Number format of one part of the model: attention=bf16. Repeatable.", "PART=DTYPE"),
+        option("--keep", "Number format of one part of the model: attention=bf16. Repeatable.", "PART=FORMAT"),
         type=list[str] | None,
         default=None,
         read=assignments("--keep", "attention=bf16"),
     ),
-    "kv": Option(_dtype("--kv", "the KV cache", "kv", "that of activations")),
-    "ssm_state": Option(_dtype("--ssm-state", "Mamba states", "state", "as in the config, else fp32")),
+    "kv": Option(_dtype("--kv", "keys and values", "kv", "that of activations")),
+    "ssm_state": Option(_dtype("--ssm-state", "recurrent states", "state", "as in the config, else fp32")),
     "conv_state": Option(_dtype("--conv-state", "Mamba convolution states", "conv", "that of activations")),
     "tensor_parallel": Option(
         typer.Option("--tp", min=1, help="Tensor parallelism: number of such GPUs to split the model across.")
@@ -76,7 +77,7 @@ SERVING: Final[dict[str, Option]] = {
     "lora_rank": Option(typer.Option("--lora-rank", min=0, help="Rank of the LoRA adapters served with the model.")),
     "loras": Option(typer.Option("--loras", min=1, help="Number of LoRA adapters loaded at once.")),
     "max_num_seqs": Option(
-        option("--max-num-seqs", "vllm: maximum number of concurrent sequences; default: --batch.", "N", min=1)
+        option("--max-num-seqs", "vllm: maximum number of concurrent sequences; default: --concurrency.", "N", min=1)
     ),
     "max_num_batched_tokens": Option(
         tokens_option(

@@ -264,3 +264,7 @@ def _plain_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
 
     yield advance
     tell()
+
+
+def set_progress(way: str) -> None:
+    """How bars are told from here on."""

@@ -40,7 +40,7 @@ TRAINING: Final[dict[str, Option]] = {
     "steps": Option(_number("--steps", "Optimiser steps, instead of --tokens.")),
     "sequence_length": Option.of(SequenceLengthOption),
     "batch_tokens": Option(tokens_option("--batch-tokens", "Tokens per optimiser step.")),
-    "micro_batch": Option(_number("--micro-batch", "Sequences per forward pass; default: about 2,048 tokens.")),
+    "micro_batch": Option(_number("--batch-size", "Sequences per forward pass; default: about 2,048 tokens.")),
     "learning_rate": _rate_option("Peak learning rate, reached after the warm-up."),
     "minimum_learning_rate": Option(
         _number("--minimum-learning-rate", "Final learning rate; default: a tenth of the peak.")
@@ -60,13 +60,14 @@ TRAINING: Final[dict[str, Option]] = {
     "loss_kernel": Option(
         typer.Option(
             "--loss-kernel",
-            help="own: Minitron's loss. liger: liger-kernel's fused loss, on a GPU, where it is exact for "
+            help="Who computes the loss. own: Minitron's loss. liger: liger-kernel's fused loss, on a GPU, where it "
+            "is exact for "
             "the request (untested so far).",
             metavar="own|liger",
         )
     ),
     "temperature": Option(
-        typer.Option("--temperature", help="Softmax temperature: divides the logits of both models.")
+        typer.Option("--temperature", help="Softmax temperature of the loss: divides the logits of both models.")
     ),
     "lm_weight": Option(typer.Option("--lm-weight", help="Weight of the next-token cross entropy, added to the loss.")),
     "mtp_weight": Option(
@@ -77,7 +78,8 @@ TRAINING: Final[dict[str, Option]] = {
     ),
     "mtp_lm_weight": Option(
         typer.Option(
-            "--mtp-lm-weight", help="Weight, within that loss, of the cross entropy of the token after the next."
+            "--mtp-lm-weight",
+            help="Weight within the loss of that block of the cross entropy of the token after the next.",
         )
     ),
     "cosine_weight": Option(
@@ -119,9 +121,11 @@ TRAINING: Final[dict[str, Option]] = {
         )
     ),
     "on_policy_temperature": Option(
-        typer.Option("--on-policy-temperature", help="Sampling temperature of the student's answers; 0: greedy.")
+        typer.Option("--on-policy-temperature", help="Sampling temperature of the student's own answers; 0: greedy.")
     ),
-    "on_policy_answer": Option(_number("--on-policy-answer", "Maximum tokens of an answer; default: half a sequence.")),
+    "on_policy_answer": Option(
+        _number("--on-policy-answer", "Tokens of one of the student's own answers at most; default: half a sequence.")
+    ),
     "train": Option(
         typer.Option(
             "--train",
@@ -146,16 +150,20 @@ TRAINING: Final[dict[str, Option]] = {
         )
     ),
     "precision": Option(
-        typer.Option("--precision", help="bf16: matmuls in bf16, weights in fp32. fp32: everything in fp32.")
+        typer.Option(
+            "--dtype",
+            help="Number format that models compute in. bf16: matmuls in bf16, weights in fp32. fp32: everything in "
+            "fp32.",
+        )
     ),
     "validate_every": Option(_number("--validate-every", "Steps between validations; default: a fifth of the run.")),
     "validation_sequences": Option(
-        typer.Option("--validation-sequences", help="Maximum number of held-out sequences.")
+        typer.Option("--validation-sequences", help="Sequences of held-out text to validate on, at most.")
     ),
     "tasks": Option(
         typer.Option(
             "--tasks",
-            help="lm-eval tasks to run at every validation, comma-separated: names or YAML files.",
+            help="lm-eval tasks, comma-separated: names or YAML files; here they are run at every validation.",
             metavar="TASKS",
             show_default=False,
         ),
@@ -163,7 +171,7 @@ TRAINING: Final[dict[str, Option]] = {
         default="",
         read=words,
     ),
-    "task_limit": Option(_number("--task-limit", "Maximum number of items per task; default: all.")),
+    "task_limit": Option(_number("--task-limit", "Items per task at most; default: all.")),
     "patience": Option(
         _number("--patience", "Stop after this many validations in a row without a lower KL; default: never.")
     ),
@@ -188,7 +196,7 @@ TRAINING: Final[dict[str, Option]] = {
         )
     ),
     "assistant_only": Option(
-        typer.Option("--assistant-only", help="In conversations, train on the assistant's messages only.")
+        typer.Option("--assistant-only", help="Train on the assistant's messages only, in conversations.")
     ),
     "most_broken": Option(
         typer.Option("--most-broken", help="Maximum number of broken records per source; they are skipped and named.")
@@ -198,8 +206,8 @@ TRAINING: Final[dict[str, Option]] = {
 """Field of distill.recipe.Recipe -> how it is typed."""
 
 COMPRESSION: Final[dict[str, Option]] = {
-    "tokens": Option(tokens_option("--tokens", "Tokens to distil on."), type=int, default=DEFAULT_TOKENS),
-    "sequence_length": Option(tokens_option("--distill-sequence-length", "Tokens per training sequence.")),
+    "tokens": Option(tokens_option("--tokens", "Tokens to train on."), type=int, default=DEFAULT_TOKENS),
+    "sequence_length": Option(tokens_option("--distill-sequence-length", "Tokens per sequence that is trained on.")),
     "batch_tokens": TRAINING["batch_tokens"],
     "learning_rate": _rate_option("Peak learning rate; the final one is a tenth of it."),
     "precision": TRAINING["precision"],

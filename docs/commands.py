@@ -9,6 +9,7 @@ from typing import Any, Final
 import typer
 
 from cli.app import build
+from cli.option_table import GENERAL, GROUPS, OPTIONS
 from minitron.escapes import html
 
 _SIGNS: Final = str.maketrans({sign: f"&#{ord(sign)};" for sign in "|*_[]{}\\"})
@@ -16,7 +17,7 @@ _SIGNS: Final = str.maketrans({sign: f"&#{ord(sign)};" for sign in "|*_[]{}\\"})
 
 _HEAD: Final = """# Commands
 
-Made from the code. `minitron COMMAND --help` prints the same in a terminal.
+Made from the code. `minitron COMMAND --help-all` prints the same in a terminal.
 
 Every command prints results on stdout, progress and notes on stderr; `--json` prints one JSON document on stdout and
 nothing else. Exit codes: 0 success, 1 an unexpected error (`--debug` shows where), 2 an error that you can fix, 130
@@ -57,9 +58,10 @@ def _panels(parameters: Iterable[Any]) -> dict[str, list[Any]]:
     """Parameters by the heading under which the help shows them."""
     panels: dict[str, list[Any]] = {}
     for parameter in parameters:
-        own = "Arguments" if parameter.param_type_name == "argument" else "Options"
-        panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(parameter)
-    return panels
+        row = OPTIONS.get(parameter.opts[0])
+        own = "Arguments" if parameter.param_type_name == "argument" else GENERAL
+        panels.setdefault(own if row is None else row.group, []).append(parameter)
+    return {name: panels[name] for name in ("Arguments", *GROUPS) if name in panels}
 
 
 def _row(parameter: Any, context: Any) -> str | None:

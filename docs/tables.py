@@ -159,7 +159,7 @@ def _shortly(names: list[str]) -> str:
 
 
 def _gguf() -> Rows:
-    yield "`--type`", "most matrices", "bits a weight there:", "others", "needs an importance matrix"
+    yield "`--format`", "most matrices", "bits a weight there:", "others", "needs an importance matrix"
     for name, mixture in MIXTURES.items():
         form = TYPES[mixture.most]
         others = dict.fromkeys(one.type for one in mixture.choices if one.type != mixture.most)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pipeline.planning import Planning
 
 _NAMES: Final = (
-    *(RUN, DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
+    *("run.*", DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
     *(SEARCH, REPORT, FINALISTS, JUDGED, "depth*"),
 )
 """What a run leaves in its folder."""
@@ -102,7 +102,7 @@ def compress(
         request = prepared(request, progress)
         _require_cuttable(request)
         _require_writable(request)
-        _require_exportable(request)
+        require_exportable(request)
 
         def keep(*artefacts: str) -> None:
             if missing(request.output, artefacts, record):
@@ -194,7 +194,7 @@ def _require_writable(request: Compression) -> None:
         assign(read_spec(request.model), Checkpoint(request.model), wanted)
 
 
-def _require_exportable(request: Compression) -> None:
+def require_exportable(request: Compression) -> None:
     """Raise MinitronError where a GGUF file is to be written and what it needs is not there: told early."""
     from minitron.gguf.extra import converter, quantise_rows
     from minitron.memory.gguf import require_counted

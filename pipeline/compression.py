@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minitron.quantise.wanted import Wanted
 
 RUN: Final = "run.json"
+CONFIG: Final = "run.toml"
 DEQUANTISED: Final = "dequantised"
 SCORES: Final = "scores.safetensors"
 PLAN: Final = "plan.json"
@@ -107,6 +108,9 @@ class Compression:
 
     command: str = ""
     """The command line, for the report."""
+
+    config: str = ""
+    """The settings as a file that the run folder keeps, for `compress --config`; empty keeps none."""
 
     shared: Shared | None = None
     """Where it is one of a family."""

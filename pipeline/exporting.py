@@ -88,7 +88,7 @@ def export(request: Export, *, progress: Progress = silent, note: Note = no_note
     from minitron.gguf.export import export as write
 
     if request.output is None:
-        raise MinitronError("nothing says where the file is to go; give --gguf OUT.gguf.")
+        raise MinitronError("nothing says where the file is to go; give --output OUT.gguf.")
     inputs = [path for path in (request.model, request.data) if path]
     with sole(request.output):
         refuse_existing(request.output, overwrite=request.overwrite, inputs=inputs)

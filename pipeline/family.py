@@ -16,10 +16,10 @@ from minitron.files import sole
 from minitron.progress import Note, Progress, no_note, silent
 from pipeline.artefacts import missing, require_sound
 from pipeline.chain import Compressed, compress, open_run, score
-from pipeline.compression import DEQUANTISED, RUN, SCORES, TEXT, TRIALS, Compression, Shared
+from pipeline.compression import DEQUANTISED, SCORES, TEXT, TRIALS, Compression, Shared
 from pipeline.preparation import check, prepared
 
-NAMES: Final = (RUN, DEQUANTISED, SCORES, TEXT, TRIALS, "budget-*", "params-*")
+NAMES: Final = ("run.*", DEQUANTISED, SCORES, TEXT, TRIALS, "budget-*", "params-*")
 """What a family leaves in its folder."""
 
 
@@ -74,6 +74,7 @@ def compress_family(
                 params=(),
                 scores=request.output / SCORES,
                 dequantise=False,
+                config="",
                 shared=shared,
             )
             found[name] = compress(member, progress=progress, note=note)

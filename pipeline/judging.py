@@ -129,7 +129,7 @@ class Judging:
             (TEACHER, self.teacher, self.answers_teacher),
         ):
             if model is None and answers is None:
-                flag = "STUDENT" if who == STUDENT else "--against TEACHER"
+                flag = "STUDENT" if who == STUDENT else "--teacher MODEL"
                 raise MinitronError(f"there is no {who}; give {flag}, or its answers with --answers-{who}.")
             if model is not None:
                 _checked(model)
@@ -231,7 +231,7 @@ def judge_models(
     from minitron.model.sources import title
 
     if against is None:
-        raise MinitronError("--judge compares with a teacher; give --against MODEL.")
+        raise MinitronError("--judge compares with a teacher; give --teacher MODEL.")
     shared = replace(ruling, cache=ruling.cache or output / REPLIES)
     found = {}
     for number, model in enumerate(models, 1):
@@ -336,11 +336,12 @@ def _answers(
     for question, reply in zip(questions, found, strict=True):
         if reply.refused:
             raise MinitronError(
-                f"the {who} cannot answer {question.where}: {reply.refused}; remove it, or lower --max-tokens."
+                f"the {who} cannot answer {question.where}: {reply.refused}; remove it, or lower --answer-tokens."
             )
     if request.answering.max_thinking_tokens is not None and not any(reply.thinking_tokens for reply in found):
         note(
-            f"The {who} did not think before it answered, as far as can be told: --max-thinking-tokens changed nothing."
+            f"The {who} did not think before it answered, as far as can be told: --answer-thinking-tokens changed "
+            "nothing."
         )
     with new_file(request.output / f"answers-{who}.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         for question, reply in zip(questions, found, strict=True):

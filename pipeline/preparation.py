@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from minitron.files import new_folder, write_text
 from minitron.progress import Note, Progress
-from pipeline.compression import DEQUANTISED, TEXT, Compression
+from pipeline.compression import CONFIG, DEQUANTISED, TEXT, Compression
 
 if TYPE_CHECKING:
     from minitron.measure.records import Record
@@ -46,7 +46,11 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
 
 
 def prepared(request: Compression, progress: Progress) -> Compression:
-    """The request with a model in plain numbers and a held-out text, which are made where they are not there."""
+    """The request with a model in plain numbers and a held-out text, which are made where they are not there.
+
+    The run folder keeps the settings."""
+    if request.config:
+        write_text(request.output / CONFIG, request.config)
     return _hold_out(_dequantised(request, progress))
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from minitron.model.checkpoint import Checkpoint
     from minitron.model.spec import ModelSpec
 
-_WAYS: Final = "--plan, --set, --gpu, --budget or --params"
+DEPTH: Final = "num_hidden_layers"
+
+_WAYS: Final = "--plan, --set, --layers, --pattern, --gpu, --budget or --params"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Pruning:
             "--budget": self.planning.budget is not None,
         }
         given = [flag for flag, used in ways.items() if used]
+        if self._depth and not given and not self.planning.asked:
+            given.append(self._depth)
         asked = list(self.planning.asked)
         if asked and not {"--gpu", "--budget"} & set(given):
             given.append(asked[0])
@@ -84,12 +88,27 @@ class Pruning:
             raise MinitronError(
                 f"{given[0]} and {given[1]} both say how small the model is to be; give one of {_WAYS}."
             )
-        searching = self.planning.lattice or self.planning.pattern or self.planning.layers
-        if searching and not self.planning.limited:
-            what = given[0] if given else "--dequantise alone"
-            raise MinitronError(f"--lattice, --layers and --pattern need a search, but {what} makes none; drop one.")
+        self._require_one_depth(given)
         if self.scores is not None and self.data is not None:
             raise MinitronError("--scores and --data are both given, but only one is used; drop one.")
+
+    @property
+    def _depth(self) -> str | None:
+        """The option that says which layers stay, beside --set; None where there is none."""
+        flags = {"--layers": self.planning.layers, "--pattern": self.planning.pattern}
+        return next((flag for flag, value in flags.items() if value is not None), None)
+
+    def _require_one_depth(self, given: list[str]) -> None:
+        """Raise MinitronError where a depth or a lattice is asked for of what has its sizes already."""
+        if self.planning.limited:
+            return
+        what = given[0] if given else "--dequantise alone"
+        if self.planning.lattice:
+            raise MinitronError(f"--lattice needs a search, but {what} makes none; drop one.")
+        if self._depth and self.plan is not None:
+            raise MinitronError(f"--plan says which layers stay, and so does {self._depth}; drop one.")
+        if self._depth and DEPTH in self.sizes:
+            raise MinitronError(f"--set {DEPTH} and {self._depth} both say which layers stay; drop one.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,7 +124,7 @@ class Pruning:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing says how small the model is to be, so that all of it stays."""
-        return not self.sizes and self.plan is None and not self.planning.limited
+        return not self.sizes and self.plan is None and self._depth is None and not self.planning.limited
 
 
 @dataclass(frozen=True)
@@ -202,23 +221,37 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
             return given
     if planning.limited:
         planning.require_limits()
-    wanted = dict(request.sizes)
-    _require_less(spec, wanted)
-    if wanted and "num_hidden_layers" not in wanted and (alone := make_plan(spec, wanted, whole)).has_indices(spec):
-        return alone  # nothing is cut of any tensor
-    count = len(spec.layers)
-    chosen = given is None and (not wanted or wanted.get("num_hidden_layers", count) < count)
+    wanted, by_hand = dict(request.sizes), given is None and not planning.limited
+    if by_hand:
+        # Before minutes of scoring, too.
+        require_reachable(request, spec)
+        layers = _layers(spec, planning, wanted)
+        if layers == whole and (alone := make_plan(spec, wanted, whole)).has_indices(spec):
+            return alone  # nothing is cut of any tensor
+    chosen = given is None and (not by_hand or len(layers) < len(whole))
     scores = _scores(request, spec, progress, layers=chosen)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
         how |= {"by_layer": given.by_layer, "report": given.report}
         return make_plan(spec, given.sizes, given.layers, scores, **how)
-    if wanted:
-        layers = _layers(spec, planning, wanted.pop("num_hidden_layers", len(spec.layers)), scores)
+    if by_hand:
+        layers = _layers(spec, planning, wanted, scores)
+        wanted.pop(DEPTH, None)
         return make_plan(spec, wanted, layers, scores, **how)
     result = planning.search(*cutting.counted(spec, scores))
     best = result.best
     return make_plan(spec, best.sizes, best.kept, scores, report=result.to_json(), **how)
+
+
+def require_reachable(request: Pruning, spec: ModelSpec) -> None:
+    """Raise MinitronError where no scores lead to the sizes and layers that were given by hand."""
+    from minitron.cut.selection import rehearse
+
+    wanted = dict(request.sizes)
+    _require_less(spec, wanted)
+    layers = _layers(spec, request.planning, wanted)
+    wanted.pop(DEPTH, None)
+    rehearse(spec, wanted, layers)
 
 
 def _require_less(spec: ModelSpec, wanted: Mapping[str, int]) -> None:
@@ -227,7 +260,7 @@ def _require_less(spec: ModelSpec, wanted: Mapping[str, int]) -> None:
         if size < 1:
             raise MinitronError(f"{key} = {size} leaves nothing; give at least 1.")
         # Which depths can be reached depends on the kinds of layers.
-        if key != "num_hidden_layers" and size > (whole := spec.named_sizes.get(key, size)):
+        if key != DEPTH and size > (whole := spec.named_sizes.get(key, size)):
             raise MinitronError(f"{key} = {size} is more than the model's {whole}; pruning only cuts.")
     spec.resized(wanted)
 
@@ -238,11 +271,16 @@ def _require_weights(request: Pruning, found: Mapping[str, Any], what: str) -> N
         require_weights(found, request.model, f"{what} were", "score this model with minitron score")
 
 
-def _layers(spec: ModelSpec, planning: Planning, count: int, scores: Scores) -> tuple[int, ...]:
-    """The `count` layers that stay when only their number is given."""
+def _layers(
+    spec: ModelSpec, planning: Planning, wanted: Mapping[str, int], scores: Scores | None = None
+) -> tuple[int, ...]:
+    """The layers that stay where their pattern or their number is given; all where neither is."""
     from minitron.memory.workload import Workload
-    from minitron.search.depth import depth_of
+    from minitron.search.depth import depth_of, match_pattern
 
+    if planning.pattern is not None:
+        return match_pattern(spec, planning.pattern, scores)
+    count = planning.layers or wanted.get(DEPTH, len(spec.layers))
     if count == len(spec.layers):
         return tuple(range(count))
     # No layer is ranked by the memory it frees here: scores decide, so the workload does not matter.

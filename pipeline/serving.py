@@ -99,7 +99,7 @@ class Serving:
         require_least(self, dict.fromkeys(positive, 1) | {"speculative_tokens": 0, "lora_rank": 0})
         if self.prompt is not None and self.context is not None and self.prompt >= self.context:
             raise MinitronError(
-                f"--prompt {self.prompt:,} leaves no room for output in --context {self.context:,}; "
+                f"--prompt-tokens {self.prompt:,} leaves no room for output in --context {self.context:,}; "
                 "give a shorter prompt."
             )
 
@@ -130,7 +130,7 @@ class Serving:
         prompt = self.prompt or context - min(1024, max(context // 4, 1))
         if not 0 < prompt < context:
             raise MinitronError(
-                f"--prompt {prompt:,} leaves no room for output in {context:,} tokens; give a shorter prompt."
+                f"--prompt-tokens {prompt:,} leaves no room for output in {context:,} tokens; give a shorter prompt."
             )
         return prompt
 

@@ -313,7 +313,7 @@ def test_routers_are_found_by_the_table(checkpoint: Path) -> None:
 @cuttable
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     asked = ["--data", str(short_text), "--samples", "4", "--sequence-length", "32", "--dtype", "fp32"]
-    asked += ["--layers", "fast"]
+    asked += ["--layer-scores", "fast"]
     assert run(["score", str(checkpoint), *asked, "-o", str(tmp_path / "whole.safetensors")]) == 0
     assert run(["score", str(checkpoint), *asked, "--offload", "-o", str(tmp_path / "layers.safetensors")]) == 0
     whole, layers = (load_scores(tmp_path / f"{name}.safetensors") for name in ("whole", "layers"))
@@ -335,10 +335,10 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, short_text:
 def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     spec, text = read_spec(checkpoint), str(short_text)
     sizes = [f"--set={key}={size}" for key, size in cuts_of(spec)["all"].items()]
-    asked = ["--data", text, "--samples", "4", "--sequence-length", "32", "--scoring-dtype", "fp32"]
+    asked = ["--data", text, "--samples", "4", "--sequence-length", "32", "--dtype", "fp32"]
     asked += ["--layer-scores", "none"]
     assert run(["prune", str(checkpoint), *sizes, *asked, "-o", str(tmp_path / "pruned")]) == 0
-    steps = ["--steps", "2", "--batch-tokens", "64", "--sequence-length", "32", "--precision", "fp32"]
+    steps = ["--steps", "2", "--batch-tokens", "64", "--sequence-length", "32", "--dtype", "fp32"]
     distilled = tmp_path / "distilled"
     taught = ["--teacher", str(checkpoint), "--data", text, *steps]
     assert run(["distill", str(tmp_path / "pruned"), *taught, "-o", str(distilled)]) == 0
@@ -346,7 +346,7 @@ def test_two_steps_of_distillation_and_an_evaluation(checkpoint: Path, short_tex
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     load_model(distilled, dtype=torch.float32, device=CPU)
-    evaluated = ["--against", str(checkpoint), "--text", text, "--sequence-length", "32", "--samples", "2"]
+    evaluated = ["--teacher", str(checkpoint), "--text", text, "--sequence-length", "32", "--samples", "2"]
     evaluated += ["--no-speed", "--dtype", "fp32"]
     assert run(["eval", str(distilled), *evaluated]) == 0
 
@@ -357,10 +357,10 @@ def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tm
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)
     carried = sum(whole.headers[name].num_bytes for name in whole.extras(spec))
     budget = round(0.2 * carried + 0.8 * whole.weight_bytes)
-    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--scoring-dtype", "fp32"]
+    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--dtype", "fp32"]
     asked += ["--sequence-length", "32", "--samples", "2", "--layer-samples", "1", "--evaluate", "2"]
-    asked += ["--combinations", "4", "--judge-samples", "2", "--finalists", "1", "--no-speed"]
-    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--precision", "fp32"]
+    asked += ["--combinations", "4", "--trial-samples", "2", "--finalists", "1", "--no-speed"]
+    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--dtype", "fp32"]
     folder = tmp_path / "run"
     assert run(["compress", str(checkpoint), "--data", str(short_text), *asked, "-o", str(folder)]) == 0
     report = json.loads((folder / "report" / "report.json").read_text())

@@ -16,9 +16,9 @@ import minitron.model.layer_by_layer
 from cli.app import run
 from minitron.cut.scores import load_scores
 
-SCORE = ("--samples", "2", "--sequence-length", "16", "--dtype", "fp32", "--layers", "none")
+SCORE = ("--samples", "2", "--sequence-length", "16", "--dtype", "fp32", "--layer-scores", "none")
 TRAIN = (
-    *("--steps", "3", "--sequence-length", "16", "--batch-tokens", "32", "--precision", "fp32"),
+    *("--steps", "3", "--sequence-length", "16", "--batch-tokens", "32", "--dtype", "fp32"),
     *("--validation-sequences", "2", "--validate-every", "1", "--device", "cpu"),
 )
 

@@ -96,9 +96,8 @@ class Distillation:
             plain = {"student_keep": {}, "student_kv": "bf16", "student_round": "best", "student_scales": "frozen"}
             for name, value in plain.items():
                 if getattr(self, name) != value:
-                    raise MinitronError(
-                        f"--{name.replace('_', '-')} is of a student in fewer bits; give --student-format too."
-                    )
+                    flag = f"--{name.removeprefix('student_')}"
+                    raise MinitronError(f"{flag} is of a student in fewer bits; give --format too.")
         _ = self.wanted
 
     @property

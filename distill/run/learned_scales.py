@@ -32,7 +32,7 @@ def require_learnable(assigned: Assigned) -> None:
         if not form.group and not form.row_bytes:
             raise MinitronError(
                 f"{form.name} has one scale for a whole matrix, which engines share among those they join, so that it "
-                "is not learned; drop --student-scales."
+                "is not learned; drop --scales."
             )
 
 

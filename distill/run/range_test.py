@@ -81,7 +81,7 @@ class RangeTest:
         if math.isinf(best[0]):
             raise MinitronError(
                 "the loss was not finite at any learning rate of the range test; give a --learning-rate and "
-                "--precision fp32, or look whether the student is damaged."
+                "--dtype fp32, or look whether the student is damaged."
             )
         losses = {trial.learning_rate: trial.loss for trial in self.trials}
         below, above = losses.get(best[1] / FINE), losses.get(best[1] * FINE)

@@ -72,8 +72,7 @@ class Request:
         # In fewer bits a model has something to learn of itself.
         if resolved(student) == resolved(teacher) and asked.student_format is None:
             raise MinitronError(
-                f"{student} is both student and teacher; give the parent checkpoint as --teacher, or a "
-                "--student-format."
+                f"{student} is both student and teacher; give the parent checkpoint as --teacher, or a --format."
             )
         require_plain(student)
         Checkpoint(student)
@@ -151,13 +150,10 @@ class Request:
         spec = known_spec(student)
         if spec is None:
             raise MinitronError(
-                f"{student} is of a model type without a table, so that its linears are not known; drop "
-                "--student-format."
+                f"{student} is of a model type without a table, so that its linears are not known; drop --format."
             )
         if self.recipe.compile:
-            raise MinitronError(
-                "a student in a format of fewer bits is not compiled; drop --compile or --student-format."
-            )
+            raise MinitronError("a student in a format of fewer bits is not compiled; drop --compile or --format.")
         assigned = assign(spec, Checkpoint(student), wanted)
         if self.asked.student_scales == "learned":
             require_learnable(assigned)

@@ -63,7 +63,7 @@ def _distill_stages(
     ]
     if asked.student_scales == "learned" and len(stages) > 1:
         raise MinitronError(
-            "stages pass weights in 16 bits on, without the scales that were learned; drop --student-scales, or train "
+            "stages pass weights in 16 bits on, without the scales that were learned; drop --scales, or train "
             "in one stage."
         )
     # A stage's mistake is told now, not when the stages before it are done.

@@ -199,7 +199,7 @@ class Trainer:
             raise MinitronError(
                 f"the loss of step {self.step + 1} is {loss} and the norm of its gradient {norm}, not "
                 f"finite for {self.skipped} steps in a row; start again (--overwrite) with a lower "
-                "--learning-rate or --precision fp32; the last good checkpoint is "
+                "--learning-rate or --dtype fp32; the last good checkpoint is "
                 f"{self.checkpoints.newest()}."
             )
         rate = recipe.learning_rate_at(self.step)

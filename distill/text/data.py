@@ -163,11 +163,11 @@ def describe(data: Sequence[Source], validation: Path | None) -> dict[str, Any]:
             found["data" if number == 1 else f"data {number}"]["domain"] = source.domain
     if validation is not None:
         if not validation.is_file():
-            raise MinitronError(f"{validation} does not exist; give a text file or a .jsonl file for --validation.")
+            raise MinitronError(f"{validation} does not exist; give a text file or a .jsonl file for --text.")
         about = {"name": validation.name, "sha256": file_hash(validation)}
         if any(about["sha256"] == other["sha256"] for other in found.values()):
             raise MinitronError(
-                f"{validation} is also a training text; give another file for --validation, or none to "
+                f"{validation} is also a training text; give another file for --text, or none to "
                 "hold out part of the text."
             )
         found["validation"] = about
@@ -219,7 +219,7 @@ def read_text(
             if count <= away:
                 raise MinitronError(
                     f"{source.name} holds {count} sequence of {sequence_length} tokens, too few to "
-                    "hold one out; give more text, a smaller --sequence-length, or --validation."
+                    "hold one out; give more text, a smaller --sequence-length, or --text."
                 )
             count -= away
             end = tokens.ids[count * sequence_length : (count + away) * sequence_length]

@@ -30,7 +30,7 @@ def split_blocks(blocks: Blocks, judging: int) -> tuple[Blocks, Blocks]:
         raise MinitronError(
             f"the text holds {len(blocks)} sequences of {blocks.shape[1]} tokens, too few to calibrate "
             f"and to measure candidates on {judging} others; give more text, a smaller "
-            "--sequence-length, or --judge."
+            "--sequence-length, or --trial-text."
         )
     chosen = np.zeros(len(blocks), dtype=bool)
     # From the middle of each of equal parts: neither the first nor the last passage alone.
@@ -47,7 +47,7 @@ def unseen(blocks: Blocks, calibration: Blocks, wanted: int) -> Blocks:
     if not len(left):
         raise MinitronError(
             "the scores were made on all of the calibration text, so that none of it is left to measure candidates on; "
-            "give a --judge text."
+            "give a --trial-text."
         )
     places = np.linspace(0, len(left) - 1, min(wanted, len(left))).round().astype(np.int64)
     return np.asarray(left[places])
@@ -60,7 +60,7 @@ def require_apart(judging: Blocks, calibration: Blocks) -> None:
     if found > SHARED:
         raise MinitronError(
             f"{found:.0%} of the text for measuring candidates was also used for calibration, which "
-            "biases the choice; give another --judge text."
+            "biases the choice; give another --trial-text."
         )
 
 

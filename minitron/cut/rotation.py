@@ -85,7 +85,7 @@ def require_rotatable(spec: ModelSpec) -> None:
         name = rule.pattern.format(dict.fromkeys(rule.pattern.axes, 0))
         raise MinitronError(
             f"the residual stream of {spec.family.name} models cannot be rotated: the norm {name} {why}; select its "
-            "best channels instead (--select)."
+            "best channels instead (--no-rotate)."
         )
 
 

@@ -93,6 +93,7 @@ def choose(
         if not left.stays(layer):
             continue
         before, after = spec.sizes_in(layer), left.sizes(layer)
+        _require_members(spec, before, after)
         chooser = _Chooser(spec, scores, after, layer, fallback)
         for axis in sorted(axes_at(spec, kind), key=lambda axis: _rank(spec, axis)):
             size = after[axis]
@@ -105,6 +106,25 @@ def choose(
     if rotate and STREAM in keep:
         keep[STREAM] = scores.directions.basis(STREAM, left.sizes(None)[HIDDEN])
     return keep
+
+
+def _require_members(spec: ModelSpec, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Raise MinitronError where more members are to stay than the groups that stay have: query heads of KV heads."""
+    for member, group in spec.family.grouped.items():
+        if member not in after or group not in after or after[group] >= before[group]:
+            continue
+        most = before[member] // before[group] * after[group]
+        if after[member] > most:
+            raise MinitronError(
+                f"{spec.key(member)} = {after[member]} is more than the {most} that are in the {after[group]} groups "
+                f"that stay ({spec.key(group)}); choose {most} or less."
+            )
+
+
+def rehearse(spec: ModelSpec, named_sizes: Mapping[str, int], layers: tuple[int, ...]) -> None:
+    """Raise MinitronError for sizes that cannot be reached whatever the scores are, which is told before a model is
+    scored: where heads are not the same number in every group, say."""
+    choose(spec, Scores({}, {}, spec.fingerprint, ""), named_sizes, layers, lambda axis, _: np.zeros(spec.sizes[axis]))
 
 
 def rotates(spec: ModelSpec, scores: Scores) -> bool:
@@ -299,6 +319,7 @@ __all__ = [
     "partner_of",
     "pick",
     "places",
+    "rehearse",
     "require_cuttable",
     "rotates",
     "top",

@@ -283,7 +283,9 @@ def _joined(workload: Workload, one: _Change, other: _Change) -> _Change | None:
 def _less(spec: ModelSpec, workload: Workload, budget: Budget) -> Iterator[Remedy]:
     if batch := min(largest_batch(spec, workload, budget), workload.batch - 1):
         load = replace(workload, batch=batch)
-        yield Remedy(f"a smaller batch: {batch:,}", f"--batch {batch}", total_of(spec, load, budget), budget.available)
+        yield Remedy(
+            f"a smaller batch: {batch:,}", f"--concurrency {batch}", total_of(spec, load, budget), budget.available
+        )
     if context := min(largest_context(spec, workload, budget), workload.context - 1):
         load = replace(workload, context=context)
         yield Remedy(

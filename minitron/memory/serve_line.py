@@ -77,7 +77,7 @@ def _llama_cpp(model: str, spec: ModelSpec, workload: Workload, budget: Budget) 
     calibrated = MIXTURES[kind].calibrated or any(TYPES[own].calibrated for own in workload.keep.values())
     matrix = ["--data", "TEXT"] if calibrated else []
     own = [word for part, name in workload.keep.items() for word in ("--keep", f"{part}={name}")]
-    return [["minitron", "export", model, "--gguf", file, "--type", kind, *own, *matrix], words]
+    return [["minitron", "export", model, "--output", file, "--format", kind, *own, *matrix], words]
 
 
 _BATCH: Final = 2048

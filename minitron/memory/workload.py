@@ -136,7 +136,7 @@ class Workload:
         if engine.files == "gguf" and (self.max_num_seqs > self.batch or self.lora_rank):
             raise MinitronError(
                 f"{engine.title} is counted with a slot for each sequence and without adapters; drop --max-num-seqs "
-                "and --lora-rank, and give all sequences as --batch."
+                "and --lora-rank, and give all sequences as --concurrency."
             )
         if engine.files != "any" and (engine.files == "gguf") != in_gguf:
             raise MinitronError(

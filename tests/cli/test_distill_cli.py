@@ -144,7 +144,7 @@ def test_sigterm_saves_and_ends_the_process_with_130(arguments: list[str], tmp_p
 def test_torchrun_starts_processes_that_take_the_steps_of_one(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--steps", "3", "--precision", "fp32", "--json"]
+    flags = ["--steps", "3", "--dtype", "fp32", "--json"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli"]
     root = Path(__file__).parents[2]
     many = subprocess.run([*start, *arguments, *flags], cwd=root, capture_output=True, text=True, timeout=300)

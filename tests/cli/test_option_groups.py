@@ -52,6 +52,7 @@ NOT_OFFERED = {
     (Recipe, "betas"),  # AdamW's, for a recipe file
     (Distillation, "teachers"),  # --teacher DOMAIN=MODEL, beside the teacher without a domain
     (Compression, "command"),  # the command line itself
+    (Compression, "config"),  # the same as a file
     (Compression, "shared"),  # what a family of models shares
 }
 
@@ -93,10 +94,10 @@ def test_a_group_is_typed_by_its_table(capsys: pytest.CaptureFixture[str], monke
         """Sees."""
         seen.append(planning)
 
-    monkeypatch.setitem(COMMANDS, "demo", command)
+    monkeypatch.setitem(COMMANDS, "inspect", command)
     typed = ["--gpu", "A10G", "--context", "128k", "--keep", "attention=bf16", "--lattice", "hidden_size=448, 3x"]
     typed += ["--most", "ffn=0.3", "--at-least", "mlp=2", "--leave", "hidden", "--tp", "2", "--engine", "vllm"]
-    assert run(["demo", *typed]) == 0
+    assert run(["inspect", *typed]) == 0
     assert seen == [
         Planning(
             gpu="A10G",
@@ -110,10 +111,10 @@ def test_a_group_is_typed_by_its_table(capsys: pytest.CaptureFixture[str], monke
             engine="vllm",
         )
     ]
-    assert run(["demo"]) == 0 and seen[-1] == Planning()
-    assert run(["demo", "--keep", "attention"]) == 2
+    assert run(["inspect"]) == 0 and seen[-1] == Planning()
+    assert run(["inspect", "--keep", "attention"]) == 2
     assert "--keep 'attention' is not NAME=VALUE" in capsys.readouterr().err
-    assert run(["demo", "--engine", "tgi"]) == 2
+    assert run(["inspect", "--engine", "tgi"]) == 2
     assert "'tgi' is not one of 'plain', 'vllm'" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 

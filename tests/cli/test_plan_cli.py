@@ -15,7 +15,7 @@ from minitron.report.document import read_schema
 from minitron.units import GiB, MiB
 
 NANO_12B = MODELS / "Nemotron-Nano-12B-v2.json"
-LONG = ["--gpu", "A10G", "--context", "128k", "--batch", "1"]
+LONG = ["--gpu", "A10G", "--context", "128k", "--concurrency", "1"]
 NANO_2 = [
     *LONG,
     *("--reserve", "1.3GiB", "--utilization", "0.95", "--workspace", "0.65GiB", "--layers", "56"),
@@ -129,7 +129,7 @@ def test_dtypes_and_batch_count(plan: Any) -> None:
         return dict(document["parent"]["lines_bytes"])
 
     plain = footprint("--weights", "fp32", "--kv", "bf16", "--conv-state", "bf16")
-    narrow = footprint("--kv", "fp8", "--ssm-state", "bf16", "--batch", "4")
+    narrow = footprint("--kv", "fp8", "--ssm-state", "bf16", "--concurrency", "4")
     assert narrow["weights"] * 2 == plain["weights"]
     assert narrow["kv_cache"] == plain["kv_cache"] * 2
     assert narrow["ssm_state"] == plain["ssm_state"] * 2
@@ -231,7 +231,7 @@ def test_scores_of_another_model_are_refused(plan: Any, tiny_hybrid: Path, tmp_p
 
 
 def test_where_nothing_fits_the_remedies_are_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["plan", str(NANO_12B), "--gpu", "L40S", "--context", "1m", "--batch", "8"]) == 2
+    assert app.run(["plan", str(NANO_12B), "--gpu", "L40S", "--context", "1m", "--concurrency", "8"]) == 2
     told = capsys.readouterr()
     assert "What would make it fit, besides pruning" in told.out
     assert "--context 95528" in told.out

@@ -10,7 +10,7 @@ from cli.app import run
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import read_spec
 
-SCORING = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--scoring-dtype", "fp32"]
+SCORING = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--dtype", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,32 @@ def test_layers_are_scored_only_where_scores_choose_them(
         torch.testing.assert_close(one.read(name), two.read(name), rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("depth", [["--layers", "5"], ["--pattern", "ME*ME"]])
+@pytest.mark.parametrize("sizes", [[], ["--set", "hidden_size=24"]])
+def test_a_depth_is_kept_alone_and_beside_sizes(
+    tiny_hybrid: Path, scores: Path, tmp_path: Path, depth: list[str], sizes: list[str]
+) -> None:
+    out = tmp_path / "small"
+    assert run(["prune", str(tiny_hybrid), *depth, *sizes, "--scores", str(scores), "-o", str(out)]) == 0
+    spec = read_spec(out)
+    assert len(spec.layers) == 5 and (depth[0] == "--layers" or spec.letters == depth[1])
+    assert spec.named_sizes["hidden_size"] == (24 if sizes else read_spec(tiny_hybrid).named_sizes["hidden_size"])
+
+
+def test_what_no_scores_lead_to_is_refused_before_the_model_is_scored(
+    tiny_hybrid: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["prune", str(tiny_hybrid), "--data", str(short_text), "-o", str(tmp_path / "small"), *SCORING]
+    for sizes, why in (
+        ("num_key_value_heads=1", "num_attention_heads = 4 is more than the 2 that are in the 1 groups that stay"),
+        ("n_groups=1", "n_groups cannot be cut"),
+    ):
+        assert run([*line, "--set", sizes]) == 2
+        told = capsys.readouterr().err
+        assert why in told and "Scoring" not in told
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_budget_is_kept(tiny_hybrid: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     budget = round(Checkpoint(tiny_hybrid).weight_bytes * 0.75)
     out = tmp_path / "small"
@@ -97,7 +123,14 @@ def test_an_axis_without_activations_is_cut_by_weight_magnitude(
         (["--set", "hidden_size=24"], "there are no scores"),
         (["--set", "hidden_size=24", "--gpu", "A10G"], "--set and --gpu both say"),
         (["--gpu", "A10G", "--budget", "1MiB"], "--gpu and --budget both say"),
-        (["--set", "hidden_size=24", "--layers", "5"], "need a search"),
+        (["--set", "hidden_size=24", "--lattice", "hidden_size=24"], "--lattice needs a search, but --set makes none"),
+        (["--set", "num_hidden_layers=6", "--layers", "5"], "--set num_hidden_layers and --layers both say"),
+        (["--plan", "TEXT", "--pattern", "M"], "--plan says which layers stay, and so does --pattern"),
+        (["--pattern", "MMMM", "--data", "TEXT"], "the pattern does not fit"),
+        (
+            ["--set", "num_attention_heads=3", "--data", "TEXT"],
+            "does not divide into num_key_value_heads = 2 equal groups",
+        ),
         (["--set", "hidden_size"], "is not NAME=VALUE"),
         (["--set", "hidden_size=x", "--scores", "SCORES"], "not a whole number"),
         (["--set", "hidden_size=24", "--scores", "SCORES", "--data", "TEXT"], "--scores and --data are both given"),

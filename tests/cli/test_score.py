@@ -96,7 +96,7 @@ def test_score_on_the_command_line(
 
     assert app.run(line) == 2
     assert "exists already" in capsys.readouterr().err
-    assert app.run([*line, "--overwrite", "--layers", "fast"]) == 0
+    assert app.run([*line, "--overwrite", "--layer-scores", "fast"]) == 0
     seen = capsys.readouterr()
     assert "best quarter" in seen.out and "1 - cosine" in seen.out and str(output) in seen.out
     assert "4 asked for" not in seen.err
@@ -109,7 +109,7 @@ def test_a_text_with_fewer_sequences_than_asked_for_is_told(
 ) -> None:
     output = tmp_path / "scores.safetensors"
     line = ["score", str(tiny_llama), "--data", str(short_text), "-o", str(output), "--sequence-length", "256"]
-    assert app.run([*line, "--samples", "999", "--layers", "none", "--device", "cpu"]) == 0
+    assert app.run([*line, "--samples", "999", "--layer-scores", "none", "--device", "cpu"]) == 0
     assert "not the 999 asked for" in capsys.readouterr().err
     assert app.run(["score", str(tiny_llama), "--data", str(tmp_path / "none.txt"), "-o", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()

@@ -22,7 +22,7 @@ def made(tiny_hybrid: Path, short_text: Path, tmp_path_factory: pytest.TempPathF
     """A folder with scores and a plan that cuts by indices and by a basis."""
     folder = tmp_path_factory.mktemp("made")
     scores = str(folder / "scores.safetensors")
-    short = ["--samples", "2", "--sequence-length", "16", "--layers", "fast", "--layer-samples", "2"]
+    short = ["--samples", "2", "--sequence-length", "16", "--layer-scores", "fast", "--layer-samples", "2"]
     assert run(["score", str(tiny_hybrid), "--data", str(short_text), "-o", scores, *short]) == 0
     sizes = [
         "--lattice",

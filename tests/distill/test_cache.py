@@ -202,7 +202,7 @@ def test_a_cache_as_it_is_typed(
 ) -> None:
     arguments = ["distill", str(student), "--teacher", str(tiny_llama), "--data", str(short_text)]
     arguments += ["-o", str(tmp_path / "out"), "--cache-teacher", str(tmp_path / "cache"), "--sequence-length", "16"]
-    arguments += ["--steps", "3", "--batch-tokens", "64", "--device", "cpu", "--precision", "fp32", "--json"]
+    arguments += ["--steps", "3", "--batch-tokens", "64", "--device", "cpu", "--dtype", "fp32", "--json"]
     assert run(arguments) == 2
     assert "--loss sampled:12" in capsys.readouterr().err and not (tmp_path / "cache").exists()
     assert run([*arguments, "--loss", "sampled", "--temperature", "2"]) == 2

@@ -170,7 +170,7 @@ def test_a_blend_as_it_is_typed(tiny_llama: Path, tmp_path: Path, capsys: pytest
     text = tiny_models.write_text(tmp_path / "text.txt")
     arguments = ["distill", str(student), "--teacher", str(tiny_llama), "-o", str(tmp_path / "out")]
     arguments += ["--data", f"0.75:{text}", "--data", f"0.25:{talks}", "--assistant-only", "--sequence-length", "16"]
-    arguments += ["--steps", "3", "--batch-tokens", "64", "--device", "cpu", "--precision", "fp32", "--json"]
+    arguments += ["--steps", "3", "--batch-tokens", "64", "--device", "cpu", "--dtype", "fp32", "--json"]
     assert run(arguments) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)

@@ -202,7 +202,7 @@ def test_the_last_of_several_stages_alone_is_written_in_the_format(
     ("changed", "told"),
     [
         ({"student_format": "int5"}, "int5"),
-        ({"student_keep": {"attention": "bf16"}}, "--student-format"),
+        ({"student_keep": {"attention": "bf16"}}, "--format"),
         ({"student_format": "int8", "student_keep": {"embedding": "int8"}}, "it is no linear"),
         ({"student_format": "int8", "student_keep": {"nothing": "bf16"}}, "nothing"),
     ],

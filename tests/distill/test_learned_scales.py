@@ -108,6 +108,6 @@ def test_what_cannot_be_learned_is_said(hybrid: Path, short_text: Path, tmp_path
     stages = [Stage(RECIPE, ()), Stage(RECIPE, ())]
     with pytest.raises(MinitronError, match="one stage"):
         distill_stages(replace(asked, student_format="int4"), stages, calibrate=CALIBRATE)
-    with pytest.raises(MinitronError, match="--student-format"):
+    with pytest.raises(MinitronError, match="--format"):
         replace(asked, student_format=None)
     assert not list(tmp_path.iterdir())

@@ -128,5 +128,5 @@ def test_how_it_begins_is_part_of_the_run_and_needs_a_format(hybrid: Path, short
         distill(asked, RECIPE, calibrate=CALIBRATE, progress=stop_after(5, kill))
     with pytest.raises(MinitronError, match="round"):
         distill(replace(asked, student_round="nearest"), RECIPE)
-    with pytest.raises(MinitronError, match="--student-format"):
+    with pytest.raises(MinitronError, match="--format"):
         Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_round="nearest")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 RUN = {"plan", "compare", "inspect", "export"}
-"""Commands that read a config alone, `export` where it has no `--gguf`."""
+"""Commands that read a config alone, `export` where it writes nothing."""
 
 START = re.compile(r"(?:\$ )?(?:minitron |torchrun .*-m cli |python -m cli )")
 
@@ -202,7 +202,13 @@ def runs(line: Line) -> bool:
     """Whether a command line is cheap, and complete."""
     words = line.arguments
     fetched = any("@" in word or word.startswith("hf:") for word in words)
-    return line not in DEPLOYED and words[0] in RUN and "--gguf" not in words and "..." not in words and not fetched
+    return (
+        line not in DEPLOYED
+        and words[0] in RUN
+        and not (words[0] == "export" and "--output" in words)
+        and "..." not in words
+        and not fetched
+    )
 
 
 CHEAP = [line for line in LINES if runs(line)]

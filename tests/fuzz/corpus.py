@@ -145,7 +145,7 @@ def make_corpus(folder: Path) -> Path:
     return folder
 
 
-SCORING = ("--samples", "2", "--sequence-length", "16", "--layers", "fast", "--layer-samples", "2")
+SCORING = ("--samples", "2", "--sequence-length", "16", "--layer-scores", "fast", "--layer-samples", "2")
 """What makes scoring short."""
 
 

@@ -11,8 +11,8 @@ from minitron.files import read_json
 
 SMALL = [
     *("--context", "32", "--sequence-length", "32", "--samples", "4", "--layer-samples", "2", "--no-speed"),
-    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "128", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--evaluate", "4", "--judge-samples", "2", "--combinations", "4", "--finalists", "0"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "128", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--evaluate", "4", "--trial-samples", "2", "--combinations", "4", "--finalists", "0"),
 ]
 
 

@@ -80,8 +80,8 @@ def test_parts_in_types_of_their_own_are_counted_as_they_are_written(
     model = save(tmp_path / "model", **sizes)
     keep = [word for part, kind in OWN[label].items() for word in ("--keep", f"{part}={kind}")]
     for kind in ("q4_k_s", "bf16"):
-        asked = ["export", str(model), "--type", kind, *keep, "--json"]
-        assert run([*asked, "--gguf", str(tmp_path / f"{kind}.gguf")]) == 0
+        asked = ["export", str(model), "--format", kind, *keep, "--json"]
+        assert run([*asked, "--output", str(tmp_path / f"{kind}.gguf")]) == 0
         written = json.loads(capsys.readouterr().out)["results"]
         assert run(asked) == 0
         assert json.loads(capsys.readouterr().out)["results"]["weight_bytes"] == written["weight_bytes"]
@@ -92,7 +92,7 @@ def test_parts_in_types_of_their_own_are_counted_as_they_are_written(
 @pytest.mark.parametrize("keep", ["ssm=q5_k", "attention=q9", "norm=q8_0"])
 def test_a_part_or_a_type_that_is_not_there(tmp_path: Path, keep: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_llama(tmp_path / "model")
-    assert run(["export", str(model), "--type", "q4_k_m", "--keep", keep]) == 2
+    assert run(["export", str(model), "--format", "q4_k_m", "--keep", keep]) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert f"--keep {keep} is not a part of this model that a GGUF file keeps in a type of its own" in told
 
@@ -106,7 +106,7 @@ def test_types_that_need_an_importance_matrix_compute_it_from_text(
     model = save(tmp_path / "model", **sizes)
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "out.gguf"
     for kind in ("iq3_xxs", "iq2_xxs"):
-        asked = ["export", str(model), "--gguf", str(out), "--type", kind, "--overwrite", "--json"]
+        asked = ["export", str(model), "--output", str(out), "--format", kind, "--overwrite", "--json"]
         assert run(asked) == 2
         assert "give text with --data" in capsys.readouterr().err
         assert run([*asked, "--data", str(text), "--samples", "4", "--sequence-length", "32"]) == 0
@@ -119,7 +119,7 @@ def test_without_a_file_the_bytes_are_told(tmp_path: Path, capsys: pytest.Captur
     """Of a config.json alone: 8.5 bits for each number of a matrix, 32 for each of a norm."""
     model = save_llama(tmp_path / "model", hidden_size=64, head_dim=32, intermediate_size=96)
     (model / "model.safetensors").unlink()
-    assert run(["export", str(model), "--type", "q8_0", "--json"]) == 0
+    assert run(["export", str(model), "--format", "q8_0", "--json"]) == 0
     matrices = 2 * 300 * 64 + 4 * (2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96)
     expected = matrices * 34 // 32 + 4 * 9 * 64
     assert json.loads(capsys.readouterr().out)["results"] == {"weight_bytes": expected}

@@ -117,7 +117,7 @@ def test_types_that_need_an_importance_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_exists_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = save_llama(tmp_path / "model"), write_text(tmp_path / "out.gguf", sentences=1)
     before = out.read_bytes()
-    assert run(["export", str(model), "--gguf", str(out)]) == 2
+    assert run(["export", str(model), "--output", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert out.read_bytes() == before
 

@@ -280,7 +280,7 @@ def test_the_command_line_knows_them_all(
 ) -> None:
     output = tmp_path / "scores.safetensors"
     line = ["score", str(tiny_llama), "--data", str(short_text), "-o", str(output), "--sequence-length", "32"]
-    line += ["--samples", "2", "--layers", "none", "--device", "cpu", "--dtype", "fp32", "--json"]
+    line += ["--samples", "2", "--layer-scores", "none", "--device", "cpu", "--dtype", "fp32", "--json"]
     assert app.run([*line, "--estimator", "flap", "--seed", "5"]) == 0
     told = json.loads(capsys.readouterr().out)["settings"]
     assert (told["estimator"], told["seed"]) == ("flap", 5)
@@ -305,8 +305,8 @@ def test_prune_and_compress_pass_it_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scoring = ["--data", str(short_text), "--samples", "2", "--sequence-length", "32", "--scoring-dtype", "fp32"]
-    scoring += ["--layer-scores", "none", "--estimator", "random", "--scoring-seed", "7", "--device", "cpu"]
+    scoring = ["--data", str(short_text), "--samples", "2", "--sequence-length", "32", "--dtype", "fp32"]
+    scoring += ["--layer-scores", "none", "--estimator", "random", "--seed", "7", "--device", "cpu"]
     small = tmp_path / "small"
     cut = ["prune", str(tiny_llama), "-o", str(small), "--set", "intermediate_size=40", "--json"]
     assert app.run([*cut, *scoring]) == 0

@@ -13,8 +13,8 @@ pytest.importorskip("openai")
 
 SMALL = (
     *("--context", "32", "--weights", "fp32", "--sequence-length", "16", "--samples", "2", "--layer-scores", "none"),
-    *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "64", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--judge-samples", "2"),
+    *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "64", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--trial-samples", "2"),
     *("--finalists", "2", "--finalist-tokens", "32", "--lattice", "intermediate_size=32,40,48"),
 )
 
@@ -76,7 +76,7 @@ def test_eval_with_a_judge(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = ["eval", str(tiny_llama), str(tiny_hybrid), "--against", str(tiny_hybrid), "--text", str(short_text)]
+    line = ["eval", str(tiny_llama), str(tiny_hybrid), "--teacher", str(tiny_hybrid), "--text", str(short_text)]
     line += ["--sequence-length", "16", "--samples", "1", "--no-speed", "--dtype", "fp32"]
     assert run([*line, "--judge", "http://127.0.0.1:9/v1#m"]) == 2
     assert "give --prompts FILE too" in capsys.readouterr().err

@@ -233,9 +233,9 @@ def test_another_run_in_the_folder_is_not_mixed_in(files: Path, capsys: pytest.C
 
 def test_both_models_behind_endpoints(files: Path) -> None:
     with serving() as judge, serving(model="small", says=lambda asked: f"short {GOOD}") as small:
-        command = ["judge", small.place, "--against", judge.place, "--prompts", str(files / "prompts.jsonl")]
-        command += ["-o", str(files / "out"), "--judge", judge.place, "--max-thinking-tokens", "7", *FAST]
-        assert run([*command, "--max-tokens", "20"]) == 0
+        command = ["judge", small.place, "--teacher", judge.place, "--prompts", str(files / "prompts.jsonl")]
+        command += ["-o", str(files / "out"), "--judge", judge.place, "--answer-thinking-tokens", "7", *FAST]
+        assert run([*command, "--answer-tokens", "20"]) == 0
         assert small.asked[0]["thinking_token_budget"] == 7 and small.asked[0]["max_tokens"] == 27
         assert "temperature" in small.asked[0] and "seed" not in small.asked[0]
     found = results(files)

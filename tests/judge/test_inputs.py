@@ -90,13 +90,13 @@ def test_what_a_command_line_may_not_say(tmp_path: Path, capsys: pytest.CaptureF
     prompts, output = str(written(tmp_path / "p.jsonl", {"prompt": "a"})), str(tmp_path / "out")
     judge = ["--judge", "http://127.0.0.1:9/v1#m", "-o", output]
     for more, told in (
-        (["s", "--prompts", prompts], "there is no teacher; give --against TEACHER"),
-        (["--against", "t", "--prompts", prompts], "there is no student; give STUDENT"),
-        (["s", "--against", "t"], "give --prompts FILE, or --benchmark FILE"),
+        (["s", "--prompts", prompts], "there is no teacher; give --teacher MODEL"),
+        (["--teacher", "t", "--prompts", prompts], "there is no student; give STUDENT"),
+        (["s", "--teacher", "t"], "give --prompts FILE, or --benchmark FILE"),
         (["s", "--benchmark", prompts], "--benchmark tries the judge alone; drop STUDENT"),
-        (["s", "--against", "t", "--prompts", prompts, "--temperature", "3"], "the temperature is 3.0"),
-        (["s", "--against", "t", "--prompts", prompts, "--answers-teacher", prompts, "--samples", "1"], "--samples"),
-        (["http:///v1", "--against", "t", "--prompts", prompts], "names no host"),
+        (["s", "--teacher", "t", "--prompts", prompts, "--answer-temperature", "3"], "the temperature is 3.0"),
+        (["s", "--teacher", "t", "--prompts", prompts, "--answers-teacher", prompts, "--samples", "1"], "--samples"),
+        (["http:///v1", "--teacher", "t", "--prompts", prompts], "names no host"),
         (["--prompts", prompts, "--answers-student", prompts, "--answers-teacher", prompts], "has no `answer`"),
         (["--benchmark", prompts], "is no pair of"),
     ):

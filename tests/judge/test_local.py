@@ -103,7 +103,7 @@ def test_a_small_model_as_a_bad_judge(
 ) -> None:
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n" + json.dumps({"prompt": PROMPTS[1]}) + "\n")
-    line = ["judge", str(tiny_hybrid), "--against", str(tiny_llama), "--prompts", str(prompts), "--max-tokens", "3"]
+    line = ["judge", str(tiny_hybrid), "--teacher", str(tiny_llama), "--prompts", str(prompts), "--answer-tokens", "3"]
     short = tmp_path / "mine.toml"
     text = DEFAULT.read_text(encoding="utf-8")
     turns = "{question} {answer_1} {answer_2} {format}"

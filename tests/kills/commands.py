@@ -10,15 +10,15 @@ from typing import Final
 
 import tiny_models
 
-_SCORING: Final = ("--samples", "2", "--sequence-length", "16", "--scoring-dtype", "fp32", "--layer-scores", "none")
-_SCORE: Final = ("--samples", "2", "--sequence-length", "16", "--dtype", "fp32", "--layers", "none")
+_SCORING: Final = ("--samples", "2", "--sequence-length", "16", "--dtype", "fp32", "--layer-scores", "none")
+_SCORE: Final = ("--samples", "2", "--sequence-length", "16", "--dtype", "fp32", "--layer-scores", "none")
 _TRAINING: Final = (
-    *("--sequence-length", "16", "--batch-tokens", "32", "--precision", "fp32", "--learning-rate", "0.01"),
+    *("--sequence-length", "16", "--batch-tokens", "32", "--dtype", "fp32", "--learning-rate", "0.01"),
     *("--validation-sequences", "2", "--checkpoint-every", "1", "--validate-every", "1"),
 )
 _COMPRESS: Final = (
-    *(*_SCORING, "--judge-samples", "2", "--combinations", "4"),
-    *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "96", "--precision", "fp32"),
+    *(*_SCORING, "--trial-samples", "2", "--combinations", "4"),
+    *("--distill-sequence-length", "16", "--batch-tokens", "32", "--tokens", "96", "--dtype", "fp32"),
     *("--no-speed", "--evaluate", "2", "--finalists", "2", "--finalist-tokens", "32"),
 )
 _BUDGET: Final = (

@@ -222,7 +222,7 @@ def test_command_measures(
     student = tiny_models.save_llama(tmp_path / "student", hidden_size=256, intermediate_size=4096, num_hidden_layers=6)
     # What this process holds is not counted as the model's.
     ballast = np.ones(2**29 // 8)
-    arguments = ["eval", str(student), "--against", str(tiny_llama), "--text", str(short_text), "--dtype", "fp32"]
+    arguments = ["eval", str(student), "--teacher", str(tiny_llama), "--text", str(short_text), "--dtype", "fp32"]
     assert run([*arguments, "--sequence-length", "64", "--samples", "4", "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert set(document) == {"output", "inputs", "settings", "results", "seconds"}
@@ -239,7 +239,7 @@ def test_command_shows_promised_beside_measured(
     student = tiny_models.save_hybrid(tmp_path / "student", pattern="MEM*", seed=3)
     (student / "minitron.json").write_text(json.dumps({"promised": {"parameters": 12345, "weight_bytes": 4 * 12345}}))
     task = task_file(tmp_path, [{"query": "Ben", "choices": ["eats", "finds"], "gold": 0}])
-    arguments = ["eval", str(tiny_hybrid), str(student), "--against", str(tiny_hybrid), "--text", str(short_text)]
+    arguments = ["eval", str(tiny_hybrid), str(student), "--teacher", str(tiny_hybrid), "--text", str(short_text)]
     assert run([*arguments, "--no-speed", "--sequence-length", "64", "--samples", "8", "--tasks", str(task)]) == 0
     table = {line[:24].strip(): line[24:].split() for line in capfd.readouterr().out.splitlines()}
     assert table["parameters, promised"] == ["-", "12,345"]
@@ -257,7 +257,7 @@ def test_command_shows_promised_beside_measured(
         (["--device", "gpu"], "no device"),
         (["--device", "cuda:63"], "no GPU cuda:63"),
         (["--sequence-length", "100000"], "less than one sequence"),
-        (["--against", "nowhere"], "nowhere holds no"),
+        (["--teacher", "nowhere"], "nowhere holds no"),
         (["{model}"], "twice"),
     ],
 )

@@ -112,7 +112,7 @@ def test_the_line_makes_the_file_and_serves_it() -> None:
     spec = spec_of(SMOLLM2)
     line = serve_line("some/model", spec, served(spec, 1000, 3, kv="q8_0", weights="q4_k_m"), Budget(2**30))
     first, second = (shlex.split(part) for part in line.split(" && "))
-    assert first == ["minitron", "export", "some/model", "--gguf", "model-q4_k_m.gguf", "--type", "q4_k_m"]
+    assert first == ["minitron", "export", "some/model", "--output", "model-q4_k_m.gguf", "--format", "q4_k_m"]
     # Of so few bits the file is made with text alone.
     fewer = serve_line("some/model", spec, served(spec, 1000, weights="iq2_xxs"), Budget(2**30)).split(" && ")[0]
     assert shlex.split(fewer)[-2:] == ["--data", "TEXT"]

@@ -115,7 +115,7 @@ def test_less_to_serve_is_a_remedy_where_weights_fit() -> None:
     budget = limit(find_gpu("A10G"))
     workload = workload_of(NINE, LONG, 8)
     found = {remedy.flags.split()[0]: remedy for remedy in remedies(NINE, workload, budget)}
-    batch = int(found["--batch"].flags.split()[1])
+    batch = int(found["--concurrency"].flags.split()[1])
     assert fits(NINE, replace(workload, batch=batch), budget)
     assert not fits(NINE, replace(workload, batch=batch + 1), budget)
     assert "--context" in found

@@ -184,7 +184,7 @@ def test_it_is_evaluated_beside_its_parent(
     whole: Path, tmp_path: Path, short_text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = puzzle(whole, tmp_path / "own", SIZES, narrowed(whole, tmp_path / "silent"))
-    options = ["--text", str(short_text), "--against", str(whole), "--json", "--no-speed", "--sequence-length", "64"]
+    options = ["--text", str(short_text), "--teacher", str(whole), "--json", "--no-speed", "--sequence-length", "64"]
     assert run(["eval", str(own), *options, "--dtype", "fp32", "--samples", "4"]) == 0
     (found,) = (json.loads(capsys.readouterr().out)["results"][str(folder)] for folder in (own,))
     assert found["kl_to_teacher"] > 0.001

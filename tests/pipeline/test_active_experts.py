@@ -16,8 +16,8 @@ TOP = "num_experts_per_tok"
 
 SMALL = [
     *("--context", "32", "--sequence-length", "32", "--samples", "4", "--layer-samples", "2", "--no-speed"),
-    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "128", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--evaluate", "2", "--combinations", "4", "--finalists", "1", "--judge-samples", "2"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "128", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--evaluate", "2", "--combinations", "4", "--finalists", "1", "--trial-samples", "2"),
 ]
 
 

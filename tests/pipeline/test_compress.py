@@ -19,8 +19,8 @@ from pipeline.quantising import Quantising, quantise
 
 SMALL = [
     *("--context", "32", "--weights", "fp32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2"),
-    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "256", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4", "--judge-samples", "2"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "256", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4", "--trial-samples", "2"),
     *("--finalists", "2", "--finalist-tokens", "64"),
 ]
 

@@ -20,8 +20,8 @@ from minitron.model.stored import read_stored_spec
 
 SMALL = [
     *("--context", "32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2", "--no-speed"),
-    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "256", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--evaluate", "0"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "256", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--evaluate", "0"),
 ]
 
 
@@ -85,7 +85,7 @@ def test_formats_that_the_search_chose_are_written(
     measured = [word if word != "0" else "4" for word in SMALL]
     asked = ["compress", str(llama), "--data", str(short_text), "-o", str(out), *measured]
     more = ("--formats", "bf16,int8,int4", "--budget", "300KiB", "--combinations", "4", "--finalists", "2")
-    sizes = ("--lattice", "intermediate_size=96,64", "--judge-samples", "2")
+    sizes = ("--lattice", "intermediate_size=96,64", "--trial-samples", "2")
     assert run([*asked, *more, *sizes, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     chosen = document["results"]["steps"]["plan"]["results"]["chosen"]
@@ -144,7 +144,7 @@ def test_formats_of_a_hybrid_are_written_to_the_byte(
     asked = ["compress", str(model), "--data", str(short_text), "-o", str(out), *measured, "--keep", "attention=bf16"]
     whole = int(footprint(read_spec(model), workload_of(read_spec(model), 32, weights="int8", keep={})).total)
     more = ("--formats", "int8,int4", "--budget", f"{whole}", "--combinations", "4", "--finalists", "0")
-    more += ("--leave", "hidden", "--judge-samples", "2", "--sizes", sizes)
+    more += ("--leave", "hidden", "--trial-samples", "2", "--sizes", sizes)
     assert run([*asked, *more, "--json"]) == 0, capsys.readouterr().err
     chosen = json.loads(capsys.readouterr().out)["results"]["steps"]["plan"]["results"]["chosen"]
     report = read_json(out / "report/report.json")

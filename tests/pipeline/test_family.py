@@ -16,8 +16,8 @@ from pipeline import Compression, Planning, Recipe, Searching
 
 SMALL = [
     *("--context", "32", "--weights", "fp32", "--sequence-length", "32", "--samples", "2", "--layer-samples", "2"),
-    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "64", "--precision", "fp32"),
-    *("--scoring-dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--judge-samples", "2"),
+    *("--distill-sequence-length", "32", "--batch-tokens", "64", "--tokens", "64", "--dtype", "fp32"),
+    *("--dtype", "fp32", "--no-speed", "--evaluate", "2", "--combinations", "4", "--trial-samples", "2"),
     *("--finalists", "0"),
 ]
 

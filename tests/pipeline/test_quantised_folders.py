@@ -107,7 +107,7 @@ def test_every_command_that_reads_weights_refuses_it_before_any_work(
     if not found.can_be_undone:
         commands += [
             ("eval", folder, "--text", short_text),
-            ("eval", tiny_llama, "--against", folder, "--text", short_text),
+            ("eval", tiny_llama, "--teacher", folder, "--text", short_text),
             ("distill", tiny_llama, "--teacher", folder, "--data", short_text, "-o", output),
         ]
     for words in commands:
@@ -127,7 +127,7 @@ def test_eval_and_a_teacher_read_what_can_be_undone(
     measure = ("--text", str(short_text), "--sequence-length", "32", "--samples", "4", "--no-speed", "--json")
     results = []
     for model in (folder, tmp_path / "plain"):
-        assert app.run(["eval", str(model), "--against", str(tiny_llama), *measure]) == 0
+        assert app.run(["eval", str(model), "--teacher", str(tiny_llama), *measure]) == 0
         told = capsys.readouterr()
         results.append(json.loads(told.out)["results"][str(model)])
         assert ("with its weights as bf16" in told.err) == (model == folder)

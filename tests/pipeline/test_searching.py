@@ -21,9 +21,9 @@ def arguments_of(model: Path, text: Path, output: Path, share: float = 0.75) -> 
     return [
         *("compress", str(model), "--data", str(text), "-o", str(output), "--context", "32", "--weights", "fp32"),
         *("--budget", str(round(Checkpoint(model).weight_bytes * share)), "--sequence-length", "32", "--samples", "2"),
-        *("--layer-samples", "2", "--scoring-dtype", "fp32", "--distill-sequence-length", "32", "--batch-tokens", "64"),
-        *("--tokens", "128", "--precision", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4"),
-        *("--judge-samples", "2", "--finalists", "1"),
+        *("--layer-samples", "2", "--dtype", "fp32", "--distill-sequence-length", "32", "--batch-tokens", "64"),
+        *("--tokens", "128", "--dtype", "fp32", "--no-speed", "--evaluate", "4", "--combinations", "4"),
+        *("--trial-samples", "2", "--finalists", "1"),
     ]
 
 
@@ -50,10 +50,10 @@ def test_what_is_chosen_was_measured_to_lose_least_and_is_what_is_built(argument
 
 
 def test_the_text_of_trials_calibrates_nothing(arguments: list[str], short_text: Path, tmp_path: Path) -> None:
-    assert run([*arguments, "--judge", str(short_text)]) == 2
+    assert run([*arguments, "--trial-text", str(short_text)]) == 2
     other = tmp_path / "other.txt"
     other.write_text("A quite different text is read by the judge, line after line of it. " * 60)
-    assert run([*arguments, "--judge", str(other), "--overwrite"]) == 0
+    assert run([*arguments, "--trial-text", str(other), "--overwrite"]) == 0
 
 
 def test_without_measurements_scores_alone_decide(arguments: list[str], tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_sizes_by_layer_are_refused_before_work(
 
 def test_how_it_is_cut_is_up_to_the_user(tiny_llama_tied: Path, short_text: Path, tmp_path: Path) -> None:
     arguments = ["prune", str(tiny_llama_tied), "--data", str(short_text), "--sequence-length", "32", "--samples", "4"]
-    arguments += ["--layer-scores", "none", "--scoring-dtype", "fp32", "--set", "hidden_size=24"]
+    arguments += ["--layer-scores", "none", "--dtype", "fp32", "--set", "hidden_size=24"]
     assert run([*arguments, "-o", str(tmp_path / "selected")]) == 0
     assert run([*arguments, "-o", str(tmp_path / "rotated"), "--rotate"]) == 0
     assert read_spec(tmp_path / "selected").is_tied
@@ -188,7 +188,7 @@ def test_a_rotation_of_tied_weights_is_counted(tiny_llama_tied: Path, short_text
     """What is cut by rotation has an output layer of its own, and the budget holds it."""
     budget = round(Checkpoint(tiny_llama_tied).weight_bytes * 1.1)
     arguments = ["prune", str(tiny_llama_tied), "--data", str(short_text), "--sequence-length", "32", "--samples", "4"]
-    arguments += ["--layer-scores", "none", "--scoring-dtype", "fp32", "--context", "1", "--weights", "fp32"]
+    arguments += ["--layer-scores", "none", "--dtype", "fp32", "--context", "1", "--weights", "fp32"]
     arguments += ["--budget", str(budget), "--layers", "4", "--rotate", "--lattice", "hidden_size=24"]
     assert run([*arguments, "-o", str(tmp_path / "rotated")]) == 0
     assert not read_spec(tmp_path / "rotated").is_tied

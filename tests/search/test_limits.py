@@ -173,7 +173,7 @@ def test_the_report_and_the_command_tell_what_binds(
 def test_prune_keeps_limits(tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     whole = read_spec(tiny_hybrid).parameters()
     most, out = int(whole.active * 0.85), tmp_path / "small"
-    scoring = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--scoring-dtype", "fp32"]
+    scoring = ["--samples", "2", "--sequence-length", "32", "--layer-samples", "2", "--dtype", "fp32"]
     asked = ["prune", str(tiny_hybrid), "--data", str(short_text), "--context", "32", "-o", str(out), *scoring]
     assert run([*asked, "--active-params", str(most)]) == 0
     small = read_spec(out)
