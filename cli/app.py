@@ -14,7 +14,23 @@ from typing import Annotated, Final
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, export, inspect, judge, plan, prune, quantise, score, show
+from cli import (
+    compare,
+    compress,
+    demo,
+    distill,
+    eval,
+    export,
+    gpus,
+    inspect,
+    judge,
+    plan,
+    prune,
+    quantise,
+    schema,
+    score,
+    show,
+)
 from cli.failures import shortened, told_of
 from cli.general import DebugOption, Settings, with_general
 from cli.help_text import Command, Commands
@@ -36,13 +52,16 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "export": export.command,
     "compress": compress.command,
     "demo": demo.command,
+    "gpus": gpus.command,
+    "schema": schema.command,
 }
 
 SUBJECTS: Final = {
-    "What fits": ("inspect", "plan", "compare"),
+    "What fits": ("inspect", "plan", "compare", "gpus"),
     "All in one": ("compress", "demo"),
     "Step by step": ("score", "prune", "quantize", "distill", "export"),
     "How good it is": ("eval", "judge"),
+    "For programs": ("schema",),
 }
 """Subject -> the commands that `minitron --help` shows under it."""
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from cli.app import run
+from cli.schemas import schema
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import read_spec
 from pipeline import dry_run, machine
@@ -38,6 +40,7 @@ def told(command: str, model: Path, out: Path, *given: str, capsys: pytest.Captu
     assert run([command, str(model), *given, "-o", str(out), "--device", "cpu", "--dry-run", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(document) == ["output", "inputs", "settings", "results", "seconds"]
+    jsonschema.validate(document, schema(command))
     found: dict[str, Any] = document["results"]["dry_run"]
     return found
 
