@@ -162,6 +162,8 @@ def run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     command = next((word for word in arguments if not word.startswith("-")), "")
+    if "--progress=json" in arguments or ("--progress", "json") in zip(arguments, arguments[1:], strict=False):
+        show.begin("json")  # warnings, too
     arguments, old = renamed(command, arguments)
     for before, now in old.items():
         show.note(warning(before, now))

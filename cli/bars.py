@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgres
 from rich.table import Column
 from rich.text import Text
 
-from cli import show
+from cli.telling import MESSAGES, Telling, event
+from cli.telling import note as remark
 from minitron.escapes import visible
 from minitron.progress import Advance
 
@@ -53,7 +54,7 @@ def live(description: str, total: float, unit: str) -> Iterator[Advance]:
             _RateColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=show.messages(),
+            console=MESSAGES,
             # stdout may be a file or a pipe, and rich would send what is printed there to the bar's console.
             redirect_stdout=False,
         )
@@ -84,15 +85,15 @@ def live(description: str, total: float, unit: str) -> Iterator[Advance]:
 
 def _whole(description: str) -> str:
     """`[2/6] plan: Measuring candidates, SmolLM2-135M`."""
-    stage = f"{show.Telling.stage}: " if show.Telling.stage else ""
-    return f"{stage}{description}" + (f", {show.Telling.subject}" if show.Telling.subject else "")
+    stage = f"{Telling.stage}: " if Telling.stage else ""
+    return f"{stage}{description}" + (f", {Telling.subject}" if Telling.subject else "")
 
 
 @contextmanager
 def lines(description: str, total: float, unit: str) -> Iterator[Advance]:
     """A line a minute, and one when it is done, but not where the same was done a moment before."""
     started = time.monotonic()
-    done, latest, told = 0.0, "", show.Telling.told
+    done, latest, told = 0.0, "", Telling.told
 
     def tell() -> None:
         told[description] = time.monotonic()
@@ -100,7 +101,7 @@ def lines(description: str, total: float, unit: str) -> Iterator[Advance]:
         parts = [f"{description}: {done:,.0f} of {total:,.0f} {unit}", rate(done / seconds, unit)]
         if 0 < done < total:
             parts.append(f"{(total - done) * seconds / done:,.0f} s left")
-        show.note(", ".join(parts + ([latest] if latest else [])))
+        remark(", ".join(parts + ([latest] if latest else [])))
 
     def advance(amount: float, note: str = "") -> None:
         nonlocal done, latest
@@ -122,9 +123,9 @@ def objects(description: str, total: float, unit: str) -> Iterator[Advance]:
     done, latest = 0.0, ""
 
     def tell(kind: str) -> None:
-        about = {"stage": show.Telling.stage, "subject": show.Telling.subject, "work": description, "unit": unit}
+        about = {"stage": Telling.stage, "subject": Telling.subject, "work": description, "unit": unit}
         seconds = round(time.monotonic() - started, 3)
-        show.event(kind, **about, done=done, total=total, seconds=seconds, note=latest)
+        event(kind, **about, done=done, total=total, seconds=seconds, note=latest)
 
     def advance(amount: float, note: str = "") -> None:
         nonlocal done, latest, told

@@ -17,14 +17,13 @@ split between columns, its first column repeated; in a pipe it keeps its full wi
 
 import json
 import logging
-import re
 import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from rich import box
 from rich.cells import cell_len
@@ -32,6 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli import bars
+from cli.telling import MESSAGES, Telling, begin, event, note
 from minitron.escapes import visible
 from minitron.progress import Advance, silent
 from minitron.units import format_bytes
@@ -42,7 +43,6 @@ Cell = str | int | float | None
 _RESULTS: Final = Console(markup=False, emoji=False, highlight=False)
 if not _RESULTS.is_terminal:
     _RESULTS.width = 10_000  # rich would fold at 80 columns what goes into a pipe or a file
-_MESSAGES: Final = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 _PADDING: Final = 3
 
@@ -163,48 +163,6 @@ def run_document(
     }
 
 
-def note(text: str) -> None:
-    """Print a remark on stderr, above any bar that is drawn; of a remark that names a stage, `[2/6] plan`, the bars
-    after it say so."""
-    if (stage := _STAGE.fullmatch(text)) is not None:
-        Telling.stage = stage[1]
-    if Telling.way == "json":
-        event("note", text=text)
-        return
-    _MESSAGES.print(Text(visible(text)), soft_wrap=not _MESSAGES.is_terminal)
-
-
-_STAGE: Final = re.compile(r"(\[\d+/\d+\] [\w-]+)")
-
-
-class Telling:
-    """How what goes on is told on stderr, for the whole process."""
-
-    way = "auto"
-    """live, lines, json, none; auto is live in a terminal and else lines."""
-
-    subject = ""
-    """Whom it is done for: the model of the command."""
-
-    stage = ""
-    """The stage of a run that is on."""
-
-    told: ClassVar[dict[str, float]] = {}
-    """What was done -> when a line last told of it."""
-
-
-def begin(way: str = "auto", subject: str = "") -> None:
-    """Begin to tell of a command that runs: in which way, and for which model."""
-    Telling.way, Telling.subject, Telling.stage = way, subject, ""
-    Telling.told.clear()
-
-
-def event(kind: str, **about: Any) -> None:
-    """Write one JSON object on a line of stderr: what `--progress json` tells programs."""
-    sys.stderr.write(json.dumps({"event": kind, **about}, ensure_ascii=True) + "\n")
-    sys.stderr.flush()
-
-
 class _VisibleRecord(logging.LogRecord):
     def getMessage(self) -> str:
         return visible(super().getMessage(), keep="\n")
@@ -222,14 +180,25 @@ def bar(description: str, total: float, unit: str) -> Iterator[Advance]:
     """A bar on stderr with percentage, rate, time left and a note; a line a minute where stderr is no terminal.
 
     `total` is counted in `unit`s, a plural such as `tokens`.  Bars may be nested; one line is drawn."""
-    from cli import bars
-
     ways = {"live": bars.live, "lines": bars.lines, "json": bars.objects, "none": silent}
-    way = Telling.way if Telling.way in ways else "live" if _MESSAGES.is_interactive else "lines"
+    way = Telling.way if Telling.way in ways else "live" if MESSAGES.is_interactive else "lines"
     with ways[way](description, total, unit) as advance:
         yield advance
 
 
-def messages() -> Console:
-    """Where remarks and bars go."""
-    return _MESSAGES
+__all__ = [
+    "Cell",
+    "Telling",
+    "bar",
+    "begin",
+    "cell",
+    "document",
+    "event",
+    "guard_libraries",
+    "line",
+    "memory_bar",
+    "note",
+    "paragraph",
+    "run_document",
+    "table",
+]
