@@ -14,7 +14,23 @@ from typing import Annotated, Final
 import typer
 
 import minitron
-from cli import compare, compress, demo, distill, eval, export, inspect, judge, plan, prune, quantise, score, show
+from cli import (
+    compare,
+    compress,
+    demo,
+    distill,
+    eval,
+    export,
+    gpus,
+    inspect,
+    judge,
+    plan,
+    prune,
+    quantise,
+    schema,
+    score,
+    show,
+)
 from cli.failures import shortened, told_of
 from cli.general import DebugOption, Settings, with_general
 from cli.help_text import Command, Commands
@@ -36,13 +52,16 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "export": export.command,
     "compress": compress.command,
     "demo": demo.command,
+    "gpus": gpus.command,
+    "schema": schema.command,
 }
 
 SUBJECTS: Final = {
-    "What fits": ("inspect", "plan", "compare"),
+    "What fits": ("inspect", "plan", "compare", "gpus"),
     "All in one": ("compress", "demo"),
     "Step by step": ("score", "prune", "quantize", "distill", "export"),
     "How good it is": ("eval", "judge"),
+    "For programs": ("schema",),
 }
 """Subject -> the commands that `minitron --help` shows under it."""
 
@@ -119,6 +138,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; any error is printed on stderr as one line."""
     Settings.debug = False
+    show.begin()
     remember(arguments)
     try:
         code = _call(arguments)
@@ -142,6 +162,8 @@ def run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     command = next((word for word in arguments if not word.startswith("-")), "")
+    if "--progress=json" in arguments or ("--progress", "json") in zip(arguments, arguments[1:], strict=False):
+        show.begin("json")  # warnings, too
     arguments, old = renamed(command, arguments)
     for before, now in old.items():
         show.note(warning(before, now))
@@ -156,5 +178,8 @@ def _call(arguments: list[str]) -> int:
 def _tell(message: str, code: int) -> int:
     if Settings.debug:
         sys.stderr.write(visible(traceback.format_exc(), keep="\n"))
+    if show.Telling.way == "json":
+        show.event("error", text=shortened(one_line(message)), code=code)
+        return code
     print(f"minitron: error: {shortened(one_line(message))}", file=sys.stderr)
     return code

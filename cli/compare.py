@@ -13,7 +13,7 @@ import typer
 
 from cli import show
 from cli.option_groups import takes
-from cli.options import GPU_HELP, ON_THE_HUB, JsonOption, model_path, option
+from cli.options import GPU_HELP, ON_THE_HUB, JsonOption, complete_gpu, model_path, option
 from cli.serving import SERVING
 from minitron.errors import MinitronError
 from minitron.units import format_bytes, format_parameters
@@ -21,7 +21,7 @@ from pipeline.comparison import Comparison
 from pipeline.comparison import compare as compared
 from pipeline.serving import Serving
 
-GpusOption = Annotated[list[str], option("--gpu", f"{GPU_HELP}. Repeatable.", "GPU")]
+GpusOption = Annotated[list[str], option("--gpu", f"{GPU_HELP}. Repeatable.", "GPU", autocompletion=complete_gpu)]
 PlannedModelsArgument = Annotated[
     list[Path],
     typer.Argument(

@@ -28,11 +28,6 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
-def _set_progress(value: str) -> str:
-    show.set_progress(value)
-    return value
-
-
 def _read_config(context: typer.Context, value: Path | None) -> Path | None:
     if value is not None and not context.resilient_parsing:
         command: Any = context.command
@@ -80,8 +75,6 @@ ProgressOption = Annotated[
         help="How progress is told on stderr. live: a line that moves; lines: one a minute; json: an object a line, "
         "for "
         "programs; none: not at all; auto: live in a terminal, else lines.",
-        callback=_set_progress,
-        is_eager=True,
     ),
 ]
 HelpAllOption = Annotated[
@@ -103,10 +96,11 @@ def with_general(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, context: typer.Context, **kwargs: Any) -> None:
-        to = kwargs["save_config"]
+        to, way = kwargs["save_config"], kwargs["progress"]
         for name in _ADDED:
             del kwargs[name]
         given = _given(context)
+        show.begin(way, _subject(given))
         remember_settings(functools.partial(written, str(context.info_name), given))
         if to is not None:
             refuse_existing(to, overwrite=bool(context.params.get("overwrite", False)))
@@ -124,6 +118,13 @@ def with_general(function: Callable[..., None]) -> Callable[..., None]:
     hints = {name: what for name, (what, _) in _ADDED.items()} | {"context": typer.Context}
     command.__annotations__ = {**get_type_hints(function, include_extras=True), **hints}
     return command
+
+
+def _subject(given: list[tuple[Any, Any]]) -> str:
+    """The model that a command is for: the last part of its path."""
+    models = [value for parameter, value in given if parameter.param_type_name == "argument"]
+    first = models[0][:1] if models and isinstance(models[0], list) else models[:1]
+    return "".join(Path(str(model)).name for model in first)
 
 
 def _given(context: typer.Context) -> list[tuple[Any, Any]]:

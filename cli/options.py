@@ -100,6 +100,13 @@ def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any
     return typer.Option(flag, help=help, metavar=metavar, show_default=False, **more)
 
 
+def complete_gpu(incomplete: str) -> list[str]:
+    """The GPUs whose names begin so, for the shell."""
+    from minitron.memory.gpus import GPUS
+
+    return [name for name in GPUS if name.lower().startswith(incomplete.lower())]
+
+
 def size_option(flag: str, help: str) -> Any:
     """An option for a memory size such as `1.3GiB`, without a default."""
     return option(flag, help, "SIZE", parser=bytes_option)

@@ -7,7 +7,16 @@ from typing import Any, Final
 import typer
 
 from cli.option_groups import Option
-from cli.options import GPU_HELP, assignments, numbers, option, parameters_option, seconds_option, size_option
+from cli.options import (
+    GPU_HELP,
+    assignments,
+    complete_gpu,
+    numbers,
+    option,
+    parameters_option,
+    seconds_option,
+    size_option,
+)
 from cli.serving import SERVING
 
 
@@ -23,7 +32,7 @@ def _lattice(texts: list[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 PLANNING: Final[dict[str, Option]] = SERVING | {
-    "gpu": Option(option("--gpu", f"{GPU_HELP}.", "GPU")),
+    "gpu": Option(option("--gpu", f"{GPU_HELP}.", "GPU", autocompletion=complete_gpu)),
     "gpu_memory": Option(
         size_option(
             "--gpu-memory", "Usable memory of the GPU, if it is not in the table or to override the table: 22.06GiB."

@@ -7,6 +7,7 @@
     document(value)                 the --json printer: one JSON document on stdout
     note(text)                      a remark on stderr
     bar                             a minitron.progress.Progress: `with bar("Scoring", total, "tokens") as advance:`
+    begin(way, subject)             how bars and remarks are told from here on, and for which model
     run_document(...)               the document of a command that wrote something
 
 Every text is shown in visible characters (minitron.escapes): a name from a config or a file gives a terminal no orders.
@@ -18,7 +19,6 @@ import json
 import logging
 import sys
 import textwrap
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,12 +28,13 @@ from typing import Any, Final
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
+from cli import bars
+from cli.telling import MESSAGES, Telling, begin, event, note
 from minitron.escapes import visible
-from minitron.progress import Advance
+from minitron.progress import Advance, silent
 from minitron.units import format_bytes
 
 Cell = str | int | float | None
@@ -42,10 +43,7 @@ Cell = str | int | float | None
 _RESULTS: Final = Console(markup=False, emoji=False, highlight=False)
 if not _RESULTS.is_terminal:
     _RESULTS.width = 10_000  # rich would fold at 80 columns what goes into a pipe or a file
-_MESSAGES: Final = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
-# Seconds between two lines about one bar where no bar can be drawn.
-_PLAIN_INTERVAL: Final = 10.0
 _PADDING: Final = 3
 
 
@@ -165,11 +163,6 @@ def run_document(
     }
 
 
-def note(text: str) -> None:
-    """Print a remark on stderr, above any bar that is drawn."""
-    _MESSAGES.print(Text(visible(text)), soft_wrap=not _MESSAGES.is_terminal)
-
-
 class _VisibleRecord(logging.LogRecord):
     def getMessage(self) -> str:
         return visible(super().getMessage(), keep="\n")
@@ -182,89 +175,30 @@ def guard_libraries() -> None:
     warnings.formatwarning = lambda *about, **more: visible(plain(*about, **more), keep="\n")
 
 
-class _RateColumn(ProgressColumn):
-    """`1,240 tokens/s`."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else visible(_rate(speed, str(task.fields["unit"]))))
-
-
-def _rate(speed: float, unit: str) -> str:
-    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
-
-
-# One drawing of all open bars: a terminal has room for one live region only.
-_drawn: Progress | None = None
-
-
 @contextmanager
 def bar(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """A bar on stderr with percentage, rate, time left and a note; a line now and then where stderr is no terminal.
+    """A bar on stderr with percentage, rate, time left and a note; a line a minute where stderr is no terminal.
 
-    `total` is counted in `unit`s, a plural such as `tokens`.  Bars may be nested."""
-    opened = _live_bar if _MESSAGES.is_interactive else _plain_bar
-    with opened(description, total, unit) as advance:
+    `total` is counted in `unit`s, a plural such as `tokens`.  Bars may be nested; one line is drawn."""
+    ways = {"live": bars.live, "lines": bars.lines, "json": bars.objects, "none": silent}
+    way = Telling.way if Telling.way in ways else "live" if MESSAGES.is_interactive else "lines"
+    with ways[way](description, total, unit) as advance:
         yield advance
 
 
-@contextmanager
-def _live_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
-    global _drawn
-    outermost = _drawn is None
-    if _drawn is None:
-        _drawn = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=_MESSAGES,
-            # stdout may be a file or a pipe, and rich would send what is printed there to the bar's console.
-            redirect_stdout=False,
-        )
-        _drawn.start()
-    progress = _drawn
-    task = progress.add_task(visible(description), total=total, unit=unit, note="")
-
-    def advance(amount: float, note: str = "") -> None:
-        progress.advance(task, amount)
-        if note:
-            progress.update(task, note=visible(note))
-
-    try:
-        yield advance
-    finally:
-        progress.stop_task(task)
-        if outermost:
-            progress.stop()
-            _drawn = None
-
-
-@contextmanager
-def _plain_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
-    started = told = time.monotonic()
-    done, latest = 0.0, ""
-
-    def tell() -> None:
-        seconds = max(time.monotonic() - started, 1e-9)
-        parts = [f"{description}: {done:,.0f} of {total:,.0f} {unit}", _rate(done / seconds, unit)]
-        if 0 < done < total:
-            parts.append(f"{(total - done) * seconds / done:,.0f} s left")
-        note(", ".join(parts + ([latest] if latest else [])))
-
-    def advance(amount: float, note: str = "") -> None:
-        nonlocal done, latest, told
-        done += amount
-        latest = note or latest
-        if time.monotonic() - told >= _PLAIN_INTERVAL:
-            told = time.monotonic()
-            tell()
-
-    yield advance
-    tell()
-
-
-def set_progress(way: str) -> None:
-    """How bars are told from here on."""
+__all__ = [
+    "Cell",
+    "Telling",
+    "bar",
+    "begin",
+    "cell",
+    "document",
+    "event",
+    "guard_libraries",
+    "line",
+    "memory_bar",
+    "note",
+    "paragraph",
+    "run_document",
+    "table",
+]

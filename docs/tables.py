@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from cli.old_names import OLD_NAMES
 from distill.losses.divergences import DEFAULT_LOSS, DIVERGENCES
 from distill.run.recipe_file import bundled, read_recipe
 from importance.score.estimators import DEFAULTS, ESTIMATORS, FALLBACK
@@ -290,6 +291,16 @@ def _unsupported() -> Rows:
         yield _code(model_type), why
 
 
+def _old_names() -> Rows:
+    yield "before", "now", "in"
+    found: dict[tuple[str, str], list[str]] = {}
+    for command, names in OLD_NAMES.items():
+        for old, new in names.items():
+            found.setdefault((old, new), []).append(_code(command))
+    for (old, new), commands in found.items():
+        yield _code(old), _code(new), ", ".join(commands)
+
+
 TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "estimators": _estimators,
     "losses": _losses,
@@ -309,6 +320,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "fixed": _fixed,
     "refused": _refused,
     "unsupported": _unsupported,
+    "old-names": _old_names,
 }
 """name in a marker -> its rows."""
 

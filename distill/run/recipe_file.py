@@ -68,7 +68,12 @@ def read_recipe(path: Path) -> tuple[Stage, ...]:
     return tuple(_stage(path, number, found | stage) for number, stage in enumerate(stages, 1))
 
 
+_TYPED: Final = {"dtype": "precision", "batch_size": "micro_batch"}
+"""What an option is called -> the setting that it is, where the names differ."""
+
+
 def _stage(path: Path, number: int, values: dict[str, Any]) -> Stage:
+    values = {_TYPED.get(name, name): value for name, value in values.items()}
     known = {field.name for field in fields(Recipe)}
     strangers = sorted(values.keys() - known - {"data"})
     if strangers:

@@ -241,6 +241,8 @@ def test_completion_is_offered() -> None:
     # What the shell calls when a person types `minitron ins<TAB>`.
     environment = os.environ | {"_MINITRON_COMPLETE": "complete_bash", "COMP_WORDS": "minitron ins", "COMP_CWORD": "1"}
     assert minitron_command(env=environment).stdout.strip() == "inspect"
+    environment |= {"COMP_WORDS": "minitron plan m --gpu jets", "COMP_CWORD": "4"}
+    assert minitron_command(env=environment).stdout.split("\n")[0].startswith("Jetson AGX")
 
 
 def test_sizes_are_read_and_defaults_pass() -> None:

@@ -50,7 +50,7 @@ def test_a_name_means_one_thing_in_all_commands() -> None:
         shown[name].add((option.metavar or "").rpartition("]")[2])
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
     assert {name: found for name, found in shown.items() if len(found) > 1} == {}
-    assert set(OPTIONS) - set(kinds) <= {"--config", "--save-config", "--dry-run", "--progress", "--help", "--help-all"}
+    assert set(OPTIONS) - set(kinds) == {"--help"}
 
 
 def test_a_meaning_has_one_name() -> None:

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
 from cli.app import run
+from cli.schemas import schema
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.spec import read_spec
 
@@ -37,6 +39,7 @@ def test_sizes_by_hand_from_text_to_checkpoint(
     told = capsys.readouterr()
     assert "Scoring layers" in told.err
     document = json.loads(told.out)
+    jsonschema.validate(document, schema("prune"))
     assert set(document) == {"output", "inputs", "settings", "results", "seconds"}
     assert document["results"]["weight_bytes"] == Checkpoint(out).weight_bytes
     assert document["results"]["sizes"]["hidden_size"] == read_spec(out).named_sizes["hidden_size"] == 24

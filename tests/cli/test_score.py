@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from slow_importance import (
@@ -15,6 +16,7 @@ from slow_importance import (
 )
 
 from cli import app
+from cli.schemas import schema
 from importance.score.calibrate import calibrate
 from importance.score.options import ScoringOptions
 from minitron.cut.scores import load_scores
@@ -70,6 +72,7 @@ def test_score_on_the_command_line(
     assert app.run([*line, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert list(told) == ["output", "inputs", "settings", "results", "seconds"]
+    jsonschema.validate(told, schema("score"))
     assert told["output"] == str(output)
     results = told["results"]
     assert results["tokens"] == 4 * 32

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli import show
+from cli import bars, show
 
 COLUMNS = ["model", "parameters", "weights", "perplexity", "KL to the teacher", "peak memory"]
 ROWS: list[list[show.Cell]] = [
@@ -22,7 +22,7 @@ ROWS: list[list[show.Cell]] = [
 
 BAR = """
 import sys, time
-from cli import show
+from cli import bars, show
 with show.bar("Scoring", 40, "tokens") as advance:
     for i in range(4):
         advance(10, f"KL {i}")
@@ -91,8 +91,8 @@ def test_a_bar_in_a_pipe_is_lines_on_stderr() -> None:
 
 
 def test_a_bar_tells_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(show.time, "monotonic", lambda: float(next(clock)))
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(bars.time, "monotonic", lambda: float(next(clock)))
     with show.bar("Distilling", 100, "tokens") as advance:
         for _ in range(10):
             advance(10)
@@ -161,3 +161,39 @@ def test_a_document_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TypeError, match="set"):
         show.document({"x": {1}})
     assert capsys.readouterr().out == ""
+
+
+def test_programs_are_told_in_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    show.begin("json", "SmolLM2-135M")
+    try:
+        show.note("[2/6] plan")
+        with show.bar("Measuring candidates", 4, "candidates") as advance:
+            advance(4, "KL 0.5")
+    finally:
+        show.begin()
+    first, begun, ended = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert first == {"event": "note", "text": "[2/6] plan"}
+    about = {"stage": "[2/6] plan", "subject": "SmolLM2-135M", "work": "Measuring candidates", "unit": "candidates"}
+    assert begun == {"event": "begin", **about, "done": 0, "total": 4, "seconds": begun["seconds"], "note": ""}
+    assert ended == {"event": "end", **about, "done": 4, "total": 4, "seconds": ended["seconds"], "note": "KL 0.5"}
+
+
+def test_a_log_has_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bars.time, "monotonic", lambda: float(next(clock)))
+    show.begin("lines")
+    for _ in range(100):
+        with show.bar("Measuring candidates", 10, "tokens") as advance:
+            for _ in range(10):
+                advance(1)
+    show.begin()
+    seconds = next(clock)
+    assert 3 <= len(capsys.readouterr().err.splitlines()) <= seconds / 60 + 1
+
+
+def test_no_progress_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    show.begin("none")
+    with show.bar("Scoring", 1, "tokens") as advance:
+        advance(1)
+    show.begin()
+    assert capsys.readouterr().err == ""

@@ -15,6 +15,10 @@ LONG = {"--steps", "--tokens", "--finalist-tokens", "--samples", "--layer-sample
 LEFT_OUT = {
     "--help",
     "--debug",
+    "--help-all",
+    "--config",
+    "--save-config",
+    "--progress",
     "--track",
     "--compile",
     "--tasks",

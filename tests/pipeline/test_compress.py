@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import pipeline.chain
 from cli.app import run
+from cli.schemas import schema
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.loading import load_model
 from pipeline.plan_document import serve_line_for
@@ -73,6 +75,11 @@ def test_a_run_that_stops_in_any_step_goes_on_with_it(
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert [point["kl_nats"] for point in report["training"]["points"]] == [point["kl"] for point in curve]
     assert 'id="training"' in (tmp_path / "run" / "report" / "report.html").read_text()
+    jsonschema.validate(document, schema("compress"))
+    # The folder keeps its settings, by which the run goes on: there is nothing left to do.
+    done = states(tmp_path / "run")
+    assert run(["compress", "--config", str(tmp_path / "run" / "run.toml")]) == 0
+    assert states(tmp_path / "run") == done
     assert document["results"]["serve"] == ""
     assert run(arguments) == 0
     assert {key: states(tmp_path / "run")[key] for key in before} == before

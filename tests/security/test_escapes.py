@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from cli import show
+from cli import bars, show, telling
 from cli.app import run
 from distill.recipe import Recipe
 from distill.run.card import model_card
@@ -193,7 +193,8 @@ def test_bars_and_tables_in_a_terminal(monkeypatch: pytest.MonkeyPatch, name: st
             file=stream, force_terminal=True, width=300, markup=False, emoji=False, highlight=False, color_system=None
         )
         monkeypatch.setattr(show, "_RESULTS", terminal)
-        monkeypatch.setattr(show, "_MESSAGES", terminal)
+        for module in (show, bars, telling):
+            monkeypatch.setattr(module, "MESSAGES", terminal)
         with show.bar(text, 10, text) as advance:
             advance(10, text)
         show.table(text, [text, "b"], [[text, 1], [text, 2]])
