@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= passive
 N ?= 1000
 SEED ?= 0
 
-.PHONY: help demo test test-all fuzz kills serve engine check format docs-tables clean
+.PHONY: help demo test test-all fuzz kills serve engine check format docs docs-tables clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,11 +57,15 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Material announces another tool at every build.
+docs: $(INSTALLED) ## Build the site of the documents into site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 docs-tables: $(INSTALLED) ## Write the tables in README.md and docs/ anew from the tables in the code
 	$(BIN)/python docs/tables.py
 
 clean: ## Remove the venv and every cache
-	rm -rf $(VENV) $(VLLM) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

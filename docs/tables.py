@@ -25,7 +25,7 @@ from minitron.memory.formats import FORMATS, HEAD_ENGINES
 from minitron.memory.ggml import MIXTURES, TYPES
 from minitron.memory.gguf_families import RUN, SEEN
 from minitron.memory.gpus import GPUS
-from minitron.model.axes import AXES, Axis
+from minitron.model.axes import AXES, EXPERT, Axis
 from minitron.model.families import FAMILIES, UNSUPPORTED, WRAPPERS
 from minitron.model.matrix_layout import Layout
 
@@ -196,6 +196,27 @@ def _families() -> Rows:
         yield _code(wrapper.model_type), _code(wrapper.model_type), f"a language model inside ({wrapper.summary})"
 
 
+def _kinds() -> Rows:
+    yield "kind", "`model_type`"
+    found: dict[str, list[str]] = {}
+    for model_type, family in FAMILIES.items():
+        keeps_state = any(cache.keeps_state for cache in family.cache.values())
+        attends = any(cache.keys_values for cache in family.cache.values())
+        kind = (
+            "hybrids of attention and state spaces, delta nets or convolutions"
+            if keeps_state and attends
+            else "state spaces alone"
+            if keeps_state
+            else "decoders with mixtures of experts"
+            if EXPERT in family.axes
+            else "dense decoders"
+        )
+        found.setdefault(kind, []).append(_code(model_type))
+    found["models that also see or hear: the language model inside"] = [_code(name) for name in WRAPPERS]
+    for kind, types in found.items():
+        yield kind, ", ".join(types)
+
+
 def _cuts() -> Rows:
     yield "`model_type`", "can be cut", "cut along", "fixed", "hidden", "refused", "published models, exact"
     published: dict[str, list[str]] = {}
@@ -291,6 +312,7 @@ TABLES: Final[dict[str, Callable[[], Rows]]] = {
     "gguf": _gguf,
     "gguf-families": _gguf_families,
     "gpus": _gpus,
+    "kinds": _kinds,
     "families": _families,
     "cuts": _cuts,
     "inside": _inside,
@@ -327,7 +349,7 @@ def filled(text: str, document: str) -> str:
 
 def documents() -> list[Path]:
     """Where tables may stand."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> None:
