@@ -35,11 +35,12 @@ from minitron.cut.plan import Plan, make_plan
 from minitron.cut.prune import prune
 from minitron.files import read_json, write_json
 from minitron.model.identity import weights_of
-from minitron.search.depth import match_pattern
+from minitron.search.depth import depth_of, match_pattern
 from minitron.search.search import build_lattice, search
 
 CHOICES = Path(__file__).with_name("peer_choices.json")
 PLAIN = "today's"
+DEPTH = "num_hidden_layers"
 TITLE = "Tokens of distillation: the built-in model (`benchmarks/recovery.py`)"
 
 Way = dict[str, Any]
@@ -60,8 +61,14 @@ class Recovery(Bench):
         return Path(self.options.teacher or self.options.model)
 
     def student(self, percent: float) -> Path:
-        """The closed form's choice, as `minitron prune --scores` cuts it."""
+        """The closed form's choice, as `minitron prune --scores` cuts it, or the sizes that --sizes names."""
         folder: Path = self.work / f"student-{percent:g}"
+        if not folder.exists() and (sizes := dict(self.options.sizes).get(percent)) is not None:
+            scores = self.scores(0, rival=False)
+            layers = sizes.get(DEPTH, len(self.spec.layers))
+            kept = depth_of(self.spec, WORKLOAD, layers, scores=scores)
+            cut = {key: size for key, size in sizes.items() if key != DEPTH}
+            self.prune(make_plan(self.spec, cut, kept, scores), folder)
         if not folder.exists():
             scores = self.scores(0, rival=False)
             lattice = build_lattice(self.spec, WORKLOAD, scores=scores, **self.lattice)
@@ -229,6 +236,12 @@ def way(text: str) -> tuple[str, Way]:
     return name, {key: _value(value) for key, _, value in pairs}
 
 
+def sizes(text: str) -> tuple[float, dict[str, int]]:
+    """Reads `PERCENT:key=size,key=size`."""
+    percent, _, cut = text.partition(":")
+    return float(percent), {key: int(size) for key, _, size in (part.partition("=") for part in cut.split(","))}
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -246,6 +259,10 @@ def recovery_options(parser: argparse.ArgumentParser, title: str) -> None:
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=151_552, help="to distil on")
     parser.add_argument("--way", type=way, action="append", default=[], metavar="NAME:FIELD=VALUE,...")
+    parser.add_argument(
+        "--sizes", type=sizes, action="append", default=[], metavar="PERCENT:KEY=SIZE,...",
+        help="the student's sizes at a point, such as those that a measured search chose",
+    )  # fmt: skip
     parser.add_argument("--teacher", type=Path, help="the model to learn from, where it is not the one that is cut")
 
 

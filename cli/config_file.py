@@ -175,7 +175,9 @@ def _line(parameter: Any, value: Any, folder: Path) -> Iterator[str]:
         yield f"# {key_of(parameter)} holds a password or a key and is not written; type it"
         return
     told = [_toml_of(_seen_from(word, parameter, folder)) for word in words]
-    yield f"{key_of(parameter)} = " + (f"[{', '.join(told)}]" if listed else told[0])
+    # A command that takes many models is mostly given one.
+    one = not listed or (parameter.nargs == -1 and len(told) == 1)
+    yield f"{key_of(parameter)} = " + (told[0] if one else f"[{', '.join(told)}]")
 
 
 def _seen_from(word: Any, parameter: Any, folder: Path) -> Any:

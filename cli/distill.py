@@ -29,7 +29,7 @@ from cli import show
 from cli.distillation import DISTILLATION
 from cli.distillation import request as build
 from cli.dry_run import DryRunOption, tell
-from cli.option_groups import takes
+from cli.option_groups import Option, takes
 from cli.options import JsonOption
 from cli.training import DEFAULT_TOKENS, TRAINING
 from distill.recipe import Recipe
@@ -101,6 +101,9 @@ def command(
     show.line(f"Written: {request.output}")
 
 
+_FLAGS = {name: row.flag for name, row in TRAINING.items() if isinstance(row, Option)}
+
+
 def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage, ...]:
     """The stages of the recipe file, or one recipe from the options."""
     if file is None:
@@ -109,8 +112,9 @@ def _recipe(file: Path | None, training: dict[str, Any]) -> Recipe | tuple[Stage
     plain = {field.name: field.default for field in dataclasses.fields(Recipe)}
     typed = [name for name, value in training.items() if value != plain[name]]
     if typed:
-        flag = TRAINING[typed[0]].info.param_decls[0].partition("/")[0]
-        raise MinitronError(f"{flag} conflicts with --recipe; write it into the recipe file, or drop one of the two.")
+        raise MinitronError(
+            f"{_FLAGS[typed[0]]} conflicts with --recipe; write it into the recipe file, or drop one of the two."
+        )
     return read_recipe(file)
 
 

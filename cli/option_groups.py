@@ -38,6 +38,13 @@ class Option:
     read: Callable[[Any], Any] | None = None
     """From what was typed, or its default, to the field's value."""
 
+    @property
+    def flag(self) -> str:
+        """The name that is typed, without the one that says no; empty of an argument."""
+        # What is written first is typer's `default` until a command is built.
+        names = [name for name in (self.info.default, *(self.info.param_decls or ())) if isinstance(name, str)]
+        return next((name.partition("/")[0] for name in names if name.startswith("--")), "")
+
     @classmethod
     def of(cls, annotated: Any, **more: Any) -> Option:
         """A row of what is annotated already (cli.options), where its type is the one that is typed."""

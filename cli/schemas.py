@@ -129,7 +129,9 @@ _SHARE: Final = record(count=COUNT, value=NUMBER, interval=listed(NUMBER))
 
 _JUDGED: Final = record(verdict=record(contests=COUNT, wins=_SHARE, ties=_SHARE, losses=_SHARE, broken=_SHARE))
 
-_TRIED: Final = maybe(record(pairs=COUNT, accuracy=_SHARE, right_in_both_orders=_SHARE, broken=NUMBER, tokens=COUNT))
+_PART: Final = record(value=NUMBER, interval=listed(NUMBER))
+
+_TRIED: Final = maybe(record(pairs=COUNT, accuracy=_PART, right_in_both_orders=_PART, broken=NUMBER, tokens=COUNT))
 
 _JUDGE_TRAINED: Final = record(
     judge=TEXT,

@@ -195,7 +195,7 @@ def size_of(path: Path) -> int:
 def add_scoring(sketch: Sketch, spec: ModelSpec, options: ScoringOptions, *, layers: bool = True) -> None:
     """Add what scoring needs, its memory where it is more than what is there."""
     from minitron.cut.refit import input_sites
-    from minitron.model.axes import EXPERT, HIDDEN
+    from minitron.model.axes import EXPERT, HIDDEN, VOCAB
 
     count, size = spec.parameters(), _BYTES[options.dtype]
     weights = count.total * size
@@ -203,7 +203,7 @@ def add_scoring(sketch: Sketch, spec: ModelSpec, options: ScoringOptions, *, lay
         site.size**2 * (spec.sizes_in(site.layer)[EXPERT] if site.by_expert else 1) for site in input_sites(spec)
     )
     kept = 4 * (moments * options.refit + spec.sizes[HIDDEN] ** 2)
-    offloaded = weights // max(len(spec.layers), 1) + 2 * spec.sizes["vocab"] * spec.sizes[HIDDEN] * size
+    offloaded = weights // max(len(spec.layers), 1) + 2 * spec.sizes[VOCAB] * spec.sizes[HIDDEN] * size
     sketch.memory = _larger(
         sketch.memory,
         {

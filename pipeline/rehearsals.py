@@ -115,6 +115,7 @@ def _scores_for(sketch: Sketch, request: Pruning, spec: ModelSpec, *, needed: bo
 
 def rehearse_quantise(request: Quantising) -> Foreseen:
     """What `quantize` would do; raises MinitronError for what it would refuse."""
+    from minitron.model.axes import HIDDEN
     from minitron.quantise.assigned import assign
 
     inputs = [path for path in (request.model, request.data) if path]
@@ -131,7 +132,7 @@ def rehearse_quantise(request: Quantising) -> Foreseen:
     if request.data is not None:
         flops = 2.0 * spec.parameters().active * request.samples * request.sequence_length
         layer = checkpoint.weight_bytes // max(len(spec.layers), 1)
-        hidden = 4 * request.samples * request.sequence_length * spec.sizes["hidden"]
+        hidden = 4 * request.samples * request.sequence_length * spec.sizes[HIDDEN]
         sketch.memory |= {"weights of one layer": layer, "hidden states": hidden}
     sketch.work["quantize"] = Work(flops, checkpoint.weight_bytes + assigned.bytes_planned)
     return sketch.done(spec, checkpoint, "bf16")

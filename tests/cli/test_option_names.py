@@ -67,8 +67,8 @@ def named(table: Mapping[str, Option | Group], prefix: str = "") -> Iterator[tup
     for name, row in table.items():
         if isinstance(row, Group):
             yield from named(row.table, f"{name}." if name in ("answering", "speaking", "caches", "learning") else "")
-        elif declared := getattr(row.info, "param_decls", None):
-            yield prefix + name, declared[0].partition("/")[0]
+        elif row.flag:
+            yield prefix + name, row.flag
 
 
 def test_a_field_of_requests_has_one_name() -> None:
@@ -88,12 +88,14 @@ def test_a_field_of_requests_has_one_name() -> None:
         for field, flag in named(table):
             names[field].add(flag)
     # `layers` is how many a plan keeps and how scoring ranks them; a training sequence of `compress` is not a
-    # calibration sequence; `sizes` are those of `prune`, or uniform or per-layer.
-    apart = {"layers", "sequence_length", "sizes", "rounding", "seed"}
+    # calibration sequence; `sizes` are those of `prune`, or uniform or per-layer; `cache` keeps an endpoint's replies, or
+    # a teacher's probabilities.
+    apart = {"cache", "layers", "sequence_length", "sizes", "rounding", "seed"}
     assert {field: flags for field, flags in names.items() if len(flags) > 1 and field not in apart} == {}
     # What several fields are, under one name.
     same = {"form": "type", "student_format": "form", "student_kv": "kv", "student_keep": "keep", "precision": "dtype"}
     for one, other in (*same.items(), ("validation", "heldout"), ("micro_batch", "batch_size")):
+        assert len(names[one]) == 1
         assert names[one] == names[other], (one, other)
 
 
