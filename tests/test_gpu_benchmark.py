@@ -41,6 +41,9 @@ def measured(folder: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, read_json(folder / "gpu.json"), (folder / "gpu.md").read_text(encoding="utf-8")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str]:
     """All parts, of which the first one fails: it finds no tests."""

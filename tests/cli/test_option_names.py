@@ -88,8 +88,8 @@ def test_a_field_of_requests_has_one_name() -> None:
         for field, flag in named(table):
             names[field].add(flag)
     # `layers` is how many a plan keeps and how scoring ranks them; a training sequence of `compress` is not a
-    # calibration sequence; `sizes` are those of `prune`, or uniform or per-layer; `cache` keeps an endpoint's replies, or
-    # a teacher's probabilities.
+    # calibration sequence; `sizes` are those of `prune`, or uniform or per-layer; `cache` keeps an endpoint's replies,
+    # or a teacher's probabilities.
     apart = {"cache", "layers", "sequence_length", "sizes", "rounding", "seed"}
     assert {field: flags for field, flags in names.items() if len(flags) > 1 and field not in apart} == {}
     # What several fields are, under one name.

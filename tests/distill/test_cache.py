@@ -244,6 +244,7 @@ def read(path: Path) -> Any:
         return file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_two_processes_write_it_together(tiny_llama: Path, student: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(student, tiny_llama, short_text, tmp_path / "out", cache=tmp_path / "many")
     forks.two(run_process, tmp_path, asked)

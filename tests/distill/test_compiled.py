@@ -105,6 +105,7 @@ def test_layers_are_compiled_where_it_is_switched_on(tiny_llama: Path, monkeypat
         assert len(asked) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_experts_learn_the_same(
     backend: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +160,7 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) ->
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_compile_too(tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
     student = tiny_models.save_llama(tmp_path / "student", seed=1, num_hidden_layers=2)
     recipe = replace(RECIPE, activation_checkpointing=True, steps=2)

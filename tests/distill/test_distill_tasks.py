@@ -85,6 +85,7 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe) ->
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_ask_together(
     student: Path, tiny_llama: Path, short_text: Path, tmp_path: Path, task: str
 ) -> None:

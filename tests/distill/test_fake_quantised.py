@@ -134,7 +134,7 @@ def measured(folder: Path, teacher: Path, student: Path, text: Path, work: Path)
     return found
 
 
-@pytest.mark.parametrize("head", ["bf16", "int8"])
+@pytest.mark.parametrize("head", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_what_is_written_is_what_was_trained(
     head: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_model_in_fewer_bits_learns_of_itself(hybrid: Path, short_text: Path, 
         distill(Distillation(hybrid, hybrid, short_text, tmp_path / "other"), recipe)
 
 
-@pytest.mark.parametrize("form", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("form", [pytest.param("fp8", marks=pytest.mark.slow), "nvfp4"])
 def test_formats_with_scales_of_inputs_see_the_text(
     form: str, hybrid: Path, teacher: Path, short_text: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def worsening(monkeypatch: pytest.MonkeyPatch, kls: list[float]) -> None:
     monkeypatch.setattr(quality, "measure_quality", measured)
 
 
-@pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize("select", [pytest.param("last", marks=pytest.mark.slow), "best"])
 def test_the_best_weights_are_kept_beside_the_last(
     select: str, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,7 @@ def run_process(rank: int, folder: Path, asked: Distillation, recipe: Recipe, st
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_two_processes_take_the_same_steps_as_one(
     precision: str, undisturbed: DistillResult, student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path
 ) -> None:

@@ -72,7 +72,9 @@ def test_gradients_are_those_of_a_learned_step_size(form: str, tmp_path: Path) -
     torch.testing.assert_close(linear.weight.grad, wanted.T @ read, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["int4", "nvfp4a16", "int8"])
+@pytest.mark.parametrize(
+    "form", ["int4", pytest.param("nvfp4a16", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.slow)]
+)
 def test_what_is_learned_is_what_is_written(form: str, hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(hybrid, hybrid, short_text, tmp_path / "out", student_format=form, student_scales="learned")
     result = distill(asked, RECIPE, calibrate=CALIBRATE)

@@ -185,6 +185,7 @@ def run_process(rank: int, folder: Path, asked: Distillation) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_it_as_one(student: Path, tiny_hybrid: Path, short_text: Path, tmp_path: Path) -> None:
     asked = Distillation(student, tiny_hybrid, short_text, tmp_path / "many")
     forks.two(run_process, tmp_path, asked)

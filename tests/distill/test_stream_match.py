@@ -344,6 +344,7 @@ def test_two_processes_compare_the_same_streams(
     assert found["losses"] == pytest.approx(alone.losses, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_show_their_streams(
     tiny_llama: Path, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ def asked(model: Path, text: Path, out: Path, *more: str) -> list[str]:
     return ["compress", str(model), "--data", str(text), "-o", str(out), *SMALL, "--engine", "llama.cpp", *more]
 
 
+@pytest.mark.slow
 def test_types_that_the_search_chose_are_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("conversion", reason="needs the extra gguf")
     gguf = pytest.importorskip("gguf", reason="needs the extra gguf")

@@ -34,6 +34,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_judge_chooses_among_the_finalists_and_is_in_the_report(
     tiny_hybrid: Path, short_text: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_what_cannot_be_is_told_before_anything_is_scored(
     assert not (tmp_path / "run/scores.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_formats_that_the_search_chose_are_written(
     llama: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +127,12 @@ def test_formats_that_cannot_be_searched(
 
 
 @pytest.mark.parametrize(
-    ("family", "sizes"), [("nemotron_h", "uniform"), ("nemotron_h", "per-layer"), ("granitemoehybrid", "uniform")]
+    ("family", "sizes"),
+    [
+        ("nemotron_h", "uniform"),
+        pytest.param("nemotron_h", "per-layer", marks=pytest.mark.slow),
+        pytest.param("granitemoehybrid", "uniform", marks=pytest.mark.slow),
+    ],
 )
 def test_formats_of_a_hybrid_are_written_to_the_byte(
     family: str, sizes: str, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

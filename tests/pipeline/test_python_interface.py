@@ -115,6 +115,7 @@ def test_requests_check_themselves(make: object, words: str) -> None:
         make()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_the_example_does_the_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

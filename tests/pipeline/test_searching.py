@@ -62,7 +62,7 @@ def test_without_measurements_scores_alone_decide(arguments: list[str], tmp_path
     assert read_json(tmp_path / "run" / "report" / "report.json")["sieves"] is None
 
 
-@pytest.mark.parametrize("objective", ["perplexity", "task"])
+@pytest.mark.parametrize("objective", ["perplexity", pytest.param("task", marks=pytest.mark.slow)])
 def test_other_objectives(arguments: list[str], tmp_path: Path, objective: str) -> None:
     if objective == "task":
         items = [{"query": "Ben", "choices": [" eats", " finds"], "gold": place % 2} for place in range(4)]
@@ -91,6 +91,7 @@ def test_an_objective_that_is_none(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_race_that_is_stopped_goes_on_with_the_next_finalist(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
