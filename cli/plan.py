@@ -118,7 +118,7 @@ def _write_page(models: Sequence[Path], planning: Planning, page: Path, *, overw
 
     refuse_existing(page, overwrite=overwrite)
     with sole(page):
-        text = planner_page(models, planning)
+        text = planner_page(models, planning, progress=show.bar)
         write_text(page, text)
     show.line(f"Written: {page} ({format_bytes(len(text.encode()))})")
 

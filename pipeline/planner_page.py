@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from minitron.errors import MinitronError
+from minitron.progress import Progress, silent
 from pipeline.planning import Planning
 from pipeline.serving import model_names
 
@@ -19,7 +20,7 @@ def planner_page(
     planning: Planning,
     *,
     bundled: bool = True,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Progress = silent,
 ) -> str:
     """The page as HTML, the given models first, the first of them shown; context, batch and engine are those of
     `planning`, where it says them.  Reads no weights.
@@ -47,15 +48,23 @@ def planner_page(
         specs |= {name: spec_of(config) for name, config in known.items() if name not in specs}
     if not specs:
         raise MinitronError("the page would have no model; give one.")
-    entries = []
-    for name, spec in specs.items():
-        progress(name)
-        entries.append(page_entry(name, spec))
+    # Every model is counted twice: itself, and as one of its type in any sizes.
+    with progress("Counting", 2 * len(specs), "models") as advance:
+
+        def configs() -> Iterator[Mapping[str, Any]]:
+            for name, spec in specs.items():
+                yield spec.config
+                advance(1, name)
+
+        entries = []
+        for name, spec in specs.items():
+            entries.append(page_entry(name, spec))
+            advance(1, name)
+        reading = reading_document(configs())
     # Nothing given: the hybrid of the worked example in docs/planning.md.
     place = 0 if models or FIRST not in specs else list(specs).index(FIRST)
     gpu = planning.device or next(iter(GPUS.values()))
     first = list(specs.values())[place]
     workload = workload_of(first, planning.context or CONTEXT, planning.batch, engine=planning.engine_on(gpu))
     budget = Budget(gpu.usable, planning.budget_of(gpu).utilization, planning.reserve or 0, None, gpu)
-    reading = reading_document(spec.config for spec in specs.values())
     return to_planner_page(planner_document(entries, Asked(workload, budget), place), reading)
