@@ -39,7 +39,14 @@ TRAINING: Final[dict[str, Option]] = {
     ),
     "steps": Option(_number("--steps", "Optimiser steps, instead of --tokens.")),
     "sequence_length": Option.of(SequenceLengthOption),
-    "batch_tokens": Option(tokens_option("--batch-tokens", "Tokens per optimiser step.")),
+    "batch_tokens": Option(
+        tokens_option(
+            "--batch-tokens",
+            "Tokens per optimiser step; default: 1,024 in runs of up to 1M tokens, else 4,096, and at least one "
+            "sequence per process.",
+            show_default=False,
+        )
+    ),
     "micro_batch": Option(_number("--batch-size", "Sequences per forward pass; default: about 2,048 tokens.")),
     "learning_rate": _rate_option("Peak learning rate, reached after the warm-up."),
     "minimum_learning_rate": Option(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from distill.batch import usual_batch
 from distill.losses.divergences import DEFAULT_LOSS, parse_loss
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
@@ -59,8 +60,8 @@ class Recipe:
     sequence_length: int = 512
     """Tokens of one sequence."""
 
-    batch_tokens: int = 4096
-    """Tokens of one optimiser step, over all processes; a multiple of `sequence_length`."""
+    batch_tokens: int = 0
+    """Tokens of one optimiser step, over all processes; a multiple of `sequence_length`; 0: as distill.batch has it."""
 
     micro_batch: int | None = None
     """Sequences in one forward pass; None chooses about 2,048 tokens."""
@@ -186,6 +187,8 @@ class Recipe:
         """Raise MinitronError for a setting that is out of range or contradicts another."""
         if (self.tokens is None) == (self.steps is None):
             raise MinitronError("a recipe needs either tokens or steps, not both; give one of them.")
+        if self.batch_tokens == 0 and self.sequence_length > 0:
+            object.__setattr__(self, "batch_tokens", usual_batch(self.tokens, self.steps, self.sequence_length))
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value != AUTO and not (math.isfinite(value) and value > 0):
@@ -375,21 +378,17 @@ _POSITIVE: Final = tuple(
     for field in fields(Recipe)
     if field.name
     not in {
-        "betas",
-        "tasks",
-        "precision",
-        "loss",
-        "loss_kernel",
-        "warmup_steps",
-        "assistant_only",
-        "train",
-        "select",
-        "activation_checkpointing",
-        "async_checkpoints",
-        "compile",
-        "stream_weight",
-        "stream_norm",
-        "on_policy_loss",
+        *("betas", "tasks", "precision", "loss", "loss_kernel", "warmup_steps", "assistant_only"),
+        *(
+            "train",
+            "select",
+            "activation_checkpointing",
+            "async_checkpoints",
+            "compile",
+            "stream_weight",
+            "stream_norm",
+            "on_policy_loss",
+        ),
         *_NOT_NEGATIVE,
     }
 )
