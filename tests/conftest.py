@@ -9,10 +9,35 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import tiny_models
+
+from cli import invocation, show
+from cli.app import COMMANDS
+from cli.schemas import PLAN, SCHEMAS, schema
+
+
+@pytest.fixture(autouse=True)
+def what_is_printed_obeys_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a command prints with --json in any test is held against the schema of that command; the document of a
+    plan, which is long, in tests of its own."""
+    printed = show.document
+
+    def checked(value: Any) -> None:
+        printed(value)
+        typed = invocation._typed
+        command = next((word for word in typed if word in COMMANDS), "")
+        if command == PLAN and any(word.startswith("--solve") for word in typed):
+            command = "solve"
+        if command in SCHEMAS:
+            jsonschema.validate(json.loads(json.dumps(value, default=show._plain)), schema(command))
+
+    monkeypatch.setattr(show, "document", checked)
 
 
 @pytest.fixture(scope="session")
