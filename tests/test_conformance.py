@@ -84,7 +84,8 @@ KINDS = {
     *("mamba", "falcon_h1", "jamba"),  # a state alone, beside attention, and between its layers
     *("gemma3", "nemotron_h_omni"),  # inside a model that sees or hears
 }
-"""One type of every kind of layer and of stream: the chain runs on these, and on the others among the slow tests."""
+"""One type of every kind of layer and of stream: the chain and distillation run on these, and on the others among the
+slow tests."""
 
 by_chain = on([one if one[0] in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in ONE_OF_EACH_TYPE])
 
@@ -348,7 +349,7 @@ def test_routers_are_found_by_the_table(checkpoint: Path, model: PreTrainedModel
     assert found == {id(parameter) for module in routers for parameter in module.parameters()}
 
 
-@cuttable
+@one_of_each_type
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreTrainedModel) -> None:
     spec, blocks = read_spec(checkpoint), np.random.default_rng(0).integers(3, 300, (4, 32))
     options = ScoringOptions(dtype="fp32", layers="fast")
@@ -368,7 +369,7 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreT
         assert row.step.most == 0 or scored & {axis, row.joint, *members}, axis
 
 
-@one_of_each_type
+@by_chain
 def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     spec, pruned, distilled = read_spec(checkpoint), tmp_path / "pruned", tmp_path / "distilled"
     prune(checkpoint, make_plan(spec, cuts_of(spec)[0], tuple(range(len(spec.layers))), random_scores(spec)), pruned)

@@ -97,6 +97,7 @@ def test_the_command_runs_from_the_wheel(installed: Path, tmp_path: Path) -> Non
     assert (tmp_path / "report/report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     told = call(installed, tmp_path, "-c", DEMO, str(installed))
     assert "The compressed model: run/distilled" in told

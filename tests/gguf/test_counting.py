@@ -97,7 +97,7 @@ def test_a_part_or_a_type_that_is_not_there(tmp_path: Path, keep: str, capsys: p
     assert f"--keep {keep} is not a part of this model that a GGUF file keeps in a type of its own" in told
 
 
-@pytest.mark.parametrize("label", ["tied llama", "eight experts"])
+@pytest.mark.parametrize("label", [pytest.param("tied llama", marks=pytest.mark.slow), "eight experts"])
 def test_types_that_need_an_importance_matrix_compute_it_from_text(
     tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,11 @@ def keys(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield from ((key, inner) for inner in value) if isinstance(value, dict) else ()
 
 
-@pytest.mark.parametrize("model_type", FAMILY_SIZES)
+# Every third type; the others among the slow tests.
+@pytest.mark.parametrize(
+    "model_type",
+    [one if place % 3 == 0 else pytest.param(one, marks=pytest.mark.slow) for place, one in enumerate(FAMILY_SIZES)],
+)
 def test_every_key_with_every_value(model_type: str) -> None:
     config = AutoConfig.for_model(model_type, **FAMILY_SIZES[model_type][0])
     whole = json.loads(config.to_json_string(use_diff=False)) | {"model_type": model_type}

@@ -38,7 +38,11 @@ CPU = torch.device("cpu")
 CASES = [(model_type, number) for model_type in WRAPPERS for number in range(len(FAMILY_SIZES[model_type]))]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+# One config of every type; the others among the slow tests.
+FEW = [case if case[1] == 0 else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.fixture(params=FEW, ids=lambda case: f"{case[0]}-{case[1]}")
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     model_type, number = request.param
     return save_family(tmp_path / "model", model_type, **FAMILY_SIZES[model_type][number])

@@ -62,7 +62,8 @@ def test_without_measurements_scores_alone_decide(arguments: list[str], tmp_path
     assert read_json(tmp_path / "run" / "report" / "report.json")["sieves"] is None
 
 
-@pytest.mark.parametrize("objective", ["perplexity", pytest.param("task", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["perplexity", "task"])
 def test_other_objectives(arguments: list[str], tmp_path: Path, objective: str) -> None:
     if objective == "task":
         items = [{"query": "Ben", "choices": [" eats", " finds"], "gold": place % 2} for place in range(4)]
