@@ -27,6 +27,7 @@ def what_is_printed_obeys_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a command prints with --json in any test is held against the schema of that command; the document of a
     plan, which is long, in tests of its own."""
     printed = show.document
+    invocation.remember([])  # that of the test before is none of this one's
 
     def checked(value: Any) -> None:
         printed(value)
