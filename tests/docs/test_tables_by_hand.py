@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli.app import COMMANDS, build
+from cli.app import COMMANDS, build, run
 from minitron.model.quantised.methods import METHODS
 from minitron.model.quantised.quantisation import CAST, UNDONE
 
@@ -27,7 +27,7 @@ def rows(document: str, head: str) -> list[list[str]]:
             elif inside and not line.startswith("|"):
                 return
             elif inside and not line.startswith(("|--", "|:-", "|---")):
-                yield [cell.strip() for cell in line.strip("|").split(" | ")]
+                yield [cell.strip() for cell in line[1:-1].split("|")]
 
     table = list(found())
     assert table, f"{document} has no table {head}"
@@ -104,3 +104,19 @@ def test_the_costs_of_scoring_are_those_that_were_measured() -> None:
 
 def _is_number(cells: list[str]) -> bool:
     return len(cells) > 3 and re.fullmatch(r" *[\d.]+ *", cells[3]) is not None
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_formats_is_what_the_planner_says(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ROOT / "tests/reference/models/Nemotron-3-Super-120B-A12B.json"
+    how = ["--gpu", "RTX 4090", "--context", "128k", "--engine", "llama.cpp", "--formats", "native", "--kv", "q8_0"]
+    assert run(["plan", str(model), *how]) == 0
+    said = [re.split(r" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    found = {words[0]: words for words in said if words[-1].endswith("%")}
+    parts = {"routed experts": "moe_routed", "Mamba": "ssm", "shared experts": "moe_shared", "output layer": "lm_head"}
+    parts |= {"latent projections": "moe_latent_proj"}
+    for part, form, *_, share in rows(
+        "docs/search.md", "| | format | bits | numbers | a token uses | of the loss, by the prior |"
+    ):
+        words = found[parts.get(part, part)]
+        assert words[-1] == share.replace(" ", "") and (not form or words[1] == form), (part, words)
