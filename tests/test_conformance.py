@@ -84,8 +84,7 @@ KINDS = {
     *("mamba", "falcon_h1", "jamba"),  # a state alone, beside attention, and between its layers
     *("gemma3", "nemotron_h_omni"),  # inside a model that sees or hears
 }
-"""One type of every kind of layer and of stream: the chain and distillation run on these, and on the others among the
-slow tests."""
+"""One type of every kind of layer and of stream: whole runs are of these, and of the others among the slow tests."""
 
 by_chain = on([one if one[0] in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in ONE_OF_EACH_TYPE])
 
