@@ -17,5 +17,6 @@ def usual_batch(tokens: int | None, steps: int | None, sequence_length: int) -> 
     same number of them, at least one, for every process that torchrun started."""
     whole = tokens if tokens is not None else (steps or 0) * SMALL
     sequences = (SMALL if whole <= SHORT else LARGE) // sequence_length
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # What torch.distributed.is_torchelastic_launched looks at, without torch: others set WORLD_SIZE too.
+    processes = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     return max(1, -(-sequences // processes)) * processes * sequence_length

@@ -26,4 +26,11 @@ def test_whole_sequences_for_every_process(
     given: dict[str, int], processes: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     assert Recipe(**given).batch_tokens == wanted  # type: ignore[arg-type]
+
+
+def test_a_number_of_processes_that_torchrun_did_not_set_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert Recipe(tokens=SHORT).batch_tokens == 1024
