@@ -71,7 +71,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Minitron needs Python 3.11 or newer; say which one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+# Most of what is installed is never imported: what is, Python compiles then.
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
 	@touch $@
 
 # torchvision, torchaudio and torchcodec as packaged for CUDA do not load beside a CPU torch, and text needs none of them.

@@ -320,7 +320,9 @@ def test_options_that_cannot_be(options: dict[str, Any], asked: dict[str, Any], 
 @pytest.mark.parametrize("length", [1, 7, 100, 10**6])
 def test_blocks_cover_the_lattice_once_whatever_their_length(length: int) -> None:
     spec = tiny()
-    lattice = Lattice(spec, (tuple(range(8)), tuple(range(1, 8)), tuple(range(2, 8))), default_widths(spec))
+    widths = {key: sizes[:2] for key, sizes in default_widths(spec).items()}
+    lattice = Lattice(spec, (tuple(range(8)), tuple(range(1, 8)), tuple(range(2, 8))), widths)
+    assert lattice.points > 200
     blocks = [points.select(np.arange(prod(points.shape))) for points, _ in lattice.chunks(length)]
     assert all(len(block.depth) <= length for block in blocks)
     columns = [np.concatenate([block.depth for block in blocks])]

@@ -4,6 +4,7 @@ import itertools
 import json
 import tracemalloc
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -68,13 +69,19 @@ AXES = {
 }
 
 
+@cache
+def counted() -> tuple[Lattice, Budget, dict[Any, tuple[int, int]]]:
+    """A lattice, a budget that some of it fits, and all of it by brute force."""
+    spec = tiny()
+    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
+    budget = Budget(round(footprint(spec, WORKLOAD).total * 0.6), workspace=1000)
+    return lattice, budget, brute_force(lattice, WORKLOAD, budget)
+
+
 @pytest.mark.parametrize("sort", ["score", "memory"])
 def test_the_search_finds_what_a_loop_finds_in_the_same_order(sort: str) -> None:
     spec = tiny()
-    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
-    whole = footprint(spec, WORKLOAD).total
-    budget = Budget(round(whole * 0.6), workspace=1000)
-    every = brute_force(lattice, WORKLOAD, budget)
+    lattice, budget, every = counted()
     fitting = [name for name, (total, _) in every.items() if total <= budget.available]
     assert 0 < len(fitting) < len(every) < lattice.points
     result = search(lattice, WORKLOAD, budget, sort=sort, top=lattice.points)
@@ -124,10 +131,7 @@ def test_no_architecture_is_listed_twice() -> None:
 
 
 def test_the_front_is_what_no_other_architecture_beats() -> None:
-    spec = tiny()
-    lattice = Lattice(spec, depths(spec, WORKLOAD, 4, keep_attention=0), parse_widths(spec, AXES))
-    budget = Budget(round(footprint(spec, WORKLOAD).total * 0.6), workspace=1000)
-    every = brute_force(lattice, WORKLOAD, budget)
+    lattice, budget, every = counted()
     result = search(lattice, WORKLOAD, budget)
     unbeaten = {
         name
@@ -146,8 +150,7 @@ def test_the_front_is_what_no_other_architecture_beats() -> None:
 
 
 def test_the_best_are_the_first_of_all() -> None:
-    spec = tiny()
-    lattice = build_lattice(spec, WORKLOAD)
+    lattice, *_ = counted()
     for sort in ("score", "memory"):
         every = search(lattice, WORKLOAD, AMPLE, sort=sort, top=lattice.points).candidates
         assert search(lattice, WORKLOAD, AMPLE, sort=sort, top=5).candidates == every[:5]
