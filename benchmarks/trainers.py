@@ -4,11 +4,11 @@
     python benchmarks/trainers.py --name NAME --model PARENT --student CUT --data TEXT [--steps 4 --tokens 2048]
     python benchmarks/trainers.py --name NAME --hybrid SMOLLM2 --work FOLDER --data TEXT
 
-All train fp32 weights with matmuls under bf16 autocast by forward KL on whole logits, AdamW, the same number of
-tokens a step, in one pass and in others on request; the teacher is in bf16.  Each runs in a process of its own; a
-step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models included,
-above what it had before them; with --device cuda that of torch.cuda's tensors.  --hybrid makes a pair of small hybrids
-with a vocabulary of 131,072 and random weights, with the tokenizer of the folder given.
+All train fp32 weights by forward KL on whole logits, AdamW, the same number of tokens a step, in one pass and in others
+on request; matmuls under bf16 autocast and the teacher in bf16, or all in fp32 (--dtype fp32).  Each runs in a process
+of its own; a step's time is the median of all but the first, and the peak is that of the whole process (VmHWM), models
+included, above what it had before them; with --device cuda that of torch.cuda's tensors.  --hybrid makes a pair of
+small hybrids with a vocabulary of 131,072 and random weights, with the tokenizer of the folder given.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from distill.run.trainer import Trainer
 from distill.run.work import Work
 from distill.text.data import read_text
 from minitron.measure.quality import hidden_states
-from minitron.model.loading import load_model, load_tokenizer
+from minitron.model.loading import DTYPES, load_model, load_tokenizer
 from minitron.units import format_bytes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -90,7 +90,7 @@ def _arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         "per_device_train_batch_size": options.micro,
         "gradient_accumulation_steps": options.batch // options.micro,
         "max_steps": options.steps,
-        "bf16": True,
+        "bf16": options.dtype == "bf16",
         "use_cpu": options.device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
@@ -112,10 +112,11 @@ def ours(options: argparse.Namespace, folder: str) -> list[float]:
         batch_tokens=options.tokens,
         micro_batch=options.micro,
         compile="--compile" in options.way,
+        precision=options.dtype,
         validation_sequences=1,
     )
     student = load_model(options.student, dtype=torch.float32, device=torch.device(options.device))
-    teacher = load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device))
+    teacher = load_model(options.model, dtype=DTYPES[options.dtype], device=torch.device(options.device))
     trainer = Trainer(student, teacher, text, recipe, Work(Path(folder)), Processes())
     times = [_now()]
     for _ in range(options.steps):
@@ -134,7 +135,7 @@ def plain(options: argparse.Namespace, folder: str) -> list[float]:
         train_dataset=rows,  # type: ignore[arg-type]
         callbacks=[clock],
     )
-    trainer.teacher = load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device))
+    trainer.teacher = load_model(options.model, dtype=DTYPES[options.dtype], device=torch.device(options.device))
     trainer.train()
     return _differences(clock.times)
 
@@ -163,7 +164,7 @@ def gkd(options: argparse.Namespace, folder: str) -> list[float]:
         model=load_model(options.student, dtype=torch.float32, device=torch.device(options.device)).requires_grad_(
             True
         ),
-        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device)),
+        teacher_model=load_model(options.model, dtype=DTYPES[options.dtype], device=torch.device(options.device)),
         args=GKDConfig(
             **_arguments(options, folder),
             lmbda=0.0,
@@ -205,7 +206,7 @@ def off_policy(options: argparse.Namespace, folder: str) -> list[float]:
         model=load_model(options.student, dtype=torch.float32, device=torch.device(options.device)).requires_grad_(
             True
         ),
-        teacher_model=load_model(options.model, dtype=torch.bfloat16, device=torch.device(options.device)),
+        teacher_model=load_model(options.model, dtype=DTYPES[options.dtype], device=torch.device(options.device)),
         args=DistillationConfig(**_arguments(options, folder), beta=0.0),
         train_dataset=Dataset.from_list([{"input_ids": ids, "prompt": ""} for ids in _sequences(options)]),
         processing_class=tokenizer,
@@ -260,7 +261,7 @@ def _resident(name: str) -> int:
 def run(way: str, micro: int, options: argparse.Namespace) -> dict[str, float]:
     """Seconds a step and peak memory, in a process of its own."""
     command = [sys.executable, __file__, "--way", way, "--micro", str(micro)]
-    for name in ("name", "model", "student", "data", "steps", "tokens", "device"):
+    for name in ("name", "model", "student", "data", "steps", "tokens", "device", "dtype"):
         command += [f"--{name}", str(getattr(options, name))]
     found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return dict(json.loads(found.splitlines()[-1]))
@@ -268,7 +269,8 @@ def run(way: str, micro: int, options: argparse.Namespace) -> dict[str, float]:
 
 def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, float]]) -> str:
     """The section of RESULTS.md."""
-    rows = []
+    rows, in_bf16 = [], "bf16 autocast over fp32 weights, a teacher in bf16"
+    arithmetic = in_bf16 if options.dtype == "bf16" else "student and teacher in fp32"
     for (way, micro), each in found.items():
         own = found["minitron", micro]
         rows.append(
@@ -283,10 +285,9 @@ def report(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, f
             "|---|--:|--:|--:|--:|--:|",
             *rows,
             "",
-            f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; bf16 autocast over "
-            f"fp32 weights, a teacher in bf16, on {options.device}; medians of {options.steps - 1} steps. On the same "
-            f"states in fp32 the chunked loss of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} "
-            "of it apart.",
+            f"{options.tokens:,} tokens a step, {options.batch} sequences of {SEQUENCE_LENGTH}; {arithmetic}, on "
+            f"{options.device}; medians of {options.steps - 1} steps. On the same states in fp32 the chunked loss "
+            f"of TRL's DistillationTrainer and ours are {losses_apart(options):.1e} of it apart.",
             "",
         ]
     )
@@ -317,6 +318,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--micro", type=int)
     parser.add_argument("--passes", type=int, nargs="*", default=[], help="sequences a pass, beside all of a step's")

@@ -30,6 +30,7 @@ def evaluate(
     A script that calls this needs the usual `if __name__ == "__main__":` where speed is measured.  Raises MinitronError
     where a folder holds no such model, is named twice, the text is too short or a tokenizer is not the teacher's."""
     from minitron.measure.evaluate import evaluate_folders
+    from minitron.model.loading import find_device, told_of_software
     from minitron.model.sources import local_folder
     from minitron.model.stored import quantisation_in, require_readable
 
@@ -42,6 +43,8 @@ def evaluate(
                 f"{model} is quantised ({how.told}): it is measured with its weights as bf16, and what its linears "
                 "read is not rounded."
             )
+    if (slow := told_of_software((options or EvaluationOptions()).dtype, find_device(device))) is not None:
+        note(slow)
     folders = [local_folder(model, progress, note) for model in models]
     teacher = None if against is None else folders[models.index(against)] if against in models else None
     if against is not None and teacher is None:

@@ -27,10 +27,11 @@ def score(
 ) -> Scores:
     """The scores of `model` on the text `data`, written to the file `output` where one is given.
 
-    `note` is called if the text is shorter than asked for, for what is passed over in the folder, and at the end with
-    what each part took.
+    `note` is called if the text is shorter than asked for, for what is passed over in the folder, for numbers that the
+    CPU is slow with, and at the end with what each part took.
     Raises MinitronError where the output exists, unless it may be overwritten, and for what cannot be scored."""
     from importance.score.calibrate import calibrate
+    from minitron.model.loading import find_device, told_of_software
     from minitron.model.sources import local_folder
     from minitron.model.stored import require_plain
 
@@ -40,6 +41,8 @@ def score(
             refuse_existing(output, overwrite=overwrite, inputs=[model, data])
         require_plain(model)
         folder = local_folder(model, progress, note)
+        if (slow := told_of_software(asked.dtype, find_device(device))) is not None:
+            note(slow)
         scores = calibrate(folder, data, asked, output=output, device=device, progress=progress)
         if output is not None:
             scores.save(output, overwrite=overwrite)

@@ -38,7 +38,13 @@ from distill.text.tokens import require_sound
 from minitron.errors import MinitronError
 from minitron.files import sole
 from minitron.model.checkpoint import Checkpoint
-from minitron.model.loading import find_device, load_model, load_tokenizer, require_embeddings
+from minitron.model.loading import (
+    find_device,
+    load_model,
+    load_tokenizer,
+    require_embeddings,
+    told_of_software,
+)
 from minitron.model.spec import ModelSpec, read_spec
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.quantise.assigned import assign
@@ -177,6 +183,8 @@ def _prepare(
     """The trainer where the run stands, what was measured before the first step, which `note` is told, the formats of a
     student in fewer bits, which `fake` puts on it, and how its learning rate was found, where it was not given."""
     asked, recipe, start = request.asked, request.recipe, work.read_start()
+    if (slow := told_of_software(recipe.precision, place)) is not None:
+        note(slow)
     identity = request.teaching.fingerprint(part(work.run, "teacher", "weights"))
     teachers, measured = _teachers(request, text, start, identity, processes, progress)
     reference = teachers[0]

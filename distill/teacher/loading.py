@@ -62,10 +62,11 @@ def load_teacher(
     device: torch.device,
     blocks: NDArray[np.int64] | None,
     batch_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
     progress: Progress = silent,
 ) -> Teacher:
     """The teacher in `folder`; its drift, where it is not kept in bf16, is measured on the held-out `blocks` [S, T], if
-    any are given.
+    any are given.  One that is kept in bf16 computes in `dtype`, and its weights are in memory in that.
 
     Weights other than bf16 are changed one by one as they are read, so that the bf16 model is never in memory as a
     whole: what it says of the blocks is found layer by layer before, and kept as hidden states, S * T * H * 2 bytes on
@@ -74,7 +75,7 @@ def load_teacher(
     require_precision(precision, device)
     convert = PRECISIONS[precision]
     if convert is None:
-        return Teacher(load_model(folder, dtype=torch.bfloat16, device=device), None)
+        return Teacher(load_model(folder, dtype=dtype, device=device), None)
     spec = known_spec(folder)
     parts: _Parts = _Whole(folder, device) if spec is None else _Layers(folder, spec, device)
     before = stored_bytes(parts.model)

@@ -27,6 +27,7 @@ from minitron.measure import quality
 from minitron.measure.quality import Answers, measure_quality
 from minitron.model.configs import vocabulary_of
 from minitron.model.identity import weights_of
+from minitron.model.loading import DTYPES
 from minitron.model.spec import read_spec
 from minitron.model.weight_files import first_file, names_in
 from minitron.progress import Progress, silent
@@ -44,7 +45,7 @@ class TeacherSource:
     device: torch.device
 
     precision: str = "bf16"
-    """A name of distill.teacher.loading.PRECISIONS."""
+    """A name of distill.teacher.loading.PRECISIONS; one in bf16 computes as its student does, in bf16 or fp32."""
 
     keep: Kept = DEFAULT
     """What of a teacher in FP8 stays in bf16."""
@@ -209,6 +210,7 @@ class TeacherSource:
             device=self.device,
             blocks=None if text is None else text.validation,
             batch_size=recipe.sequences_per_pass,
+            dtype=DTYPES[recipe.precision],
             progress=progress,
         )
 

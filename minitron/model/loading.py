@@ -62,6 +62,16 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
+def told_of_software(dtype: str, device: torch.device) -> str | None:
+    """What to tell a user whose model is to compute in `dtype`, of DTYPES, on a CPU without instructions for that; None
+    where there is nothing to tell."""
+    if device.type != "cpu" or DTYPES[dtype] != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "This CPU has no instructions for bf16: --dtype fp32 takes twice the memory and a fraction of the time."
+
+
 def load_model(
     folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None
 ) -> PreTrainedModel:

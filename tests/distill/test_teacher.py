@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from distill.processes import Processes
+from distill.recipe import Recipe
 from distill.teacher import transformer_engine
 from distill.teacher.drift import drift_by_layer
 from distill.teacher.e4m3 import E4M3, dequantise, quantise
@@ -20,8 +22,11 @@ from distill.teacher.fp8 import fp8_weights, store_in_fp8, stored_bytes
 from distill.teacher.fp8_linear import Fp8Linear, takes_sizes
 from distill.teacher.kept import Kept, parse_kept
 from distill.teacher.loading import load_teacher
+from distill.teacher.teacher_source import TeacherSource
+from distill.text.data import read_text
 from minitron.builtin import HELDOUT, MODEL
 from minitron.errors import MinitronError
+from minitron.measure import quality
 from minitron.measure.quality import hidden_states
 from minitron.measure.text import token_blocks
 from minitron.model.layerwise import LayerwiseModel
@@ -249,6 +254,20 @@ def test_a_bf16_teacher_does_not_drift(tiny_llama: Path, short_text: Path) -> No
     teacher = load_teacher(tiny_llama, precision="bf16", device=CPU, blocks=blocks)
     assert teacher.drift is None
     assert not teacher.model.training and not any(weight.requires_grad for weight in teacher.model.parameters())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_teacher_computes_as_its_student_does(
+    tiny_llama: Path, short_text: Path, tmp_path: Path, precision: Any, dtype: torch.dtype
+) -> None:
+    recipe = Recipe(steps=1, sequence_length=16, batch_tokens=64, validation_sequences=2, precision=precision)
+    folder = tmp_path / "tokens"
+    text = read_text(load_tokenizer(tiny_llama), short_text, sequence_length=16, validation_sequences=2, folder=folder)
+    source = TeacherSource(tiny_llama, CPU)
+    teacher, measured = source.prepare(tiny_llama, text, recipe, None, {}, Processes())
+    assert isinstance(teacher, PreTrainedModel) and teacher.dtype == dtype
+    found = quality.measure_quality(load_model(tiny_llama, dtype=dtype, device=CPU), text.validation, batch_size=1)
+    assert measured["perplexity_teacher"] == pytest.approx(found.perplexity, rel=1e-6 if precision == "fp32" else 1e-3)
 
 
 @pytest.mark.parametrize(("precision", "words"), [("fp4", "bf16, fp8"), ("fp8-te", "use --teacher-precision fp8")])
