@@ -33,10 +33,17 @@ class StreamedTeacher:
 
     It answers as minitron.measure.quality.Answers do."""
 
-    def __init__(self, folder: Path, device: torch.device, streams: Streams | None = None) -> None:
-        """Reads the output layer; `streams` are kept too.  Raises MinitronError for a family that Minitron has no table
-        for."""
-        self._source = LayerwiseModel(folder, read_spec(folder), dtype=torch.bfloat16, device=device)
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        streams: Streams | None = None,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """Reads the output layer; `streams` are kept too.  All is in `dtype`.  Raises MinitronError for a family that
+        Minitron has no table for."""
+        self._source = LayerwiseModel(folder, read_spec(folder), dtype=dtype, device=device)
         self._always = ExitStack()
         self._always.enter_context(self._source.resident(OUTPUT))
         self._held_out: dict[bytes, Tensor] = {}
@@ -67,7 +74,7 @@ class StreamedTeacher:
         return exp(nll / (blocks.size - len(blocks)))
 
     def ask(self, blocks: NDArray[np.int64], batch_size: int, advance: Advance | None = None) -> None:
-        """Keep the states of the sequences `blocks` [S, T] on the CPU, S * T * H * 2 bytes, until it is asked about
+        """Keep the states of the sequences `blocks` [S, T] on the CPU, S * T * H numbers, until it is asked about
         others.  `advance` is told of their tokens, spread over the layers."""
         self._kept, self._seen = {}, {}
         self._kept = self._walk(blocks, batch_size, advance or _ignore, self._keep)
@@ -86,7 +93,7 @@ class StreamedTeacher:
     def _keep(self, layer: int, states: Tensor, rows: NDArray[np.int64]) -> None:
         assert self._streams is not None
         for row, stream in zip(rows, self._streams.of(states, torch.from_numpy(rows)), strict=True):
-            self._seen.setdefault(row.tobytes(), {})[layer] = stream.to("cpu", torch.bfloat16)
+            self._seen.setdefault(row.tobytes(), {})[layer] = stream.to("cpu", self._source.dtype)
 
     def _square(self, layer: int, states: Tensor, rows: NDArray[np.int64]) -> None:
         assert self._streams is not None

@@ -175,7 +175,7 @@ class TeacherSource:
 
     def _streamed(self, text: Text, recipe: Recipe, progress: Progress) -> tuple[StreamedTeacher, dict[str, Any]]:
         """The teacher that is read layer by layer, asked about the held-out text, and what was measured of it."""
-        teacher = StreamedTeacher(self.folder, self.device, self.streams)
+        teacher = StreamedTeacher(self.folder, self.device, self.streams, dtype=DTYPES[recipe.precision])
         with progress("running the teacher", float(text.validation.size), "tokens") as advance:
             perplexity = teacher.ask_held_out(text.validation, recipe.sequences_per_pass, advance)
         return teacher, {"perplexity_teacher": perplexity, "drift": None, "stream_squares": teacher.squares}

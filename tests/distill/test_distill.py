@@ -38,7 +38,7 @@ def test_validation_equals_whole_logits(
 ) -> None:
     text = read_text(load_tokenizer(student), short_text, sequence_length=16, validation_sequences=6)
     ids = torch.from_numpy(text.validation)
-    teacher = load_model(tiny_hybrid, dtype=torch.bfloat16)
+    teacher = load_model(tiny_hybrid, dtype=torch.float32)
     for folder, kl, perplexity in (
         (student, undisturbed.kl_before, undisturbed.perplexity_before),
         (undisturbed.output, undisturbed.kl_after, undisturbed.perplexity_after),
@@ -56,7 +56,7 @@ def test_the_first_steps_are_those_of_a_plain_loop(
 ) -> None:
     """Whole logits, one batch without micro-batches, torch's AdamW: the same losses to fp32 rounding."""
     text = read_text(load_tokenizer(student), short_text, sequence_length=16, validation_sequences=6)
-    teacher = load_model(tiny_hybrid, dtype=torch.bfloat16)
+    teacher = load_model(tiny_hybrid, dtype=torch.float32)
     model = load_model(student, dtype=torch.float32).requires_grad_(True)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
