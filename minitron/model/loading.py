@@ -65,9 +65,10 @@ def find_device(name: str | None) -> torch.device:
 def told_of_software(dtype: str, device: torch.device) -> str | None:
     """What to tell a user whose model is to compute in `dtype`, of DTYPES, on a CPU without instructions for that; None
     where there is nothing to tell."""
-    if device.type != "cpu" or DTYPES[dtype] != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or DTYPES[dtype] != torch.bfloat16:
         return None
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    knows: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not knows or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return "This CPU has no instructions for bf16: --dtype fp32 takes twice the memory and a fraction of the time."
 
