@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+import typer
+
 from cli import show
 from cli.cutting import CUTTING
 from cli.dry_run import DryRunOption, tell
@@ -91,6 +93,15 @@ COMPRESSION: Final[dict[str, Option | Group]] = {
             "FORMAT",
         )
     ),
+    "steps_of": Option(
+        typer.Option(
+            "--steps-of",
+            help="Share of the parameters that one cut takes, at most: a larger one is made in several, with "
+            "distillation between, such as 0.3; default: one cut.",
+            metavar="SHARE",
+            show_default=False,
+        )
+    ),
     "evaluation": Group(EvaluationOptions, {"speed": Option.of(SpeedOption)}),
     "dequantise": Option.of(DequantiseOption),
     "device": Option.of(DeviceOption),
@@ -141,6 +152,12 @@ def command(
 
 def print_outcome(found: Compressed) -> None:
     """The quality of the models, where report and model are, and what serves it."""
+    for name, cut in found.cuts.items():
+        pruned, trained = (cut["steps"][step]["results"] for step in ("prune", "distill"))
+        show.line(
+            f"{name}: {pruned['parameters']:,} parameters; KL {trained['kl_before']:.4f}, and "
+            f"{trained['kl_after']:.4f} after {trained['tokens']:,} tokens"
+        )
     print_models(found.models)
     show.line(f"The report: {found.report}")
     show.line(f"The compressed model: {found.distilled}")

@@ -144,6 +144,7 @@ OPTIONS: Final[dict[str, Row]] = {
     "--top": Row(CHOICE, "Number of candidates to list", "plan"),
     "--sizes": Row(CHOICE, "One size for all layers of a kind"),
     "--stages": Row(CHOICE, "Cut layers and widths together"),
+    "--steps-of": Row(CHOICE, "Share of the parameters that one cut takes, at most"),
     # How candidates are measured
     "--evaluate": Row(MEASURED, "Number of the damage model's best candidates to cut and measure", "compress"),
     "--combinations": Row(MEASURED, "Number of random architectures to measure"),

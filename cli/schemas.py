@@ -123,7 +123,9 @@ _DISTILLED: Final = record(
     stages=listed(OBJECT),
 )
 
-_COMPRESSED: Final = record(steps=named(record(seconds=NUMBER, results=OBJECT)), models=named(_MEASURED), serve=TEXT)
+_STEPS: Final = named(record(seconds=NUMBER, results=OBJECT))
+
+_COMPRESSED: Final = record(steps=_STEPS, models=named(_MEASURED), serve=TEXT, cuts=named(record(steps=_STEPS)))
 
 _SHARE: Final = record(count=COUNT, value=NUMBER, interval=listed(NUMBER))
 

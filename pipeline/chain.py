@@ -6,15 +6,13 @@ and has not got its name yet, so that one rename makes both true.  A run is not 
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron.files import is_leftover, new_file, read_json, remove, sole, write_json
+from minitron.files import is_leftover, read_json, remove, sole
 from minitron.model.identity import tokenizer_hash, weights_of
 from minitron.progress import Note, Progress, no_note, silent
 from minitron.run_folder import Begun, RunFolder, part
@@ -36,20 +34,17 @@ from pipeline.compression import (
     Compression,
 )
 from pipeline.finalists import FOLDER as FINALISTS
-from pipeline.finalists import judge_compressed
 from pipeline.plan_document import serve_line_for
 from pipeline.preparation import check, prepared
-from pipeline.stages import Done, cut_depth_first
+from pipeline.several_cuts import FOLDER, earlier_cut, last_cut, parameters_after
+from pipeline.steps import EXPORT, STEPS
 
 if TYPE_CHECKING:
-    from minitron.cut.scores import Scores
-    from minitron.measure.evaluate import Evaluation
-    from pipeline.exporting import Export
     from pipeline.planning import Planning
 
 _NAMES: Final = (
     *("run.*", DEQUANTISED, SCORES, PLAN, "plan.*", PRUNED, f"{DISTILLED}*", GGUF, EVALUATION, TEXT, TRIALS),
-    *(SEARCH, REPORT, FINALISTS, JUDGED, "depth*"),
+    *(SEARCH, REPORT, FINALISTS, JUDGED, "depth*", f"{FOLDER}*"),
 )
 """What a run leaves in its folder."""
 
@@ -70,6 +65,9 @@ class Compressed:
     serve: str = ""
     """The command that serves the compressed model with the engine that was planned for; empty for none."""
 
+    cuts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Folder of a cut before the last -> {"steps"}, as above; empty where one cut did it."""
+
     @property
     def distilled(self) -> Path:
         """The compressed model."""
@@ -82,7 +80,12 @@ class Compressed:
 
     def to_json(self) -> dict[str, Any]:
         """The results of the command."""
-        return {"steps": dict(self.steps), "models": dict(self.models), "serve": self.serve}
+        return {
+            "steps": dict(self.steps),
+            "models": dict(self.models),
+            "serve": self.serve,
+            "cuts": dict(self.cuts),
+        }
 
 
 def compress(
@@ -103,33 +106,67 @@ def compress(
         _require_cuttable(request)
         _require_writable(request)
         require_exportable(request)
-
-        def keep(*artefacts: str) -> None:
-            if missing(request.output, artefacts, record):
-                run.write(record)
-
-        keep(DEQUANTISED, TEXT)
-        steps = {name: step for name, step in STEPS.items() if name != EXPORT or request.exports}
-        for number, (name, step) in enumerate(steps.items(), 1):
-            artefact, function = step
-            if (request.output / artefact).exists():
-                note(f"[{number}/{len(steps)}] {name}: already done, {artefact} is kept")
-                keep(*_parts(artefact))
-                continue
-            note(f"[{number}/{len(steps)}] {name}")
-            started = time.monotonic()
-
-            def done(results: Mapping[str, Any], name: str = name, started: float = started) -> None:
-                record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": dict(results)}
-                run.write(record)
-
-            function(request, done, progress, note)
-            keep(*_parts(artefact))
-        _tidy(request.output)
+        if missing(request.output, (DEQUANTISED, TEXT), record):
+            run.write(record)
+        request, cuts = _cut_before(request, progress, note)
+        _carry_out(request, run, record, (() if request.exports else (EXPORT,)), progress, note)
         models = read_json(request.output / EVALUATION)["models"]
         file = str(request.output / GGUF) if request.exports else ""
         serve = serve_line_for(request.output / DISTILLED, _served(request), file)
-        return Compressed(request.output, record["steps"], models, serve)
+        return Compressed(request.output, record["steps"], models, serve, cuts)
+
+
+def _cut_before(request: Compression, progress: Progress, note: Note) -> tuple[Compression, dict[str, Any]]:
+    """Make the cuts that come before the last one; the request of the last, and what came of the others by folder."""
+    from minitron.model.spec import read_spec
+
+    left = parameters_after(request, read_spec(request.model))
+    cuts: dict[str, Any] = {}
+    for number in range(1, len(left)):
+        note(f"cut {number} of {len(left)}: to {left[number - 1]:,} parameters at most")
+        earlier = earlier_cut(request, number, left)
+        with sole(earlier.output):
+            run, record = open_run(earlier, _NAMES, overwrite=False)
+            require_sound(earlier.output, record)
+            _carry_out(earlier, run, record, (EXPORT, "evaluate"), progress, note)
+        cuts[earlier.output.name] = {"steps": record["steps"]}
+    if not cuts:
+        return request, cuts
+    note(f"cut {len(left)} of {len(left)}: to what was asked for")
+    return last_cut(request, left), cuts
+
+
+def _carry_out(
+    request: Compression,
+    run: RunFolder,
+    record: dict[str, Any],
+    left_out: tuple[str, ...],
+    progress: Progress,
+    note: Note,
+) -> None:
+    """Carry out the steps that are not done, but for those left out."""
+
+    def keep(*artefacts: str) -> None:
+        if missing(request.output, artefacts, record):
+            run.write(record)
+
+    steps = {name: step for name, step in STEPS.items() if name not in left_out}
+    for number, (name, step) in enumerate(steps.items(), 1):
+        artefact, function = step
+        if (request.output / artefact).exists():
+            note(f"[{number}/{len(steps)}] {name}: already done, {artefact} is kept")
+            keep(*_parts(artefact))
+            continue
+        note(f"[{number}/{len(steps)}] {name}")
+        started = time.monotonic()
+
+        def done(results: Mapping[str, Any], name: str = name, started: float = started) -> None:
+            record["steps"][name] = {"seconds": round(time.monotonic() - started, 3), "results": dict(results)}
+            run.write(record)
+
+        function(request, done, progress, note)
+        keep(*_parts(artefact))
+    _tidy(request.output)
 
 
 def open_run(request: Compression, names: tuple[str, ...], *, overwrite: bool) -> tuple[RunFolder, dict[str, Any]]:
@@ -217,180 +254,3 @@ def _served(request: Compression) -> Planning:
     formats = load_plan(request.output / PLAN).formats
     kv, state = formats.get(KV, planning.kv), formats.get(STATE, planning.ssm_state)
     return replace(planning, kv=kv, ssm_state=state, search_kv=False)
-
-
-def _score(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    score(request, progress, done)
-
-
-def score(request: Compression, progress: Progress, done: Done = lambda results: None) -> None:
-    """Write the scores into the run folder: a copy of those that were given, else those of the calibration text."""
-    from importance.score.calibrate import calibrate
-
-    if request.scores is not None:
-        done(scores_of(request).settings)
-        with new_file(request.output / SCORES) as partial:
-            shutil.copyfile(request.scores, partial)
-        return
-    scores = calibrate(
-        request.model,
-        request.calibration_text,
-        request.scoring,
-        held_back=request.searching.held_back,
-        output=request.output / SCORES,
-        device=request.device,
-        progress=progress,
-    )
-    done(scores.settings)
-    scores.save(request.output / SCORES)
-
-
-def scores_of(request: Compression) -> Scores:
-    """The scores that were given; raises MinitronError where they are another model's."""
-    from minitron.cut.scores import load_scores
-    from minitron.model.identity import require_weights
-    from minitron.model.spec import read_spec
-
-    assert request.scores is not None
-    scores = load_scores(request.scores)
-    scores.require(read_spec(request.model))
-    if not request.dequantise:  # whose scores were made of another copy in bf16
-        require_weights(scores.weights, request.model, "the scores were", "score this model with minitron score")
-    return scores
-
-
-def _plan(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    from minitron.cut.scores import load_scores
-    from minitron.model.spec import read_spec
-    from pipeline.choosing import choose
-
-    spec, scores = read_spec(request.model), load_scores(request.output / SCORES)
-    choice = choose(request, spec, scores, progress, note)
-    choice.write_report(request.output / REPORT)
-    result = choice.result
-    done(
-        {
-            "chosen": result.best.to_json(),
-            "searched": result.searched,
-            "feasible": result.feasible,
-            "measured": choice.measured,
-        }
-    )
-    # The last of all that this step writes: it says that the step is done.
-    choice.plan.save(request.output / PLAN, overwrite=True)
-
-
-def _prune(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    from minitron.cut.plan import load_plan
-    from minitron.cut.prune import prune
-    from minitron.model.spec import read_spec
-
-    plan = load_plan(request.output / PLAN)
-    if (
-        request.searching.stages == "depth,width"
-        and plan.sizes
-        and len(plan.layers) < len(read_spec(request.model).layers)
-    ):
-        cut_depth_first(request, plan, done, progress)
-        return
-    prune(request.model, plan, request.output / PRUNED, done=lambda cut: done(cut.to_json()), progress=progress)
-
-
-def _distill(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    from distill.run.distillation import Distillation
-    from distill.run.train import distill
-    from importance.rounding.calibrated import Calibrated
-    from minitron.cut.plan import load_plan
-    from minitron.model.loading import find_device
-    from pipeline.finalists import student_formats
-
-    asked = Distillation(
-        student=request.output / PRUNED,
-        teacher=request.model,
-        data=request.data,
-        output=request.output / DISTILLED,
-        teacher_precision=request.teacher_precision,
-        **student_formats(request, load_plan(request.output / PLAN)),
-        device=request.device,
-    )
-    distill(
-        asked,
-        request.recipe,
-        calibrate=partial(Calibrated, device=find_device(request.device)),
-        done=lambda result, _: done(result.to_json()),
-        progress=progress,
-        note=note,
-    )
-
-
-def _export(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    from minitron.cut.plan import load_plan
-    from minitron.model.spec import read_spec
-    from pipeline.exporting import export_planned
-
-    plan = load_plan(request.output / PLAN)
-    with new_file(request.output / GGUF) as partial:
-        asked = replace(_exported(request), output=partial)
-        done(export_planned(plan, read_spec(request.model), asked, progress=progress, note=note).to_json())
-
-
-def _exported(request: Compression) -> Export:
-    from pipeline.exporting import Export
-
-    return Export(
-        request.output / DISTILLED, request.output / GGUF, data=request.calibration_text, device=request.device
-    )
-
-
-def _evaluate(request: Compression, done: Done, progress: Progress, note: Note) -> None:
-    from minitron.cut.companions import DISTILLATION
-    from minitron.measure.evaluate import evaluate_folders
-    from minitron.report.document import add_part
-
-    assert request.heldout is not None
-    folder = request.output
-    add_part(folder / REPORT, "training", read_json(folder / DISTILLED / DISTILLATION))
-    folders = {"teacher": request.model, "pruned": folder / PRUNED, "distilled": folder / DISTILLED}
-    measured = evaluate_folders(
-        list(folders.values()),
-        request.heldout,
-        request.evaluation,
-        against=request.model,
-        device=request.device,
-        progress=progress,
-    )
-    models = {name: evaluation.to_json() for name, evaluation in zip(folders, measured, strict=True)}
-    if request.exports:
-        models["exported"] = _evaluate_exported(request, measured[-1])
-    judge_compressed(request, progress, note)
-    done({})
-    write_json(folder / EVALUATION, {"models": models})
-
-
-def _evaluate_exported(request: Compression, distilled: Evaluation) -> dict[str, Any]:
-    """What was measured of the GGUF file, as of a folder: its matrices are those of `distilled`, rounded."""
-    from minitron.cut.plan import load_plan
-    from minitron.model.spec import read_spec
-    from pipeline.exporting import exported_quality
-
-    assert request.heldout is not None
-    plan, asked = load_plan(request.output / PLAN), _exported(request)
-    quality = exported_quality(
-        plan, read_spec(request.model), asked, request.heldout, request.evaluation, request.model
-    )
-    size = read_json(request.output / RUN)["steps"][EXPORT]["results"]["weight_bytes"]
-    found = replace(distilled, quality=quality, weight_bytes=size, speed=None, caches=(), tasks={}, promised=None)
-    return found.to_json()
-
-
-EXPORT: Final = "export"
-
-STEPS: Final[dict[str, tuple[str, Callable[[Compression, Done, Progress, Note], None]]]] = {
-    "score": (SCORES, _score),
-    "plan": (PLAN, _plan),
-    "prune": (PRUNED, _prune),
-    "distill": (DISTILLED, _distill),
-    EXPORT: (GGUF, _export),
-    "evaluate": (EVALUATION, _evaluate),
-}
-"""step -> (the artefact that says it is done, what makes it, and tells what came of it before that has its name)."""

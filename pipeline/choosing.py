@@ -62,7 +62,7 @@ class Choice:
             sieves = sieves_document(self.sieved.to_json(), self.finalists)
         limit = request.planning.budget_of
         document = plan_document(
-            request.model, self.spec, self.result, self.scores, limit, sieves=sieves, command=request.command
+            request.title, self.spec, self.result, self.scores, limit, sieves=sieves, command=request.command
         )
         write_report(folder, document, overwrite=True, beside=self.plan.files())
 

@@ -115,6 +115,16 @@ class Compression:
     shared: Shared | None = None
     """Where it is one of a family."""
 
+    steps_of: float | None = None
+    """The share of the parameters that one cut takes at most: a larger cut is made in several, with distillation
+    between (pipeline.several_cuts).  None is one cut."""
+
+    teacher: Path | None = None
+    """The whole model, where `model` is what an earlier cut left of it; None is `model`."""
+
+    cut: int = 1
+    """Which of several cuts it is."""
+
     def __post_init__(self) -> None:
         self._plan_for_one()
         require_known(self, {"teacher_precision": get_args(Precision)})
@@ -123,6 +133,8 @@ class Compression:
                 "--offload is for models larger than memory, but candidates are measured in memory; "
                 "add --evaluate 0 or drop --offload."
             )
+        if self.steps_of is not None:
+            self._require_steps()
         if self.form is not None:
             self._plan_for_format()
         if self.searching.sizes == "per-layer" and self.planning.engine == "llama.cpp":
@@ -141,6 +153,12 @@ class Compression:
             raise MinitronError(
                 f"{self.heldout} is both a training and a held-out text; give another file for --text, or drop it."
             )
+
+    def _require_steps(self) -> None:
+        if not 0 < (self.steps_of or 0) < 1:
+            raise MinitronError(f"--steps-of {self.steps_of:g} is no share; give one between 0 and 1, such as 0.3.")
+        if self.budgets or self.params:
+            raise MinitronError("--steps-of goes one way to one model; give one --budget or --params.")
 
     def _plan_for_format(self) -> None:
         """Let the plan count what will be written."""
@@ -180,6 +198,19 @@ class Compression:
         return members | {f"params-{value}": replace(self.planning, params=value) for value in self.params}
 
     @property
+    def whole(self) -> Path:
+        """The teacher, against which everything is measured at the end."""
+        return self.teacher or self.model
+
+    @property
+    def title(self) -> Path:
+        """What the report calls the model that is cut."""
+        if self.cut == 1:
+            return self.model
+        times = "once" if self.cut == 2 else f"{self.cut - 1} times"
+        return Path(f"{self.whole.name}, cut {times} before")
+
+    @property
     def trials(self) -> Path:
         """The file in which measurements are kept."""
         return self.output / TRIALS if self.shared is None else self.shared.trials
@@ -213,6 +244,7 @@ class Compression:
             "teacher_precision": self.teacher_precision,
             **({"dequantise": True} if self.dequantise else {}),
             **({} if self.form is None else {"format": self.form}),
+            **({} if self.steps_of is None else {"steps_of": self.steps_of}),
             **self._of_family,
         }
 

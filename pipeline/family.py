@@ -15,9 +15,10 @@ from typing import Any, Final
 from minitron.files import sole
 from minitron.progress import Note, Progress, no_note, silent
 from pipeline.artefacts import missing, require_sound
-from pipeline.chain import Compressed, compress, open_run, score
+from pipeline.chain import Compressed, compress, open_run
 from pipeline.compression import DEQUANTISED, SCORES, TEXT, TRIALS, Compression, Shared
 from pipeline.preparation import check, prepared
+from pipeline.steps import score
 
 NAMES: Final = ("run.*", DEQUANTISED, SCORES, TEXT, TRIALS, "budget-*", "params-*")
 """What a family leaves in its folder."""

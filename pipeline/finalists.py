@@ -115,7 +115,7 @@ def _judging(request: Compression, student: Path, output: Path, cache: Path) -> 
     return Judging(
         *(searching.prompts, output, Ruling(searching.judge, cache=cache, device=request.device)),
         student=str(student),
-        teacher=str(request.model),
+        teacher=str(request.whole),
         answering=Speaking(max_tokens=searching.answer_tokens),
     )
 
@@ -139,7 +139,7 @@ def _distil(request: Compression, plan: Plan, file: Path, recipe: Recipe, progre
 
     asked = Distillation(
         student=pruned,
-        teacher=request.model,
+        teacher=request.whole,
         data=request.data,
         output=folder / "distilled",
         teacher_precision=request.teacher_precision,

@@ -29,6 +29,7 @@ from pipeline.dry_run import (
 )
 from pipeline.pruning import Pruning, require_reachable
 from pipeline.quantising import Quantising
+from pipeline.several_cuts import parameters_after
 
 if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
@@ -204,6 +205,7 @@ def rehearse_compress(request: Compression, *, overwrite: bool) -> Foreseen:
         sketch.writes["the model in bf16"] = 2 * whole.total
     trials = (searching.combinations + searching.evaluate) * searching.trial_samples if searching.measures else 0
     sketch.work["plan"] = Work(2.0 * whole.active * trials * request.scoring.sequence_length)
+    _add_cuts(sketch, request, spec)
     for planning in plannings:
         best = planning.search(spec).best
         sizes = {key: size for key, size in best.sizes.items() if key != "num_hidden_layers"}
@@ -224,3 +226,18 @@ def rehearse_compress(request: Compression, *, overwrite: bool) -> Foreseen:
     sketch.work["evaluate"] = Work(2.0 * 3 * whole.active * read * len(plannings))
     sketch.notes.append("the architecture is that of a search without scores; scores may choose another one as large")
     return sketch.done(spec, checkpoint, recipe.precision)
+
+
+def _add_cuts(sketch: Sketch, request: Compression, spec: ModelSpec) -> None:
+    """Add the cuts that come before the last one: each scores and searches anew, and leaves what it trained."""
+    if request.steps_of is None:
+        return
+    left = parameters_after(request, spec)
+    sketch.notes.append(f"{len(left)} cuts: {', '.join(f'{one:,}' for one in left)} parameters")
+    for number, parameters in enumerate(left[:-1], 1):
+        sketch.writes[f"pruned and distilled model of cut {number}"] = 4 * parameters
+        if "scores" in sketch.writes:
+            sketch.writes[f"scores of cut {number}"] = sketch.writes["scores"]
+    for step in ("score", "plan"):
+        one = sketch.work.get(step, Work())
+        sketch.work[step] = Work(len(left) * one.flops, len(left) * one.read)

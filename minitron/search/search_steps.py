@@ -150,6 +150,13 @@ def _least(size: int, most: float) -> int:
     return max(1, ceil(size * (1 - most) - 1e-9))
 
 
+def share_left(name: str, most: float, whole: ModelSpec, now: ModelSpec) -> float:
+    """The largest share of `name` to prune of the model as it is `now`, where `most` is that of the `whole` one."""
+    key = config_key(whole, name)
+    before, left = (len(one.layers) if key == DEPTH else one.named_sizes[key] for one in (whole, now))
+    return max(0.0, 1 - _least(before, most) / left)
+
+
 def fewest_layers(spec: ModelSpec, options: LatticeOptions | None = None) -> int:
     """The least depth that the axes' rows and the options allow."""
     return _least(len(spec.layers), (options or LatticeOptions()).step(spec, "layer").most)
