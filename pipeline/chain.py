@@ -120,8 +120,10 @@ def _cut_before(request: Compression, progress: Progress, note: Note) -> tuple[C
     """Make the cuts that come before the last one; the request of the last, and what came of the others by folder."""
     from minitron.model.spec import read_spec
 
-    left = parameters_after(request, read_spec(request.model))
     cuts: dict[str, Any] = {}
+    if request.steps_of is None:
+        return request, cuts
+    left = parameters_after(request, read_spec(request.model))
     for number in range(1, len(left)):
         note(f"cut {number} of {len(left)}: to {left[number - 1]:,} parameters at most")
         earlier = earlier_cut(request, number, left)

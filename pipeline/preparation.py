@@ -27,6 +27,7 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
     from judge.questions import read_questions
     from minitron.cut.companions import companions
     from minitron.measure.text import documents
+    from minitron.model.loading import find_device, told_of_software
     from minitron.model.sources import local_folder
     from minitron.model.spec import read_spec
     from minitron.model.stored import require_plain
@@ -37,6 +38,9 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
         next(documents(path))
     if request.searching.prompts is not None:
         read_questions(request.searching.prompts)
+    # Before hours of scoring, and not only when training begins.
+    if (slow := told_of_software(request.recipe.precision, find_device(request.device))) is not None:
+        note(slow)
     request = replace(request, model=local_folder(request.model, progress, note))
     companions(request.model)
     if not request.dequantise:

@@ -229,6 +229,8 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
         if layers == whole and (alone := make_plan(spec, wanted, whole)).has_indices(spec):
             return alone  # nothing is cut of any tensor
     chosen = given is None and (not by_hand or len(layers) < len(whole))
+    if by_hand:
+        request = _no_more_rounds(request, spec, len(whole) - len(layers))
     scores = _scores(request, spec, progress, layers=chosen)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
@@ -285,6 +287,15 @@ def _layers(
         return tuple(range(count))
     # No layer is ranked by the memory it frees here: scores decide, so the workload does not matter.
     return depth_of(spec, Workload(1), count, scores=scores, keep_attention=planning.keep_attention)
+
+
+def _no_more_rounds(request: Pruning, spec: ModelSpec, dropped: int) -> Pruning:
+    """The request whose scores rank no more layers than are dropped: where all layers are of one kind nothing but that
+    rank says which these are, and every round reads the model once for each layer that is left."""
+    scoring = request.scoring
+    if len(set(spec.letters)) > 1 or scoring.max_dropped is not None or not dropped:
+        return request
+    return replace(request, scoring=replace(scoring, max_dropped=dropped))
 
 
 def _scores(request: Pruning, spec: ModelSpec, progress: Progress, *, layers: bool) -> Scores:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from math import ceil, log
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron.model.spec import DEPTH, read_spec
 from pipeline.compression import DISTILLED, Compression
 
 if TYPE_CHECKING:
@@ -33,8 +32,9 @@ def parameters_after(request: Compression, spec: ModelSpec) -> list[int]:
 
     Cuts are of one factor.  The last is what a search without scores finds, which is about as large as what scores
     choose.  Raises NothingFits where nothing fits."""
+    assert request.steps_of is not None
     whole, last = spec.parameters().total, request.planning.search(spec).best.left(spec).parameters().total
-    if request.steps_of is None or last >= whole:
+    if last >= whole:
         return [last]
     count = max(1, ceil(log(last / whole) / log(1 - request.steps_of) - _SLACK))
     return [*(round(whole * (last / whole) ** (number / count)) for number in range(1, count)), last]
@@ -68,6 +68,8 @@ def _before(request: Compression, number: int) -> Compression:
     """The request on what the cut before `number` left: scored anew, with limits that are still those of the model."""
     if number == 1:
         return replace(request, teacher=request.model, steps_of=None, dequantise=False, cut=number)
+    from minitron.model.spec import read_spec
+
     model = request.output / f"{FOLDER}{number - 1}" / DISTILLED
     planning = _as_of_the_whole(request.planning, read_spec(request.model), read_spec(model))
     return replace(
@@ -93,6 +95,7 @@ def _limited(planning: Planning, parameters: int) -> Planning:
 
 def _as_of_the_whole(planning: Planning, whole: ModelSpec, now: ModelSpec) -> Planning:
     """Shares of sizes are those of the whole model's, not of what is left now; sizes that are gone are not tried."""
+    from minitron.model.spec import DEPTH
     from minitron.search.search_steps import share_left
 
     most = {name: share_left(name, most, whole, now) for name, most in planning.most.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from tiny_models import save_llama
 
 from cli.app import run
 from cli.schemas import schema
@@ -44,6 +45,24 @@ def test_sizes_by_hand_from_text_to_checkpoint(
     assert document["results"]["weight_bytes"] == Checkpoint(out).weight_bytes
     assert document["results"]["sizes"]["hidden_size"] == read_spec(out).named_sizes["hidden_size"] == 24
     assert len(document["results"]["kept_layers"]) == len(read_spec(out).layers) == 6
+
+
+def test_layers_of_one_kind_are_ranked_only_as_far_as_they_are_dropped(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A round of scoring layers reads the model once for each layer that is left; the layers that stay are the same."""
+    model, file = save_llama(tmp_path / "deep", num_hidden_layers=6, seed=3), tmp_path / "scores.safetensors"
+    assert run(["score", str(model), "--data", str(short_text), *SCORING, "-o", str(file)]) == 0
+    found = []
+    for name, source in (("all", ["--scores", str(file)]), ("few", ["--data", str(short_text), *SCORING])):
+        line = ["prune", str(model), "--set", "num_hidden_layers=4", *source, "-o", str(tmp_path / name), "--json"]
+        capsys.readouterr()
+        assert run(line) == 0
+        told = capsys.readouterr()
+        found.append(json.loads(told.out)["results"]["kept_layers"])
+    assert found[0] == found[1] != list(range(4))
+    # Of 2 sequences of 32 tokens, once without each of 6 layers and once of 5.
+    assert f"of {(6 + 5) * 2 * 32:,} tokens" in told.err
 
 
 def test_layers_are_scored_only_where_scores_choose_them(

@@ -8,7 +8,9 @@ import torch
 from importance.score.options import ScoringOptions
 from minitron.measure.options import Dtype, EvaluationOptions
 from minitron.model.loading import told_of_software
-from pipeline import evaluate, score
+from minitron.progress import silent
+from pipeline import Compression, Planning, Recipe, evaluate, score
+from pipeline.preparation import check
 
 CPU = torch.device("cpu")
 
@@ -25,6 +27,14 @@ def test_only_bf16_on_a_cpu_is_slow(native: bool) -> None:
     assert (told_of_software("bf16", CPU) is None) == native
     assert told_of_software("fp32", CPU) is None
     assert told_of_software("bf16", torch.device("cuda")) is None
+
+
+def test_compress_tells_it_before_it_scores(native: bool, tiny_llama: Path, short_text: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    planning = Planning(budget=2**20, context=16)
+    asked = Compression(tiny_llama, tmp_path / "run", short_text, planning, Recipe(tokens=4096), device="cpu")
+    check(asked, silent, notes.append)
+    assert len([line for line in notes if "--dtype fp32" in line]) == (0 if native else 1)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
