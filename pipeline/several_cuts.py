@@ -96,12 +96,12 @@ def _limited(planning: Planning, parameters: int) -> Planning:
 def _as_of_the_whole(planning: Planning, whole: ModelSpec, now: ModelSpec) -> Planning:
     """Shares of sizes are those of the whole model's, not of what is left now; sizes that are gone are not tried."""
     from minitron.model.spec import DEPTH
-    from minitron.search.search_steps import share_left
+    from minitron.search.search_steps import config_key, share_left
 
     most = {name: share_left(name, most, whole, now) for name, most in planning.most.items()}
     largest = {**now.named_sizes, DEPTH: len(now.layers)}
     lattice = {
-        key: [size for size in sizes if isinstance(size, str) or size <= largest.get(key, size)]
+        key: [size for size in sizes if isinstance(size, str) or size <= largest[config_key(now, key)]]
         for key, sizes in planning.lattice.items()
     }
     return replace(planning, most=most, lattice=lattice)

@@ -198,7 +198,8 @@ def _prepare(
     trainer = Trainer(model, reference, text, recipe, work, processes, Beside(ask, mtp, spec, stream, own, faculty))
     test = find_learning_rate(trainer, progress, note)
     is_new, start = start is None, _begin(trainer, measured, start, note)
-    note(_told_before(trainer, start, asked.teacher_precision))
+    for line in _told_before(trainer, start, asked.teacher_precision):
+        note(line)
     if is_new and processes.is_first and (told := request.teaching.warn(start, text, recipe, progress)) is not None:
         note(told)
     processes.wait()
@@ -289,8 +290,8 @@ def _begin(trainer: Trainer, measured: dict[str, Any], start: dict[str, Any] | N
     return start
 
 
-def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str) -> str:
-    """What there is to gain, and from where the run goes on: one sentence a line."""
+def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str) -> list[str]:
+    """What there is to gain, and from where the run goes on: one remark each."""
     lines = []
     if start["drift"] is not None:
         drift = Drift(**start["drift"])
@@ -312,4 +313,4 @@ def _told_before(trainer: Trainer, start: dict[str, Any], teacher_precision: str
         lines.append(stream.told)
     if trainer.step:
         lines.append(f"Resuming after step {trainer.step} of {trainer.recipe.total_steps}.")
-    return "\n".join(lines)
+    return lines

@@ -125,6 +125,7 @@ COMMANDS: Final[dict[str, Line]] = {
     ),
     "distill --recipe": lambda inputs: _distill(inputs, "--recipe", inputs.path("recipe.toml")),
     "compress": _compress,
+    "compress --steps-of": lambda inputs: _compress(inputs, "--steps-of", "0.1"),
 }
 """Name -> command line; with --overwrite an output of other content stands there before."""
 

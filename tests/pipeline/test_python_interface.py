@@ -90,7 +90,7 @@ def test_from_a_text_to_a_student_in_single_steps(
     found = distill(request, RECIPE, note=notes.append)
     assert found.is_first and found.result.steps == RECIPE.steps and len(found.stages) == 1
     assert len(notes) > 1 and notes[1].startswith("Student before training")
-    assert "residual stream (--stream-weight 20)" in notes[1]
+    assert "residual stream (--stream-weight 20)" in notes[2]
     options = EvaluationOptions(sequence_length=16, samples=2, dtype="fp32", speed=False)
     folders = [tmp_path / "small", tmp_path / "student"]
     pruned, student = evaluate(folders, short_text, options, against=tiny_hybrid, device="cpu")
