@@ -51,7 +51,8 @@ def earlier_cut(request: Compression, number: int, left: list[int]) -> Compressi
         planning=_limited(before.planning, left[number - 1]),
         # One size for all layers of a kind, which the next cut can start from.
         searching=replace(request.searching, sizes="uniform", **judged),
-        recipe=_share(request.recipe, len(left)),
+        # Another order of the text than that of the last cut: it is not to read the same part of it again.
+        recipe=replace(_share(request.recipe, len(left)), seed=request.recipe.seed + len(left) - number),
         form=None,
         config="",
     )

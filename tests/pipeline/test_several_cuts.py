@@ -132,6 +132,8 @@ def test_the_last_of_two_cuts_has_two_thirds_of_the_tokens(tiny_hybrid: Path) ->
     first = earlier_cut(asked, 1, left)
     assert first.recipe.total_tokens == 20_480 and first.teacher == tiny_hybrid
     assert first.planning.params == 100_000 and first.planning.budget is None
+    # Both would else read the same part of the text.
+    assert first.recipe.seed != asked.recipe.seed
     assert first.output == Path("run/cut-1")
     rest = replace(asked.recipe, tokens=asked.recipe.total_tokens - 20_480)
     with pytest.raises(MinitronError):  # of a model that the first cut has not left yet
