@@ -102,7 +102,7 @@ def compress(
     with sole(request.output):
         run, record = open_run(request, _NAMES, overwrite=overwrite)
         require_sound(request.output, record)
-        request = prepared(request, progress)
+        request = prepared(request, progress, note)
         _require_cuttable(request)
         _require_writable(request)
         require_exportable(request)

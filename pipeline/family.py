@@ -50,7 +50,7 @@ def compress_family(
     with sole(request.output):
         run, record = open_run(request, NAMES, overwrite=overwrite)
         require_sound(request.output, record)
-        request = prepared(request, progress)
+        request = prepared(request, progress, note)
 
         def keep(*artefacts: str) -> None:
             if missing(request.output, artefacts, record):

@@ -27,7 +27,6 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
     from judge.questions import read_questions
     from minitron.cut.companions import companions
     from minitron.measure.text import documents
-    from minitron.model.loading import find_device, told_of_software
     from minitron.model.sources import local_folder
     from minitron.model.spec import read_spec
     from minitron.model.stored import require_plain
@@ -38,9 +37,6 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
         next(documents(path))
     if request.searching.prompts is not None:
         read_questions(request.searching.prompts)
-    # Before hours of scoring, and not only when training begins.
-    if (slow := told_of_software(request.recipe.precision, find_device(request.device))) is not None:
-        note(slow)
     request = replace(request, model=local_folder(request.model, progress, note))
     companions(request.model)
     if not request.dequantise:
@@ -49,10 +45,15 @@ def check(request: Compression, progress: Progress, note: Note) -> Compression:
     return request
 
 
-def prepared(request: Compression, progress: Progress) -> Compression:
+def prepared(request: Compression, progress: Progress, note: Note) -> Compression:
     """The request with a model in plain numbers and a held-out text, which are made where they are not there.
 
     The run folder keeps the settings."""
+    from minitron.model.loading import find_device, told_of_software
+
+    # Before hours of scoring, and not only when training begins.
+    if (slow := told_of_software(request.recipe.precision, find_device(request.device))) is not None:
+        note(slow)
     if request.config:
         write_text(request.output / CONFIG, request.config)
     return _hold_out(_dequantised(request, progress))

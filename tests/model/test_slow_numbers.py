@@ -10,7 +10,7 @@ from minitron.measure.options import Dtype, EvaluationOptions
 from minitron.model.loading import told_of_software
 from minitron.progress import silent
 from pipeline import Compression, Planning, Recipe, evaluate, score
-from pipeline.preparation import check
+from pipeline.preparation import prepared
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def test_compress_tells_it_before_it_scores(native: bool, tiny_llama: Path, shor
     notes: list[str] = []
     planning = Planning(budget=2**20, context=16)
     asked = Compression(tiny_llama, tmp_path / "run", short_text, planning, Recipe(tokens=4096), device="cpu")
-    check(asked, silent, notes.append)
+    prepared(asked, silent, notes.append)
     assert len([line for line in notes if "--dtype fp32" in line]) == (0 if native else 1)
 
 
