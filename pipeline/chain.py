@@ -36,7 +36,7 @@ from pipeline.compression import (
 from pipeline.finalists import FOLDER as FINALISTS
 from pipeline.plan_document import serve_line_for
 from pipeline.preparation import check, prepared
-from pipeline.several_cuts import FOLDER, earlier_cut, last_cut, parameters_after
+from pipeline.several_cuts import FOLDER, cuts_of, earlier_cut, last_cut, left_by_search
 from pipeline.steps import EXPORT, STEPS
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def _cut_before(request: Compression, progress: Progress, note: Note) -> tuple[C
     cuts: dict[str, Any] = {}
     if request.steps_of is None:
         return request, cuts
-    left = parameters_after(request, read_spec(request.model))
+    spec = read_spec(request.model)
+    left = cuts_of(request, spec, left_by_search(request, spec))
     for number in range(1, len(left)):
         note(f"cut {number} of {len(left)}: to {left[number - 1]:,} parameters at most")
         earlier = earlier_cut(request, number, left)
@@ -132,7 +133,7 @@ def _cut_before(request: Compression, progress: Progress, note: Note) -> tuple[C
             require_sound(earlier.output, record)
             _carry_out(earlier, run, record, (EXPORT, "evaluate"), progress, note)
         cuts[earlier.output.name] = {"steps": record["steps"]}
-    if not cuts:
+    if not cuts:  # one is enough
         return request, cuts
     note(f"cut {len(left)} of {len(left)}: to what was asked for")
     return last_cut(request, left), cuts

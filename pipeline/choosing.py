@@ -62,7 +62,14 @@ class Choice:
             sieves = sieves_document(self.sieved.to_json(), self.finalists)
         limit = request.planning.budget_of
         document = plan_document(
-            request.title, self.spec, self.result, self.scores, limit, sieves=sieves, command=request.command
+            request.model,
+            self.spec,
+            self.result,
+            self.scores,
+            limit,
+            sieves=sieves,
+            command=request.command,
+            title=request.title,
         )
         write_report(folder, document, overwrite=True, beside=self.plan.files())
 

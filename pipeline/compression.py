@@ -122,9 +122,6 @@ class Compression:
     teacher: Path | None = None
     """The whole model, where `model` is what an earlier cut left of it; None is `model`."""
 
-    cut: int = 1
-    """Which of several cuts it is."""
-
     def __post_init__(self) -> None:
         self._plan_for_one()
         require_known(self, {"teacher_precision": get_args(Precision)})
@@ -134,7 +131,7 @@ class Compression:
                 "add --evaluate 0 or drop --offload."
             )
         if self.steps_of is not None:
-            self._require_steps()
+            self._require_share(self.steps_of)
         if self.form is not None:
             self._plan_for_format()
         if self.searching.sizes == "per-layer" and self.planning.engine == "llama.cpp":
@@ -154,9 +151,9 @@ class Compression:
                 f"{self.heldout} is both a training and a held-out text; give another file for --text, or drop it."
             )
 
-    def _require_steps(self) -> None:
-        if not 0 < (self.steps_of or 0) < 1:
-            raise MinitronError(f"--steps-of {self.steps_of:g} is no share; give one between 0 and 1, such as 0.3.")
+    def _require_share(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise MinitronError(f"--steps-of {share:g} is no share; give one between 0 and 1, such as 0.3.")
         if self.budgets or self.params:
             raise MinitronError("--steps-of goes one way to one model; give one --budget or --params.")
 
@@ -203,12 +200,9 @@ class Compression:
         return self.teacher or self.model
 
     @property
-    def title(self) -> Path:
-        """What the report calls the model that is cut."""
-        if self.cut == 1:
-            return self.model
-        times = "once" if self.cut == 2 else f"{self.cut - 1} times"
-        return Path(f"{self.whole.name}, cut {times} before")
+    def title(self) -> str:
+        """What the report calls the model that is cut: of what an earlier cut left that cut's folder too."""
+        return str(self.model) if self.whole == self.model else f"{self.whole.name} after {self.model.parent.name}"
 
     @property
     def trials(self) -> Path:

@@ -77,8 +77,9 @@ def plan_document(
     speed: Mapping[str, Any] | None = None,
     sieves: Mapping[str, Any] | None = None,
     command: str = "",
+    title: str = "",
 ) -> dict[str, Any]:
-    """The document; `limit` says what another GPU's budget is, `sieves` (minitron.report.sieves) how candidates were
+    """The document, in which the model is called `title`, or as its folder; `limit` says what another GPU's budget is, `sieves` (minitron.report.sieves) how candidates were
     measured, where they were."""
     from minitron.memory.questions import remedies
     from minitron.report.document import build_report
@@ -87,7 +88,7 @@ def plan_document(
     other = limit if budget.gpu is not None else None
     return build_report(
         spec,
-        str(model),
+        title or str(model),
         result,
         # Of memory: nothing but a smaller model has fewer parameters.
         remedies=() if result.parent.footprint.total <= budget.available else remedies(spec, workload, budget, other),

@@ -230,7 +230,7 @@ def _plan(request: Pruning, spec: ModelSpec, checkpoint: Checkpoint, progress: P
             return alone  # nothing is cut of any tensor
     chosen = given is None and (not by_hand or len(layers) < len(whole))
     if by_hand:
-        request = _no_more_rounds(request, spec, len(whole) - len(layers))
+        request = no_more_rounds(request, spec, len(whole) - len(layers))
     scores = _scores(request, spec, progress, layers=chosen)
     how: dict[str, Any] = {"fallback": weight_magnitude(checkpoint, spec)} | cutting.arguments
     if given is not None:
@@ -289,7 +289,7 @@ def _layers(
     return depth_of(spec, Workload(1), count, scores=scores, keep_attention=planning.keep_attention)
 
 
-def _no_more_rounds(request: Pruning, spec: ModelSpec, dropped: int) -> Pruning:
+def no_more_rounds(request: Pruning, spec: ModelSpec, dropped: int) -> Pruning:
     """The request whose scores rank no more layers than are dropped: where all layers are of one kind nothing but that
     rank says which these are, and every round reads the model once for each layer that is left."""
     scoring = request.scoring

@@ -27,9 +27,9 @@ from pipeline.dry_run import (
     open_model,
     size_of,
 )
-from pipeline.pruning import Pruning, require_reachable
+from pipeline.pruning import Pruning, no_more_rounds, require_reachable
 from pipeline.quantising import Quantising
-from pipeline.several_cuts import parameters_after
+from pipeline.several_cuts import cuts_of
 
 if TYPE_CHECKING:
     from minitron.model.spec import ModelSpec
@@ -73,6 +73,7 @@ def rehearse_prune(request: Pruning) -> Foreseen:
             {key: size for key, size in request.sizes.items() if key != "num_hidden_layers"},
             tuple(range(_depth(request, spec))),
         )
+        request = no_more_rounds(request, spec, len(spec.layers) - len(target.layers))
     _scores_for(sketch, request, spec, needed=needs_scores)
     share = target.parameters().total / spec.parameters().total
     sketch.writes[f"model ({request.output})"] = round(checkpoint.weight_bytes * share)
@@ -205,12 +206,12 @@ def rehearse_compress(request: Compression, *, overwrite: bool) -> Foreseen:
         sketch.writes["the model in bf16"] = 2 * whole.total
     trials = (searching.combinations + searching.evaluate) * searching.trial_samples if searching.measures else 0
     sketch.work["plan"] = Work(2.0 * whole.active * trials * request.scoring.sequence_length)
-    _add_cuts(sketch, request, spec)
     for planning in plannings:
         best = planning.search(spec).best
         sizes = {key: size for key, size in best.sizes.items() if key != "num_hidden_layers"}
         rehearse(spec, sizes, best.kept)
         own = spec.resized(sizes, best.kept).parameters()
+        _add_cuts(sketch, request, spec, own.total)
         name = "" if len(plannings) == 1 else f" of {len(sketch.writes)}"
         sketch.writes[f"pruned and distilled model{name}"] = 4 * own.total
         sketch.writes[f"training checkpoints{name}, while it runs"] = KEPT_BYTES * own.total * recipe.keep_checkpoints
@@ -228,16 +229,21 @@ def rehearse_compress(request: Compression, *, overwrite: bool) -> Foreseen:
     return sketch.done(spec, checkpoint, recipe.precision)
 
 
-def _add_cuts(sketch: Sketch, request: Compression, spec: ModelSpec) -> None:
-    """Add the cuts that come before the last one: each scores and searches anew, and leaves what it trained."""
-    if request.steps_of is None:
+def _add_cuts(sketch: Sketch, request: Compression, spec: ModelSpec, last: int) -> None:
+    """Add the cuts that come before the last one, which leaves `last` parameters: each leaves what it trained, and the
+    next scores and searches anew."""
+    left = cuts_of(request, spec, last)
+    if len(left) == 1:
         return
-    left = parameters_after(request, spec)
     sketch.notes.append(f"{len(left)} cuts: {', '.join(f'{one:,}' for one in left)} parameters")
     for number, parameters in enumerate(left[:-1], 1):
         sketch.writes[f"pruned and distilled model of cut {number}"] = 4 * parameters
-        if "scores" in sketch.writes:
-            sketch.writes[f"scores of cut {number}"] = sketch.writes["scores"]
-    for step in ("score", "plan"):
-        one = sketch.work.get(step, Work())
-        sketch.work[step] = Work(len(left) * one.flops, len(left) * one.read)
+    scorings = len(left)
+    if request.scores is not None:
+        # Which are those of the first cut alone.
+        add_scoring(sketch, spec, request.scoring)
+        scorings -= 1
+    sketch.writes["scores"] *= scorings
+    for step, times in (("score", scorings), ("plan", len(left))):
+        one = sketch.work[step]
+        sketch.work[step] = Work(times * one.flops, times * one.read)

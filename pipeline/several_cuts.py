@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import ceil, log
 from typing import TYPE_CHECKING, Any, Final
 
+from minitron.errors import MinitronError
 from pipeline.compression import DISTILLED, Compression
 
 if TYPE_CHECKING:
@@ -27,17 +28,36 @@ _SLACK: Final = 1e-9
 """A whole number of cuts stays one, however its logarithms are rounded."""
 
 
-def parameters_after(request: Compression, spec: ModelSpec) -> list[int]:
-    """The parameters that are left after each cut, the last included; those before it are the most that may be.
-
-    Cuts are of one factor.  The last is what a search without scores finds, which is about as large as what scores
-    choose.  Raises NothingFits where nothing fits."""
-    assert request.steps_of is not None
-    whole, last = spec.parameters().total, request.planning.search(spec).best.left(spec).parameters().total
+def parameters_after(share: float, whole: int, last: int) -> list[int]:
+    """The parameters that are left after each cut of one factor, of which none takes more than `share`: from `whole`,
+    which is not among them, to `last`, which is."""
     if last >= whole:
         return [last]
-    count = max(1, ceil(log(last / whole) / log(1 - request.steps_of) - _SLACK))
+    count = max(1, ceil(log(last / whole) / log(1 - share) - _SLACK))
     return [*(round(whole * (last / whole) ** (number / count)) for number in range(1, count)), last]
+
+
+def cuts_of(request: Compression, spec: ModelSpec, last: int) -> list[int]:
+    """The parameters that are left after each cut of the request's model, `last` in the end: of those before it the
+    most that may be.  Without --steps-of it is one.
+
+    Raises MinitronError where there are not enough steps of training for so many cuts."""
+    if request.steps_of is None:
+        return [last]
+    left = parameters_after(request.steps_of, spec.parameters().total, last)
+    if len(left) > 1 and request.recipe.total_steps <= len(left):
+        raise MinitronError(
+            f"--steps-of {request.steps_of:g} makes {len(left)} cuts, and there are {request.recipe.total_steps} steps "
+            "of training for all of them; give a larger share, or more --tokens."
+        )
+    return left
+
+
+def left_by_search(request: Compression, spec: ModelSpec) -> int:
+    """The parameters of what a search without scores finds, which is about as large as what scores choose.
+
+    Raises NothingFits where nothing fits."""
+    return int(request.planning.search(spec).best.left(spec).parameters().total)
 
 
 def earlier_cut(request: Compression, number: int, left: list[int]) -> Compression:
@@ -68,7 +88,7 @@ def last_cut(request: Compression, left: list[int]) -> Compression:
 def _before(request: Compression, number: int) -> Compression:
     """The request on what the cut before `number` left: scored anew, with limits that are still those of the model."""
     if number == 1:
-        return replace(request, teacher=request.model, steps_of=None, dequantise=False, cut=number)
+        return replace(request, teacher=request.model, steps_of=None, dequantise=False)
     from minitron.model.spec import read_spec
 
     model = request.output / f"{FOLDER}{number - 1}" / DISTILLED
@@ -81,7 +101,6 @@ def _before(request: Compression, number: int) -> Compression:
         scores=None,
         steps_of=None,
         dequantise=False,
-        cut=number,
     )
 
 
@@ -114,5 +133,4 @@ def _share(recipe: Recipe, cuts: int) -> Recipe:
 
 
 def _of_tokens(recipe: Recipe, tokens: int) -> Recipe:
-    whole = max(1, tokens // recipe.batch_tokens) * recipe.batch_tokens
-    return replace(recipe, tokens=whole, steps=None)
+    return replace(recipe, tokens=tokens // recipe.batch_tokens * recipe.batch_tokens, steps=None)

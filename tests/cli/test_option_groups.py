@@ -58,7 +58,6 @@ NOT_OFFERED = {
     (Compression, "config"),  # the same as a file
     (Compression, "shared"),  # what a family of models shares
     (Compression, "teacher"),  # of a cut that is one of several, which --steps-of makes
-    (Compression, "cut"),  # the same
 }
 
 
