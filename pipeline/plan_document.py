@@ -79,8 +79,10 @@ def plan_document(
     command: str = "",
     title: str = "",
 ) -> dict[str, Any]:
-    """The document, in which the model is called `title`, or as its folder; `limit` says what another GPU's budget is, `sieves` (minitron.report.sieves) how candidates were
-    measured, where they were."""
+    """The document, in which the model is called `title`, or as its folder.
+
+    `limit` says what another GPU's budget is, `sieves` (minitron.report.sieves) how candidates were measured,
+    where they were."""
     from minitron.memory.questions import remedies
     from minitron.report.document import build_report
 
