@@ -42,7 +42,7 @@ def measured(options: argparse.Namespace, name: str, folder: Path) -> dict[str, 
     """What `minitron eval` says of a model: by text, and the tasks with the first of them."""
     path = options.work / f"measured-{name}.json"
     if not path.exists():
-        found: dict[str, Any] = {"texts": {}}
+        found: dict[str, Any] = {"texts": []}
         for place, text in enumerate(options.text):
             spread = ("--sequence-length", SEQUENCE_LENGTH, "--samples", options.samples, "--batch-size", 32)
             against = () if name == TEACHER else ("--teacher", options.model)
@@ -51,7 +51,7 @@ def measured(options: argparse.Namespace, name: str, folder: Path) -> dict[str, 
             command = ("eval", folder, "--text", text, *spread, *against, *tasks, *limit, "--no-speed")
             document = json.loads(minitron(*command, "--device", options.device, "--json"))
             (result,) = document["results"].values()
-            found["texts"][text.name] = result
+            found["texts"].append(result)
             found |= {"tasks": result["tasks"]} if place == 0 else {}
         write_json(path, found)
     return dict(read_json(path))
@@ -67,14 +67,20 @@ def chance(task: str) -> float:
     return next(share for name, share in CHANCE.items() if name in task)
 
 
+def titles(texts: list[Path]) -> list[str]:
+    """What tells the texts apart: their names, or as much of their paths as that takes."""
+    length = next((n for n in range(1, 99) if len({text.parts[-n:] for text in texts}) == len(texts)), 99)
+    return [str(Path(*text.parts[-length:])) for text in texts]
+
+
 def section(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> str:
     """The section of RESULTS.md."""
     tasks = list(found[TEACHER]["tasks"])
-    columns = [f"perplexity, KL: {text.name}" for text in options.text]
+    columns = [f"perplexity, KL: {title}" for title in titles(options.text)]
     columns += [part for task in tasks for part in (task, "of the teacher's, above chance")]
     lines = [f"## {options.title}", "", "| model | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
     for name, one in found.items():
-        cells = [f"{t['perplexity']:.2f}, {t.get('kl_to_teacher') or 0:.4f}" for t in one["texts"].values()]
+        cells = [f"{t['perplexity']:.2f}, {t.get('kl_to_teacher') or 0:.4f}" for t in one["texts"]]
         for task in tasks:
             least, best = chance(task), accuracy(found[TEACHER], task)
             mine = accuracy(one, task)
