@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -187,24 +187,33 @@ class Name:
         if self.text.count("(") != self.text.count(")") or self.text.count("{") != self.text.count("}"):
             raise ValueError(f"bad tensor name {self.text!r}: brackets do not match")
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """The axes that stand in the name, from left to right."""
         return tuple(re.findall(r"\{(\w+)\}", self.text))
 
+    @cached_property
+    def _first(self) -> str:
+        """The name as it is spelled in the first dialect."""
+        return re.sub(r"\(([^|)]*)(?:\|[^)]*)?\)", r"\1", self.text)
+
+    @cached_property
+    def _whole(self) -> re.Pattern[str]:
+        return _regex(self.text)
+
     @property
     def expression(self) -> str:
         """A regular expression that matches the whole name, in every dialect."""
-        return _regex(self.text).pattern
+        return self._whole.pattern
 
     def match(self, name: str) -> dict[str, int] | None:
         """The index of every axis in `name`, or None where the name is another tensor's."""
-        found = _regex(self.text).fullmatch(name)
+        found = self._whole.fullmatch(name)
         return None if found is None else {axis: int(found[axis]) for axis in self.axes}
 
     def rename(self, name: str, index: Mapping[str, int]) -> str:
         """`name`, which this rule matches, with other indices and in the same dialect."""
-        found = _regex(self.text).fullmatch(name)
+        found = self._whole.fullmatch(name)
         if found is None:
             raise ValueError(f"{name!r} is not named {self.text!r}")
         for axis in sorted(self.axes, key=found.start, reverse=True):
@@ -221,8 +230,7 @@ class Name:
 
     def format(self, index: Mapping[str, int]) -> str:
         """The name in the first dialect with the given indices."""
-        first = re.sub(r"\(([^|)]*)(?:\|[^)]*)?\)", r"\1", self.text)
-        return first.format_map({axis: index[axis] for axis in self.axes})
+        return self._first.format_map(index)
 
 
 @cache

@@ -12,6 +12,7 @@ from minitron.files import read_json
 from minitron.model.axes import EXPERT
 from minitron.model.checkpoint import Checkpoint
 from minitron.model.dtypes import DTYPE_KEYS
+from minitron.model.headers import stored_headers
 from minitron.model.quantised.methods import as_cast, quantisation_of, with_companions
 from minitron.model.quantised.quantisation import Quantisation, plain_config
 from minitron.model.quantised.source import ORIGINAL, Measured, Source
@@ -42,7 +43,7 @@ def quantisation_in(folder: Path) -> Quantisation | None:
         return found
     if not local.is_dir():
         return None
-    narrow = any(header.dtype in NARROW for header in Checkpoint(local).headers.values())
+    narrow = any(header.dtype in NARROW for header in stored_headers(local).values())
     return quantisation_of(as_cast({})) if narrow else None
 
 
