@@ -71,6 +71,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Minitron needs Python 3.11 or newer; say which one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+# Older versions of pip take twice as long to choose among so many versions of so many packages.
+	$(BIN)/python -m pip install -q -U -c constraints.txt pip
 # Most of what is installed is never imported: what is, Python compiles then.
 	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
 	@touch $@
