@@ -9,6 +9,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ import tiny_models
 from cli import invocation, show
 from cli.app import COMMANDS
 from cli.schemas import PLAN, SCHEMAS, schema
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

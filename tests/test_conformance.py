@@ -75,7 +75,7 @@ CUTTABLE = [case for case in CASES if case[0] not in UNCUTTABLE]
 cuttable = on(CUTTABLE)
 # What a whole run adds to the tests before it follows from the type: one config each keeps the tests within minutes.
 ONE_OF_EACH_TYPE = [case for case in CUTTABLE if case[1] == 0]
-one_of_each_type = on(ONE_OF_EACH_TYPE)
+one_first = on([one if one[1] == 0 else pytest.param(one, marks=pytest.mark.slow) for one in CUTTABLE])
 
 KINDS = {
     *("llama", "phi3", "cohere", "gemma2", "gemma4_text"),  # dense: plain, stacked, LayerNorm, norms behind, shared KV
@@ -242,16 +242,19 @@ def test_everything_kept_is_the_same_to_the_byte(checkpoint: Path, tmp_path: Pat
     )
 
 
-@cuttable
+@one_first
 def test_cuts_of_dead_units_lose_nothing_and_load(checkpoint: Path, tmp_path: Path) -> None:
     spec = read_spec(checkpoint)
-    cuts = cuts_of(spec)
-    for number, sizes in enumerate(cuts):
+    for number, sizes in enumerate(cuts_of(spec)):
         shallower = number == 0 and len(spec.layers) > 3
         require_lossless(checkpoint, sizes, tmp_path / str(number), shallower=shallower)
+
+
+@cuttable
+def test_every_axis_is_cut_by_one_of_these(checkpoint: Path) -> None:
+    spec, cuts = read_spec(checkpoint), cuts_of(read_spec(checkpoint))
     for axis in free_axes(spec):
-        key = spec.key(axis)
-        assert any(sizes.get(key, spec.sizes[axis]) < spec.sizes[axis] for sizes in cuts), axis
+        assert any(sizes.get(spec.key(axis), spec.sizes[axis]) < spec.sizes[axis] for sizes in cuts), axis
 
 
 @pytest.mark.slow
@@ -348,13 +351,12 @@ def test_routers_are_found_by_the_table(checkpoint: Path, model: PreTrainedModel
     assert found == {id(parameter) for module in routers for parameter in module.parameters()}
 
 
-@one_of_each_type
+@on(ONE_OF_EACH_TYPE)
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreTrainedModel) -> None:
     spec, blocks = read_spec(checkpoint), np.random.default_rng(0).integers(3, 300, (4, 32))
     options = ScoringOptions(dtype="fp32", layers="fast")
     whole = score_model(model, spec, blocks, options)
-    source = LayerwiseModel(checkpoint, spec, dtype=torch.float32, device=CPU)
-    layers = score_layerwise(source, blocks, options)
+    layers = score_layerwise(LayerwiseModel(checkpoint, spec, dtype=torch.float32, device=CPU), blocks, options)
     assert whole.importance.keys() == layers.importance.keys()
     for key, values in whole.importance.items():
         np.testing.assert_allclose(layers.importance[key], values, rtol=1e-4, atol=1e-7, err_msg=str(key))
@@ -373,8 +375,8 @@ def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path:
     spec, pruned, distilled = read_spec(checkpoint), tmp_path / "pruned", tmp_path / "distilled"
     prune(checkpoint, make_plan(spec, cuts_of(spec)[0], tuple(range(len(spec.layers))), random_scores(spec)), pruned)
     steps = ["--steps=2", "--batch-tokens=64", "--sequence-length=32", "--dtype=fp32", "--validation-sequences=2"]
-    taught = ["--teacher", str(checkpoint), "--data", str(short_text), *steps]
-    assert run(["distill", str(pruned), *taught, "-o", str(distilled)]) == 0
+    steps += ["--teacher", str(checkpoint), "--data", str(short_text), "-o", str(distilled)]
+    assert run(["distill", str(pruned), *steps]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (pruned, distilled))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -385,12 +387,10 @@ def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path:
 def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     """The search, its cuts in memory, the report and a short distillation, as `minitron compress` does them."""
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)
-    carried = sum(whole.headers[name].num_bytes for name in whole.extras(spec))
-    budget = round(0.2 * carried + 0.8 * whole.weight_bytes)
-    asked = ["--budget", str(budget), "--context", "16", "--weights", "fp32", "--dtype", "fp32"]
-    asked += ["--sequence-length", "32", "--samples", "2", "--layer-samples", "1", "--evaluate", "2"]
-    asked += ["--combinations", "4", "--trial-samples", "2", "--finalists", "1", "--no-speed"]
-    asked += ["--tokens", "64", "--batch-tokens", "64", "--distill-sequence-length", "32", "--dtype", "fp32"]
+    budget = round(0.8 * whole.weight_bytes + 0.2 * sum(whole.headers[name].num_bytes for name in whole.extras(spec)))
+    asked = [f"--budget={budget}", "--context=16", "--weights=fp32", "--dtype=fp32", "--no-speed", "--combinations=4"]
+    asked += ["--sequence-length=32", "--samples=2", "--layer-samples=1", "--evaluate=2", "--trial-samples=2"]
+    asked += ["--finalists=1", "--tokens=64", "--batch-tokens=64", "--distill-sequence-length=32"]
     folder = tmp_path / "run"
     assert run(["compress", str(checkpoint), "--data", str(short_text), *asked, "-o", str(folder)]) == 0
     report = json.loads((folder / "report" / "report.json").read_text())

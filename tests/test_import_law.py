@@ -38,7 +38,10 @@ def test_every_package_is_distributed() -> None:
     found = {
         ".".join(file.parent.relative_to(ROOT).parts) for name in TOP for file in (ROOT / name).rglob("__init__.py")
     }
-    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    assert found <= set(packages) and len(packages) == len(set(packages))
+    # Others are folders of data, whose files setuptools takes for those of a package.
+    assert all(name in PROJECT["tool"]["setuptools"]["package-data"] for name in set(packages) - found)
 
 
 def test_every_file_in_a_package_is_distributed() -> None:
@@ -47,9 +50,14 @@ def test_every_file_in_a_package_is_distributed() -> None:
         folder = ROOT.joinpath(*name.split("."))
         carried = {file for pattern in data.get(name, []) for file in folder.glob(pattern)}
         present = {file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
-        inner = {file for file in present if any((parent / "__init__.py").is_file() for parent in below(file, folder))}
+        inner = {file for file in present if any(is_named(parent) for parent in below(file, folder))}
         left = {file for file in present - inner - carried if file.suffix != ".py"}
         assert not left, f"no pattern of package-data carries {left}"
+
+
+def is_named(folder: Path) -> bool:
+    """Whether a folder stands among the packages itself."""
+    return ".".join(folder.relative_to(ROOT).parts) in PROJECT["tool"]["setuptools"]["packages"]
 
 
 def below(file: Path, folder: Path) -> list[Path]:

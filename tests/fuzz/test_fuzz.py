@@ -11,7 +11,7 @@ from fuzz.runner import run_case
 
 CASES = 300
 AT_ONCE = 15
-QUICK = 90
+QUICK = 75
 """So many are tried every time, each kind of input among them, and the others with the slow tests."""
 
 SEED = 0
