@@ -7,6 +7,7 @@ import typer
 from cli.option_groups import Option
 from cli.options import SeedOption, SequenceLengthOption, tokens_option, words
 from distill.losses.divergences import DIVERGENCES, written
+from distill.rate import PUBLISHED, WIDTH
 from distill.recipe import AUTO, STREAM_DIRECTIONS, STREAM_NORMS, STREAM_WEIGHT
 from minitron.errors import MinitronError
 
@@ -17,10 +18,10 @@ def _number(flag: str, help: str) -> Any:
     return typer.Option(flag, help=help, show_default=False)
 
 
-def _rate(text: str) -> float | str:
-    """A learning rate as typed; a default is typed as well."""
-    if text == AUTO:
-        return AUTO
+def _rate(text: str | None) -> float | str | None:
+    """A learning rate as typed."""
+    if text is None or text == AUTO:
+        return text
     try:
         return float(text)
     except ValueError:
@@ -28,9 +29,13 @@ def _rate(text: str) -> float | str:
 
 
 def _rate_option(help: str) -> Option:
-    told = f"{help} {AUTO}: found by a range test, short runs before the first step."
-    info = typer.Option("--learning-rate", help=told, metavar=f"RATE|{AUTO}")
-    return Option(info, type=str, default="1e-4", read=_rate)
+    usual = (
+        f"default: {PUBLISHED:g} for a hidden size of {WIDTH:,} or more and for a student in fewer bits, else times "
+        f"sqrt({WIDTH:,} / hidden size)."
+    )
+    told = f"{help} {AUTO}: found by a range test, short runs before the first step; {usual}"
+    info = typer.Option("--learning-rate", help=told, metavar=f"RATE|{AUTO}", show_default=False)
+    return Option(info, type=str | None, default=None, read=_rate)
 
 
 TRAINING: Final[dict[str, Option]] = {

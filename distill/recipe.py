@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from distill.batch import usual_batch
 from distill.losses.divergences import DEFAULT_LOSS, parse_loss
+from distill.rate import PUBLISHED
 from minitron.errors import MinitronError
 from minitron.measure.options import Dtype
 from minitron.typed import misfit
@@ -66,8 +67,9 @@ class Recipe:
     micro_batch: int | None = None
     """Sequences in one forward pass; None chooses about 2,048 tokens."""
 
-    learning_rate: float | Literal["auto"] = 1e-4
-    """The highest, reached after the warm-up; AUTO has it found before the first step (distill.run.range_test)."""
+    learning_rate: float | Literal["auto"] | None = None
+    """The highest, reached after the warm-up; None is as distill.rate has it for the student's width, and AUTO has it
+    found before the first step (distill.run.range_test)."""
 
     minimum_learning_rate: float | None = None
     """The last one, at the end of the cosine; None is a tenth of the highest."""
@@ -237,7 +239,7 @@ class Recipe:
             raise MinitronError(f"the loss {self.loss} needs the whole vocabulary; drop the vocab chunk.")
 
     def _check_minimum_rate(self) -> None:
-        if self.minimum_learning_rate is None:
+        if self.minimum_learning_rate is None or self.learning_rate is None:
             return
         if self.learning_rate == AUTO:
             raise MinitronError(
@@ -300,10 +302,10 @@ class Recipe:
 
     @property
     def peak(self) -> float:
-        """The highest learning rate, of a recipe that gives it."""
+        """The highest learning rate, of a recipe that gives it or of a student of no known width."""
         if isinstance(self.learning_rate, str):
             raise ValueError("this learning rate is still to be found")
-        return self.learning_rate
+        return PUBLISHED if self.learning_rate is None else self.learning_rate
 
     @property
     def last_learning_rate(self) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.processes import Processes
+from distill.rate import usual_rate
 from distill.recipe import Recipe
 from distill.run.compiled import require_compiler
 from distill.run.distillation import Distillation
@@ -192,6 +193,7 @@ def _prepare(
     mtp = Predictor(asked.student, model) if recipe.mtp_weight else None
     ask, spec = asker(recipe, asked.student), known_spec(asked.student)
     formats = None if spec is None else fake(spec, model)
+    recipe = _with_rate(recipe, model, is_rounded=formats is not None)
     stream = _stream(request, reference, model, measured)
     own = own_text(asked, recipe, model, processes) if recipe.on_policy else None
     faculty = None if request.domains is None else Faculty(request.domains, teachers[1:])
@@ -204,6 +206,14 @@ def _prepare(
         note(told)
     processes.wait()
     return trainer, start, formats, test
+
+
+def _with_rate(recipe: Recipe, student: PreTrainedModel, *, is_rounded: bool) -> Recipe:
+    """The recipe with a learning rate, where it gives none and asks for no test."""
+    if recipe.learning_rate is not None:
+        return recipe
+    hidden_size = student.get_output_embeddings().weight.shape[-1]
+    return replace(recipe, learning_rate=usual_rate(hidden_size, is_rounded=is_rounded))
 
 
 def _teachers(
