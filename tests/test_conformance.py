@@ -72,21 +72,22 @@ def on(cases: Sequence[Any]) -> pytest.MarkDecorator:
 
 
 CUTTABLE = [case for case in CASES if case[0] not in UNCUTTABLE]
-cuttable = on(CUTTABLE)
-# What a whole run adds to the tests before it follows from the type: one config each keeps the tests within minutes.
-ONE_OF_EACH_TYPE = [case for case in CUTTABLE if case[1] == 0]
-one_first = on([one if one[1] == 0 else pytest.param(one, marks=pytest.mark.slow) for one in CUTTABLE])
+SLOW = pytest.mark.slow
+cuttable, one_first = on(CUTTABLE), on([one if one[1] == 0 else pytest.param(one, marks=SLOW) for one in CUTTABLE])
 
-KINDS = {
+KINDS = {  # one type of every kind of layer and of stream
     *("llama", "phi3", "cohere", "gemma2", "gemma4_text"),  # dense: plain, stacked, LayerNorm, norms behind, shared KV
     *("qwen3_moe", "gpt_oss", "deepseek_v3", "flex_olmo"),  # experts: separate, stacked with biases, latent attention
     *("nemotron_h", "qwen3_next", "lfm2", "kimi_linear"),  # hybrids: Mamba-2, gated deltas, convolutions, decays
     *("mamba", "falcon_h1", "jamba"),  # a state alone, beside attention, and between its layers
     *("gemma3", "nemotron_h_omni"),  # inside a model that sees or hears
 }
-"""One type of every kind of layer and of stream: whole runs are of these, and of the others among the slow tests."""
+WHOLE = {"llama", "gemma4_text", "gpt_oss", "deepseek_v3", "nemotron_h", "qwen3_next", "falcon_h1", "gemma3"}
+"""Those of KINDS that are trained each time: what a whole run adds to the tests before it follows from the type."""
 
-by_chain = on([one if one[0] in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in ONE_OF_EACH_TYPE])
+
+def fast(types: set[str]) -> pytest.MarkDecorator:
+    return on([one if one[0] in types else pytest.param(one, marks=SLOW) for one in CUTTABLE if one[1] == 0])
 
 
 @pytest.fixture(scope="module", params=CASES, ids=name_of)
@@ -257,7 +258,7 @@ def test_every_axis_is_cut_by_one_of_these(checkpoint: Path) -> None:
         assert any(sizes.get(spec.key(axis), spec.sizes[axis]) < spec.sizes[axis] for sizes in cuts), axis
 
 
-@pytest.mark.slow
+@SLOW
 @cuttable
 def test_a_cut_of_each_axis_alone_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
     spec = read_spec(checkpoint)
@@ -351,7 +352,7 @@ def test_routers_are_found_by_the_table(checkpoint: Path, model: PreTrainedModel
     assert found == {id(parameter) for module in routers for parameter in module.parameters()}
 
 
-@on(ONE_OF_EACH_TYPE)
+@fast(KINDS)
 def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreTrainedModel) -> None:
     spec, blocks = read_spec(checkpoint), np.random.default_rng(0).integers(3, 300, (4, 32))
     options = ScoringOptions(dtype="fp32", layers="fast")
@@ -370,7 +371,7 @@ def test_scores_layer_by_layer_are_those_in_memory(checkpoint: Path, model: PreT
         assert row.step.most == 0 or scored & {axis, row.joint, *members}, axis
 
 
-@by_chain
+@fast(WHOLE)
 def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
     spec, pruned, distilled = read_spec(checkpoint), tmp_path / "pruned", tmp_path / "distilled"
     prune(checkpoint, make_plan(spec, cuts_of(spec)[0], tuple(range(len(spec.layers))), random_scores(spec)), pruned)
@@ -378,14 +379,12 @@ def test_two_steps_of_distillation(checkpoint: Path, short_text: Path, tmp_path:
     steps += ["--teacher", str(checkpoint), "--data", str(short_text), "-o", str(distilled)]
     assert run(["distill", str(pruned), *steps]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (pruned, distilled))
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
     load_model(distilled, dtype=torch.float32, device=CPU)
 
 
-@by_chain
+@fast(WHOLE)
 def test_the_chain_compresses_to_a_budget(checkpoint: Path, short_text: Path, tmp_path: Path) -> None:
-    """The search, its cuts in memory, the report and a short distillation, as `minitron compress` does them."""
     spec, whole = read_spec(checkpoint), Checkpoint(checkpoint)
     budget = round(0.8 * whole.weight_bytes + 0.2 * sum(whole.headers[name].num_bytes for name in whole.extras(spec)))
     asked = [f"--budget={budget}", "--context=16", "--weights=fp32", "--dtype=fp32", "--no-speed", "--combinations=4"]

@@ -17,6 +17,7 @@ def printed(notebook: object) -> list[str]:
     return ["".join(out.get("text", "") for out in cell["outputs"] if out.get("name") == "stdout") for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]), prepend=":")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
