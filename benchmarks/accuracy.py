@@ -69,7 +69,8 @@ def chance(task: str) -> float:
 
 def titles(texts: list[Path]) -> list[str]:
     """What tells the texts apart: their names, or as much of their paths as that takes."""
-    length = next((n for n in range(1, 99) if len({text.parts[-n:] for text in texts}) == len(texts)), 99)
+    lengths = range(1, max(len(text.parts) for text in texts))
+    length = next((n for n in lengths if len({text.parts[-n:] for text in texts}) == len(texts)), 0)
     return [str(Path(*text.parts[-length:])) for text in texts]
 
 
